@@ -1,0 +1,1 @@
+"""Measures: latency, throughput, stages, ISIC scores, and the report of them."""

@@ -1,0 +1,85 @@
+"""`isicrt`: the group of commands, each loaded when it is called, and the one place where errors become exit codes.
+
+Exit codes: 0 all done; 1 the command ran and something failed; 2 usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from isicrt._version import __version__
+from isicrt.engine.errors import IsicrtError, SettingsError
+
+# name -> (module, one-line help). The help stands here so that `isicrt --help` imports no command.
+COMMANDS = {
+    "train": ("isicrt.cli.train", "Train a lesion segmentation model on ISIC 2016."),
+    "build-engine": ("isicrt.cli.build_engine", "Compile a trained model to ONNX and to a TensorRT plan."),
+    "segment": ("isicrt.cli.segment", "Turn a folder of images into a folder of lesion masks."),
+    "bench": ("isicrt.cli.bench", "Measure latency, throughput and accuracy side by side."),
+    "data": ("isicrt.cli.data", "Download the ISIC 2016 data set, or check a copy of it."),
+    "models": ("isicrt.cli.models", "List the models that ship with isicrt."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of their own, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except IsicrtError as error:
+            failure = (
+                click.UsageError(str(error))
+                if isinstance(error, SettingsError)
+                else click.ClickException(str(error))
+            )
+            raise failure from error
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="isicrt")
+def group() -> None:
+    """Skin-lesion segmentation of dermoscopy images: train, compile, segment, measure.
+
+    Start with: isicrt segment ./images --out ./masks
+
+    Shell completion: eval "$(_ISICRT_COMPLETE=bash_source isicrt)" (or zsh_source, fish_source).
+    """
+
+
+def main() -> None:
+    """Console entry point."""
+    try:
+        code = group.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

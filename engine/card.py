@@ -1,0 +1,168 @@
+"""ModelCard: what a trained model is, and how its input is made and its output read.
+
+The one thing that travels from the recipe to the mask. It is saved in the checkpoint, in the ONNX file's
+metadata (key ``isicrt.card``) and in front of a TensorRT plan, so that training, export, `segment` and `bench`
+cannot disagree about preprocessing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from isicrt.engine.errors import ModelError
+
+METADATA_KEY = "isicrt.card"
+FORMAT = 1
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+RESIZE_RULES = ("stretch",)
+PRECISIONS = ("fp32", "fp16")
+MAX_SIDE = 8192
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything that must be known about a model beside its weights. Immutable; plain JSON underneath."""
+
+    name: str
+    """Short name, as ``--model`` and tables show it."""
+    architecture: str
+    """``unet``, ``segnet-attention`` or ``segnet-attention-atrous``; free text for models made elsewhere."""
+    input_height: int
+    """Pixels."""
+    input_width: int
+    """Pixels."""
+    resize: str = "stretch"
+    """``stretch``: both sides are resized to the input's, aspect ratio ignored, with an antialiased triangle filter."""
+    colour_order: str = "RGB"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted inside the graph, in units of [0, 1]."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Divided by inside the graph, in units of [0, 1]."""
+    threshold: float = 0.5
+    """A pixel whose probability is above this is lesion."""
+    keep_largest: bool = True
+    """Keep only the largest connected component (8-connectivity): an ISIC mask is one lesion."""
+    fill_holes: bool = True
+    """Fill background that the lesion encloses."""
+    precision: str = "fp32"
+    """Of the weights and of the arithmetic in the graph: ``fp32`` or ``fp16``."""
+    network: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that build the torch module again: ``decoder_channels``, ``layout`` and so on."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Data, its SHA-256, number of images, recipe, epochs, fold, seed."""
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    """By data set; each says its protocol and the number of images."""
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    """How far the exported file is from the torch module on real images."""
+    builder: Mapping[str, Any] = field(default_factory=dict)
+    """For a plan: flavour, version, GPU, compute capability, profile, hashes."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the software that made it."""
+    created: str = ""
+    """ISO 8601 date."""
+
+    def __post_init__(self) -> None:
+        def reject(name: str, problem: str) -> None:
+            raise ModelError(f"model card: field '{name}' {problem}")
+
+        for name in ("input_height", "input_width"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIDE:
+                reject(name, f"must be a whole number of pixels from 1 to {MAX_SIDE}, not {value!r}")
+        for name, allowed in (
+            ("resize", RESIZE_RULES),
+            ("precision", PRECISIONS),
+            ("colour_order", ("RGB",)),
+        ):
+            if getattr(self, name) not in allowed:
+                reject(name, f"must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if len(value) != 3 or not all(isinstance(v, (int, float)) for v in value):
+                reject(name, f"must be three numbers, not {value!r}")
+        if min(self.std) <= 0:
+            reject("std", f"must be positive, not {self.std!r}")
+        if not isinstance(self.threshold, (int, float)) or not 0 < self.threshold < 1:
+            reject("threshold", f"must lie between 0 and 1, not {self.threshold!r}")
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.input_height, self.input_width
+
+    def replace(self, **changes: Any) -> ModelCard:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, with ``format`` first."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"format": FORMAT} | {k: dict(v) if isinstance(v, Mapping) else v for k, v in fields.items()}
+
+    def to_json(self) -> str:
+        """One line of JSON; floats survive the round trip exactly."""
+        return json.dumps(self.to_dict(), sort_keys=False, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelCard:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ModelError: a field is missing, unknown or of the wrong type; the message names it.
+        """
+        if not isinstance(data, Mapping):
+            raise ModelError(f"model card: expected a JSON object, got {type(data).__name__}")
+        data = dict(data)
+        version = data.pop("format", None)
+        if version != FORMAT:
+            raise ModelError(
+                f"model card: field 'format' is {version!r}; this isicrt reads {FORMAT}. "
+                "Build the model again, or install the isicrt that made it."
+            )
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(data) - set(known)):
+            raise ModelError(f"model card: unknown field {unknown[0]!r}")
+        for name, f in known.items():
+            required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+            if name not in data:
+                if required:
+                    raise ModelError(f"model card: field '{name}' is missing")
+                continue
+            data[name] = _checked(name, str(f.type), data[name])
+        return cls(**data)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ModelCard:
+        """The inverse of `to_json`. Raises ModelError, see `from_dict`."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"model card: not valid JSON: {error}") from None
+        return cls.from_dict(data)
+
+
+def _checked(name: str, annotation: str, value: Any) -> Any:
+    """`value` if its JSON type fits the field's annotation; tuples come back from lists."""
+    if annotation.startswith("tuple"):
+        if not isinstance(value, (list, tuple)):
+            raise ModelError(f"model card: field '{name}' must be a list, not {value!r}")
+        return tuple(value)
+    expected: dict[str, type | tuple[type, ...]] = {
+        "str": str,
+        "int": int,
+        "float": (int, float),
+        "bool": bool,
+    }
+    kind = expected.get(annotation, Mapping)
+    if not isinstance(value, kind) or (annotation in ("int", "float") and isinstance(value, bool)):
+        raise ModelError(
+            f"model card: field '{name}' must be of type {annotation.split('[')[0]}, not {value!r}"
+        )
+    return value

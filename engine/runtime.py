@@ -1,0 +1,94 @@
+"""What a runtime is, and which one opens which file. A runtime turns uint8 pixels into uint8 probabilities."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+from isicrt.engine.card import ModelCard
+from isicrt.engine.errors import ModelError
+from isicrt.engine.geometry import UInt8Array
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """A loaded model. Not thread-safe: one thread at a time calls `infer`.
+
+    Normalisation and sigmoid are inside the model, so nothing but uint8 crosses.
+    """
+
+    card: ModelCard
+    name: str
+    """For tables: ``onnxruntime-cpu``, ``tensorrt-fp16``, ..."""
+    max_batch: int | None
+    """The largest batch that `infer` takes; None where there is no limit."""
+
+    def infer(self, images: UInt8Array) -> UInt8Array:
+        """Segment a batch.
+
+        Args:
+            images: uint8, N x input_height x input_width x 3, RGB, C-contiguous; 1 <= N <= max_batch.
+
+        Returns:
+            uint8, N x input_height x input_width: the lesion's probability times 255, rounded. The array is the
+            caller's to keep.
+
+        Raises:
+            ModelError: the shape or the dtype is wrong.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back threads and device memory. May be called twice."""
+        ...
+
+    def __enter__(self) -> Runtime: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def check_batch(images: UInt8Array, card: ModelCard, max_batch: int | None) -> None:
+    """Raise ModelError unless `images` is what `Runtime.infer` takes."""
+    expected = (card.input_height, card.input_width, 3)
+    if images.dtype != "uint8" or images.ndim != 4 or images.shape[1:] != expected or not len(images):
+        raise ModelError(
+            f"model '{card.name}' takes uint8 images of N x {expected[0]} x {expected[1]} x 3, "
+            f"not {images.dtype} {' x '.join(map(str, images.shape))}"
+        )
+    if max_batch is not None and len(images) > max_batch:
+        raise ModelError(
+            f"model '{card.name}' was built for batches of at most {max_batch}, not {len(images)}. "
+            f"Use --batch-size {max_batch}, or build it again with a larger --batch-size."
+        )
+
+
+def open_runtime(path: str | os.PathLike[str], *, threads: int | None = None) -> Runtime:
+    """Load a model file on the runtime that fits it: ``.onnx`` on ONNX Runtime, ``.plan`` on TensorRT.
+
+    Args:
+        path: the model.
+        threads: CPU threads for the network, None for one a core. Only ONNX Runtime uses it.
+
+    Raises:
+        ModelError: no such file, an unknown kind of file, or a file without a valid card.
+        MissingDependencyError: the runtime that this file needs is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(
+            f"{path}: no such model file. `isicrt segment` without --model uses the one that ships."
+        )
+    if path.suffix == ".onnx":
+        from isicrt.engine.onnx_runtime import OnnxRuntime
+
+        return OnnxRuntime(path, threads=threads)
+    if path.suffix == ".plan":
+        from isicrt.engine.tensorrt_runtime import TensorRtRuntime
+
+        return TensorRtRuntime(path)
+    hint = " Make an .onnx of it with: isicrt build-engine CHECKPOINT" if path.suffix == ".pt" else ""
+    raise ModelError(f"{path}: expected an .onnx or a .plan file.{hint}")

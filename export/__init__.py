@@ -1,0 +1,1 @@
+"""Compiles: checkpoint -> ONNX -> FP16 -> TensorRT plan, and proves that they agree."""

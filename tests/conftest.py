@@ -1,0 +1,54 @@
+"""Fixtures for all rooms."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from isicrt.benchmarks.rendered import render
+from tests.tiny_models import write_darkness_model
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def darkness_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 64 x 64 model that finds dark things. See `tests.tiny_models`."""
+    path = tmp_path_factory.mktemp("models") / "darkness.onnx"
+    write_darkness_model(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def rendered_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``images/ISIC_000000N.jpg`` and ``masks/ISIC_000000N_Segmentation.png``, 12 rendered pairs."""
+    root = tmp_path_factory.mktemp("rendered")
+    (root / "images").mkdir()
+    (root / "masks").mkdir()
+    for n in range(12):
+        image, mask = render(n, (96, 128) if n % 2 else (120, 90))
+        Image.fromarray(image).save(root / "images" / f"ISIC_{n:07d}.jpg", quality=92)
+        Image.fromarray(mask).save(root / "masks" / f"ISIC_{n:07d}_Segmentation.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets: $ISICRT_SHARED_DATA, or ../shared/data beside the checkout."""
+    path = Path(os.environ.get("ISICRT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (path / "isic2016" / "test" / "images").is_dir():
+        pytest.skip(f"no real images: {path} has no isic2016/test/images (set ISICRT_SHARED_DATA)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def encoder_weights() -> Path:
+    """ImageNet weights of MobileNetV2: $ISICRT_ENCODER_WEIGHTS, or ../shared/weights beside the checkout."""
+    default = REPOSITORY.parent / "shared" / "weights" / "mobilenet_v2_imagenet1k_v1.pth"
+    path = Path(os.environ.get("ISICRT_ENCODER_WEIGHTS", default))
+    if not path.is_file():
+        pytest.skip(f"no encoder weights at {path} (set ISICRT_ENCODER_WEIGHTS)")
+    return path
