@@ -27,6 +27,10 @@ class BuildError(IsicrtError):
     """An export or an engine build that failed, or whose result did not pass its proof."""
 
 
+class TrainingError(IsicrtError):
+    """A training run that cannot go on, such as a loss that is no longer a number."""
+
+
 class MissingDependencyError(IsicrtError):
     """A package that this command needs is not installed.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ class ImageScores:
     specificity: float
 
 
-def score_mask(prediction: npt.NDArray[np.generic], truth: npt.NDArray[np.generic]) -> ImageScores:
+def score_mask(prediction: npt.NDArray[Any], truth: npt.NDArray[Any]) -> ImageScores:
     """Score one mask against its ground truth.
 
     Args:
@@ -64,9 +65,7 @@ def score_mask(prediction: npt.NDArray[np.generic], truth: npt.NDArray[np.generi
     )
 
 
-def summarise(
-    scores: Sequence[ImageScores], *, resamples: int = 10_000, seed: int = 0
-) -> dict[str, float | int]:
+def summarise(scores: Sequence[ImageScores], *, resamples: int = 10_000, seed: int = 0) -> dict[str, float | int]:
     """Mean of every score over the images, with the spread of the Jaccard index.
 
     Returns:
@@ -86,10 +85,7 @@ def summarise(
     rng = np.random.default_rng(seed)
     # In blocks, so that 10,000 resamples of many images do not need gigabytes.
     means = np.concatenate(
-        [
-            jaccard[rng.integers(0, len(jaccard), (100, len(jaccard)))].mean(axis=1)
-            for _ in range(resamples // 100)
-        ]
+        [jaccard[rng.integers(0, len(jaccard), (100, len(jaccard)))].mean(axis=1) for _ in range(resamples // 100)]
     )
     low, high = np.quantile(means, [0.025, 0.975])
     return result | {

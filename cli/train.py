@@ -1,0 +1,182 @@
+"""`isicrt train`: parse, call `isicrt.trainer.loop.train`, draw its progress."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isicrt.engine.errors import MissingDependencyError, SettingsError
+
+if TYPE_CHECKING:
+    from isicrt.trainer.recipe import Recipe
+
+MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    envvar="ISICRT_DATA",
+    required=True,
+    help="The data set: images/ and masks/, or train/ and test/ with those, or the four official ISIC 2016 folders "
+    "(see `isicrt data isic2016`). Default: $ISICRT_DATA.",
+)
+@click.option("--model", type=click.Choice(MODELS), help="Architecture.  [default: the recipe's; unet]")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    help="A recipe that ships, or a YAML file.  [default: MODEL-light]",
+)
+@click.option("--epochs", type=click.IntRange(min=1), help="In all; shared out among the recipe's stages.")
+@click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/RECIPE-foldK]"
+)
+@click.option(
+    "--resume",
+    metavar="auto|PATH",
+    help="Go on from a checkpoint. `auto`: from the run folder's last.pt if there is one, else from the start.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--fold", type=click.IntRange(min=0), default=0, show_default=True, help="The fold that validates.")
+@click.option(
+    "--encoder-weights",
+    envvar="ISICRT_ENCODER_WEIGHTS",
+    default="imagenet",
+    show_default="torchvision's ImageNet weights, downloaded",
+    help="File of MobileNetV2's weights, or `none`. Environment: ISICRT_ENCODER_WEIGHTS.",
+)
+def command(
+    data: Path,
+    model: str | None,
+    recipe: str | None,
+    epochs: int | None,
+    device: str,
+    out: Path | None,
+    resume: str | None,
+    seed: int,
+    fold: int,
+    encoder_weights: str,
+) -> None:
+    """Train a lesion segmentation model on ISIC 2016.
+
+    Writes a run folder: config.yaml, metrics.csv, curves.png, samples.png, best.pt (highest validation Jaccard) and
+    last.pt (to resume). A run that is stopped goes on with the same command and --resume auto.
+    """
+    try:
+        import torch
+
+        from isicrt.trainer.checkpoint import LAST
+        from isicrt.trainer.loop import RunSettings, train
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "torch", "train", str(error)) from error
+
+    chosen = _recipe(model, recipe, epochs)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device cuda: torch finds no GPU here. Use --device cpu, or see docs/gpu.md.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    out = out or Path("runs") / f"{chosen.name}-fold{fold}"
+    checkpoint = None
+    if resume == "auto":
+        checkpoint = out / LAST if (out / LAST).is_file() else None
+    elif resume is not None:
+        checkpoint = Path(resume)
+    settings = RunSettings(
+        recipe=chosen,
+        data=data,
+        out=out,
+        fold=fold,
+        seed=seed,
+        device=device,
+        pretrained=None if encoder_weights == "none" else encoder_weights,
+        resume=checkpoint,
+    )
+    click.echo(
+        f"{chosen.name}: {chosen.architecture}, {chosen.input_size} px, {chosen.epochs} epochs on {device} -> {out}"
+    )
+    with _progress() as listener:
+        try:
+            best = train(settings, listener)
+        except KeyboardInterrupt:
+            if (out / LAST).is_file():
+                click.echo(
+                    f"\nStopped. The epochs that were finished are in {out}; go on with --resume auto.", err=True
+                )
+            else:
+                click.echo("\nStopped before the first epoch was finished: nothing to resume.", err=True)
+            raise
+    click.echo(f"Best model: {best}")
+    click.echo(f"Next: isicrt build-engine {best} --fp16")
+
+
+def _recipe(model: str | None, recipe: str | None, epochs: int | None) -> Recipe:
+    import dataclasses
+
+    from isicrt.trainer.recipe import load_recipe
+
+    chosen = load_recipe(recipe or f"{model or MODELS[0]}-light")
+    if model is not None and model != chosen.architecture:
+        # Widths belong to an architecture.
+        chosen = dataclasses.replace(chosen, name=f"{chosen.name}-{model}", architecture=model, decoder_channels=None)
+    return chosen if epochs is None else chosen.with_epochs(epochs)
+
+
+def _progress() -> Any:
+    """A listener and context manager that draws a bar on a terminal and prints one line an epoch."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from isicrt.trainer.loop import Listener
+
+    console = Console(highlight=False)
+
+    class ProgressListener(Listener):
+        def __init__(self) -> None:
+            self.bar = Progress(
+                TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]} images/s  loss {task.fields[loss]}"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+                disable=not console.is_terminal,
+            )
+            self.task = self.bar.add_task("", total=None, epoch=0, epochs=0, rate="-", loss="-")
+
+        def __enter__(self) -> ProgressListener:
+            self.bar.start()
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.bar.stop()
+
+        def started(self, recipe: Recipe, training: int, validation: int, done: int) -> None:
+            console.print(f"{training} training images, {validation} validation images")
+            if done:
+                console.print(f"resuming after epoch {done}")
+            # The bar counts the images of all epochs, so its estimate is of the whole run.
+            per_epoch = max(training // recipe.batch_size, 1) * min(recipe.batch_size, training)
+            self.bar.update(
+                self.task, total=per_epoch * recipe.epochs, completed=per_epoch * done, epoch=done, epochs=recipe.epochs
+            )
+
+        def stepped(self, epoch: int, images: int, loss: float) -> None:
+            speed = self.bar.tasks[0].speed
+            self.bar.update(
+                self.task, advance=images, epoch=epoch, rate=f"{speed:.1f}" if speed else "-", loss=f"{loss:.4f}"
+            )
+
+        def finished(self, row: Mapping[str, Any]) -> None:
+            console.print(
+                f"epoch {row['epoch']:>3} {row['stage']:<8} loss {row['train_loss']:.4f}  "
+                f"validation: loss {row['val_loss']:.4f}  Jaccard {row['val_jaccard']:.4f}  "
+                f"Dice {row['val_dice']:.4f}  ({row['images_per_second']:.1f} images/s)"
+            )
+
+    return ProgressListener()

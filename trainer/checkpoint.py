@@ -1,0 +1,94 @@
+"""Checkpoints: weights, card and, in ``last.pt``, all that a run needs to go on as if it had not stopped."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isicrt.engine.card import ModelCard
+from isicrt.engine.errors import ModelError
+from isicrt.trainer.models import build_model
+
+FORMAT = 1
+BEST, LAST, METRICS, CONFIG = "best.pt", "last.pt", "metrics.csv", "config.yaml"
+
+
+def save(path: Path, *, card: ModelCard, weights: Mapping[str, Tensor], **state: Any) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Args:
+        path: of the file.
+        card: of the model.
+        weights: what is validated and exported: the moving average, where the recipe has one.
+        state: tensors, numbers, strings, and lists and dicts of them, for `load`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"isicrt": FORMAT, "card": card.to_json(), "weights": dict(weights), **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path | str) -> tuple[ModelCard, dict[str, Any]]:
+    """Read a checkpoint onto the CPU, with ``weights_only=True``.
+
+    Raises:
+        ModelError: no such file, or not a checkpoint of isicrt.
+    """
+    path = Path(path)
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # torch.load raises whatever the unpickler and zipfile do
+        raise ModelError(f"{path}: not a checkpoint that can be read safely: {error}") from error
+    if not isinstance(data, dict) or data.get("isicrt") != FORMAT or not isinstance(data.get("weights"), dict):
+        raise ModelError(f"{path}: not a checkpoint of isicrt (expected one that `isicrt train` wrote)")
+    try:
+        return ModelCard.from_json(data.pop("card", "")), data
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+
+
+def load_model(path: Path | str) -> tuple[nn.Module, ModelCard]:
+    """The trained module in eval mode (see `build_model`) and its card.
+
+    Raises:
+        ModelError: see `load`; or weights that do not fit the card's architecture.
+    """
+    card, data = load(path)
+    try:
+        model = build_model(card.architecture, **card.network)
+        model.load_state_dict(data["weights"])
+    except (TypeError, RuntimeError) as error:
+        raise ModelError(f"{path}: its weights do not fit its card ({card.architecture}): {error}") from error
+    return model.eval(), card
+
+
+def best_run(runs: Path = Path("runs")) -> Path | None:
+    """``best.pt`` of the run with the highest validation Jaccard index in its metrics; None if there is no run."""
+    scored = []
+    for best in runs.glob(f"*/{BEST}"):
+        rows = read_metrics(best.parent)
+        if rows:
+            scored.append((max(float(row["val_jaccard"]) for row in rows), best))
+    return max(scored)[1] if scored else None
+
+
+def read_metrics(run: Path) -> list[dict[str, str]]:
+    """Rows of a run's ``metrics.csv``, one an epoch; empty where there is none."""
+    path = run / METRICS
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

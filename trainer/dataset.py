@@ -1,0 +1,181 @@
+"""ISIC 2016 Task 1 on disk: pairs of image and mask, found by ISIC id and checked before anything is learned.
+
+Two layouts are understood, see `find_pairs`. Pairing never depends on the order in which a folder is listed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from isicrt.engine.errors import DataError
+
+SPLITS = ("train", "test")
+OFFICIAL_FOLDERS = {
+    "train": ("ISBI2016_ISIC_Part1_Training_Data", "ISBI2016_ISIC_Part1_Training_GroundTruth"),
+    "test": ("ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"),
+}
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+
+LEFT_OUT = {
+    "ISIC_0001184": "duplicate of a test image",
+    "ISIC_0001385": "duplicate of a test image",
+    "ISIC_0011082": "seems to be the lesion of test image ISIC_0000449 at another magnification",
+}
+"""Official training images that would leak the test set into training."""
+
+_ISIC_ID = re.compile(r"ISIC_\d{7}")
+_MASK_ENDING = re.compile(r"_segmentation$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask."""
+
+    id: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What `check_pairs` found."""
+
+    pairs: int
+    grey_masks: int
+    """Masks with values other than 0 and 255; training reads them as lesion above 128, as the official scorer does."""
+    problems: list[str]
+    """One line for each, with the file and what to do."""
+    sha256: str
+    """Of ids and file contents, in order of id: the same data gives the same hash wherever it lies."""
+
+
+def find_pairs(root: Path | str, split: str = "train") -> list[Pair]:
+    """Find the pairs of a data set, sorted by id. For ``train`` those in `LEFT_OUT` are not among them.
+
+    Args:
+        root: a folder with ``images/`` and ``masks/``; or one with ``train/`` and ``test/`` that hold those; or one
+            with the four official folders ``ISBI2016_ISIC_Part1_*``.
+        split: ``train`` or ``test``.
+
+    Raises:
+        DataError: no such layout, or images and masks that do not pair up; every problem is listed.
+    """
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+    images, masks = _folders(Path(root), split)
+    problems: list[str] = []
+    by_id = {kind: _index(folder, kind, problems) for kind, folder in (("image", images), ("mask", masks))}
+    for name in sorted(by_id["image"].keys() - by_id["mask"].keys()):
+        problems.append(f"{by_id['image'][name]}: has no mask in {masks}")
+    for name in sorted(by_id["mask"].keys() - by_id["image"].keys()):
+        problems.append(f"{by_id['mask'][name]}: has no image in {images}")
+    if not by_id["image"]:
+        problems.append(f"{images}: holds no image")
+    if problems:
+        raise DataError(_listed(f"{root}: cannot pair images and masks", problems))
+    left_out = LEFT_OUT if split == "train" else {}
+    return [Pair(i, by_id["image"][i], by_id["mask"][i]) for i in sorted(by_id["image"]) if i not in left_out]
+
+
+def _folders(root: Path, split: str) -> tuple[Path, Path]:
+    candidates = [
+        (root / "images", root / "masks"),
+        (root / split / "images", root / split / "masks"),
+        tuple(root / name for name in OFFICIAL_FOLDERS[split]),
+    ]
+    for images, masks in candidates:
+        if images.is_dir() and masks.is_dir():
+            return images, masks
+    raise DataError(
+        f"{root}: not a data set. Expected images/ and masks/ in it, or {split}/images/ and {split}/masks/, or the "
+        f"official {' and '.join(OFFICIAL_FOLDERS[split])}. Get it with: isicrt data isic2016 --out {root}"
+    )
+
+
+def _index(folder: Path, kind: str, problems: list[str]) -> dict[str, Path]:
+    """Files of a folder by id; two files of one id are a problem."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        match = _ISIC_ID.search(path.stem)
+        name = match.group() if match else _MASK_ENDING.sub("", path.stem)
+        if name in found:
+            problems.append(f"{path}: a second {kind} of {name} beside {found[name].name}; remove one")
+        else:
+            found[name] = path
+    return found
+
+
+def check_pairs(pairs: Sequence[Pair], *, fast: bool = False) -> DatasetReport:
+    """Check that every image and mask can be used, and hash them.
+
+    Args:
+        pairs: from `find_pairs`.
+        fast: read headers only: sizes and modes are checked, pixels are not, and ``grey_masks`` stays 0. The hash is
+            the same.
+    """
+    problems: list[str] = []
+    grey = 0
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(pair.id.encode())
+        for path in (pair.image, pair.mask):
+            try:
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+            except OSError as error:
+                problems.append(f"{path}: cannot be read: {error.strerror}")
+        try:
+            with Image.open(pair.image) as image, Image.open(pair.mask) as mask:
+                if image.size != mask.size:
+                    problems.append(
+                        f"{pair.mask}: is {mask.size[0]} x {mask.size[1]}, its image {image.size[0]} x {image.size[1]}"
+                    )
+                if mask.mode not in ("1", "L"):
+                    problems.append(f"{pair.mask}: has mode {mask.mode}; a mask is 1-bit or 8-bit grey (1 or L)")
+                elif not fast:
+                    image.load()
+                    values = np.unique(np.asarray(mask.convert("L")))
+                    grey += bool(np.setdiff1d(values, [0, 255]).size)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            problems.append(f"{pair.id}: cannot be decoded: {error}")
+    return DatasetReport(len(pairs), grey, problems, digest.hexdigest())
+
+
+def checked_pairs(root: Path | str, split: str = "train", *, fast: bool = True) -> tuple[list[Pair], DatasetReport]:
+    """`find_pairs` and `check_pairs` in one; DataError lists every problem at once."""
+    pairs = find_pairs(root, split)
+    report = check_pairs(pairs, fast=fast)
+    if report.problems:
+        raise DataError(_listed(f"{root}: {len(report.problems)} files cannot be used", report.problems))
+    return pairs, report
+
+
+def split_fold(pairs: Sequence[Pair], folds: int, fold: int) -> tuple[list[Pair], list[Pair]]:
+    """Training and validation pairs of one cross-validation fold.
+
+    A pair's fold depends on the hash of its id alone, so it is the same on every machine and when images are missing.
+
+    Raises:
+        DataError: `fold` is out of range, or a side is empty.
+    """
+    if not 0 <= fold < folds:
+        raise DataError(f"fold {fold} does not exist: there are {folds}, numbered from 0")
+    sides: tuple[list[Pair], list[Pair]] = ([], [])
+    for pair in pairs:
+        bucket = int.from_bytes(hashlib.sha256(pair.id.encode()).digest()[:8], "big") % folds
+        sides[bucket == fold].append(pair)
+    if not all(sides):
+        raise DataError(f"{len(pairs)} pairs are too few for fold {fold} of {folds}: one side would be empty")
+    return sides
+
+
+def _listed(title: str, problems: Sequence[str]) -> str:
+    return "\n  ".join([f"{title}:", *problems])

@@ -1,0 +1,299 @@
+"""The training loop: flat and explicit. A run folder holds everything that it made and everything needed to go on."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from isicrt._version import __version__
+from isicrt.engine.card import ModelCard
+from isicrt.engine.errors import SettingsError, TrainingError
+from isicrt.trainer import checkpoint, optimisation
+from isicrt.trainer.curves import draw_curves, draw_samples
+from isicrt.trainer.dataset import checked_pairs, split_fold
+from isicrt.trainer.losses import mix
+from isicrt.trainer.models import build_model, normalise
+from isicrt.trainer.offline import augment_offline
+from isicrt.trainer.pipelines import TrainingBatches, epoch_seed
+from isicrt.trainer.recipe import Recipe
+from isicrt.trainer.validation import ValidationSet
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run gets its data and where it goes; what it does is the recipe's."""
+
+    recipe: Recipe
+    data: Path
+    out: Path
+    fold: int = 0
+    seed: int = 0
+    device: str = "cpu"
+    """``cpu`` or ``cuda``."""
+    pretrained: str | os.PathLike[str] | None = "imagenet"
+    """Of the encoder, see `MobileNetV2Encoder`."""
+    resume: Path | None = None
+    """A ``last.pt`` to go on from."""
+
+
+class Listener:
+    """Is told how a run goes. This one says nothing; the command line's draws a progress bar."""
+
+    def started(self, recipe: Recipe, training: int, validation: int, done: int) -> None:
+        """The data are read; `done` epochs were trained before."""
+
+    def stepped(self, epoch: int, images: int, loss: float) -> None:
+        """A batch of so many images is learned."""
+
+    def finished(self, row: Mapping[str, Any]) -> None:
+        """An epoch is validated and saved; `row` goes to ``metrics.csv``."""
+
+
+def train(settings: RunSettings, listener: Listener | None = None) -> Path:
+    """Train a model.
+
+    Args:
+        settings: of the run.
+        listener: is told of every batch and epoch.
+
+    Returns:
+        ``best.pt``, the epoch with the highest mean Jaccard index on the validation fold.
+
+    Raises:
+        DataError: the data set cannot be used.
+        SettingsError: the run folder holds another run, or the checkpoint to resume does not belong to these settings.
+        TrainingError: the loss is not a number any more, or the disk is full; the last checkpoint is good.
+    """
+    listener = listener or Listener()
+    recipe, out = settings.recipe, settings.out
+    if settings.resume is None and (out / checkpoint.LAST).exists():
+        raise SettingsError(f"{out} holds a run already: go on with --resume auto, or name another folder with --out")
+    pairs, report = checked_pairs(settings.data, "train")
+    training, validation = split_fold(pairs, recipe.folds, settings.fold)
+    identity = {"recipe": recipe.to_dict(), "data_sha256": report.sha256, "fold": settings.fold, "seed": settings.seed}
+
+    torch.manual_seed(settings.seed)
+    channels = {} if recipe.decoder_channels is None else {"decoder_channels": list(recipe.decoder_channels)}
+    network: dict[str, Any] = {"layout": recipe.layout} | channels
+    card = _card(settings, network, report.sha256, len(training), len(validation))
+    weights_source = None if settings.resume else settings.pretrained
+    model = build_model(recipe.architecture, pretrained=weights_source, **network)
+    model = model.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = optimisation.make_average(model, recipe.ema_decay)
+    history: list[dict[str, Any]] = []
+    optimiser_state: dict[str, Any] | None = None
+    if settings.resume is not None:
+        _, state = checkpoint.load(settings.resume)
+        _check_identity(settings.resume, state, identity)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimiser_state, history = state["optimiser"], state["history"]
+
+    out.mkdir(parents=True, exist_ok=True)
+    _write_config(settings, identity)
+    if recipe.augmented_copies and recipe.augmentation is not None:
+        training = training + augment_offline(
+            training,
+            out / "augmented",
+            copies=recipe.augmented_copies,
+            size=recipe.input_size,
+            augmentation=recipe.augmentation,
+            seed=settings.seed,
+        )
+    validation_set = ValidationSet(validation, card)
+    listener.started(recipe, len(training), len(validation), len(history))
+    loss_function = mix(recipe.loss)
+    half = torch.bfloat16 if settings.device == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
+    scaler = torch.amp.GradScaler(settings.device, enabled=settings.device == "cuda" and half == torch.float16)
+    board = _tensorboard(out)
+
+    optimiser: torch.optim.Optimizer | None = None
+    previous_stage = None
+    for epoch in range(len(history), recipe.epochs):
+        begun = time.perf_counter()
+        stage, stage_start = recipe.stage_of(epoch)
+        if stage is not previous_stage or optimiser is None:
+            optimiser = optimisation.make_optimiser(model, stage, recipe.weight_decay)
+            if optimiser_state is not None and epoch != stage_start:
+                optimiser.load_state_dict(optimiser_state)
+            optimiser_state, previous_stage = None, stage
+        optimisation.set_stage(model, stage)
+        batches = TrainingBatches(
+            training,
+            size=recipe.input_size,
+            batch_size=recipe.batch_size,
+            augmentation=None if recipe.augmented_copies else recipe.augmentation,
+            seed=epoch_seed(settings.seed, epoch),
+            device=settings.device,
+            threads=os.cpu_count() or 1,
+        )
+        total, seen = 0.0, 0
+        for step, (images, masks) in enumerate(batches):
+            if epoch == 0 and step == 0:
+                draw_samples(images, masks, out / "samples.png")
+            factor = optimisation.learning_rate_factor(stage, epoch - stage_start + (step + 1) / len(batches))
+            for group in optimiser.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            with torch.autocast(settings.device, half, enabled=settings.device == "cuda"):
+                logits = model(normalise(images, card.mean, card.std))
+            loss = loss_function(logits.float(), masks)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{out}: the loss became {value} in epoch {epoch + 1}. {checkpoint.LAST} is of the epoch before. "
+                    "Try a lower decoder_lr and encoder_lr, or a longer warm-up, in the recipe."
+                )
+            optimiser.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimiser)
+            scaler.update()
+            if recipe.ema_decay:
+                average.update_parameters(model)
+            total, seen = total + value * len(images), seen + len(images)
+            listener.stepped(epoch + 1, len(images), value)
+        trained = time.perf_counter()
+        judged = average.module if recipe.ema_decay else model
+        judged.eval()
+        scores = validation_set.evaluate(judged, loss_function, device=settings.device)
+        row = {
+            "epoch": epoch + 1,
+            "stage": stage.name,
+            "train_loss": total / seen,
+            **{f"val_{name}": scores[name] for name in ("loss", "jaccard", "dice", "threshold_jaccard")},
+            "encoder_lr": stage.encoder_lr * factor,
+            "decoder_lr": stage.decoder_lr * factor,
+            "images_per_second": seen / (trained - begun),
+            "seconds": time.perf_counter() - begun,
+        }
+        history.append(row)
+        weights = judged.state_dict()
+        scored = card.replace(scores={"validation": _validation_scores(scores, recipe, settings.fold)})
+        try:
+            if row["val_jaccard"] == max(r["val_jaccard"] for r in history):
+                checkpoint.save(out / checkpoint.BEST, card=scored, weights=weights, epoch=epoch + 1)
+            checkpoint.save(
+                out / checkpoint.LAST,
+                card=scored,
+                weights=weights,
+                model=model.state_dict(),
+                average=average.state_dict(),
+                optimiser=optimiser.state_dict(),
+                history=history,
+                identity=identity,
+            )
+            _write_metrics(history, out / checkpoint.METRICS)
+            draw_curves(checkpoint.read_metrics(out), out / "curves.png", title=f"{recipe.name}, fold {settings.fold}")
+        except OSError as error:
+            raise TrainingError(f"{out}: epoch {epoch + 1} could not be saved: {error}") from error
+        if board is not None:
+            for name, number in row.items():
+                if isinstance(number, float):
+                    board.add_scalar(name, number, epoch + 1)
+        listener.finished(row)
+    if board is not None:
+        board.close()
+    return out / checkpoint.BEST
+
+
+def _card(
+    settings: RunSettings, network: Mapping[str, Any], data_sha256: str, training: int, validation: int
+) -> ModelCard:
+    recipe = settings.recipe
+    return ModelCard(
+        name=recipe.name,
+        architecture=recipe.architecture,
+        input_height=recipe.input_size,
+        input_width=recipe.input_size,
+        network=network,
+        training={
+            "data_sha256": data_sha256,
+            "training_images": training,
+            "validation_images": validation,
+            "recipe": recipe.name,
+            "epochs": recipe.epochs,
+            "fold": settings.fold,
+            "seed": settings.seed,
+        },
+        versions={"isicrt": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
+        created=datetime.date.today().isoformat(),
+    )
+
+
+def _validation_scores(scores: Mapping[str, Any], recipe: Recipe, fold: int) -> dict[str, Any]:
+    kept = ("images", "jaccard", "dice", "threshold_jaccard", "jaccard_low", "jaccard_high")
+    protocol = "official, without clean-up; chose the epoch"
+    return {name: scores[name] for name in kept} | {"protocol": protocol, "fold": f"{fold} of {recipe.folds}"}
+
+
+def _check_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data or another recipe, and say what differs."""
+    if "identity" not in state:
+        raise SettingsError(f"{path}: cannot be resumed; name the {checkpoint.LAST} of a run")
+    differences = _differences(state["identity"], identity, "")
+    if differences:
+        raise SettingsError(
+            "\n  ".join([f"{path}: was made with other settings; give the same ones or start anew:", *differences])
+        )
+
+
+def _differences(then: Any, now: Any, prefix: str) -> list[str]:
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        keys = sorted(set(then) | set(now))
+        return [d for k in keys for d in _differences(then.get(k), now.get(k), f"{prefix}{k}.")]
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        pairs = enumerate(zip(then, now, strict=True))
+        return [d for i, (a, b) in pairs for d in _differences(a, b, f"{prefix}{i}.")]
+    return [] if then == now else [f"{prefix.rstrip('.')}: {then!r} then, {now!r} now"]
+
+
+def _write_config(settings: RunSettings, identity: Mapping[str, Any]) -> None:
+    config = {
+        **identity,
+        "data": str(settings.data),
+        "device": settings.device,
+        "isicrt": __version__,
+        "torch": str(torch.__version__),
+    }
+    text = yaml.safe_dump(_plain(config), sort_keys=False)
+    (settings.out / checkpoint.CONFIG).write_text(text, encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """The value in YAML's own types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _write_metrics(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+    temporary.replace(path)
+
+
+def _tensorboard(out: Path) -> Any:
+    """A TensorBoard writer where TensorBoard is installed, else None."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(out / "tensorboard"))

@@ -1,0 +1,108 @@
+"""The three architectures: one encoder, one head, a decoder each.
+
+>>> model = build_model("unet")
+>>> model(torch.zeros(2, 3, 64, 64)).shape
+torch.Size([2, 1, 64, 64])
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from isicrt.engine.errors import ModelError
+from isicrt.trainer.models.blocks import double
+from isicrt.trainer.models.encoder import MobileNetV2Encoder
+from isicrt.trainer.models.segnet import SegNetDecoder
+from isicrt.trainer.models.unet import LightUNetDecoder, ReportUNetDecoder
+
+__all__ = ["ARCHITECTURES", "LAYOUTS", "SegmentationModel", "build_model", "normalise"]
+
+ARCHITECTURES = ("unet", "segnet-attention", "segnet-attention-atrous")
+LAYOUTS = ("light", "report")
+STRIDE = 32
+
+DEFAULT_CHANNELS = {
+    ("unet", "light"): (192, 96, 64, 32),
+    ("unet", "report"): (320, 32, 24, 16),
+    ("segnet-attention", "light"): (160, 96, 64, 32),
+    ("segnet-attention", "report"): (1200, 640, 360, 16),
+    ("segnet-attention-atrous", "light"): (160, 96, 64, 32),
+    ("segnet-attention-atrous", "report"): (1200, 640, 360, 16),
+}
+
+
+class SegmentationModel(nn.Module):
+    """Encoder, decoder and a 1x1 head whose logits are doubled to the input's resolution."""
+
+    def __init__(self, encoder: MobileNetV2Encoder, decoder: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.head = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images.
+
+        Args:
+            images: float32 N x 3 x H x W, normalised; H and W multiples of 32.
+
+        Returns:
+            float32 N x 1 x H x W.
+
+        Raises:
+            ModelError: a side is not a multiple of 32.
+        """
+        if not torch.compiler.is_compiling() and any(side % STRIDE for side in images.shape[-2:]):
+            h, w = images.shape[-2:]
+            near = [max(STRIDE, round(side / STRIDE) * STRIDE) for side in (h, w)]
+            raise ModelError(f"input of {h} x {w}: both sides must be multiples of {STRIDE}; try {near[0]} x {near[1]}")
+        return double(self.head(self.decoder(self.encoder(images))))
+
+
+def build_model(
+    architecture: str,
+    *,
+    pretrained: str | os.PathLike[str] | None = None,
+    decoder_channels: Sequence[int] | None = None,
+    layout: str = "light",
+) -> SegmentationModel:
+    """Build one of `ARCHITECTURES`.
+
+    Args:
+        architecture: its name.
+        pretrained: ImageNet weights of the encoder, see `MobileNetV2Encoder`.
+        decoder_channels: widths of the four decoder blocks from 1/16 to 1/2; None for the layout's own.
+        layout: ``light`` (separable convolutions, 320 top channels) or ``report`` (the report's layers).
+
+    Raises:
+        ModelError: an unknown name, or not four positive widths.
+    """
+    for value, allowed, what in ((architecture, ARCHITECTURES, "architecture"), (layout, LAYOUTS, "layout")):
+        if value not in allowed:
+            raise ModelError(f"unknown {what} {value!r}: choose from {', '.join(allowed)}")
+    widths = tuple(decoder_channels or DEFAULT_CHANNELS[architecture, layout])
+    if len(widths) != 4 or not all(isinstance(w, int) and 0 < w <= 4096 for w in widths):
+        raise ModelError(f"decoder_channels: four widths from 1 to 4096 are needed, not {list(widths)}")
+    light = layout == "light"
+    encoder = MobileNetV2Encoder(top_channels=320 if light else 1280, pretrained=pretrained)
+    decoder: LightUNetDecoder | ReportUNetDecoder | SegNetDecoder
+    if architecture == "unet":
+        decoder = (LightUNetDecoder if light else ReportUNetDecoder)(encoder.top_channels, widths)
+    else:
+        decoder = SegNetDecoder(encoder.top_channels, widths, light=light, atrous=architecture.endswith("atrous"))
+    return SegmentationModel(encoder, decoder, decoder.out_channels)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 N x H x W x 3 to float32 N x 3 x H x W: (x / 255 - mean) / std, per channel.
+
+    The one place where pixels are normalised: training calls it, and export traces it into the graph.
+    """
+    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
+    # The permuted view of N x H x W x 3 is what torch calls channels_last: no copy is made.
+    return (images.float() * scale + shift).permute(0, 3, 1, 2)

@@ -1,0 +1,78 @@
+"""Optimiser, learning-rate schedule and moving average of the weights, as a recipe asks for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from isicrt.trainer.models import SegmentationModel
+from isicrt.trainer.recipe import Stage
+
+
+def set_stage(model: SegmentationModel, stage: Stage) -> None:
+    """Train mode, with the encoder's weights and batch-norm statistics frozen where the stage says so."""
+    model.train()
+    model.encoder.requires_grad_(not stage.frozen)
+    if stage.frozen:
+        model.encoder.eval()
+
+
+def make_optimiser(model: SegmentationModel, stage: Stage, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); one group for each of encoder and decoder, with weight
+    decay and without: biases and batch norms do not decay. A group's own rate is in its ``base_lr``."""
+    groups = []
+    for part, rate in (
+        (model.encoder, stage.encoder_lr),
+        (nn.ModuleList([model.decoder, model.head]), stage.decoder_lr),
+    ):
+        if rate == 0:
+            continue
+        parameters = list(part.parameters())
+        for chosen, decay in (
+            ([p for p in parameters if p.ndim > 1], weight_decay),
+            ([p for p in parameters if p.ndim <= 1], 0.0),
+        ):
+            groups.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW(groups)
+
+
+def learning_rate_factor(stage: Stage, progress: float) -> float:
+    """What the stage's rates are multiplied with.
+
+    Args:
+        stage: with its schedule.
+        progress: epochs done in this stage, a fraction within the epoch.
+
+    Returns:
+        From 0 up to 1 in ``warmup_epochs``, then 1, or a half cosine down to 0 at the end of the stage.
+    """
+    warmup = min(stage.warmup_epochs, stage.epochs / 2)
+    if progress < warmup:
+        return progress / warmup
+    if stage.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(stage.epochs - warmup, 1e-9)))
+
+
+def make_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of weights and batch-norm statistics (Polyak and Juditsky 1992).
+
+    The decay grows as (1 + n) / (10 + n) up to `decay`, so that the first epochs are not held back by the random
+    weights that the run began with.
+    """
+
+    @torch.no_grad()
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: int | Tensor) -> None:
+        n = float(count)
+        weight = 1 - min(decay, (1 + n) / (10 + n))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, weight)
+            else:  # number of batches seen
+                mean.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

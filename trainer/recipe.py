@@ -1,0 +1,229 @@
+"""Recipe: every choice that makes a model, in one YAML file. Settings that cannot be used are named, with the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from isicrt.engine.errors import SettingsError
+from isicrt.trainer.losses import mix
+from isicrt.trainer.models import ARCHITECTURES, LAYOUTS, STRIDE
+
+_FOLDER = Path(__file__).resolve().parent / "recipes"
+T = TypeVar("T")
+
+
+def _require(condition: bool, name: str, rule: str) -> None:
+    if not condition:
+        raise SettingsError(f"setting '{name}' {rule}")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Online augmentation; every amount 0 (or 1 for `min_zoom` and `max_aspect`) leaves images as they are."""
+
+    min_zoom: float = 0.6
+    """The crop's side as a share of the image's, at least; the largest is 1."""
+    max_aspect: float = 1.4
+    """Aspect jitter of the crop: its sides' ratio lies in [1/max_aspect, max_aspect]."""
+    flip: bool = True
+    """Left-right and up-down, each half of the time."""
+    rotate_probability: float = 0.5
+    max_angle: float = 180.0
+    """Degrees; uniform in both directions. The corners that come in are black, and background in the mask."""
+    brightness: float = 0.25
+    contrast: float = 0.25
+    saturation: float = 0.3
+    """Factors, uniform in [1 - x, 1 + x]."""
+    hue: float = 12.0
+    """Degrees, uniform in both directions."""
+    max_noise: float = 10.0
+    """Standard deviation of the Gaussian noise in levels of 255, uniform from 0."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.min_zoom <= 1, "augmentation.min_zoom", "must lie in (0, 1]")
+        _require(1 <= self.max_aspect <= 4, "augmentation.max_aspect", "must lie in [1, 4]")
+        _require(0 <= self.rotate_probability <= 1, "augmentation.rotate_probability", "must lie in [0, 1]")
+        for name in ("brightness", "contrast", "saturation"):
+            _require(0 <= getattr(self, name) < 1, f"augmentation.{name}", "must lie in [0, 1)")
+        for name in ("max_angle", "hue", "max_noise"):
+            _require(getattr(self, name) >= 0, f"augmentation.{name}", "must not be negative")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with its own learning rates."""
+
+    name: str
+    epochs: int
+    decoder_lr: float
+    encoder_lr: float = 0.0
+    """0 freezes the encoder: no gradients, and its batch norms keep ImageNet's statistics."""
+    warmup_epochs: float = 0.5
+    """Linear, from 0; then a cosine to 0."""
+    schedule: str = "cosine"
+    """``cosine`` or ``constant``."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 0, f"stage {self.name!r}: epochs", "must not be negative")
+        _require(self.decoder_lr > 0, f"stage {self.name!r}: decoder_lr", "must be positive")
+        _require(self.encoder_lr >= 0, f"stage {self.name!r}: encoder_lr", "must not be negative")
+        _require(self.schedule in ("cosine", "constant"), f"stage {self.name!r}: schedule", "is cosine or constant")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder keeps its weights."""
+        return self.encoder_lr == 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of a training run."""
+
+    name: str
+    architecture: str
+    stages: tuple[Stage, ...]
+    layout: str = "light"
+    decoder_channels: tuple[int, ...] | None = None
+    """None: the layout's own."""
+    input_size: int = 192
+    """Pixels; the side of the square that the network sees."""
+    batch_size: int = 16
+    loss: Mapping[str, float] = field(default_factory=lambda: {"bce": 1.0})
+    """Weights of bce, iou and dice."""
+    augmentation: Augmentation | None = Augmentation()
+    """None: images are decoded and resized, no more."""
+    augmented_copies: int = 0
+    """The report's offline scheme: so many augmented copies of each image are made once and added to the originals,
+    and nothing is augmented online."""
+    weight_decay: float = 0.01
+    """Of AdamW; biases and batch norms are left out."""
+    ema_decay: float = 0.0
+    """Of the moving average of the weights that is validated and saved; 0 for none."""
+    folds: int = 5
+    """Cross-validation folds; ``--fold`` says which one validates."""
+
+    def __post_init__(self) -> None:
+        _require(self.architecture in ARCHITECTURES, "architecture", f"is one of {', '.join(ARCHITECTURES)}")
+        _require(self.layout in LAYOUTS, "layout", f"is one of {', '.join(LAYOUTS)}")
+        _require(self.input_size > 0 and self.input_size % STRIDE == 0, "input_size", f"is a multiple of {STRIDE}")
+        _require(1 <= self.batch_size <= 4096, "batch_size", "lies from 1 to 4096")
+        _require(0 <= self.ema_decay < 1, "ema_decay", "lies in [0, 1)")
+        _require(self.folds >= 2, "folds", "is at least 2")
+        _require(self.augmented_copies >= 0, "augmented_copies", "must not be negative")
+        _require(sum(s.epochs for s in self.stages) > 0, "stages", "need at least one epoch")
+        offline = self.augmented_copies > 0
+        _require(not offline or self.augmentation is not None, "augmentation", "is needed for augmented_copies")
+        mix(self.loss)
+
+    @property
+    def epochs(self) -> int:
+        """Of all stages."""
+        return sum(stage.epochs for stage in self.stages)
+
+    def stage_of(self, epoch: int) -> tuple[Stage, int]:
+        """The stage of an epoch (from 0), and the first epoch of that stage."""
+        start = 0
+        for stage in self.stages:
+            if epoch < start + stage.epochs:
+                return stage, start
+            start += stage.epochs
+        raise ValueError(f"epoch {epoch} of {self.epochs}")
+
+    def with_epochs(self, epochs: int) -> Recipe:
+        """The same recipe stretched or shortened to so many epochs, shared out among the stages in proportion."""
+        _require(epochs >= 1, "--epochs", "must be at least 1")
+        shares = [stage.epochs * epochs / self.epochs for stage in self.stages]
+        counts = [int(share) for share in shares]
+        # Largest remainder; of equal ones the later stage, which is the one that makes the model.
+        by_remainder = sorted(range(len(shares)), key=lambda i: (shares[i] - counts[i], i), reverse=True)
+        for i in by_remainder[: epochs - sum(counts)]:
+            counts[i] += 1
+        stages = tuple(dataclasses.replace(s, epochs=n) for s, n in zip(self.stages, counts, strict=True))
+        return dataclasses.replace(self, stages=stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain YAML types."""
+        data = dataclasses.asdict(self)
+        data["stages"] = list(data["stages"])
+        if self.decoder_channels is not None:
+            data["decoder_channels"] = list(self.decoder_channels)
+        data["loss"] = dict(self.loss)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Recipe:
+        """The inverse of `to_dict`.
+
+        Raises:
+            SettingsError: an unknown, missing or impossible setting; the message names it.
+        """
+        top = _mapping(data, "a recipe")
+        if top.get("augmentation") is not None:
+            top["augmentation"] = _build(Augmentation, _mapping(top["augmentation"], "augmentation"), "augmentation.")
+        stages = top.get("stages")
+        if not isinstance(stages, list):
+            raise SettingsError("setting 'stages' must be a list with a mapping for each stage")
+        top["stages"] = tuple(_build(Stage, _mapping(s, "stages"), f"stages[{i}].") for i, s in enumerate(stages))
+        if top.get("decoder_channels") is not None:
+            top["decoder_channels"] = tuple(top["decoder_channels"])
+        return _build(cls, top, "")
+
+
+def names() -> list[str]:
+    """Of the recipes that ship with isicrt."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe by name or from a YAML file.
+
+    Raises:
+        SettingsError: no such recipe, not YAML, or settings that cannot be used; the message names the file.
+    """
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        path = _FOLDER / f"{recipe}.yaml"
+    if not path.is_file():
+        raise SettingsError(f"{recipe}: no such recipe. Name a YAML file or one of: {', '.join(names())}")
+    try:
+        return Recipe.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not YAML: {error}") from None
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def _mapping(data: Any, what: str) -> dict[str, Any]:
+    if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
+        raise SettingsError(f"{what} must be a mapping of settings, not {type(data).__name__}")
+    return dict(data)
+
+
+def _build(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
+    """An instance of a settings dataclass; numbers may be written without a dot, everything else must fit."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - set(fields)):
+        raise SettingsError(f"unknown setting '{prefix}{unknown[0]}'; known here: {', '.join(fields)}")
+    values: dict[str, Any] = {}
+    for name, f in fields.items():
+        if name not in data:
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+                raise SettingsError(f"setting '{prefix}{name}' is missing")
+            continue
+        value = data[name]
+        kinds: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+        expected = kinds.get(str(f.type))
+        if expected is not None:
+            boolean = isinstance(value, bool) and f.type != "bool"
+            if boolean or not isinstance(value, expected):
+                raise SettingsError(f"setting '{prefix}{name}' must be of type {f.type}, not {value!r}")
+            value = float(value) if f.type == "float" else value
+        values[name] = value
+    return kind(**values)
