@@ -30,7 +30,7 @@ def render(seed: int, size: tuple[int, int] = (767, 1022)) -> tuple[UInt8Array, 
     short = min(h, w)
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
 
-    skin = np.array([225, 175, 155], np.float32) + rng.normal(0, 14, 3).astype(np.float32)
+    skin = np.array([225, 175, 155], np.float32) + rng.normal(0, 8, 3).astype(np.float32)
     light = 1 + 0.12 * ((x / w - 0.5) * rng.uniform(-1, 1) + (y / h - 0.5) * rng.uniform(-1, 1))
     image = skin * light[..., None]
     image += 7 * _smooth_noise(rng, size, short / 40)[..., None]
@@ -39,9 +39,7 @@ def render(seed: int, size: tuple[int, int] = (767, 1022)) -> tuple[UInt8Array, 
     cy, cx = h * rng.uniform(0.38, 0.62), w * rng.uniform(0.38, 0.62)
     radius = short * rng.uniform(0.16, 0.34)
     angle = np.arctan2(y - cy, x - cx)
-    border = 1 + sum(
-        rng.uniform(0, 0.22) / k * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(1, 7)
-    )
+    border = 1 + sum(rng.uniform(0, 0.22) / k * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(1, 7))
     stretch = rng.uniform(0.75, 1.3)
     distance = np.hypot((x - cx) * stretch, (y - cy) / stretch) / (radius * border)
     mask = (distance < 1).astype(np.uint8) * 255
@@ -75,6 +73,4 @@ def _draw_hair(rng: np.random.Generator, image: npt.NDArray[np.float32], short: 
     t = np.linspace(0, 1, 48)[:, None]
     curve = (1 - t) ** 2 * p[0] + 2 * t * (1 - t) * p[1] + t**2 * p[2]
     colour = [float(c) for c in rng.uniform(25, 70, 3)]
-    cv2.polylines(
-        image, [np.round(curve).astype(np.int32)], False, colour, max(1, round(short / 350)), cv2.LINE_AA
-    )
+    cv2.polylines(image, [np.round(curve).astype(np.int32)], False, colour, max(1, round(short / 350)), cv2.LINE_AA)

@@ -160,10 +160,10 @@ def _augment(images: Any, masks: Any, size: int, a: Augmentation) -> tuple[Any, 
     from nvidia.dali import fn, math, types
 
     def uniform(low: float, high: float) -> Any:
-        return fn.random.uniform(range=(low, high))
+        return fn.random.uniform(range=(low, high)) if low < high else low
 
     # Crop: zoom is the side of a square crop; the aspect jitter shortens one of the sides.
-    zoom = uniform(a.min_zoom, 1.0) if a.min_zoom < 1 else types.Constant(1.0)
+    zoom = uniform(a.min_zoom, 1.0)
     if a.max_aspect > 1:
         log_ratio = uniform(-float(np.log(a.max_aspect)), float(np.log(a.max_aspect)))
         height, width = zoom * math.min(math.exp(log_ratio), 1.0), zoom * math.min(math.exp(-log_ratio), 1.0)

@@ -1,0 +1,151 @@
+"""`isicrt data`: output and exit codes."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import threading
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from isicrt.cli.main import group
+from isicrt.trainer import download
+from isicrt.trainer.download import ISIC2016, Archive
+
+
+def isicrt(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(group, ["data", *map(str, arguments)])
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder served on 127.0.0.1 with four small archives in it, which stand in for the official ones."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    archives = []
+    for official in ISIC2016:
+        zip_name = f"{official.folder}.zip"
+        mask = official.folder.endswith("GroundTruth")
+        with zipfile.ZipFile(folder / zip_name, "w") as file:
+            for n in (1, 2) if "Training" in official.folder else (3,):
+                name = f"ISIC_{n:07d}_Segmentation.png" if mask else f"ISIC_{n:07d}.jpg"
+                with file.open(f"{official.folder}/{name}", "w") as target:
+                    pixels = np.zeros((6, 8) if mask else (6, 8, 3), np.uint8)
+                    Image.fromarray(pixels).save(target, "PNG" if mask else "JPEG")
+        url = f"http://127.0.0.1:{server.server_port}/{zip_name}"
+        md5 = hashlib.md5((folder / zip_name).read_bytes(), usedforsecurity=False).hexdigest()
+        archives.append(Archive(official.folder, url, md5, 2 if "Training" in official.folder else 1))
+    monkeypatch.setattr(download, "ISIC2016", tuple(archives))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield folder
+        server.shutdown()
+        thread.join()
+
+
+def test_what_isic2016_brings_passes_check(site: Path, tmp_path: Path) -> None:
+    out = tmp_path / "isic2016"
+    result = isicrt("isic2016", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert f"{out / 'ISBI2016_ISIC_Part1_Training_Data'}: 2 files" in result.stdout
+    assert f"{out / 'ISBI2016_ISIC_Part1_Test_GroundTruth'}: 1 files" in result.stdout
+    assert f"isicrt data check {out}" in result.stdout
+    assert sorted(path.name for path in out.iterdir()) == sorted(archive.folder for archive in ISIC2016)
+
+    result = isicrt("check", out)
+    assert result.exit_code == 0, result.output
+    assert "train: 2 pairs, 0 grey masks, SHA-256 " in result.stdout
+    assert "test: 1 pairs, 0 grey masks, SHA-256 " in result.stdout
+
+    shutil.rmtree(site)  # nothing is fetched twice
+    assert isicrt("isic2016", "--out", out).exit_code == 0
+
+
+def test_isic2016_keeps_zips_when_asked(site: Path, tmp_path: Path) -> None:
+    result = isicrt("isic2016", "--keep-zips", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "out").glob("*.zip"))) == 4
+
+
+def test_isic2016_fails_with_a_reason(site: Path, tmp_path: Path) -> None:
+    (site / "ISBI2016_ISIC_Part1_Test_Data.zip").unlink()
+    result = isicrt("isic2016", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "HTTP 404" in result.output
+    assert "ISBI2016_ISIC_Part1_Test_Data.zip" in result.output
+    assert (tmp_path / "out" / "ISBI2016_ISIC_Part1_Training_Data").is_dir()  # what came before it stays
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["isic2016"], "--out"),
+        (["check"], "FOLDER"),
+        (["check", "no-such-folder"], "does not exist"),
+        (["check", ".", "--split", "validation"], "validation"),
+        (["isic2019"], "isic2019"),
+    ],
+)
+def test_usage_errors(arguments: list[str], message: str) -> None:
+    result = isicrt(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+@pytest.mark.parametrize(("split", "lines"), [("all", 1), ("train", 1), ("test", 1)])
+def test_check_reports_one_plain_folder_once(split: str, lines: int, rendered_pairs: Path) -> None:
+    result = isicrt("check", rendered_pairs, "--split", split)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("12 pairs") == lines
+
+
+def test_check_lists_every_problem(rendered_pairs: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(rendered_pairs, tmp_path / part)
+    masks = tmp_path / "train" / "masks"
+    Image.new("L", (5, 4)).save(masks / "ISIC_0000001_Segmentation.png")
+    Image.new("RGB", (90, 120)).save(masks / "ISIC_0000002_Segmentation.png")
+    Image.new("L", (128, 96), 200).save(masks / "ISIC_0000003_Segmentation.png")
+    (tmp_path / "train" / "images" / "ISIC_0000004.jpg").write_bytes(b"no JPEG")
+    result = isicrt("check", tmp_path)
+    assert result.exit_code == 1
+    train, test = result.stdout.split("test: ")
+    assert train.startswith("train: 12 pairs, 1 grey masks, SHA-256 ")
+    for name in ("ISIC_0000001", "ISIC_0000002", "ISIC_0000004"):
+        assert name in train
+    assert "train: 3 problems" in train
+    assert test.startswith("12 pairs, 0 grey masks")
+    assert "problems" not in test
+    assert isicrt("check", tmp_path, "--split", "test").exit_code == 0
+
+
+def test_check_goes_on_to_test_when_train_does_not_pair(rendered_pairs: Path, tmp_path: Path) -> None:
+    shutil.copytree(rendered_pairs, tmp_path / "test")
+    shutil.copytree(rendered_pairs, tmp_path / "train")
+    (tmp_path / "train" / "masks" / "ISIC_0000005_Segmentation.png").unlink()
+    result = isicrt("check", tmp_path)
+    assert result.exit_code == 1
+    assert "ISIC_0000005" in result.stdout
+    assert "test: 12 pairs" in result.stdout
+
+
+def test_check_of_a_folder_that_is_no_data_set(tmp_path: Path) -> None:
+    result = isicrt("check", tmp_path)
+    assert result.exit_code == 1
+    assert result.stdout.count("isicrt data isic2016 --out") == 2

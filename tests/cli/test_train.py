@@ -1,0 +1,77 @@
+"""`isicrt train` as a user calls it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from isicrt.cli.main import group
+
+RECIPE = """
+name: tiny
+architecture: unet
+decoder_channels: [8, 8, 8, 8]
+input_size: 64
+batch_size: 4
+folds: 3
+stages:
+  - {name: tuned, epochs: 2, decoder_lr: 1.0e-3, encoder_lr: 1.0e-4}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def test_trains_refuses_to_overwrite_and_resumes(rendered_pairs: Path, tmp_path: Path, recipe: str) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "--data", str(rendered_pairs), "--recipe", recipe, "--out", str(out)]
+    arguments += ["--encoder-weights", "none", "--device", "cpu", "--epochs", "1"]
+    result = CliRunner().invoke(group, arguments)
+    assert result.exit_code == 0, result.output
+    assert "validation: loss" in result.output
+    assert "images/s" in result.output
+    assert f"isicrt build-engine {out / 'best.pt'}" in result.output
+
+    again = CliRunner().invoke(group, arguments)
+    assert again.exit_code == 2
+    assert "--resume auto" in again.output
+
+    resumed = CliRunner().invoke(group, [*arguments, "--resume", "auto"])
+    assert resumed.exit_code == 0, resumed.output
+    assert "resuming after epoch 1" in resumed.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--data", "nowhere"], 1, "nowhere: not a data set"),
+        (["--recipe", "nothing"], 2, "no such recipe"),
+        (["--epochs", "0"], 2, "0 is not in the range"),
+        (["--model", "resnet"], 2, "'resnet' is not one of"),
+        (["--fold", "99"], 1, "fold 99 does not exist"),
+        (["--encoder-weights", "missing.pth"], 1, "missing.pth: no such file"),
+        (["--resume", "missing.pt"], 1, "missing.pt: no such checkpoint"),
+    ],
+)
+def test_bad_input_is_named(
+    rendered_pairs: Path, tmp_path: Path, recipe: str, arguments: list[str], code: int, message: str
+) -> None:
+    base = ["train", "--data", str(rendered_pairs), "--out", str(tmp_path / "run"), "--encoder-weights", "none"]
+    base += ["--recipe", recipe]
+    result = CliRunner().invoke(group, [*base, *arguments])
+    assert result.exit_code == code, result.output
+    assert message in result.output
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_without_data_it_says_which_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ISICRT_DATA", raising=False)
+    result = CliRunner().invoke(group, ["train"])
+    assert result.exit_code == 2
+    assert "--data" in result.output

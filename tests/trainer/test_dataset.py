@@ -1,0 +1,135 @@
+"""Pairs are found by id in every layout, and every problem is reported at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from isicrt.engine.errors import DataError
+from isicrt.trainer.dataset import LEFT_OUT, Pair, check_pairs, checked_pairs, find_pairs, split_fold
+
+
+def write_pair(images: Path, masks: Path, name: str, *, size=(8, 6), mask_size=None, mode="L", values=(0, 255)) -> None:
+    images.mkdir(parents=True, exist_ok=True)
+    masks.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (200, 150, 140)).save(images / f"{name}.jpg")
+    w, h = mask_size or size
+    mask = np.resize(np.array(values, np.uint8), (h, w))
+    Image.fromarray(mask).convert(mode).save(masks / f"{name}_Segmentation.png")
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "split"),
+    [
+        ("images", "masks", "train"),
+        ("train/images", "train/masks", "train"),
+        ("test/images", "test/masks", "test"),
+        ("ISBI2016_ISIC_Part1_Training_Data", "ISBI2016_ISIC_Part1_Training_GroundTruth", "train"),
+        ("ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth", "test"),
+    ],
+)
+def test_layouts(tmp_path: Path, images: str, masks: str, split: str) -> None:
+    for name in ("ISIC_0000010", "ISIC_0000002"):
+        write_pair(tmp_path / images, tmp_path / masks, name)
+    (tmp_path / images / "ATTRIBUTION.txt").write_text("ISIC_0000002")
+    pairs = find_pairs(tmp_path, split)
+    assert [p.id for p in pairs] == ["ISIC_0000002", "ISIC_0000010"]
+    assert all(p.id in p.image.name and p.id in p.mask.name for p in pairs)
+
+
+def test_known_duplicates_of_test_images_are_left_out_of_training_only(tmp_path: Path) -> None:
+    for name in [*LEFT_OUT, "ISIC_0000000"]:
+        for split in ("train", "test"):
+            write_pair(tmp_path / split / "images", tmp_path / split / "masks", name)
+    assert [p.id for p in find_pairs(tmp_path)] == ["ISIC_0000000"]
+    assert len(find_pairs(tmp_path, "test")) == 1 + len(LEFT_OUT)
+
+
+def test_names_without_an_isic_id_pair_by_stem(tmp_path: Path) -> None:
+    write_pair(tmp_path / "images", tmp_path / "masks", "lesion a")
+    assert [p.id for p in find_pairs(tmp_path)] == ["lesion a"]
+
+
+def test_all_pairing_problems_are_reported_at_once(tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for n in range(3):
+        write_pair(images, masks, f"ISIC_000000{n}")
+    (masks / "ISIC_0000000_Segmentation.png").unlink()
+    (images / "ISIC_0000001.jpg").unlink()
+    Image.new("RGB", (8, 6)).save(images / "ISIC_0000002.png")
+    with pytest.raises(DataError) as caught:
+        find_pairs(tmp_path)
+    message = str(caught.value)
+    assert "ISIC_0000000.jpg: has no mask" in message
+    assert "ISIC_0000001_Segmentation.png: has no image" in message
+    assert "a second image of ISIC_0000002" in message
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: None, "not a data set. Expected images/ and masks/"),
+        (lambda d: [(d / n).mkdir() for n in ("images", "masks")], "holds no image"),
+    ],
+)
+def test_what_is_no_data_set(tmp_path: Path, make, message: str) -> None:
+    make(tmp_path)
+    with pytest.raises(DataError, match=message):
+        find_pairs(tmp_path)
+
+
+def test_check_lists_every_bad_file_and_counts_grey_masks(tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    write_pair(images, masks, "ISIC_0000001")
+    write_pair(images, masks, "ISIC_0000002", values=(0, 100, 255))
+    write_pair(images, masks, "ISIC_0000003", mask_size=(4, 4))
+    write_pair(images, masks, "ISIC_0000004", mode="RGB")
+    write_pair(images, masks, "ISIC_0000005")
+    image = images / "ISIC_0000005.jpg"
+    image.write_bytes(image.read_bytes()[:200])
+    report = check_pairs(find_pairs(tmp_path))
+    assert report.pairs == 5
+    assert report.grey_masks == 1
+    problems = "\n".join(report.problems)
+    assert len(report.problems) == 3
+    assert "ISIC_0000003_Segmentation.png: is 4 x 4, its image 8 x 6" in problems
+    assert "ISIC_0000004_Segmentation.png: has mode RGB" in problems
+    assert "ISIC_0000005: cannot be decoded" in problems
+    with pytest.raises(DataError, match="3 files cannot be used"):
+        checked_pairs(tmp_path, fast=False)
+
+
+def test_hash_follows_the_contents_and_not_the_place(tmp_path: Path) -> None:
+    for root in ("a", "b"):
+        write_pair(tmp_path / root / "images", tmp_path / root / "masks", "ISIC_0000001")
+    a, b = (check_pairs(find_pairs(tmp_path / root), fast=True).sha256 for root in ("a", "b"))
+    assert a == b
+    write_pair(tmp_path / "b" / "images", tmp_path / "b" / "masks", "ISIC_0000001", values=(255,))
+    assert check_pairs(find_pairs(tmp_path / "b"), fast=True).sha256 != a
+
+
+def test_folds_share_out_all_pairs_and_do_not_depend_on_the_others() -> None:
+    pairs = [Pair(f"ISIC_{n:07d}", Path("i"), Path("m")) for n in range(200)]
+    sides = [split_fold(pairs, 5, k) for k in range(5)]
+    validated = [p.id for _, validation in sides for p in validation]
+    assert sorted(validated) == [p.id for p in pairs]
+    assert all(20 <= len(validation) <= 60 for _, validation in sides)
+    assert all(not set(t) & set(v) for t, v in sides)
+    fewer = split_fold(pairs[::2], 5, 2)[1]
+    assert fewer == [p for p in sides[2][1] if p in pairs[::2]]
+
+
+@pytest.mark.parametrize(("count", "folds", "fold"), [(10, 5, 5), (10, 5, -1), (1, 5, 0)])
+def test_folds_that_do_not_exist(count: int, folds: int, fold: int) -> None:
+    pairs = [Pair(f"ISIC_{n:07d}", Path("i"), Path("m")) for n in range(count)]
+    with pytest.raises(DataError, match=r"fold|too few"):
+        split_fold(pairs, folds, fold)
+
+
+def test_the_real_training_set(real_data: Path) -> None:
+    pairs, report = checked_pairs(real_data / "isic2016", "train")
+    assert len(pairs) == report.pairs == 803
+    assert not {p.id for p in pairs} & set(LEFT_OUT)

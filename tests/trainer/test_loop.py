@@ -1,0 +1,197 @@
+"""Whole runs on rendered images: tiny, and real in every part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from isicrt.engine.errors import ModelError, SettingsError, TrainingError
+from isicrt.trainer import checkpoint
+from isicrt.trainer.loop import Listener, RunSettings, train
+from isicrt.trainer.recipe import Augmentation, Recipe, Stage
+
+STAGES = (
+    Stage("frozen", epochs=1, decoder_lr=2e-3, warmup_epochs=0),
+    Stage("tuned", epochs=2, decoder_lr=2e-3, encoder_lr=1e-3),
+)
+
+
+def tiny(**changes: Any) -> Recipe:
+    settings: dict[str, Any] = {
+        "name": "tiny",
+        "architecture": "unet",
+        "stages": STAGES,
+        "decoder_channels": (8, 8, 8, 8),
+        "input_size": 64,
+        "batch_size": 4,
+        "loss": {"bce": 1, "iou": 1},
+        "ema_decay": 0.5,
+        "folds": 3,
+    }
+    return Recipe(**(settings | changes))
+
+
+def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
+    return RunSettings(**({"recipe": tiny(), "data": data, "out": out, "pretrained": None} | changes))
+
+
+@pytest.fixture(scope="module")
+def run(rendered_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three epochs."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(settings(rendered_pairs, out))
+    return out
+
+
+class StopAfter(Listener):
+    """Ctrl-C after so many epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        self.left = epochs
+
+    def finished(self, row: Any) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_run_folder_is_complete(run: Path) -> None:
+    assert {p.name for p in run.iterdir() if p.is_file()} == {
+        "best.pt",
+        "config.yaml",
+        "curves.png",
+        "last.pt",
+        "metrics.csv",
+        "samples.png",
+    }
+    rows = checkpoint.read_metrics(run)
+    assert [(r["epoch"], r["stage"]) for r in rows] == [("1", "frozen"), ("2", "tuned"), ("3", "tuned")]
+    assert float(rows[-1]["images_per_second"]) > 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert Recipe.from_dict(config["recipe"]) == tiny()
+    for name in ("curves.png", "samples.png"):
+        with Image.open(run / name) as picture:
+            picture.load()
+            assert min(picture.size) >= 128
+
+
+def test_checkpoint_gives_the_model_and_its_card(run: Path, rendered_pairs: Path) -> None:
+    model, card = checkpoint.load_model(run / "best.pt")
+    assert not model.training
+    assert card.input_size == (64, 64)
+    assert card.training["training_images"] + card.training["validation_images"] == 12
+    best = max(float(r["val_jaccard"]) for r in checkpoint.read_metrics(run))
+    assert card.scores["validation"]["jaccard"] == pytest.approx(best)
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+
+
+def test_a_stopped_run_resumes_to_the_very_same_weights(run: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    for stop in (1, 1):  # once between the stages, once within one
+        resume = out / "last.pt" if out.exists() else None
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(rendered_pairs, out, resume=resume), StopAfter(stop))
+    train(settings(rendered_pairs, out, resume=out / "last.pt"))
+    _, whole = checkpoint.load(run / "last.pt")
+    _, resumed = checkpoint.load(out / "last.pt")
+    for part in ("weights", "model"):
+        assert whole[part].keys() == resumed[part].keys()
+        different = [k for k in whole[part] if not torch.equal(whole[part][k], resumed[part][k])]
+        assert different == []
+    assert len(resumed["history"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": tiny(batch_size=5)}, r"recipe\.batch_size: 4 then, 5 now"),
+        ({"recipe": tiny(stages=STAGES[:1])}, r"recipe\.stages"),
+        ({"seed": 1}, "seed: 0 then, 1 now"),
+        ({"fold": 1}, "fold: 0 then, 1 now"),
+    ],
+)
+def test_other_settings_cannot_be_resumed(run: Path, rendered_pairs: Path, change: dict, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        train(settings(rendered_pairs, run, resume=run / "last.pt", **change))
+
+
+def test_a_run_is_not_overwritten(run: Path, rendered_pairs: Path) -> None:
+    with pytest.raises(SettingsError, match="--resume auto"):
+        train(settings(rendered_pairs, run))
+
+
+def test_best_pt_cannot_be_resumed(run: Path, rendered_pairs: Path) -> None:
+    with pytest.raises(SettingsError, match=r"name the last\.pt"):
+        train(settings(rendered_pairs, run, resume=run / "best.pt"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(rendered_pairs: Path, tmp_path: Path) -> None:
+    wild = Stage("wild", epochs=2, decoder_lr=1e30, encoder_lr=1e30, warmup_epochs=0)
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf).*lower decoder_lr"):
+        train(settings(rendered_pairs, tmp_path / "wild", recipe=tiny(stages=(wild,))))
+
+
+def test_offline_copies_are_made_once_and_added(rendered_pairs: Path, tmp_path: Path) -> None:
+    recipe = tiny(stages=STAGES[:1], augmented_copies=1, augmentation=Augmentation())
+    out = tmp_path / "offline"
+    seen: list[int] = []
+
+    class Count(Listener):
+        def started(self, recipe: Recipe, training: int, validation: int, done: int) -> None:
+            seen.append(training)
+            seen.append(validation)
+
+    train(settings(rendered_pairs, out, recipe=recipe), Count())
+    training, validation = seen
+    assert training == 2 * (12 - validation)
+    copies = sorted((out / "augmented" / "images").iterdir())
+    assert len(copies) == training // 2
+    with Image.open(copies[0]) as image:
+        assert image.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "read safely"), (b"PK\x03\x04 junk", "read safely"), (None, "no such checkpoint")],
+)
+def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "x.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        checkpoint.load_model(path)
+
+
+def test_pickled_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"isicrt": 1, "card": "{}", "weights": {}, "x": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(ModelError, match="read safely"):
+        checkpoint.load_model(tmp_path / "evil.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_of_another_architecture_are_refused(run: Path, tmp_path: Path) -> None:
+    card, data = checkpoint.load(run / "best.pt")
+    other = card.replace(architecture="segnet-attention")
+    checkpoint.save(tmp_path / "mixed.pt", card=other, weights=data["weights"])
+    with pytest.raises(ModelError, match="do not fit its card"):
+        checkpoint.load_model(tmp_path / "mixed.pt")
+
+
+def test_best_run_is_that_with_the_highest_validation_jaccard(tmp_path: Path) -> None:
+    assert checkpoint.best_run(tmp_path) is None
+    for name, scores in {"a": (0.5, 0.8), "b": (0.9, 0.7), "c": ()}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.pt").touch()
+        rows = "".join(f"{i},{s}\n" for i, s in enumerate(scores))
+        (tmp_path / name / "metrics.csv").write_text("epoch,val_jaccard\n" + rows)
+    assert checkpoint.best_run(tmp_path) == tmp_path / "b" / "best.pt"

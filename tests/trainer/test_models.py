@@ -1,0 +1,114 @@
+"""One contract for every architecture and layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from isicrt.engine.errors import ModelError
+from isicrt.trainer.models import ARCHITECTURES, SegmentationModel, build_model, normalise
+
+NARROW = [16, 12, 8, 8]
+"""Widths that keep the report's layers quick enough for a test."""
+
+
+@pytest.fixture(scope="module", params=[(a, lay) for a in ARCHITECTURES for lay in ("light", "report")], ids="-".join)
+def model(request: pytest.FixtureRequest) -> SegmentationModel:
+    torch.manual_seed(0)
+    architecture, layout = request.param
+    return build_model(architecture, layout=layout, decoder_channels=NARROW)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+def test_logits_have_the_inputs_resolution(model: SegmentationModel, batch: int, size: tuple[int, int]) -> None:
+    with torch.no_grad():
+        logits = model.eval()(torch.randn(batch, 3, *size))
+    assert logits.shape == (batch, 1, *size)
+    assert logits.dtype == torch.float32
+    assert torch.isfinite(logits).all()
+    assert logits.std() > 0
+
+
+def test_every_parameter_learns(model: SegmentationModel) -> None:
+    model.train().zero_grad()
+    model(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_a_batch_gives_what_its_images_give(model: SegmentationModel) -> None:
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        together = model.eval()(images)
+        alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_side_that_is_no_multiple_of_32_is_refused(model: SegmentationModel) -> None:
+    with pytest.raises(ModelError, match="multiples of 32; try 96 x 64"):
+        model(torch.zeros(1, 3, 100, 64))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layout", "millions"),
+    [
+        ("unet", "light", 1.99),
+        ("segnet-attention", "light", 2.50),
+        ("segnet-attention-atrous", "light", 2.71),
+        # The report's own, as counted in its published code.
+        ("unet", "report", 8.35),
+        ("segnet-attention", "report", 110.55),
+        ("segnet-attention-atrous", "report", 140.05),
+    ],
+)
+def test_number_of_parameters(architecture: str, layout: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = build_model(architecture, layout=layout)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_the_light_unet_stays_under_a_gmac_at_256_px() -> None:
+    with torch.device("meta"):
+        model = build_model("unet").eval()
+        counter = FlopCounterMode(display=False)
+        with counter:
+            model(torch.empty(1, 3, 256, 256))
+    assert 0.3e9 < counter.get_total_flops() / 2 < 1e9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"architecture": "resnet"}, "unknown architecture 'resnet': choose from unet, segnet-attention"),
+        ({"architecture": "unet", "layout": "heavy"}, "unknown layout 'heavy': choose from light, report"),
+        ({"architecture": "unet", "decoder_channels": [8, 8]}, "four widths"),
+        ({"architecture": "unet", "decoder_channels": [8, 8, 8, 0]}, "four widths"),
+        ({"architecture": "unet", "pretrained": "/nonexistent.pth"}, "no such file of encoder weights"),
+    ],
+)
+def test_what_cannot_be_built_is_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        build_model(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_foreign_state_dict_is_refused(tmp_path) -> None:
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ModelError, match=r"other\.pth: not a state dict of torchvision's mobilenet_v2"):
+        build_model("unet", pretrained=tmp_path / "other.pth")
+
+
+def test_pretrained_weights_reach_the_encoder(encoder_weights) -> None:
+    state = torch.load(encoder_weights, weights_only=True)
+    model = build_model("unet", pretrained=encoder_weights)
+    first = model.state_dict()["encoder.layers.0.0.weight"]
+    torch.testing.assert_close(first, state["features.0.0.weight"])
+
+
+def test_normalise_is_imagenets() -> None:
+    images = torch.tensor([0, 128, 255], dtype=torch.uint8).expand(1, 2, 2, 3)
+    result = normalise(images, (0.5, 0.4, 0.3), (0.2, 0.25, 0.1))
+    expected = torch.tensor([-2.5, (128 / 255 - 0.4) / 0.25, 7.0])
+    assert result.shape == (1, 3, 2, 2)
+    torch.testing.assert_close(result[0, :, 1, 0], expected)

@@ -1,0 +1,143 @@
+"""DALI on the CPU: the geometry is Pillow's, the mask follows its image, and an epoch can be repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from isicrt.engine.errors import DataError
+from isicrt.engine.geometry import resize_image
+from isicrt.trainer.dataset import Pair, find_pairs
+from isicrt.trainer.pipelines import TrainingBatches, epoch_seed
+from isicrt.trainer.recipe import Augmentation
+
+STILL = Augmentation(
+    min_zoom=1,
+    max_aspect=1,
+    flip=False,
+    rotate_probability=0,
+    brightness=0,
+    contrast=0,
+    saturation=0,
+    hue=0,
+    max_noise=0,
+)
+
+
+def one_epoch(pairs: list[Pair], **settings) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    defaults = {"size": 64, "batch_size": 4, "augmentation": None, "seed": 1}
+    return list(TrainingBatches(pairs, **(defaults | settings)))
+
+
+def test_without_augmentation_pixels_are_those_of_the_resize_rule(rendered_pairs: Path) -> None:
+    pairs = find_pairs(rendered_pairs)
+    batches = TrainingBatches(pairs, size=64, batch_size=12, augmentation=None, seed=3)
+    ((images, masks),) = list(batches)
+    assert images.shape == (12, 64, 64, 3)
+    assert images.dtype == torch.uint8
+    assert masks.shape == (12, 1, 64, 64)
+    assert masks.dtype == torch.float32
+    for index, image, mask in zip(batches.order, images, masks, strict=True):
+        expected = resize_image(np.asarray(Image.open(pairs[index].image).convert("RGB")), (64, 64))
+        difference = np.abs(image.numpy().astype(int) - expected)
+        assert difference.max() <= 8  # DALI and Pillow round differently, see docs/design.md
+        assert difference.mean() < 0.5
+        truth = Image.open(pairs[index].mask).resize((64, 64), Image.Resampling.NEAREST)
+        assert (mask[0].numpy().astype(bool) == (np.asarray(truth) > 128)).mean() > 0.98
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
+    """Images that are red where their mask is lesion and blue elsewhere: whatever moves one must move the other."""
+    folder = tmp_path_factory.mktemp("marked")
+    pairs = []
+    for n in range(8):
+        mask = np.zeros((90, 120), np.uint8)
+        mask[20 : 50 + n, 15 : 70 + 2 * n] = 255
+        image = np.where(mask[..., None] > 0, np.uint8([220, 10, 10]), np.uint8([10, 10, 220]))
+        pair = Pair(f"ISIC_{n:07d}", folder / f"{n}.png", folder / f"{n}_m.png")
+        Image.fromarray(image).save(pair.image)
+        Image.fromarray(mask).save(pair.mask)
+        pairs.append(pair)
+    return pairs
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        {},
+        {"flip": True},
+        {"min_zoom": 0.5, "max_aspect": 1.5},
+        {"rotate_probability": 1.0, "max_angle": 180.0},
+        {"flip": True, "min_zoom": 0.5, "max_aspect": 1.5, "rotate_probability": 0.5, "max_noise": 5.0},
+    ],
+)
+def test_image_and_mask_move_together_and_the_mask_keeps_two_values(marked: list[Pair], moves: dict) -> None:
+    augmentation = dataclasses.replace(STILL, **moves)
+    for images, masks in one_epoch(marked, augmentation=augmentation):
+        assert set(masks.unique().tolist()) <= {0.0, 1.0}
+        red = images[..., 0].float() > images[..., 2].float() + 40
+        # Only the interpolated rim of the lesion may disagree.
+        assert (red == masks[:, 0].bool()).float().mean() > 0.97
+
+
+def test_augmentation_changes_pixels(marked: list[Pair]) -> None:
+    (plain, _), *_ = one_epoch(marked, augmentation=STILL)
+    for change in ({"brightness": 0.5}, {"hue": 60.0}, {"max_noise": 30.0}, {"flip": True}, {"min_zoom": 0.4}):
+        (changed, _), *_ = one_epoch(marked, augmentation=dataclasses.replace(STILL, **change))
+        assert not torch.equal(plain, changed), change
+
+
+def test_corners_that_rotate_in_are_black_background(marked: list[Pair]) -> None:
+    augmentation = dataclasses.replace(STILL, rotate_probability=1.0, max_angle=180.0, contrast=0.5)
+    images, masks = one_epoch(marked, augmentation=augmentation, batch_size=8)[0]
+    black = images.sum(-1) == 0
+    assert black.any()
+    assert masks[:, 0][black].max() == 0
+
+
+def test_same_seed_same_epoch_other_seed_other_epoch(marked: list[Pair]) -> None:
+    first, again, other = (one_epoch(marked, augmentation=Augmentation(), seed=epoch_seed(0, e)) for e in (4, 4, 5))
+    assert all(torch.equal(a, b) for x, y in zip(first, again, strict=True) for a, b in zip(x, y, strict=True))
+    assert not torch.equal(first[0][0], other[0][0])
+
+
+def test_epoch_seeds_differ_and_suit_dali() -> None:
+    seeds = [epoch_seed(s, e) for s in range(5) for e in range(40)]
+    assert len(set(seeds)) == 200
+    assert all(0 < s < 2**31 for s in seeds)
+
+
+def test_each_pair_comes_once_and_the_rest_of_a_batch_is_dropped(marked: list[Pair]) -> None:
+    batches = TrainingBatches(marked, size=32, batch_size=3, augmentation=None, seed=0)
+    assert len(batches) == 2
+    assert [len(images) for images, _ in batches] == [3, 3]
+    assert sorted(batches.order) == list(range(8))
+    few = TrainingBatches(marked[:2], size=32, batch_size=16, augmentation=None, seed=0)
+    assert [len(images) for images, _ in few] == [2]
+
+
+def test_a_bad_file_says_how_to_find_it(marked: list[Pair], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"this is no image")
+    with pytest.raises(DataError, match="isicrt data check"):
+        one_epoch([Pair("x", bad, marked[0].mask)])
+    with pytest.raises(DataError, match=r"missing\.jpg: cannot be read"):
+        one_epoch([Pair("x", tmp_path / "missing.jpg", marked[0].mask)])
+
+
+@pytest.mark.gpu
+def test_gpu_decoding_agrees_with_the_cpu(rendered_pairs: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    pairs = find_pairs(rendered_pairs)
+    (cpu, cpu_masks), *_ = one_epoch(pairs, augmentation=None)
+    (gpu, gpu_masks), *_ = one_epoch(pairs, augmentation=None, device="cuda")
+    assert gpu.is_cuda
+    assert (cpu.float() - gpu.cpu().float()).abs().mean() < 1.0
+    assert torch.equal(cpu_masks, gpu_masks.cpu())

@@ -1,0 +1,98 @@
+"""Recipes: every shipped one loads, epochs are shared out, and what cannot be used is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from isicrt.engine.errors import SettingsError
+from isicrt.trainer.models import ARCHITECTURES, build_model
+from isicrt.trainer.recipe import Recipe, load_recipe, names
+
+MINIMAL = {"name": "r", "architecture": "unet", "stages": [{"name": "s", "epochs": 2, "decoder_lr": 1e-3}]}
+
+
+@pytest.mark.parametrize("name", names())
+def test_shipped_recipes_load_and_name_themselves(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    if recipe.layout == "light":
+        build_model(recipe.architecture, layout=recipe.layout, decoder_channels=recipe.decoder_channels)
+
+
+def test_every_architecture_has_a_light_and_a_report_recipe() -> None:
+    assert {f"{a}-light" for a in ARCHITECTURES} | {f"report-{a}" for a in ARCHITECTURES} <= set(names())
+
+
+def test_the_reports_recipes_are_the_reports() -> None:
+    recipe = load_recipe("report-unet")
+    assert dict(recipe.loss) == {"bce": 1}
+    assert [(s.frozen, s.decoder_lr, s.encoder_lr) for s in recipe.stages] == [(True, 1e-3, 0), (False, 1e-4, 1e-6)]
+    assert load_recipe("report-segnet-attention-atrous-augmented").augmented_copies == 1
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1, [0, 1]), (2, [0, 2]), (10, [1, 9]), (40, [3, 37]), (80, [6, 74])])
+def test_epochs_are_shared_out_in_proportion(epochs: int, expected: list[int]) -> None:
+    recipe = load_recipe("unet-light")
+    assert [s.epochs for s in recipe.stages] == [3, 37]
+    shortened = recipe.with_epochs(epochs)
+    assert [s.epochs for s in shortened.stages] == expected
+    assert shortened.epochs == epochs
+
+
+def test_stage_of_an_epoch_skips_stages_without_epochs() -> None:
+    recipe = load_recipe("unet-light").with_epochs(10)
+    assert [(recipe.stage_of(e)[0].name, recipe.stage_of(e)[1]) for e in (0, 1, 9)] == [
+        ("frozen", 0),
+        ("tuned", 1),
+        ("tuned", 1),
+    ]
+    assert load_recipe("unet-light").with_epochs(1).stage_of(0)[0].name == "tuned"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": 1}, "unknown setting 'colour'"),
+        ({"architecture": "vnet"}, "'architecture' is one of unet"),
+        ({"input_size": 200}, "'input_size' is a multiple of 32"),
+        ({"input_size": "192"}, "'input_size' must be of type int"),
+        ({"batch_size": True}, "'batch_size' must be of type int"),
+        ({"loss": {"focal": 1}}, "unknown loss 'focal'"),
+        ({"augmentation": {"zoom": 1}}, r"unknown setting 'augmentation\.zoom'"),
+        ({"augmentation": {"min_zoom": 0}}, r"'augmentation\.min_zoom' must lie in"),
+        ({"augmentation": None, "augmented_copies": 1}, "'augmentation' is needed"),
+        ({"stages": {}}, "'stages' must be a list"),
+        ({"stages": [{"name": "s", "epochs": 1}]}, r"'stages\[0\]\.decoder_lr' is missing"),
+        ({"stages": [{"name": "s", "epochs": 1, "decoder_lr": 0}]}, "decoder_lr' must be positive"),
+        ({"stages": []}, "'stages' need at least one epoch"),
+        ({"folds": 1}, "'folds' is at least 2"),
+        ({"ema_decay": 1}, "'ema_decay' lies in"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(change: dict, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Recipe.from_dict(MINIMAL | change)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "not YAML"),
+        ("- a", "a recipe must be a mapping"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
+        ("{name: r, architecture: unet}", "'stages' must be a list"),
+    ],
+)
+def test_files_that_are_no_recipe_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=rf"mine\.yaml: .*{message}"):
+        load_recipe(path)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(SettingsError, match=r"no such recipe.*unet-light"):
+        load_recipe("unet-heavy")
