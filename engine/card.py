@@ -162,7 +162,5 @@ def _checked(name: str, annotation: str, value: Any) -> Any:
     }
     kind = expected.get(annotation, Mapping)
     if not isinstance(value, kind) or (annotation in ("int", "float") and isinstance(value, bool)):
-        raise ModelError(
-            f"model card: field '{name}' must be of type {annotation.split('[')[0]}, not {value!r}"
-        )
+        raise ModelError(f"model card: field '{name}' must be of type {annotation.split('[')[0]}, not {value!r}")
     return value

@@ -27,9 +27,7 @@ def upsample_probability(probability: UInt8Array, size: tuple[int, int]) -> UInt
     height, width = size
     if probability.shape == (height, width):
         return probability
-    return np.asarray(
-        cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8
-    )
+    return np.asarray(cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def cutoff(threshold: float) -> int:

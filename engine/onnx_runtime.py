@@ -47,9 +47,7 @@ class OnnxRuntime:
             raise ModelError(f"{path}: ONNX Runtime cannot load it: {error}") from error
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
-            raise ModelError(
-                f"{path}: carries no model card. isicrt runs models made by `isicrt build-engine`."
-            )
+            raise ModelError(f"{path}: carries no model card. isicrt runs models made by `isicrt build-engine`.")
         try:
             self.card = ModelCard.from_json(text)
         except ModelError as error:
@@ -71,7 +69,10 @@ class OnnxRuntime:
                 f"card says, but it has {[(i.type, i.shape) for i in inputs]} and {[(o.type, o.shape) for o in outputs]}"
             )
         if isinstance(inputs[0].shape[0], int):
-            self.max_batch = inputs[0].shape[0]
+            raise ModelError(
+                f"{self.path}: takes batches of exactly {inputs[0].shape[0]}; isicrt needs a symbolic batch, as "
+                "`isicrt build-engine` exports it"
+            )
         self._input = inputs[0].name
 
     def infer(self, images: UInt8Array) -> UInt8Array:

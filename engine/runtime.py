@@ -79,9 +79,7 @@ def open_runtime(path: str | os.PathLike[str], *, threads: int | None = None) ->
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelError(
-            f"{path}: no such model file. `isicrt segment` without --model uses the one that ships."
-        )
+        raise ModelError(f"{path}: no such model file. `isicrt segment` without --model uses the one that ships.")
     if path.suffix == ".onnx":
         from isicrt.engine.onnx_runtime import OnnxRuntime
 

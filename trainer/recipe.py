@@ -224,6 +224,7 @@ def _build(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
             boolean = isinstance(value, bool) and f.type != "bool"
             if boolean or not isinstance(value, expected):
                 raise SettingsError(f"setting '{prefix}{name}' must be of type {f.type}, not {value!r}")
-            value = float(value) if f.type == "float" else value
+            if f.type == "float":
+                value = float(value)  # 1 is a number too
         values[name] = value
     return kind(**values)

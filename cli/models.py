@@ -1,0 +1,86 @@
+"""`isicrt models`: the models that ship, and what is known about each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from isicrt.engine.card import ModelCard
+
+
+@click.command("models")
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the card, or all cards, as JSON.")
+def command(model: str | None, as_json: bool) -> None:
+    """List the models that ship with isicrt, or show what is known about one: MODEL is a name or a file."""
+    from isicrt.engine import shipped
+
+    if model is not None:
+        card = _read_card(shipped.resolve(model))
+        click.echo(json.dumps(card.to_dict(), indent=2) if as_json else _describe(card))
+        return
+    files = [shipped.resolve(name) for name in shipped.names()]
+    cards = [(file, _read_card(file)) for file in files]
+    if as_json:
+        click.echo(json.dumps([card.to_dict() for _, card in cards], indent=2))
+    elif cards:
+        _print_table(cards)
+    else:
+        click.echo("No model ships with this copy of isicrt. Train one with: isicrt train")
+
+
+def _read_card(path: Path) -> ModelCard:
+    if path.suffix == ".plan":  # its card is readable where its GPU is not
+        from isicrt.engine.plan import read_plan
+
+        return read_plan(path)[0]
+    from isicrt.engine.runtime import open_runtime
+
+    with open_runtime(path, threads=1) as runtime:
+        return runtime.card
+
+
+def _describe(card: ModelCard) -> str:
+    lines = []
+    for name, value in card.to_dict().items():
+        if isinstance(value, Mapping):
+            value = json.dumps(value)
+        lines.append(f"{name + ':':<16}{value}")
+    return "\n".join(lines)
+
+
+def _print_table(cards: list[tuple[Path, ModelCard]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("Name", "Architecture", "Input", "Precision"):
+        table.add_column(heading)
+    for heading in ("MB", "Jaccard", "Dice"):
+        table.add_column(heading, justify="right")
+    table.add_column("Scored on", overflow="fold")
+    for path, card in cards:
+        data_set, scores = _headline(card.scores)
+        table.add_row(
+            card.name,
+            card.architecture,
+            f"{card.input_height} x {card.input_width}",
+            card.precision,
+            f"{path.stat().st_size / 1e6:.1f}",
+            *(f"{scores[key]:.3f}" if key in scores else "-" for key in ("jaccard", "dice")),
+            data_set,
+        )
+    Console().print(table)
+
+
+def _headline(scores: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The first data set that has a Jaccard index, with its scores."""
+    for data_set, values in scores.items():
+        if isinstance(values, Mapping) and "jaccard" in values:
+            return data_set, values
+    return "-", {}

@@ -1,0 +1,106 @@
+"""PyCUDA on the device's primary context, the one that torch, DALI and TensorRT share.
+
+`pycuda.autoinit` is never imported: it makes a context of its own, in which the others' pointers mean nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from isicrt.engine.cuda_driver import find_gpu
+from isicrt.engine.errors import MissingDependencyError, ModelError
+from isicrt.engine.geometry import UInt8Array
+
+_contexts: dict[int, Any] = {}
+_lock = threading.Lock()
+
+
+class CudaDevice:
+    """A GPU's primary context.
+
+    The context is retained once a process and kept until it exits: PyCUDA leaves a released primary context on the
+    driver's stack, where torch would find it.
+
+    Args:
+        index: of the device.
+
+    Raises:
+        MissingDependencyError: PyCUDA is not installed.
+        ModelError: there is no such GPU, or no driver.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        gpu = find_gpu(index)
+        if gpu is None:
+            raise ModelError(
+                f"no NVIDIA GPU number {index} with a working driver here, and a .plan runs on nothing else. "
+                "Use the .onnx that was built beside it: --model model.onnx"
+            )
+        try:
+            import pycuda.driver as cuda
+        except ImportError as error:
+            raise MissingDependencyError("PyCUDA", "gpu", str(error)) from error
+        self.gpu = gpu
+        self.cuda: Any = cuda
+        with self.errors("initialise CUDA"), _lock:
+            if index not in _contexts:
+                cuda.init()
+                _contexts[index] = cuda.Device(index).retain_primary_context()
+            self._context = _contexts[index]
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make the context this thread's current one, and put back what was there before."""
+        self._context.push()
+        try:
+            yield
+        finally:
+            self.cuda.Context.pop()
+
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """Turn PyCUDA's errors into ModelError."""
+        try:
+            yield
+        except self.cuda.MemoryError as error:
+            raise ModelError(
+                f"{self.gpu.name}: not enough memory to {doing}: {error}. Build the plan with a smaller --batch-size."
+            ) from error
+        except self.cuda.Error as error:
+            raise ModelError(f"{self.gpu.name}: could not {doing}: {error}") from error
+
+
+class TransferBuffer:
+    """A block of device memory with pinned host memory of the same size. Made, used and freed inside `current()`.
+
+    Args:
+        device: whose context is current.
+        shape: of the uint8 array, the batch first.
+    """
+
+    def __init__(self, device: CudaDevice, shape: tuple[int, ...]) -> None:
+        self._cuda = device.cuda
+        self.host: UInt8Array = self._cuda.pagelocked_empty(shape, np.uint8)
+        self._allocation: Any = self._cuda.mem_alloc(self.host.nbytes)
+        self.address = int(self._allocation)
+
+    def upload(self, rows: int, stream: Any) -> None:
+        """Copy the first rows to the device; returns before it is done."""
+        self._cuda.memcpy_htod_async(self._allocation, self.host[:rows], stream)
+
+    def download(self, rows: int, stream: Any) -> None:
+        """Copy the first rows from the device; returns before it is done."""
+        self._cuda.memcpy_dtoh_async(self.host[:rows], self._allocation, stream)
+
+    def free(self) -> None:
+        """Give both back. No copy may be under way."""
+        if self._allocation is not None:
+            self._allocation.free()
+            self._allocation = None
+            self.host.base.free()  # type: ignore[union-attr]
+            self.host = np.empty((0, *self.host.shape[1:]), np.uint8)

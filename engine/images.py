@@ -1,0 +1,189 @@
+"""Image files into pixels. The pixel grid is the one that is stored: EXIF orientation is ignored everywhere.
+
+JPEG goes through libjpeg-turbo with scaling in the DCT domain, which skips most of the inverse transform of a large
+photograph; where that refuses (CMYK, a stream with warnings), and for every other format, Pillow's verdict counts.
+What a file is, its content decides and not its name.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+
+from isicrt.engine.errors import DataError, ImageError
+from isicrt.engine.geometry import UInt8Array, resize_image
+from isicrt.engine.scores import FOREGROUND_ABOVE
+
+MAX_PIXELS = 400_000_000
+"""A larger image is refused before it is decoded: 20,000 x 20,000 is a slide or a bomb, not a dermoscopy image."""
+MAX_BYTES = 2**31
+"""A larger file is refused before it is read."""
+
+_JPEG = b"\xff\xd8\xff"
+
+# Only these are tried: Pillow knows formats (PostScript among them) that a folder of strangers must not reach.
+# The classes are called directly because `Image.open` compares sizes with a limit that is global to the process.
+_FORMATS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
+    ((_JPEG,), JpegImagePlugin.JpegImageFile),
+    ((b"\x89PNG\r\n\x1a\n",), PngImagePlugin.PngImageFile),
+    ((b"BM",), BmpImagePlugin.BmpImageFile),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
+    ((b"RIFF",), WebPImagePlugin.WebPImageFile),
+)
+
+_ORIENTATION = 0x0112  # EXIF tag
+_UNDO_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image as a model takes it."""
+
+    pixels: UInt8Array
+    """uint8, h x w x 3, RGB, at the model's input size."""
+    native_size: tuple[int, int]
+    """(height, width) of the stored pixel grid, which is the mask's."""
+
+
+def decode_image(path: str | os.PathLike[str], size: tuple[int, int]) -> Decoded:
+    """Decode an image and resize it to a model's input.
+
+    Args:
+        path: JPEG, PNG, BMP, TIFF or WebP. The first frame or page counts; alpha is dropped; 16-bit grey is scaled.
+        size: (height, width) in pixels.
+
+    Raises:
+        ImageError: not a regular file, not one of these formats, damaged, or more than `MAX_PIXELS`.
+    """
+    with _image_errors(path):
+        pixels, native_size = _decode(path, size)
+        return Decoded(resize_image(pixels, size), native_size)
+
+
+def read_image(path: str | os.PathLike[str]) -> UInt8Array:
+    """The whole image: uint8, H x W x 3, RGB, at its stored pixel grid. Raises ImageError as `decode_image`."""
+    with _image_errors(path):
+        return _decode(path, None)[0]
+
+
+def read_mask(path: str | os.PathLike[str]) -> npt.NDArray[np.bool_]:
+    """A ground truth or a predicted mask: bool, H x W, true where the value is above 128 of 255.
+
+    Raises:
+        DataError: neither a 1-bit nor an 8-bit greyscale image, or one that cannot be decoded.
+    """
+    with _image_errors(path):
+        image = _open(_read_file(path))
+        if image.mode not in ("1", "L"):
+            raise DataError(f"{path}: a mask must be a 1-bit or an 8-bit greyscale image, not of mode {image.mode}")
+        pixels = np.asarray(_stored_grid(image))
+        return pixels if pixels.dtype == bool else pixels > FOREGROUND_ABOVE
+
+
+@contextmanager
+def _image_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever goes wrong inside is an ImageError that names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except OSError as error:
+        raise ImageError(f"{os.fspath(path)}: {error.strerror or error}") from error
+    except Exception as error:  # on damaged bytes the decoders raise whatever they run into
+        raise ImageError(f"{os.fspath(path)}: cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _decode(path: str | os.PathLike[str], size: tuple[int, int] | None) -> tuple[UInt8Array, tuple[int, int]]:
+    """RGB pixels, at least of `size` on both sides where the image has them, and the native (height, width)."""
+    data = _read_file(path)
+    if data.startswith(_JPEG) and (fast := _decode_jpeg(data, size)):
+        return fast
+    pixels = _to_rgb(_stored_grid(_open(data)))
+    return pixels, (pixels.shape[0], pixels.shape[1])
+
+
+def _read_file(path: str | os.PathLike[str]) -> bytes:
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+        raise ImageError(f"{os.fspath(path)}: not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise ImageError(f"{os.fspath(path)}: {status.st_size / 2**30:.1f} GiB is more than isicrt reads")
+    if not status.st_size:
+        raise ImageError(f"{os.fspath(path)}: the file is empty")
+    return Path(path).read_bytes()
+
+
+def _decode_jpeg(data: bytes, size: tuple[int, int] | None) -> tuple[UInt8Array, tuple[int, int]] | None:
+    """The fast path; None where it does not apply and Pillow has to look."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        _check_pixels(width, height)
+        if colours not in ("Gray", "RGB", "YCbCr"):
+            return None
+        smallest = (0, 0)
+        if size is not None:
+            # Halves, quarters and eighths have vectorised transforms; 3/8, 5/8 and so on take longer than the whole.
+            for divisor in (8, 4, 2):
+                scaled = -(-height // divisor), -(-width // divisor)
+                if scaled[0] >= size[0] and scaled[1] >= size[1]:
+                    smallest = scaled
+                    break
+            else:
+                smallest = (height, width)
+        pixels: UInt8Array = simplejpeg.decode_jpeg(data, "RGB", min_height=smallest[0], min_width=smallest[1])
+    except ValueError:  # an error, or a warning, from libjpeg-turbo
+        return None
+    return pixels, (height, width)
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    for signatures, kind in _FORMATS:
+        if data.startswith(signatures):
+            image = kind(BytesIO(data))
+            _check_pixels(*image.size)
+            return image
+    raise ValueError("it is not a JPEG, PNG, BMP, TIFF or WebP image")
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise OverflowError(f"{width} x {height} is more than {MAX_PIXELS // 1_000_000} megapixels")
+
+
+def _stored_grid(image: ImageFile.ImageFile) -> Image.Image:
+    """The loaded image, not turned. Pillow turns a TIFF while it loads it, and only a TIFF."""
+    turned = image.getexif().get(_ORIENTATION) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+    image.load()
+    return image.transpose(_UNDO_ORIENTATION[turned]) if turned in _UNDO_ORIENTATION else image
+
+
+def _to_rgb(image: Image.Image) -> UInt8Array:
+    """uint8, H x W x 3."""
+    # Before Pillow 11 a 16-bit greyscale PNG has mode I.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        deep: npt.NDArray[Any] = np.asarray(image).astype(np.uint32)
+        grey = ((deep * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no defined white; save it with 8 or 16 bits")
+    image.info.pop("transparency", None)  # alpha is dropped, and `convert` must not warn of it
+    return np.asarray(image.convert("RGB"))

@@ -1,0 +1,69 @@
+"""The outline of a mask drawn on its image: for eyes, to see at a glance whether a run went well."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from isicrt.engine.errors import DataError
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.images import decode_image
+from isicrt.engine.masks import Mask, replace_file
+from isicrt.engine.sources import Job, overlay_path
+
+MAX_SIDE = 1024
+COLOUR = (0, 255, 160)
+"""RGB; no skin and no pigment has it."""
+
+
+class OverlayFolder:
+    """Writes overlays into a folder, laid out as the masks are. Call it from any thread.
+
+    Args:
+        out: the folder of the masks.
+        folder: the folder of the overlays.
+    """
+
+    def __init__(self, out: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+        self._out = Path(out)
+        self._folder = Path(folder)
+
+    def __call__(self, job: Job, mask: Mask) -> None:
+        """Write the overlay of one job as a JPEG of at most `MAX_SIDE` pixels a side.
+
+        Args:
+            job: of the mask.
+            mask: bool, H x W, at the image's own size.
+
+        Raises:
+            ImageError: the image cannot be decoded (any more).
+            DataError: the overlay cannot be written.
+        """
+        scale = min(1.0, MAX_SIDE / max(mask.shape))
+        size = max(1, round(mask.shape[0] * scale)), max(1, round(mask.shape[1] * scale))
+        overlay = draw_outline(decode_image(job.image, size).pixels, mask)
+        path = overlay_path(job.mask, self._out, self._folder)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, simplejpeg.encode_jpeg(overlay, quality=90))
+        except OSError as error:
+            raise DataError(f"{path}: the overlay cannot be written: {error.strerror or error}") from error
+
+
+def draw_outline(image: UInt8Array, mask: Mask) -> UInt8Array:
+    """A copy of an image with the outline of a mask.
+
+    Args:
+        image: uint8, h x w x 3, RGB.
+        mask: bool, H x W; it is brought to the image's size.
+    """
+    height, width = image.shape[:2]
+    small = cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    outline, _ = cv2.findContours(small, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    drawn = np.array(image, order="C")
+    cv2.drawContours(drawn, outline, -1, COLOUR, max(1, round(max(height, width) / 400)), cv2.LINE_AA)
+    return drawn

@@ -1,0 +1,111 @@
+"""The ``.plan`` file: a model card, then the plan that TensorRT serialised.
+
+    magic       12 bytes   b"ISICRT-PLAN" and the format's number
+    lengths     4 + 8      card and plan in bytes, little-endian
+    checksum    32 bytes   SHA-256 of the card
+    card        JSON, UTF-8; its builder["plan_sha256"] is the SHA-256 of the plan
+    plan        as the builder gave it
+
+Everything is checked before a byte of the plan reaches TensorRT. This finds accidents, not attacks: a plan is code
+that runs on the GPU, so load only plans that you trust.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+from isicrt.engine.card import ModelCard
+from isicrt.engine.errors import ModelError
+from isicrt.engine.masks import replace_file
+
+MAGIC = b"ISICRT-PLAN\x01"
+MAX_CARD_BYTES = 1 << 20
+MAX_PLAN_BYTES = 1 << 34
+_LENGTHS = struct.Struct("<IQ")
+_HEADER_BYTES = len(MAGIC) + _LENGTHS.size + 32
+
+
+def write_plan(path: str | os.PathLike[str], card: ModelCard, plan: bytes) -> None:
+    """Write a plan with its card in front; ``plan_sha256`` is added to the card's ``builder``.
+
+    Raises:
+        ModelError: the card or the plan is larger than the format allows, or the plan is empty.
+        OSError: it cannot be written; nothing is left behind.
+    """
+    card = card.replace(builder=dict(card.builder) | {"plan_sha256": hashlib.sha256(plan).hexdigest()})
+    text = card.to_json().encode()
+    if len(text) > MAX_CARD_BYTES or not 0 < len(plan) <= MAX_PLAN_BYTES:
+        raise ModelError(f"{path}: a card of {len(text)} and a plan of {len(plan)} bytes do not fit a .plan file")
+    header = MAGIC + _LENGTHS.pack(len(text), len(plan)) + hashlib.sha256(text).digest()
+    replace_file(path, header + text + plan)
+
+
+def read_plan(path: str | os.PathLike[str]) -> tuple[ModelCard, bytes]:
+    """Read a plan and its card, and check both against their SHA-256.
+
+    Raises:
+        ModelError: not a plan of ours, another format, truncated or altered. The message says which and how to
+            build the plan again.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            card, plan_bytes = _read_card(file, path, size)
+            plan = file.read(plan_bytes)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    digest = hashlib.sha256(plan).hexdigest()
+    recorded = card.builder.get("plan_sha256")
+    if digest != recorded:
+        raise ModelError(
+            f"{path}: altered: the plan's SHA-256 is {digest}, its card says {recorded}. "
+            f"It is not loaded. Build it again with: {rebuild_command(card)}"
+        )
+    return card, plan
+
+
+def _read_card(file: BinaryIO, path: Path, size: int) -> tuple[ModelCard, int]:
+    """The card, and how many bytes of plan follow it."""
+    header = file.read(_HEADER_BYTES)
+    again = f"Build it again with: {rebuild_command(None)}"
+    if header[: len(MAGIC) - 1] != MAGIC[:-1]:
+        raise ModelError(
+            f"{path}: not a plan made by `isicrt build-engine` (a bare TensorRT engine has no model card). {again}"
+        )
+    if header[len(MAGIC) - 1 : len(MAGIC)] not in (MAGIC[-1:], b""):
+        raise ModelError(f"{path}: plan format {header[len(MAGIC) - 1]}; this isicrt reads {MAGIC[-1]}. {again}")
+    if len(header) < _HEADER_BYTES:
+        raise ModelError(f"{path}: truncated: it ends within the header, after {size} bytes. {again}")
+    card_bytes, plan_bytes = _LENGTHS.unpack_from(header, len(MAGIC))
+    if not 0 < card_bytes <= MAX_CARD_BYTES or not 0 < plan_bytes <= MAX_PLAN_BYTES:
+        raise ModelError(f"{path}: altered: its header claims {card_bytes} + {plan_bytes} bytes. {again}")
+    expected = _HEADER_BYTES + card_bytes + plan_bytes
+    text = file.read(card_bytes)
+    if len(text) == card_bytes and hashlib.sha256(text).digest() != header[-32:]:
+        raise ModelError(f"{path}: altered: its model card does not have the SHA-256 in the header. {again}")
+    if size < expected:
+        raise ModelError(f"{path}: truncated: {size} of {expected} bytes are there. {again}")
+    if size > expected:
+        raise ModelError(f"{path}: altered: {size - expected} bytes follow the plan's end. {again}")
+    try:
+        return ModelCard.from_json(text), plan_bytes
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}. {again}") from None
+
+
+def rebuild_command(card: ModelCard | None) -> str:
+    """The command line that builds a plan again, on the machine and with the versions that are there now."""
+    if card is None:
+        return "isicrt build-engine CHECKPOINT --fp16"
+    words = ["isicrt", "build-engine", str(card.builder.get("source", "CHECKPOINT")), f"--{card.precision}"]
+    if profile := card.builder.get("profile"):
+        words += ["--batch-size", ",".join(map(str, profile))]
+    if flavour := card.builder.get("flavour"):
+        words += ["--target", str(flavour)]
+    return shlex.join(words)

@@ -1,0 +1,147 @@
+"""Segmenter: a model that is loaded once and segments images and folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+
+import numpy as np
+
+from isicrt.engine import shipped
+from isicrt.engine.card import ModelCard
+from isicrt.engine.errors import SettingsError
+from isicrt.engine.geometry import UInt8Array, resize_image
+from isicrt.engine.images import decode_image
+from isicrt.engine.masks import restore_mask
+from isicrt.engine.overlay import OverlayFolder
+from isicrt.engine.pipeline import Outcome, RunSummary, default_threads, run_jobs
+from isicrt.engine.runtime import Runtime, open_runtime
+from isicrt.engine.sources import Images, find_jobs
+
+
+class Segmenter:
+    """Segments single images and whole folders with one model. Not for two threads at a time.
+
+    >>> with Segmenter() as segmenter:  # doctest: +SKIP
+    ...     mask = segmenter.segment("lesion.jpg")
+    ...     summary = segmenter.segment_folder("images", "masks")
+
+    Args:
+        model: an ``.onnx`` or ``.plan`` file, the name of a model that ships, or None for the default one.
+        batch_size: images in one network call when a folder is segmented; a model that was built for less gets less.
+        threads: CPU threads for the network, and for decoding; None for all cores.
+        threshold: in (0, 1); a pixel whose probability is above it is lesion. None for the model card's.
+
+    Raises:
+        SettingsError: an argument out of its range.
+        ModelError: no such model, or not one of ours.
+        MissingDependencyError: the model needs a runtime that is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        batch_size: int = 8,
+        threads: int | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        if batch_size < 1 or (threads is not None and threads < 1):
+            raise SettingsError(f"batch_size ({batch_size}) and threads ({threads}) must be at least 1")
+        if threshold is not None and not 0 < threshold < 1:
+            raise SettingsError(f"threshold ({threshold}) must lie between 0 and 1")
+        self.runtime: Runtime = open_runtime(shipped.resolve(model), threads=threads)
+        self._threshold = threshold
+        self._batch_size = min(batch_size, self.runtime.max_batch or batch_size)
+        self._threads = default_threads(threads) if threads is not None else (None, None)
+
+    @property
+    def card(self) -> ModelCard:
+        """The model's card."""
+        return self.runtime.card
+
+    def segment(self, image: str | os.PathLike[str] | UInt8Array) -> UInt8Array:
+        """Segment one image.
+
+        Args:
+            image: a file, or uint8 pixels of H x W x 3 in RGB order.
+
+        Returns:
+            uint8, H x W, 0 background and 255 lesion, at the image's stored pixel grid.
+
+        Raises:
+            ImageError: the file cannot be decoded.
+            SettingsError: the array is not uint8 of H x W x 3.
+        """
+        if isinstance(image, (str, os.PathLike)):
+            decoded = decode_image(image, self.card.input_size)
+            pixels, native_size = decoded.pixels, decoded.native_size
+        else:
+            pixels, native_size = resize_image(_checked(image), self.card.input_size), image.shape[:2]
+        (probability,) = self.runtime.infer(np.ascontiguousarray(pixels[None]))
+        mask = restore_mask(
+            probability,
+            native_size,
+            threshold=self.card.threshold if self._threshold is None else self._threshold,
+            keep_largest=self.card.keep_largest,
+            fill_holes=self.card.fill_holes,
+        )
+        return mask.view(np.uint8) * np.uint8(255)
+
+    def segment_folder(
+        self,
+        images: Images,
+        out: str | os.PathLike[str],
+        *,
+        mask_bits: int = 1,
+        overlays: str | os.PathLike[str] | None = None,
+        on_outcome: Callable[[Outcome], None] | None = None,
+    ) -> RunSummary:
+        """Segment a folder, a glob pattern, a list or some files into masks; an image that fails costs itself only.
+
+        Args:
+            images: see `isicrt.engine.sources.find_jobs`.
+            out: the folder for the masks. Masks that are there are written again.
+            mask_bits: 1 or 8 bits a pixel.
+            overlays: a folder for JPEGs of the images with the outline of the mask.
+            on_outcome: called for each image as it ends.
+
+        Raises:
+            DataError: no image, or masks that would clash.
+            SettingsError, ModelError: see `isicrt.engine.pipeline.run_jobs`.
+        """
+        decode_threads, write_threads = self._threads
+        return run_jobs(
+            find_jobs(images, out, overlays=overlays),
+            self.runtime,
+            batch_size=self._batch_size,
+            threshold=self._threshold,
+            decode_threads=decode_threads,
+            write_threads=write_threads,
+            mask_bits=mask_bits,
+            overlay=None if overlays is None else OverlayFolder(out, overlays),
+            on_outcome=on_outcome,
+        )
+
+    def close(self) -> None:
+        """Give back the model's threads and memory."""
+        self.runtime.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _checked(image: object) -> UInt8Array:
+    if not isinstance(image, np.ndarray):
+        raise SettingsError(f"expected a file or a uint8 array of H x W x 3 (RGB), got {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise SettingsError(
+            f"expected a uint8 array of H x W x 3 (RGB), got {image.dtype} of {' x '.join(map(str, image.shape))}"
+        )
+    return image

@@ -1,0 +1,243 @@
+"""Which images to segment, and where each mask goes. Every clash of names is found before the first image is read."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from isicrt.engine.errors import DataError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+"""What counts as an image in a folder, in any case."""
+
+Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+# Folder and name. A folder may hold a million images: what can be said of it is said once, and not for every image.
+_Image = tuple[str, str]
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image and the file that its mask is written to."""
+
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What one argument stands for."""
+
+    images: list[_Image]
+    root: str
+    """Masks are laid out as the images lie below this folder, if it is the only source."""
+    anchor: str
+    """The folder that counts if there are several sources; they are laid out below the one that all of these share."""
+
+
+def find_jobs(
+    images: Images, out: str | os.PathLike[str], *, overlays: str | os.PathLike[str] | None = None
+) -> list[Job]:
+    """Find the images and give each a mask ``NAME.png`` below `out`, in the tree in which the images lie.
+
+    Args:
+        images: one or several of: a folder (searched recursively; what starts with a dot is left out), a glob pattern,
+            an image. Or one ``.txt`` file with a path in each line, relative to the folder of that file.
+            Below `out` a folder's masks lie as its images do; a pattern's as below its part without wildcards;
+            those of several arguments and of a list as below the folder that all of them share.
+        out: the folder for the masks. It may lie inside a folder of images and is not searched.
+        overlays: a folder for overlays (see `overlay_path`), which is kept apart in the same way.
+
+    Returns:
+        Sorted by folder, then by name; each image once.
+
+    Raises:
+        DataError: no image; an argument that does not exist; a folder that cannot be read; two images whose masks
+            would have one name (also where only the case differs); a mask or an overlay that would replace an image,
+            or land in a folder that is read as input.
+    """
+    out = Path(out)
+    written = [out] + ([Path(overlays)] if overlays is not None else [])
+    arguments = [Path(images)] if isinstance(images, (str, os.PathLike)) else [Path(i) for i in images]
+    if not arguments:
+        raise DataError("no images were named")
+    search = _Search(written)
+    found = [search.expand(argument, alone=len(arguments) == 1) for argument in arguments]
+    root = _normal(found[0].root if len(found) == 1 else _common(source.anchor for source in found))
+    normal, mask_folder = cache(_normal), cache(lambda folder: out / Path(_normal(folder)).relative_to(root))
+    # An image that two arguments name is one image.
+    images_by_name = {(normal(folder), name): (folder, name) for source in found for folder, name in source.images}
+    if not images_by_name:
+        raise DataError(
+            f"{', '.join(map(str, arguments[:_SHOWN]))}: no image found (looked for {', '.join(sorted(EXTENSIONS))})"
+        )
+    jobs = [
+        Job(Path(folder, name), Path(mask_folder(folder), _stem(name) + ".png"))
+        for _, (folder, name) in sorted(images_by_name.items())
+    ]
+    _check_masks_differ(jobs)
+    _check_images_safe(jobs, (job.mask for job in jobs), "mask", "--out", search.folders)
+    if overlays is not None:
+        drawn = (overlay_path(job.mask, out, overlays) for job in jobs)
+        _check_images_safe(jobs, drawn, "overlay", "--overlay", search.folders)
+    return jobs
+
+
+def overlay_path(mask: Path, out: str | os.PathLike[str], overlays: str | os.PathLike[str]) -> Path:
+    """Where the overlay of a mask goes: the same place below `overlays` as the mask's below `out`, as ``NAME.jpg``."""
+    return (Path(overlays) / mask.relative_to(out)).with_suffix(".jpg")
+
+
+class _Search:
+    """Expands arguments, stays out of the folders that the run writes, and remembers which folders it read."""
+
+    def __init__(self, written: Iterable[Path]) -> None:
+        self._written = {os.path.realpath(folder) for folder in written}
+        self.folders: set[str] = set()
+
+    def expand(self, argument: Path, *, alone: bool) -> _Source:
+        try:
+            return self._expand(argument, alone)
+        except (OSError, ValueError) as error:  # such as a name that is too long
+            raise DataError(f"{argument}: {error}") from error
+
+    def _expand(self, argument: Path, alone: bool) -> _Source:
+        if argument.is_dir():
+            return _Source(list(self._walk(str(argument))), str(argument), str(Path(_normal(argument)).parent))
+        if argument.suffix.lower() == ".txt" and argument.is_file():
+            if not alone:
+                raise DataError(f"{argument}: a list of images must be the only argument")
+            return _read_list(argument)
+        if argument.exists() or argument.is_symlink():
+            folder = str(argument.parent)
+            return _Source([(folder, argument.name)], folder, folder)
+        if glob.has_magic(str(argument)):
+            return self._match(argument)
+        raise DataError(f"{argument}: no such file or folder")
+
+    def _walk(self, folder: str) -> Iterator[_Image]:
+        """Images below a folder. Links to folders are followed; a folder that is reached twice is read once."""
+        pending = [folder]
+        while pending:
+            current = pending.pop()
+            real = os.path.realpath(current)
+            # The first folder is what was asked for, even if it is the output: then the check of the masks speaks.
+            if real in self.folders or (real in self._written and current != folder):
+                continue
+            self.folders.add(real)
+            try:
+                entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+            except OSError as error:
+                raise DataError(f"{current}: the folder cannot be read: {error.strerror}") from error
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    pending.append(entry.path)
+                elif _is_image(entry.name):
+                    yield current, entry.name
+
+    def _match(self, pattern: Path) -> _Source:
+        parts = pattern.parts
+        fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
+        written = cache(lambda folder: self._lies_in_written(folder, fixed))
+        images = [
+            image
+            for match in glob.iglob(str(pattern), recursive=True)  # noqa: PTH207 (pathlib's also matches dot files)
+            if _is_image(match) and not Path(match).is_dir() and not written((image := os.path.split(match))[0])
+        ]
+        return _Source(images, str(fixed), str(fixed))
+
+    def _lies_in_written(self, folder: str, root: Path) -> bool:
+        """Whether a folder is, or is inside, one that the run writes below `root`."""
+        top, place = Path(os.path.realpath(root)), Path(os.path.realpath(folder))
+        below = itertools.takewhile(lambda parent: parent != top, (place, *place.parents))
+        return any(str(parent) in self._written for parent in below)
+
+
+def _read_list(path: Path) -> _Source:
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if b"\0" in data:
+        raise DataError(f"{path}: not a text file; expected a list of images, a path in each line")
+    # Names are bytes to the system: no encoding may be in the way.
+    lines = [os.fsdecode(line.rstrip(b"\r")) for line in data.split(b"\n") if line.strip()]
+    if not lines:
+        raise DataError(f"{path}: the list is empty; expected a path in each line")
+    images = [os.path.split(path.parent / line) for line in lines]
+    root = _common({folder for folder, _ in images})
+    return _Source(images, root, root)
+
+
+def _is_image(name: str) -> bool:
+    stem, dot, extension = name.rpartition(".")
+    return bool(stem) and f"{dot}{extension}".lower() in EXTENSIONS
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
+def _normal(path: str | Path) -> str:
+    """Absolute and without ``..``, links as they are."""
+    return os.path.normpath(Path(path).absolute())
+
+
+def _common(folders: Iterable[str]) -> str:
+    try:
+        return os.path.commonpath([_normal(folder) for folder in folders])
+    except ValueError:
+        raise DataError("images on different drives have no common folder; segment each drive by itself") from None
+
+
+def _key(folder: str, name: str) -> str:
+    """Equal for paths that some file system takes for one: case and Unicode normal form do not count."""
+    return unicodedata.normalize("NFC", f"{folder}/{name}").casefold()
+
+
+def _check_masks_differ(jobs: Sequence[Job]) -> None:
+    claims: defaultdict[str, list[Job]] = defaultdict(list)
+    for job in jobs:
+        claims[_key("", str(job.mask))].append(job)
+    clashes = [claim for claim in claims.values() if len(claim) > 1]
+    if clashes:
+        lines = [f"{' and '.join(str(job.image) for job in claim)} -> {claim[0].mask}" for claim in clashes]
+        raise DataError(
+            f"{len(clashes)} masks would belong to more than one image:\n{_listed(lines)}\n"
+            "Rename the images, or segment them in separate runs with a different --out."
+        )
+
+
+def _check_images_safe(jobs: Sequence[Job], written: Iterable[Path], what: str, option: str, folders: set[str]) -> None:
+    real = cache(os.path.realpath)
+    images = {_key(real(folder), name) for folder, name in (os.path.split(job.image) for job in jobs)}
+    replaced, inside = [], []
+    for path in written:
+        folder, name = os.path.split(path)
+        if _key(real(folder), name) in images:
+            replaced.append(str(path))
+        elif real(folder) in folders:
+            inside.append(str(path))
+    if replaced:
+        raise DataError(
+            f"{len(replaced)} images would be replaced by their own {what}s:\n{_listed(replaced)}\n"
+            f"Choose another folder for {option}."
+        )
+    if inside:
+        raise DataError(
+            f"{len(inside)} {what}s would lie among the images and be taken for images next time:\n{_listed(inside)}\n"
+            f"Choose a folder of its own for {option}."
+        )
+
+
+def _listed(lines: Sequence[str]) -> str:
+    more = [f"  ... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "\n".join([f"  {line}" for line in lines[:_SHOWN]] + more)

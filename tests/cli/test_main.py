@@ -1,0 +1,92 @@
+"""The group: help, version, unknown commands, exit codes, and that every command can be loaded."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from isicrt import __version__
+from isicrt.cli import main
+from isicrt.cli.main import COMMANDS, group
+from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_lists_every_command(option: str) -> None:
+    result = CliRunner().invoke(group, [option])
+    assert result.exit_code == 0
+    for name, (_, text) in COMMANDS.items():
+        assert f"  {name}" in result.output
+        assert text in result.output
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(group, ["--version"])
+    assert result.exit_code == 0
+    assert result.output == f"isicrt, version {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"]])
+def test_unknown_words_are_usage_errors(arguments: list[str]) -> None:
+    result = CliRunner().invoke(group, arguments)
+    assert result.exit_code == 2
+    assert arguments[0] in result.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_loads_with_the_listed_help(name: str) -> None:
+    module, text = COMMANDS[name]
+    command = importlib.import_module(module).command
+    assert isinstance(command, click.Command)
+    assert group.get_command(click.Context(group), name) is command
+    assert text.endswith(".")
+    result = CliRunner().invoke(group, [name, "--help"])
+    assert result.exit_code == 0
+    assert f"{name} [OPTIONS]" in result.output
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (SettingsError("--x: too small"), 2, "Error: --x: too small"),
+        (DataError("a.jpg: torn"), 1, "Error: a.jpg: torn"),
+        (MissingDependencyError("PyCUDA", "gpu"), 1, "pip install 'isicrt[gpu]'"),
+    ],
+)
+def test_errors_become_exit_codes(monkeypatch, error: Exception, code: int, message: str) -> None:
+    @click.command("models")
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr("isicrt.cli.models.command", failing)
+    result = CliRunner().invoke(group, ["models"])
+    assert result.exit_code == code
+    assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(KeyboardInterrupt(), 130), (click.Abort(), 130), (click.exceptions.Exit(1), 1), (DataError("torn"), 1)],
+)
+def test_the_process_ends_with_the_code(monkeypatch, raised: BaseException, code: int) -> None:
+    @click.command("models")
+    def failing() -> None:
+        raise raised
+
+    monkeypatch.setattr("isicrt.cli.models.command", failing)
+    monkeypatch.setattr(sys, "argv", ["isicrt", "models"])
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["models", "--nonsense"], 2), (["models", "x"], 1)])
+def test_as_a_process(arguments: list[str], code: int) -> None:
+    done = subprocess.run([sys.executable, "-m", "isicrt.cli.main", *arguments], capture_output=True, check=False)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr

@@ -1,0 +1,73 @@
+"""`isicrt models`: the table, one card, and what is not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from isicrt.cli.main import group
+from isicrt.engine import shipped
+from isicrt.engine.card import ModelCard
+from tests.tiny_models import darkness_card, write_darkness_model
+
+SCORES = {"isic2016-test": {"images": 339, "protocol": "2018 masks", "jaccard": 0.8691, "dice": 0.9249}}
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of shipped models."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    monkeypatch.setattr(shipped, "_FOLDER", folder)
+    return folder
+
+
+def _run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(group, ["models", *arguments], env={"COLUMNS": "120"})
+    return result.exit_code, result.output
+
+
+def test_the_table(shelf: Path) -> None:
+    write_darkness_model(shelf / "other.onnx", name="other", precision="fp16")
+    write_darkness_model(shelf / f"{shipped.DEFAULT}.onnx", (96, 64), name=shipped.DEFAULT, scores=SCORES)
+    code, output = _run()
+    heading, first, second = output.splitlines()
+    assert code == 0
+    assert heading.split() == ["Name", "Architecture", "Input", "Precision", "MB", "Jaccard", "Dice", "Scored", "on"]
+    assert " ".join(first.split()) == f"{shipped.DEFAULT} test 96 x 64 fp32 0.0 0.869 0.925 isic2016-test"
+    assert " ".join(second.split()) == "other test 64 x 64 fp16 0.0 - - -"
+
+
+def test_one_card_as_json(shelf: Path) -> None:
+    write_darkness_model(shelf / "other.onnx", scores=SCORES)
+    code, output = _run("other", "--json")
+    assert code == 0
+    assert ModelCard.from_json(output) == darkness_card(scores=SCORES)
+
+
+def test_all_cards_as_json(shelf: Path) -> None:
+    for name in ("b", "a"):
+        write_darkness_model(shelf / f"{name}.onnx", name=name)
+    code, output = _run("--json")
+    assert code == 0
+    assert [card["name"] for card in json.loads(output)] == ["a", "b"]
+
+
+def test_one_card_to_read(darkness_onnx: Path) -> None:
+    code, output = _run(str(darkness_onnx))
+    assert code == 0
+    assert "name:           darkness" in output.splitlines()
+
+
+def test_nothing_ships(shelf: Path) -> None:
+    assert _run() == (0, "No model ships with this copy of isicrt. Train one with: isicrt train\n")
+    assert _run("--json") == (0, "[]\n")
+
+
+def test_an_unknown_name(shelf: Path) -> None:
+    code, output = _run("nobody")
+    assert code == 1
+    assert "nobody: no such model file" in output

@@ -1,0 +1,248 @@
+"""`isicrt segment`: masks, messages and exit codes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from isicrt import __version__
+from isicrt.cli.main import group
+from isicrt.engine.images import read_mask
+
+
+@pytest.fixture
+def images(rendered_pairs: Path, tmp_path: Path) -> Path:
+    """Three images, one of them in a folder below."""
+    folder = tmp_path / "images"
+    (folder / "more").mkdir(parents=True)
+    for n, place in enumerate((folder, folder, folder / "more")):
+        shutil.copy(rendered_pairs / "images" / f"ISIC_{n:07d}.jpg", place)
+    return folder
+
+
+@pytest.fixture
+def segment(darkness_onnx: Path):
+    def segment(*arguments: object, model: bool = True) -> Result:
+        options = ["--model", str(darkness_onnx)] if model else []
+        return CliRunner().invoke(group, ["segment", *map(str, arguments), *options])
+
+    return segment
+
+
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "isicrt.cli.main", *map(str, arguments)]
+
+
+def test_a_folder_becomes_a_folder_of_masks(segment, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "masks"
+    result = segment(images, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert f"3 masks in {out}, 0 failed" in result.stdout
+    assert "images/s" in result.stdout
+    assert "MP/s (model darkness, onnxruntime-cpu)" in result.stdout
+    found = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
+    assert [str(p) for p in found] == ["ISIC_0000000.png", "ISIC_0000001.png", "more/ISIC_0000002.png"]
+    for mask in found:
+        with Image.open(out / mask) as opened, Image.open((images / mask).with_suffix(".jpg")) as image:
+            assert (opened.mode, opened.size) == ("1", image.size)
+
+
+def test_a_second_run_writes_the_masks_again(segment, images: Path, tmp_path: Path) -> None:
+    assert segment(images, "--out", images / "masks").exit_code == 0
+    mask = images / "masks" / "ISIC_0000000.png"
+    mask.write_bytes(b"old")
+    result = segment(images, "--out", images / "masks")
+    assert result.exit_code == 0
+    assert "3 masks" in result.stdout
+    assert read_mask(mask).any()
+
+
+@pytest.mark.parametrize("pattern", ["*.jpg", "**/*.jpg"])
+def test_a_pattern(segment, images: Path, tmp_path: Path, pattern: str) -> None:
+    result = segment(images / pattern, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert f"{len(list(images.glob(pattern)))} masks" in result.stdout
+
+
+def test_a_list(segment, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("images/ISIC_0000001.jpg\nimages/more/ISIC_0000002.jpg\n")
+    result = segment(tmp_path / "list.txt", "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert (tmp_path / "out" / "more" / "ISIC_0000002.png").is_file()
+
+
+def test_failures_are_listed_and_the_rest_is_done(segment, images: Path, tmp_path: Path) -> None:
+    (images / "bad.jpg").write_bytes(b"rubbish")
+    (images / "empty.png").touch()
+    result = segment(images, "--out", tmp_path / "out", "--json", tmp_path / "report.json")
+    assert result.exit_code == 1
+    assert "2 of 5 images failed:" in result.stderr
+    assert f"  {images / 'bad.jpg'}: cannot be decoded: it is not a JPEG" in result.stderr
+    assert f"  {images / 'empty.png'}: the file is empty" in result.stderr
+    assert "3 masks in" in result.stdout
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 3
+    errors = {e["image"]: e["error"] for e in json.loads((tmp_path / "report.json").read_text())["images"]}
+    assert {image for image, error in errors.items() if error} == {str(images / "bad.jpg"), str(images / "empty.png")}
+
+
+def test_many_failures_are_cut(segment, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for n in range(23):
+        (tmp_path / "in" / f"{n}.jpg").touch()
+    result = segment(tmp_path / "in", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.count("the file is empty") == 20
+    assert "... and 3 more (--json FILE lists all)" in result.stderr
+
+
+def test_names_cannot_steer_the_terminal(segment, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a\x1b[31m\n.jpg").touch()
+    (tmp_path / "in" / os.fsdecode(b"\xff.jpg")).touch()
+    result = segment(tmp_path / "in", "--out", tmp_path / "out", "--json", tmp_path / "r.json")
+    assert result.exit_code == 1
+    assert r"a\x1b[31m\n.jpg: the file is empty" in result.stderr
+    assert r"\udcff.jpg: the file is empty" in result.stderr
+    assert "\x1b" not in result.output
+    assert len(json.loads((tmp_path / "r.json").read_text())["images"]) == 2
+
+
+def test_the_report(segment, images: Path, tmp_path: Path, darkness_onnx: Path) -> None:
+    report = tmp_path / "report.json"
+    result = segment(images, "--out", tmp_path / "out", "--json", report, "--threshold", "0.4", "--batch-size", "2")
+    assert result.exit_code == 0
+    data = json.loads(report.read_text())
+    assert data["settings"] == {
+        "images": [str(images)],
+        "out": str(tmp_path / "out"),
+        "batch_size": 2,
+        "threshold": 0.4,
+        "threads": None,
+        "mask_bits": 1,
+        "overlay": None,
+    }
+    assert data["model"]["name"] == "darkness"
+    assert data["model"]["sha256"] == hashlib.sha256(darkness_onnx.read_bytes()).hexdigest()
+    assert data["versions"]["isicrt"] == __version__
+    assert {"python", "numpy", "onnxruntime"} <= set(data["versions"])
+    assert data["summary"]["images"] == 3
+    assert data["summary"]["failed"] == 0
+    assert data["summary"]["interrupted"] is False
+    assert set(data["summary"]["stage_seconds"]) == {"decode", "infer", "restore", "write"}
+    assert len(data["images"]) == 3
+    for entry in data["images"]:
+        mask = read_mask(entry["mask"])
+        assert mask.shape == (entry["height"], entry["width"])
+        assert entry["lesion_share"] == pytest.approx(mask.mean(), abs=1e-6)
+        assert entry["error"] is None
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_options_reach_the_masks(segment, images: Path, tmp_path: Path) -> None:
+    options = ("--threshold", "0.99", "--mask-bits", "8", "--threads", "1", "--overlay", tmp_path / "drawn")
+    result = segment(images / "ISIC_0000000.jpg", "--out", tmp_path / "out", *options)
+    assert result.exit_code == 0
+    with Image.open(tmp_path / "out" / "ISIC_0000000.png") as mask:
+        assert mask.mode == "L"
+        assert not np.asarray(mask).any()
+    with Image.open(tmp_path / "drawn" / "ISIC_0000000.jpg") as overlay:
+        assert overlay.size == (90, 120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        pytest.param([], 2, "Missing argument", id="nothing"),
+        pytest.param(["IN"], 2, "Missing option '--out'", id="no_out"),
+        pytest.param(["IN", "--out", "OUT", "--threshold", "0"], 2, "'--threshold'", id="threshold_0"),
+        pytest.param(["IN", "--out", "OUT", "--threshold", "1"], 2, "'--threshold'", id="threshold_1"),
+        pytest.param(["IN", "--out", "OUT", "--threshold", "nan"], 2, "hreshold", id="threshold_nan"),
+        pytest.param(["IN", "--out", "OUT", "--threshold", "x"], 2, "'--threshold'", id="threshold_x"),
+        pytest.param(["IN", "--out", "OUT", "--batch-size", "0"], 2, "'--batch-size'", id="batch_0"),
+        pytest.param(["IN", "--out", "OUT", "--mask-bits", "2"], 2, "'--mask-bits'", id="bits_2"),
+        pytest.param(["IN", "--out", "FILE"], 2, "'--out'", id="out_is_a_file"),
+        pytest.param(["IN", "--out", "OUT", "--overlay", "OUT"], 2, "different folders", id="overlay_is_out"),
+        pytest.param(["IN", "--out", "OUT", "--json", "NONE/r.json"], 2, "--json", id="report_nowhere"),
+        pytest.param(["NONE", "--out", "OUT"], 1, "no such file or folder", id="no_images"),
+        pytest.param(["EMPTY", "--out", "OUT"], 1, "no image found", id="empty_folder"),
+        pytest.param(["IN", "--out", "IN"], 1, "taken for images next time", id="out_is_in"),
+        pytest.param(["IN", "--out", "FILE/OUT"], 1, "cannot be made", id="out_below_a_file"),
+        pytest.param(["IN", "IN/more/../ISIC_0000000.png", "--out", "OUT"], 1, "more than one image", id="clash"),
+    ],
+)
+def test_bad_usage(segment, images: Path, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "FILE").touch()
+    if "IN/more/../ISIC_0000000.png" in arguments:
+        (images / "ISIC_0000000.png").touch()
+    names = {"IN": images, **{name: tmp_path / name for name in ("OUT", "NONE", "EMPTY", "FILE")}}
+    paths = [str(names[a.split("/")[0]] / a.partition("/")[2]) if a.split("/")[0] in names else a for a in arguments]
+    result = segment(*paths)
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_an_unknown_model(images: Path, tmp_path: Path, segment) -> None:
+    result = segment(images, "--out", tmp_path / "out", "--model", "nobody", model=False)
+    assert result.exit_code == 1
+    assert "nobody: no such model file, and no shipped model has that name" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pipe_for_output_gets_no_bar(images: Path, tmp_path: Path, darkness_onnx: Path) -> None:
+    command = _command("segment", images, "--out", tmp_path / "out", "--model", darkness_onnx)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("3 masks in")
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT is not sent this way on Windows")
+def test_ctrl_c_leaves_whole_masks_and_says_130(rendered_pairs: Path, tmp_path: Path, darkness_onnx: Path) -> None:
+    originals = sorted((rendered_pairs / "images").iterdir())
+    (tmp_path / "in").mkdir()
+    for n in range(5_000):
+        (tmp_path / "in" / f"{n}.jpg").symlink_to(originals[n % len(originals)])
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    command = _command("segment", tmp_path / "in", "--out", out, "--model", darkness_onnx, "--json", report)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (out.is_dir() and any(out.glob("*.png"))):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    assert stdout == ""
+    assert "of 5000 images" in stderr
+    assert "Interrupted." in stderr
+    assert "Traceback" not in stderr
+    masks = list(out.iterdir())
+    assert 0 < len(masks) < 5_000
+    for mask in masks[:200]:
+        assert read_mask(mask).shape in {(96, 128), (120, 90)}
+    assert all(mask.suffix == ".png" for mask in masks)
+    data = json.loads(report.read_text())
+    assert data["summary"]["interrupted"] is True
+    assert data["summary"]["images"] == len(data["images"]) <= len(masks)
+
+
+def test_real_images(real_data: Path, segment, tmp_path: Path) -> None:
+    photographs = sorted((real_data / "fullres" / "images").glob("*.jpg"))[:4]
+    result = segment(*photographs, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    for photograph in photographs:
+        with Image.open(photograph) as image, Image.open(tmp_path / "out" / f"{photograph.stem}.png") as mask:
+            assert mask.size == image.size

@@ -1,0 +1,112 @@
+"""ONNX Runtime: the contract of a runtime, and the files that are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from isicrt.engine.card import METADATA_KEY
+from isicrt.engine.errors import ModelError
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.runtime import Runtime
+from tests.tiny_models import darkness_card, write_darkness_model
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_any_batch_gives_each_image_its_own_probability(darkness_onnx: Path, batch: int) -> None:
+    images = np.random.default_rng(batch).integers(0, 256, (batch, 64, 64, 3), np.uint8)
+    with OnnxRuntime(darkness_onnx) as runtime:
+        probability = runtime.infer(images)
+    assert probability.dtype == np.uint8
+    np.testing.assert_array_equal(probability, 255 - images[..., 1])
+
+
+def test_it_is_a_runtime(darkness_onnx: Path) -> None:
+    with OnnxRuntime(darkness_onnx, threads=1) as runtime:
+        assert isinstance(runtime, Runtime)
+        assert runtime.card == darkness_card()
+        assert runtime.name == "onnxruntime-cpu"
+        assert runtime.max_batch is None
+
+
+def test_a_result_is_the_callers_to_keep(darkness_onnx: Path) -> None:
+    with OnnxRuntime(darkness_onnx) as runtime:
+        first = runtime.infer(np.full((1, 64, 64, 3), 10, np.uint8))
+        runtime.infer(np.full((1, 64, 64, 3), 200, np.uint8))
+    assert (first == 245).all()
+
+
+def test_close_twice(darkness_onnx: Path) -> None:
+    runtime = OnnxRuntime(darkness_onnx)
+    runtime.close()
+    runtime.close()
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 64, 64, 3), np.float32),
+        np.zeros((64, 64, 3), np.uint8),
+        np.zeros((1, 3, 64, 64), np.uint8),
+        np.zeros((1, 32, 64, 3), np.uint8),
+        np.zeros((0, 64, 64, 3), np.uint8),
+    ],
+    ids=["dtype", "no_batch", "channels_first", "size", "empty"],
+)
+def test_wrong_input_is_refused(darkness_onnx: Path, images) -> None:
+    with (
+        OnnxRuntime(darkness_onnx) as runtime,
+        pytest.raises(ModelError, match="takes uint8 images of N x 64 x 64 x 3"),
+    ):
+        runtime.infer(images)
+
+
+def _changed(path: Path, change) -> Path:
+    """The darkness model with `change` applied to its ONNX."""
+    write_darkness_model(path)
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, path)
+    return path
+
+
+def test_fixed_batch_is_the_largest(tmp_path: Path) -> None:
+    def fix(model: onnx.ModelProto) -> None:
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 2
+
+    with OnnxRuntime(_changed(tmp_path / "fixed.onnx", fix)) as runtime:
+        assert runtime.max_batch == 2
+        with pytest.raises(ModelError, match="--batch-size 2"):
+            runtime.infer(np.zeros((3, 64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.ClearField("metadata_props"), "carries no model card"),
+        (lambda model: helper.set_model_props(model, {METADATA_KEY: "{"}), "not valid JSON"),
+        (
+            lambda model: helper.set_model_props(model, {METADATA_KEY: darkness_card((32, 32)).to_json()}),
+            "expected one uint8 input N x 32 x 32 x 3",
+        ),
+    ],
+    ids=["no_card", "bad_card", "card_of_another_size"],
+)
+def test_foreign_models_are_refused(tmp_path: Path, change, message: str) -> None:
+    path = _changed(tmp_path / "foreign.onnx", change)
+    with pytest.raises(ModelError, match=message) as caught:
+        OnnxRuntime(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"not a model", b"\x08\x0a"])
+def test_not_a_model(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=r"broken\.onnx"):
+        OnnxRuntime(path)

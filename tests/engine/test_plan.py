@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+
+import pytest
+
+from isicrt.engine import plan as plan_module
+from isicrt.engine.card import ModelCard
+from isicrt.engine.errors import ModelError
+from isicrt.engine.plan import MAGIC, read_plan, rebuild_command, write_plan
+from tests.tiny_models import darkness_card
+
+PLAN = bytes(range(256)) * 4
+BUILDER = {"flavour": "tensorrt-rtx", "version": "1.7.1", "source": "runs/a b/best.pt", "profile": [1, 8, 16]}
+HEADER_BYTES = len(MAGIC) + 12 + 32
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "model.plan"
+    write_plan(path, darkness_card(precision="fp16", builder=BUILDER), PLAN)
+    return path
+
+
+def test_card_and_plan_come_back(path: Path) -> None:
+    card, plan = read_plan(path)
+    assert plan == PLAN
+    assert card.builder == BUILDER | {"plan_sha256": hashlib.sha256(PLAN).hexdigest()}
+    assert card.replace(builder={}) == darkness_card(precision="fp16")
+
+
+def test_only_the_plan_is_left_in_the_folder(path: Path) -> None:
+    write_plan(path, darkness_card(), b"another")
+    assert [p.name for p in path.parent.iterdir()] == ["model.plan"]
+    assert read_plan(path)[1] == b"another"
+
+
+def test_every_truncation_is_found(path: Path) -> None:
+    whole = path.read_bytes()
+    for length in [*range(HEADER_BYTES + 8), len(whole) - len(PLAN), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ModelError, match="truncated|not a plan made by"):
+            read_plan(path)
+
+
+def test_every_altered_byte_is_found(path: Path) -> None:
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        altered = bytearray(whole)
+        altered[position] ^= 0x40
+        path.write_bytes(altered)
+        with pytest.raises(ModelError, match="altered|truncated|not a plan made by|plan format"):
+            read_plan(path)
+
+
+def test_bytes_behind_the_end_are_found(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(ModelError, match="altered: 1 bytes follow"):
+        read_plan(path)
+
+
+def test_an_altered_plan_names_both_hashes_and_the_rebuild(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    recorded = hashlib.sha256(PLAN).hexdigest()
+    found = hashlib.sha256(PLAN[:-1] + bytes([PLAN[-1] ^ 1])).hexdigest()
+    with pytest.raises(ModelError) as error:
+        read_plan(path)
+    for part in (
+        str(path),
+        recorded,
+        found,
+        "isicrt build-engine 'runs/a b/best.pt' --fp16 --batch-size 1,8,16 --target tensorrt-rtx",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"ftrt and a bare engine", b"\x08\x0a an ONNX file", MAGIC[:5]])
+def test_something_else_is_not_a_plan(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.plan"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"other\.plan: not a plan made by .*isicrt build-engine"):
+        read_plan(path)
+
+
+def test_another_format_is_named(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(MAGIC[:-1] + b"\x07" + data[len(MAGIC) :])
+    with pytest.raises(ModelError, match="plan format 7; this isicrt reads 1"):
+        read_plan(path)
+
+
+@pytest.mark.parametrize("lengths", [(1 << 31, 10), (0, 10), (10, 0), (10, 1 << 60)])
+def test_a_header_that_claims_too_much_is_refused_before_it_is_read(tmp_path: Path, lengths: tuple[int, int]) -> None:
+    path = tmp_path / "bomb.plan"
+    path.write_bytes(MAGIC + struct.pack("<IQ", *lengths) + bytes(32))
+    with pytest.raises(ModelError, match=f"claims {lengths[0]} \\+ {lengths[1]} bytes"):
+        read_plan(path)
+
+
+def test_a_card_of_another_isicrt_is_explained(tmp_path: Path) -> None:
+    text = darkness_card().to_json().replace('"format": 1', '"format": 9').encode()
+    path = tmp_path / "new.plan"
+    path.write_bytes(MAGIC + struct.pack("<IQ", len(text), 1) + hashlib.sha256(text).digest() + text + b"p")
+    with pytest.raises(ModelError, match=r"new\.plan: model card: field 'format' is 9"):
+        read_plan(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"none\.plan: cannot be read"):
+        read_plan(tmp_path / "none.plan")
+
+
+def test_an_empty_plan_and_a_card_that_is_too_large_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match="do not fit"):
+        write_plan(tmp_path / "a.plan", darkness_card(), b"")
+    monkeypatch.setattr(plan_module, "MAX_CARD_BYTES", 100)
+    with pytest.raises(ModelError, match="do not fit"):
+        write_plan(tmp_path / "a.plan", darkness_card(), PLAN)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("card", "command"),
+    [
+        (None, "isicrt build-engine CHECKPOINT --fp16"),
+        (darkness_card(), "isicrt build-engine CHECKPOINT --fp32"),
+        (
+            darkness_card(
+                precision="fp16", builder={"source": "unet-light", "profile": [1, 32, 32], "flavour": "tensorrt"}
+            ),
+            "isicrt build-engine unet-light --fp16 --batch-size 1,32,32 --target tensorrt",
+        ),
+    ],
+)
+def test_rebuild_command(card: ModelCard | None, command: str) -> None:
+    assert rebuild_command(card) == command

@@ -1,0 +1,36 @@
+"""Which runtime opens which file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from isicrt.engine import open_runtime
+from isicrt.engine.errors import ModelError
+from isicrt.engine.onnx_runtime import OnnxRuntime
+
+
+def test_onnx_goes_to_onnx_runtime(darkness_onnx: Path) -> None:
+    with open_runtime(str(darkness_onnx), threads=1) as runtime:
+        assert isinstance(runtime, OnnxRuntime)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.onnx", "no such model file"),
+        ("folder.onnx", "no such model file"),
+        ("best.pt", "isicrt build-engine"),
+        ("model.bin", r"expected an \.onnx or a \.plan file"),
+        ("rubbish.plan", "rubbish.plan"),
+    ],
+)
+def test_what_cannot_be_opened(tmp_path: Path, name: str, message: str) -> None:
+    path = tmp_path / name
+    if name.startswith("folder"):
+        path.mkdir()
+    elif not name.startswith("absent"):
+        path.write_bytes(b"rubbish")
+    with pytest.raises(ModelError, match=message):
+        open_runtime(path)

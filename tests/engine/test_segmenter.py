@@ -1,0 +1,132 @@
+"""The public API: arrays and files in, masks out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import isicrt
+from isicrt.benchmarks.rendered import render
+from isicrt.engine.errors import ImageError, ModelError, SettingsError
+from isicrt.engine.images import read_mask
+from isicrt.engine.overlay import MAX_SIDE, draw_outline
+from isicrt.engine.scores import score_mask
+from isicrt.engine.segmenter import Segmenter
+
+
+@pytest.fixture
+def segmenter(darkness_onnx: Path):
+    with Segmenter(darkness_onnx, threads=1) as segmenter:
+        yield segmenter
+
+
+def test_it_is_public() -> None:
+    assert isicrt.Segmenter is Segmenter
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 128), (500, 400)])
+def test_an_array(segmenter: Segmenter, size: tuple[int, int]) -> None:
+    image, truth = np.full((*size, 3), 220, np.uint8), np.zeros(size, np.uint8)
+    centre, axes = (size[1] // 2, size[0] // 3), (size[1] // 4, size[0] // 5)
+    cv2.ellipse(truth, centre, axes, 0, 0, 360, 255, cv2.FILLED)
+    image[truth > 0] = 60
+    mask = segmenter.segment(image)
+    assert mask.shape == size
+    assert mask.dtype == np.uint8
+    assert set(np.unique(mask)) <= {0, 255}
+    assert score_mask(mask, truth).jaccard > 0.95
+
+
+def test_a_file_gives_the_mask_of_its_array(segmenter: Segmenter, tmp_path: Path) -> None:
+    image = render(4, (96, 128))[0]
+    Image.fromarray(image).save(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        np.testing.assert_array_equal(segmenter.segment(path), segmenter.segment(image))
+
+
+def test_any_memory_layout(segmenter: Segmenter) -> None:
+    image = render(4, (96, 128))[0]
+    strided = np.repeat(image, 2, axis=1)[:, ::2]
+    np.testing.assert_array_equal(segmenter.segment(strided), segmenter.segment(image))
+    np.testing.assert_array_equal(segmenter.segment(np.asfortranarray(image)), segmenter.segment(image))
+    square = render(4, (64, 64))[0]  # the model's own size, which no resize copies
+    np.testing.assert_array_equal(segmenter.segment(np.asfortranarray(square)), segmenter.segment(square))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "got float32 of 4 x 4 x 3"),
+        (np.zeros((4, 4), np.uint8), "got uint8 of 4 x 4"),
+        (np.zeros((4, 4, 4), np.uint8), "got uint8 of 4 x 4 x 4"),
+        (np.zeros((3, 8, 8), np.uint8), "got uint8 of 3 x 8 x 8"),
+        (np.zeros((0, 4, 3), np.uint8), "got uint8 of 0 x 4 x 3"),
+        ([[1, 2, 3]], "got list"),
+        (None, "got NoneType"),
+    ],
+)
+def test_what_is_no_image(segmenter: Segmenter, image, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        segmenter.segment(image)
+
+
+def test_a_bad_file(segmenter: Segmenter, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"absent\.jpg"):
+        segmenter.segment(tmp_path / "absent.jpg")
+
+
+def test_threshold(darkness_onnx: Path) -> None:
+    image = np.full((8, 8, 3), 100, np.uint8)  # a probability of 155
+    for threshold, level in ((None, 255), (0.6, 255), (0.61, 0)):
+        with Segmenter(darkness_onnx, threshold=threshold) as segmenter:
+            assert (segmenter.segment(image) == level).all()
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"threads": 0}, {"threshold": 0.0}, {"threshold": 1.5}])
+def test_settings_out_of_range(darkness_onnx: Path, options: dict[str, float]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(options))):
+        Segmenter(darkness_onnx, **options)
+
+
+def test_no_such_model() -> None:
+    with pytest.raises(ModelError, match="nobody"):
+        Segmenter("nobody")
+
+
+def test_a_folder(segmenter: Segmenter, rendered_pairs: Path, tmp_path: Path) -> None:
+    ended = []
+    summary = segmenter.segment_folder(
+        rendered_pairs / "images", tmp_path / "masks", overlays=tmp_path / "drawn", on_outcome=ended.append
+    )
+    assert (summary.images, summary.failed, len(ended)) == (12, 0, 12)
+    for image in (rendered_pairs / "images").iterdir():
+        mask = read_mask(tmp_path / "masks" / f"{image.stem}.png")
+        np.testing.assert_array_equal(mask * np.uint8(255), segmenter.segment(image))
+        with Image.open(tmp_path / "drawn" / image.name) as overlay:
+            assert overlay.format == "JPEG"
+            assert overlay.size == mask.shape[::-1]
+
+
+def test_large_overlays_are_reduced(segmenter: Segmenter, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(render(0, (600, 1500))[0]).save(tmp_path / "in" / "a.jpg")
+    segmenter.segment_folder(tmp_path / "in", tmp_path / "out", overlays=tmp_path / "drawn")
+    with Image.open(tmp_path / "drawn" / "a.jpg") as overlay:
+        assert overlay.size == (MAX_SIDE, round(600 * MAX_SIDE / 1500))
+
+
+def test_the_outline_follows_the_mask() -> None:
+    image = np.zeros((100, 200, 3), np.uint8)
+    mask = np.zeros((100, 200), bool)
+    mask[20:60, 50:120] = True
+    drawn = draw_outline(image, mask).any(axis=2)
+    assert not image.any()
+    assert drawn[20, 50:120].all()
+    assert drawn[20:60, 119].all()
+    far = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5))) == cv2.erode(mask.astype(np.uint8), np.ones((5, 5)))
+    assert not drawn[far].any()
+    assert not draw_outline(image, np.zeros((100, 200), bool)).any()

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from isicrt.engine import tensorrt_api
+from isicrt.engine.errors import MissingDependencyError
+
+
+def test_loads_tensorrt_for_rtx_by_its_bindings() -> None:
+    bindings = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    trt = tensorrt_api.load("tensorrt-rtx")
+    assert trt.version == bindings.__version__
+    assert trt.title == f"TensorRT for RTX {trt.version}"
+    assert tensorrt_api.installed("tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "Builder.build_serialized_network",
+        "Builder.create_builder_config",
+        "Builder.create_network",
+        "Builder.create_optimization_profile",
+        "BuilderFlag.TF32",
+        "DataType.UINT8",
+        "EngineInvalidityDiagnostics",
+        "EngineValidity.INVALID",
+        "IBuilderConfig.add_optimization_profile",
+        "IBuilderConfig.clear_flag",
+        "IBuilderConfig.create_timing_cache",
+        "IBuilderConfig.get_timing_cache",
+        "IBuilderConfig.profiling_verbosity",
+        "IBuilderConfig.progress_monitor",
+        "IBuilderConfig.set_timing_cache",
+        "IConvolutionLayer.kernel",
+        "ICudaEngine.create_execution_context",
+        "ICudaEngine.get_tensor_dtype",
+        "ICudaEngine.get_tensor_mode",
+        "ICudaEngine.get_tensor_name",
+        "ICudaEngine.get_tensor_profile_shape",
+        "ICudaEngine.get_tensor_shape",
+        "ICudaEngine.num_io_tensors",
+        "IDeconvolutionLayer.kernel",
+        "IExecutionContext.execute_async_v3",
+        "IExecutionContext.set_input_shape",
+        "IExecutionContext.set_tensor_address",
+        "ILogger.INTERNAL_ERROR",
+        "ITimingCache.serialize",
+        "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
+        "ProfilingVerbosity.DETAILED",
+        "Runtime.deserialize_cuda_engine",
+        "Runtime.engine_header_size",
+        "Runtime.get_engine_validity",
+        "TensorIOMode.INPUT",
+        "TensorIOMode.OUTPUT",
+    ],
+)
+def test_the_bindings_have_all_that_isicrt_uses(path: str) -> None:
+    """The execution path cannot run without a GPU; at least every name in it exists."""
+    found = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    for part in path.split("."):
+        found = getattr(found, part)
+
+
+def test_the_logger_keeps_warnings_and_errors_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    module = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    log = tensorrt_api.make_logger(tensorrt_api.load("tensorrt-rtx"))
+    severity = module.ILogger.Severity
+    for level in (severity.VERBOSE, severity.INFO, severity.WARNING, severity.ERROR, severity.INTERNAL_ERROR):
+        log.log(level, f"a {level.name} \n")
+    assert log.problems == ["a WARNING", "a ERROR", "a INTERNAL_ERROR"]
+    for n in range(30):
+        log.log(severity.ERROR, str(n))
+    assert log.problems == [str(n) for n in range(10, 30)]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
+def test_tensorrt_that_is_not_installed_names_its_extra() -> None:
+    with pytest.raises(MissingDependencyError, match=r"TensorRT is needed .*pip install 'isicrt\[gpu\]'"):
+        tensorrt_api.load("tensorrt")
+    assert not tensorrt_api.installed("tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("__version__ = '10.3.0'\nclass Builder: pass", r"TensorRT 10\.12 or newer .*10\.3\.0 is installed"),
+        ("raise OSError('libnvonnxparser.so.11: cannot open')", r"libnvonnxparser\.so\.11"),
+        ("", "'tensorrt' is there but has no Builder"),
+    ],
+    ids=["too old", "libraries missing", "a stub of that name"],
+)
+def test_a_broken_installation_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    (tmp_path / "tensorrt.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(MissingDependencyError, match=message):
+        tensorrt_api.load("tensorrt")
+    sys.modules.pop("tensorrt", None)

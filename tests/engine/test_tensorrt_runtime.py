@@ -1,0 +1,109 @@
+"""What of the execution path can be tested without a GPU: its refusals. The `gpu` tests run the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isicrt.engine import runtime as runtime_module
+from isicrt.engine.cuda_driver import Gpu, find_gpu
+from isicrt.engine.errors import ModelError
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.plan import write_plan
+from isicrt.engine.tensorrt_api import TensorRt
+from isicrt.engine.tensorrt_runtime import TensorRtRuntime, check_gpu, check_version
+from tests.tiny_models import darkness_card
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0")
+BUILDER = {
+    "flavour": "tensorrt",
+    "version": "11.3.0.99",
+    "source": "runs/a/best.pt",
+    "profile": [1, 32, 32],
+    "gpu": "NVIDIA A100-SXM4-40GB",
+    "compute_capability": "8.0",
+}
+REBUILD = "isicrt build-engine runs/a/best.pt --fp16 --batch-size 1,32,32 --target tensorrt"
+
+without_gpu = pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
+
+
+def test_find_gpu_gives_one_or_none() -> None:
+    gpu = find_gpu()
+    assert gpu is None or (gpu.name and gpu.compute_capability.count(".") == 1)
+    assert find_gpu(10_000) is None
+
+
+@without_gpu
+def test_without_a_gpu_the_error_points_to_the_onnx_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.plan"
+    write_plan(path, darkness_card(builder=BUILDER), b"plan")
+    with pytest.raises(ModelError, match=r"no NVIDIA GPU .*\.onnx"):
+        TensorRtRuntime(path)
+    with pytest.raises(ModelError, match="no NVIDIA GPU"):
+        runtime_module.open_runtime(path)
+
+
+def test_a_damaged_plan_is_refused_first(tmp_path: Path) -> None:
+    path = tmp_path / "model.plan"
+    path.write_bytes(b"a bare engine")
+    with pytest.raises(ModelError, match="not a plan made by"):
+        runtime_module.open_runtime(path)
+
+
+def test_another_version_names_both_and_the_rebuild() -> None:
+    card = darkness_card(precision="fp16", builder=BUILDER)
+    with pytest.raises(ModelError) as error:
+        check_version(Path("a.plan"), card, TensorRt("tensorrt", None, "11.4.0.106"))
+    assert all(part in str(error.value) for part in ("a.plan", "TensorRT 11.3.0.99", "TensorRT 11.4.0.106", REBUILD))
+    check_version(Path("a.plan"), card, TensorRt("tensorrt", None, "11.3.0.99"))
+
+
+def test_another_gpu_names_both_and_the_rebuild() -> None:
+    card = darkness_card(precision="fp16", builder=BUILDER)
+    with pytest.raises(ModelError) as error:
+        check_gpu(Path("a.plan"), card, H100)
+    assert all(part in str(error.value) for part in ("A100", "8.0", "H100", "9.0", REBUILD))
+    check_gpu(Path("a.plan"), darkness_card(builder=BUILDER | {"compute_capability": "9.0"}), H100)
+
+
+def test_a_plan_of_tensorrt_for_rtx_is_not_tied_to_a_gpu() -> None:
+    builder = BUILDER | {"flavour": "tensorrt-rtx", "gpu": None, "compute_capability": None}
+    check_gpu(Path("a.plan"), darkness_card(builder=builder), H100)
+
+
+@pytest.mark.gpu
+def test_a_plan_runs_and_equals_onnx_runtime(darkness_onnx: Path, tmp_path: Path) -> None:
+    if find_gpu() is None:
+        pytest.skip("no NVIDIA GPU with a driver here")
+    pytest.importorskip("pycuda", reason="PyCUDA is not installed (extra gpu)")
+    pytest.importorskip("tensorrt", reason="TensorRT is not installed (extra gpu)")
+    from isicrt.export.build import build, choose_target, open_source
+    from isicrt.export.parity import Sample
+    from isicrt.export.tensorrt_build import Profile
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    built = build(
+        open_source(darkness_onnx, "darkness"),
+        [Sample("noise", images[0])],
+        precision="fp32",
+        profile=Profile(2, 4, 8),
+        destination=choose_target("tensorrt"),
+        out=tmp_path,
+        images="noise",
+        report=lambda stage, fraction: None,
+    )
+    assert built.plan is not None
+    with TensorRtRuntime(built.plan) as plan, OnnxRuntime(darkness_onnx) as onnx:
+        assert plan.max_batch == 8
+        for count in (8, 3, 1, 8):  # 1 is below the profile's smallest batch
+            difference = plan.infer(images[:count]).astype(int) - onnx.infer(images[:count])
+            assert np.abs(difference).max() <= 1
+        with pytest.raises(ModelError, match="batches of at most 8"):
+            plan.infer(np.zeros((9, 64, 64, 3), np.uint8))
+    plan.close()
+    with pytest.raises(ModelError, match="closed"):
+        plan.infer(images)
