@@ -225,6 +225,6 @@ def _build(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
             if boolean or not isinstance(value, expected):
                 raise SettingsError(f"setting '{prefix}{name}' must be of type {f.type}, not {value!r}")
             if f.type == "float":
-                value = float(value)  # 1 is a number too
+                value = float(data[name])  # 1 is a number too
         values[name] = value
     return kind(**values)

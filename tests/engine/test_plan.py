@@ -41,7 +41,7 @@ def test_every_truncation_is_found(path: Path) -> None:
     whole = path.read_bytes()
     for length in [*range(HEADER_BYTES + 8), len(whole) - len(PLAN), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        with pytest.raises(ModelError, match="truncated|not a plan made by"):
+        with pytest.raises(ModelError, match=r"truncated|not a plan made by"):
             read_plan(path)
 
 
@@ -51,7 +51,7 @@ def test_every_altered_byte_is_found(path: Path) -> None:
         altered = bytearray(whole)
         altered[position] ^= 0x40
         path.write_bytes(altered)
-        with pytest.raises(ModelError, match="altered|truncated|not a plan made by|plan format"):
+        with pytest.raises(ModelError, match=r"altered|truncated|not a plan made by|plan format"):
             read_plan(path)
 
 

@@ -1,0 +1,107 @@
+"""Scores of masks that lie in a folder, against ground truth that is found by ISIC id."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from isicrt.engine.errors import DataError
+from isicrt.engine.images import read_mask
+from isicrt.engine.scores import ImageScores, score_mask, summarise
+
+_SUFFIX = "_segmentation"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Scores of one model's masks."""
+
+    per_image: Mapping[str, ImageScores]
+    """By the mask's path in its folder."""
+    problems: tuple[str, ...] = ()
+    """Masks that could not be scored, and why: a truth of another size, an unreadable file."""
+
+    @property
+    def summary(self) -> dict[str, float | int]:
+        """See `isicrt.engine.scores.summarise`.
+
+        Raises:
+            DataError: nothing was scored.
+        """
+        return summarise(list(self.per_image.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary first, then every image."""
+        return {
+            "summary": self.summary if self.per_image else None,
+            "problems": list(self.problems),
+            "per_image": {name: asdict(s) for name, s in self.per_image.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Accuracy:
+        """The inverse of `to_dict`, from its images."""
+        return cls({name: ImageScores(**s) for name, s in data["per_image"].items()}, tuple(data["problems"]))
+
+
+def find_truths(names: Sequence[PurePath], masks: Path) -> dict[PurePath, Path]:
+    """The ground truth of each image that has one.
+
+    The truth of ``a/ISIC_0000000.png`` is ``ISIC_0000000_Segmentation.png`` or ``ISIC_0000000.png``, in the same
+    sub-folder ``a`` of `masks` or, where there is none, anywhere below `masks`.
+
+    Args:
+        names: the masks to score, relative to their folder.
+        masks: the folder of truth masks (PNG).
+
+    Returns:
+        Truth files by name; a name without a truth is not in it.
+
+    Raises:
+        DataError: no truth for any name, or two that fit equally well.
+    """
+    by_id: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in sorted(masks.rglob("*")):
+        if path.suffix.lower() == ".png":
+            by_id[_identifier(path)].append(path)
+    truths: dict[PurePath, Path] = {}
+    for name in names:
+        found = by_id[name.stem.lower()]
+        found = [p for p in found if p.parent == masks / name.parent] or found
+        # The official name wins over a bare one: the bare one may be something else that was kept beside it.
+        found = [p for p in found if p.stem.lower().endswith(_SUFFIX)] or found
+        if len(found) > 1:
+            raise DataError(f"{name.stem}: two ground truths fit: {found[0]} and {found[1]}. Keep one of them.")
+        if found:
+            truths[name] = found[0]
+    if not truths:
+        example = names[0].stem if names else "ISIC_0000000"
+        raise DataError(f"{masks}: no ground truth for any image (looked for {example}_Segmentation.png and the like)")
+    return truths
+
+
+def _identifier(path: Path) -> str:
+    return path.stem.lower().removesuffix(_SUFFIX)
+
+
+def score_masks(folder: Path, truths: Mapping[PurePath, Path]) -> Accuracy:
+    """Score the masks below `folder` that have a truth. A mask that is not there (its image failed) is a problem too.
+
+    Args:
+        folder: where the masks were written.
+        truths: what `find_truths` returned for them.
+    """
+    per_image: dict[str, ImageScores] = {}
+    problems: list[str] = []
+    for name, truth in truths.items():
+        if not (folder / name).is_file():
+            problems.append(f"{name.as_posix()}: no mask, its image failed")
+            continue
+        try:
+            per_image[name.as_posix()] = score_mask(read_mask(folder / name), read_mask(truth))
+        except DataError as error:
+            problems.append(f"{name.as_posix()}: {error}")
+    return Accuracy(per_image, tuple(problems))

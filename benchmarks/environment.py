@@ -1,0 +1,94 @@
+"""What a figure was measured on: software versions, processor, operating system, GPU."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from isicrt.engine.pipeline import available_cores
+
+_PACKAGES = (
+    "isicrt",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "opencv-python-headless",
+    "opencv-python",
+    "simplejpeg",
+    "isal",
+    "pillow",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+    "pycuda",
+)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The machine and the software."""
+
+    versions: Mapping[str, str]
+    """Of Python and of the packages that are installed."""
+    cpu: str
+    cores: int
+    """That this process may use."""
+    os: str
+    gpus: tuple[str, ...]
+    """Name, driver and memory of each, as nvidia-smi says; empty where there is none."""
+    load_average: float | None
+    """Of the minute before the start: other work that disturbs the figures."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self) | {"gpus": list(self.gpus)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Environment:
+        """The inverse of `to_dict`."""
+        return cls(**{**data, "gpus": tuple(data["gpus"])})
+
+
+def read_environment() -> Environment:
+    """Look at this machine. Nothing is raised where something cannot be read; it is left out."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Environment(
+        versions=versions,
+        cpu=_cpu(),
+        cores=available_cores(),
+        os=platform.platform(),
+        gpus=_gpus(),
+        load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    )
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def _gpus() -> tuple[str, ...]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in answer.splitlines() if line.strip())

@@ -1,0 +1,128 @@
+"""Latency of the network alone: how long one synchronous call takes, host memory to host memory.
+
+`Runtime.infer` takes pixels in host memory and returns when the probabilities are in host memory, so on a GPU both
+transfers are in the figure. Warm-up calls are made and thrown away at the start of every window; no sample is
+clipped afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.runtime import Runtime
+
+Clock = Callable[[], int]
+"""Nanoseconds, never going back: `time.perf_counter_ns`."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """How long to measure. A window ends when it has both enough calls and enough seconds."""
+
+    calls: int = 20
+    """At least so many timed calls."""
+    seconds: float = 1.0
+    """At least so many timed seconds."""
+    warmup_calls: int = 5
+    """At least so many calls before them that are not counted: memory is planned, caches and clocks settle."""
+    warmup_seconds: float = 0.3
+    """At least so many seconds before them that are not counted."""
+
+
+QUICK_WINDOW = Window(calls=5, seconds=0.05, warmup_calls=2, warmup_seconds=0.0)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Every sample of one model at one batch size."""
+
+    batch_size: int
+    """Images a call."""
+    windows_ms: tuple[tuple[float, ...], ...]
+    """Milliseconds a call, one tuple for each repeat."""
+
+    @property
+    def samples_ms(self) -> npt.NDArray[np.float64]:
+        """All windows in one row, milliseconds."""
+        return np.concatenate([np.asarray(w, np.float64) for w in self.windows_ms])
+
+    def percentile(self, q: float) -> float:
+        """The q-th percentile (0..100) of all samples, milliseconds; linear between neighbours (Hyndman and Fan 7)."""
+        return float(np.percentile(self.samples_ms, q))
+
+    @property
+    def mad_ms(self) -> float:
+        """Median absolute deviation from the median, milliseconds."""
+        samples = self.samples_ms
+        return float(np.median(np.abs(samples - np.median(samples))))
+
+    @property
+    def spread(self) -> float:
+        """(largest - smallest) / median of the windows' medians: how well the repeats agree."""
+        return relative_spread([float(np.median(w)) for w in self.windows_ms])
+
+    @property
+    def images_per_second(self) -> float:
+        """Network-only throughput of calls made back to back: images / time of a window, median of the windows."""
+        return float(np.median([1e3 * self.batch_size * len(w) / sum(w) for w in self.windows_ms]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Derived figures first, then the raw samples."""
+        return {
+            "batch_size": self.batch_size,
+            "calls": len(self.samples_ms),
+            "p50_ms": self.percentile(50),
+            "p90_ms": self.percentile(90),
+            "p99_ms": self.percentile(99),
+            "mad_ms": self.mad_ms,
+            "spread": self.spread,
+            "images_per_second": self.images_per_second,
+            "windows_ms": [[round(ms, 4) for ms in w] for w in self.windows_ms],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Latency:
+        """The inverse of `to_dict`, from its raw samples."""
+        return cls(int(data["batch_size"]), tuple(tuple(float(ms) for ms in w) for w in data["windows_ms"]))
+
+
+def relative_spread(values: list[float]) -> float:
+    """(largest - smallest) / median; 0 for a single value."""
+    return (max(values) - min(values)) / float(np.median(values))
+
+
+def measure_latency(
+    runtime: Runtime, images: UInt8Array, window: Window, *, clock: Clock = time.perf_counter_ns
+) -> tuple[float, ...]:
+    """One window of `runtime.infer(images)`, called back to back.
+
+    Args:
+        runtime: the loaded model.
+        images: uint8, N x input_height x input_width x 3: the batch of every call.
+        window: how long.
+        clock: nanoseconds.
+
+    Returns:
+        Milliseconds of each call after the warm-up, in order.
+    """
+    _calls(runtime, images, window.warmup_calls, window.warmup_seconds, clock)
+    return _calls(runtime, images, window.calls, window.seconds, clock)
+
+
+def _calls(runtime: Runtime, images: UInt8Array, calls: int, seconds: float, clock: Clock) -> tuple[float, ...]:
+    samples: list[float] = []
+    total = 0
+    while len(samples) < calls or total < seconds * 1e9:
+        start = clock()
+        runtime.infer(images)
+        elapsed = clock() - start
+        total += elapsed
+        samples.append(elapsed / 1e6)
+    return tuple(samples)

@@ -1,0 +1,206 @@
+"""The figures as tables: one list of cells for the terminal, Markdown and HTML, and flat rows for CSV.
+
+``python -m isicrt.benchmarks.tables RESULT.json`` prints a committed result as Markdown, for the docs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from isicrt.benchmarks.result import Report, read_report
+from isicrt.benchmarks.workload import RENDERED_NOTE
+from isicrt.engine.errors import IsicrtError
+from isicrt.engine.pipeline import STAGES
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells under headings. The first `labels` columns are words, the others figures."""
+
+    title: str
+    note: str
+    """Units and definitions, in a sentence or two."""
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    labels: int
+
+
+def tables(report: Report) -> list[Table]:
+    """Latency, throughput, stages, and accuracy where something was scored."""
+    found = [_latency(report), _throughput(report), _stages(report)]
+    if any(m.accuracy and m.accuracy.per_image for m in report.models):
+        found.append(_accuracy(report))
+    return found
+
+
+def figure(value: float) -> str:
+    """Three significant digits, and never an exponent: 0.0123, 1.23, 12.3, 123, 1230."""
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{value:.{digits}f}"
+
+
+def _latency(report: Report) -> Table:
+    return Table(
+        title="Network alone",
+        note="Milliseconds a call from host memory to host memory, warm-up excluded, nothing clipped; images/s of "
+        "calls made back to back.",
+        header=("Model", "Runtime", "Batch", "p50", "p90", "p99", "MAD", "Calls", "images/s"),
+        rows=tuple(
+            (m.label, m.runtime, str(x.batch_size))
+            + tuple(figure(v) for v in (x.percentile(50), x.percentile(90), x.percentile(99), x.mad_ms))
+            + (str(len(x.samples_ms)), figure(x.images_per_second))
+            for m in report.models
+            for x in m.latencies
+        ),
+        labels=2,
+    )
+
+
+def _throughput(report: Report) -> Table:
+    return Table(
+        title="Files to masks",
+        note=f"The whole pipeline, median of {report.protocol.repeats} runs over {report.workload.images} images. "
+        "Limit: what these stages could do if the machine were never idle.",
+        header=("Model", "Batch", "images/s", "MP/s", "ms/image", "Limit ms", "Ratio", "Bottleneck"),
+        rows=tuple(
+            (m.label, str(m.end_to_end.batch_size))
+            + tuple(
+                figure(v)
+                for v in (
+                    m.end_to_end.images_per_second,
+                    m.end_to_end.megapixels_per_second,
+                    m.end_to_end.ms_per_image,
+                    m.stages.limit_ms,
+                    m.end_to_end.ms_per_image / m.stages.limit_ms,
+                )
+            )
+            + (m.stages.bottleneck,)
+            for m in report.models
+        ),
+        labels=1,
+    )
+
+
+def _stages(report: Report) -> Table:
+    return Table(
+        title="Stages, each alone",
+        note="Milliseconds an image on the stage's own thread (infer: on the network's threads), and the stage's share "
+        "of the machine's time.",
+        header=("Model",) + STAGES,
+        rows=tuple(
+            (m.label,) + tuple(f"{figure(m.stages.wall(s))} ({m.stages.share(s):.0%})" for s in STAGES)
+            for m in report.models
+        ),
+        labels=1,
+    )
+
+
+def _accuracy(report: Report) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for m in report.models:
+        if m.accuracy is None or not m.accuracy.per_image:
+            continue
+        s = m.accuracy.summary
+        rows.append(
+            (m.label, str(s["images"]), f"{s['jaccard']:.4f}", f"{s['jaccard_low']:.3f}-{s['jaccard_high']:.3f}")
+            + tuple(f"{s[name]:.4f}" for name in ("dice", "threshold_jaccard"))
+            + tuple(f"{s[name]:.3f}" for name in ("accuracy", "sensitivity", "specificity"))
+            + (str(s["failures"]),)
+        )
+    rendered = f" ({RENDERED_NOTE})" if report.workload.rendered else ""
+    return Table(
+        title=f"Accuracy{rendered}",
+        note="ISIC scores of the masks that the last timed run wrote: per image at the image's own size, then "
+        "averaged. Interval: 95 % bootstrap of the mean IoU. IoU*: 0 where below 0.65. <0.65: number of such images.",
+        header=("Model", "Images", "IoU", "Interval", "Dice", "IoU*", "Acc.", "Sens.", "Spec.", "<0.65"),
+        rows=tuple(rows),
+        labels=1,
+    )
+
+
+def to_markdown(report: Report) -> str:
+    """Every table with its title and note, then the machine: what a README quotes."""
+    parts = []
+    for table in tables(report):
+        lines = [f"**{table.title}.** {table.note}", "", _pipes(table.header)]
+        lines.append(_pipes([":--" if n < table.labels else "--:" for n in range(len(table.header))], escape=False))
+        lines += [_pipes(row) for row in table.rows]
+        parts.append("\n".join(lines))
+    parts.append(f"Measured {report.date[:10]} on {_markdown_text(machine(report))}, with ``{report.command}``.")
+    return "\n\n".join(parts) + "\n"
+
+
+def machine(report: Report) -> str:
+    """Processor, GPU and the versions that matter, in one line."""
+    e = report.environment
+    software = [f"{name} {e.versions[name]}" for name in ("isicrt", "onnxruntime", "tensorrt") if name in e.versions]
+    return ", ".join([f"{e.cpu} ({e.cores} cores)", *e.gpus, f"Python {e.versions['python']}", *software])
+
+
+def _pipes(cells: tuple[str, ...] | list[str], *, escape: bool = True) -> str:
+    return "| " + " | ".join(_markdown_text(c) if escape else c for c in cells) + " |"
+
+
+def _markdown_text(text: str) -> str:
+    """Keep a name with a pipe, a tag or a star in it from ending a cell or turning into markup."""
+    for sign in "\\|*_<":
+        text = text.replace(sign, "\\" + sign)
+    return text
+
+
+def to_csv(report: Report) -> str:
+    """One row for each model and batch size, unrounded; a model's end-to-end figures and scores stand in each row."""
+    rows: list[dict[str, object]] = []
+    for m in report.models:
+        fixed: dict[str, object] = {
+            "pipeline_batch_size": m.end_to_end.batch_size,
+            "images": report.workload.images,
+            "images_per_second": m.end_to_end.images_per_second,
+            "megapixels_per_second": m.end_to_end.megapixels_per_second,
+            "limit_ms": m.stages.limit_ms,
+            "bottleneck": m.stages.bottleneck,
+        }
+        fixed |= {f"{s}_ms": m.stages.wall(s) for s in STAGES}
+        if m.accuracy and m.accuracy.per_image:
+            summary = m.accuracy.summary
+            fixed |= {"scored_images": summary.pop("images")} | summary
+        rows += [
+            {
+                "model": m.label,
+                "runtime": m.runtime,
+                "file": m.file,
+                "sha256": m.sha256,
+                "rendered": report.workload.rendered,
+                "batch_size": x.batch_size,
+                "calls": len(x.samples_ms),
+                "p50_ms": x.percentile(50),
+                "p90_ms": x.percentile(90),
+                "p99_ms": x.percentile(99),
+                "mad_ms": x.mad_ms,
+                "network_images_per_second": x.images_per_second,
+            }
+            | fixed
+            for x in m.latencies
+        ]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def main(files: list[str]) -> None:
+    """Print each result file as Markdown; exit with a message where one is not a result."""
+    try:
+        print("\n".join(to_markdown(read_report(Path(file))) for file in files), end="")
+    except IsicrtError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

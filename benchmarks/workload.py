@@ -1,0 +1,147 @@
+"""The images that a benchmark runs on: the user's, or rendered ones where there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from isicrt.benchmarks.accuracy import find_truths
+from isicrt.benchmarks.rendered import render
+from isicrt.engine.errors import DataError, ImageError
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.images import decode_image
+from isicrt.engine.sources import find_jobs
+
+RENDERED_SIZE = (767, 1022)
+RENDERED_QUALITY = 90
+RENDERED_NOTE = "rendered images: says nothing about patients"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Images, with ground truth or without."""
+
+    images: Path
+    """Whatever `find_jobs` takes: a folder, a pattern, a list."""
+    truths: Mapping[PurePath, Path]
+    """Ground truth by the mask's path in its folder; empty where no scores are wanted."""
+    names: tuple[PurePath, ...]
+    """Masks to be written, relative to their folder."""
+    files: tuple[Path, ...]
+    """The images, in the order of `names`."""
+    rendered: bool
+
+    def describe(self) -> WorkloadSummary:
+        """What the report says of it."""
+        return WorkloadSummary(
+            source=f"{len(self.files)} rendered images, {RENDERED_SIZE[1]} x {RENDERED_SIZE[0]} px, "
+            f"JPEG quality {RENDERED_QUALITY}"
+            if self.rendered
+            else str(self.images),
+            images=len(self.files),
+            megabytes=sum(f.stat().st_size for f in self.files if f.is_file()) / 1e6,
+            rendered=self.rendered,
+            without_truth=tuple(n.with_suffix("").as_posix() for n in self.names if n not in self.truths)
+            if self.truths
+            else (),
+        )
+
+
+@dataclass(frozen=True)
+class WorkloadSummary:
+    """The images of a benchmark in a few figures."""
+
+    source: str
+    """The path as the user gave it, or how the images were made."""
+    images: int
+    megabytes: float
+    """Of the files, 10^6 bytes."""
+    rendered: bool
+    without_truth: tuple[str, ...]
+    """Images that were segmented and timed but not scored, where others were."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        note = {"note": RENDERED_NOTE} if self.rendered else {}
+        return asdict(self) | {"without_truth": list(self.without_truth)} | note
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> WorkloadSummary:
+        """The inverse of `to_dict`."""
+        plain = {k: v for k, v in data.items() if k != "note"}
+        return cls(**{**plain, "without_truth": tuple(data["without_truth"])})
+
+
+def open_workload(images: Path, masks: Path | None, out: Path) -> Workload:
+    """The user's images, and their truth if `masks` is given.
+
+    Args:
+        images: whatever `find_jobs` takes.
+        masks: folder of ground truth.
+        out: a folder that masks could be written to; nothing is.
+
+    Raises:
+        DataError: no images, or no truth for any of them.
+    """
+    return _workload(images, masks, out, rendered=False)
+
+
+def render_workload(folder: Path, count: int) -> Workload:
+    """Draw `count` images and their truth into the empty `folder`."""
+    images, masks = folder / "images", folder / "truth"
+    images.mkdir()
+    masks.mkdir()
+    for n in range(count):
+        image, mask = render(n, RENDERED_SIZE)
+        Image.fromarray(image).save(images / f"rendered_{n:03d}.jpg", quality=RENDERED_QUALITY)
+        Image.fromarray(mask).save(masks / f"rendered_{n:03d}_Segmentation.png")
+    return _workload(images, masks, folder / "masks", rendered=True)
+
+
+def _workload(images: Path, masks: Path | None, out: Path, *, rendered: bool) -> Workload:
+    jobs = find_jobs(images, out)
+    names = tuple(PurePath(job.mask.relative_to(out)) for job in jobs)
+    return Workload(
+        images=images,
+        truths=find_truths(names, masks) if masks is not None else {},
+        names=names,
+        files=tuple(job.image for job in jobs),
+        rendered=rendered,
+    )
+
+
+def readable_sample(workload: Workload, size: tuple[int, int], count: int) -> list[Path]:
+    """At most `count` files that can be decoded, spread evenly over the workload.
+
+    Args:
+        workload: the images.
+        size: (height, width) that they are decoded to.
+        count: at least 1.
+
+    Raises:
+        DataError: not one of the images tried can be decoded.
+    """
+    picks = np.unique(np.linspace(0, len(workload.files) - 1, count).astype(int))
+    good: list[Path] = []
+    problem = ""
+    for pick in picks:
+        try:
+            decode_image(workload.files[pick], size)
+        except ImageError as error:
+            problem = str(error)
+        else:
+            good.append(workload.files[pick])
+    if not good:
+        raise DataError(f"{workload.images}: none of {len(picks)} images tried can be decoded. The last: {problem}")
+    return good
+
+
+def decoded_batch(files: list[Path], size: tuple[int, int], count: int) -> UInt8Array:
+    """`count` decoded images, the files over again where there are fewer: uint8, count x height x width x 3."""
+    pixels = [decode_image(f, size).pixels for f in files[:count]]
+    return np.stack([pixels[n % len(pixels)] for n in range(count)])

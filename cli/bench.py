@@ -1,0 +1,175 @@
+"""`isicrt bench`: measure models side by side."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from isicrt.benchmarks.benchmark import run_benchmark
+from isicrt.benchmarks.latency import QUICK_WINDOW, Window
+from isicrt.benchmarks.report_html import to_html
+from isicrt.benchmarks.result import Protocol, Report
+from isicrt.benchmarks.tables import machine, tables, to_csv, to_markdown
+from isicrt.benchmarks.workload import RENDERED_NOTE
+from isicrt.engine.errors import DataError, SettingsError
+
+_ARGUMENTS = "isicrt.arguments"
+_FILE_WIDTH = 100
+"""Letters a line where the output goes to a file or a pipe, which has no width of its own."""
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class _Recording(click.Command):
+    """Keeps the arguments as they were typed, for the report."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Recording)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="FILE|NAME",
+    help="An .onnx or .plan file, or a shipped model's name (see: isicrt models). Several times for several models. "
+    "[default: the shipped model]",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Folder, glob pattern or list of images, as for segment. [default: rendered images, made on the spot]",
+)
+@click.option(
+    "--masks",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of their ground truth, ISIC_0000000_Segmentation.png or ISIC_0000000.png: adds IoU, Dice and the "
+    "other ISIC scores.",
+)
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    multiple=True,
+    type=click.IntRange(min=1),
+    default=(1, 8),
+    show_default="1 and 8",
+    help="Images a call of the network. Several times for several sizes; the pipeline runs at the largest.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Measure so many times; the figures are medians.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads, as for segment. [default: one a core]")
+@click.option("--quick", is_flag=True, help="Few calls and few rendered images: shows that it works, measures badly.")
+@click.option("--json", "json_file", type=_FILE, help="Write everything, raw samples too.")
+@click.option("--csv", "csv_file", type=_FILE, help="Write one row for each model and batch size.")
+@click.option("--markdown", "markdown_file", type=_FILE, help="Write the tables for a README.")
+@click.option("--html", "html_file", type=_FILE, help="Write one page with plots that needs no other file.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    models: tuple[str, ...],
+    images: Path | None,
+    masks: Path | None,
+    batch_sizes: tuple[int, ...],
+    repeats: int,
+    threads: int | None,
+    quick: bool,
+    json_file: Path | None,
+    csv_file: Path | None,
+    markdown_file: Path | None,
+    html_file: Path | None,
+) -> None:
+    """Measure latency, throughput and accuracy of one or several models, side by side.
+
+    With no arguments: the shipped model on rendered images.
+
+    isicrt bench --model a.onnx --model b.plan --images DIR --masks DIR --html report.html
+    """
+    wanted = [(json_file, Report.to_json), (csv_file, to_csv), (markdown_file, to_markdown), (html_file, to_html)]
+    files = [(path, text) for path, text in wanted if path is not None]
+    # Now, not after minutes of measuring.
+    for n, (path, _) in enumerate(files):
+        if not path.parent.is_dir():
+            raise SettingsError(f"{path}: there is no folder {path.parent} to write it to")
+        if path in [earlier for earlier, _ in files[:n]]:
+            raise SettingsError(f"{path}: given for two kinds of report; one would overwrite the other")
+    protocol = Protocol(
+        batch_sizes=tuple(sorted(set(batch_sizes))),
+        repeats=repeats,
+        threads=threads,
+        window=QUICK_WINDOW if quick else Window(),
+        stage_images=8 if quick else 32,
+    )
+    try:
+        report = run_benchmark(
+            models,
+            protocol,
+            images=images,
+            masks=masks,
+            rendered=8 if quick else 48,
+            command=shlex.join(["isicrt", "bench", *ctx.meta[_ARGUMENTS]]),
+            on_step=_show_step,
+        )
+    except OSError as error:
+        hint = f"masks are written to the temporary folder {tempfile.gettempdir()}; set TMPDIR for another"
+        raise DataError(f"{error.filename or 'bench'}: {error.strerror or error} ({hint})") from error
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", nl=False, err=True)
+    _print(report)
+    for path, text in files:
+        try:
+            path.write_text(text(report), encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+        click.echo(f"Wrote {path}")
+    if report.failed:
+        ctx.exit(1)
+
+
+def _show_step(step: str, done: int, total: int) -> None:
+    """One line, redrawn between measurements: a live progress bar would take CPU time from what is measured."""
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[K[{done}/{total}] {step}", nl=False, err=True)
+
+
+def _print(report: Report) -> None:
+    # Imported here: it is slow, and `isicrt bench --help` does not need it.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _FILE_WIDTH)
+    console.print(Text(machine(report)))
+    console.print(Text(report.workload.source + (f" ({RENDERED_NOTE})" if report.workload.rendered else "")))
+    gap = 2 if console.width >= _FILE_WIDTH else 1
+    for table in tables(report):
+        grid = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False)
+        for n, name in enumerate(table.header):
+            word = n < table.labels
+            grid.add_column(
+                Text(name, style="bold"),
+                justify="left" if word else "right",
+                no_wrap=not word,
+                overflow="fold",
+                min_width=8 if word else len(name),
+            )
+        for row in table.rows:
+            grid.add_row(*map(Text, row))
+        console.print(Text(f"\n{table.title}", style="bold cyan"))
+        console.print(grid)
+        console.print(Text(table.note, style="dim"))
+    if report.warnings:
+        console.print()
+    for warning in report.warnings:
+        console.print(Text(f"Note: {warning}", style="yellow"))

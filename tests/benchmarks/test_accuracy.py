@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+import numpy as np
+import pytest
+
+from isicrt.benchmarks.accuracy import find_truths, score_masks
+from isicrt.engine.errors import DataError
+from isicrt.engine.images import read_mask
+from isicrt.engine.masks import write_mask
+
+HALF = np.array([[True, False], [True, False]])
+
+
+def _touch(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["ISIC_1_Segmentation.png"], "ISIC_1_Segmentation.png"),
+        (["ISIC_1_segmentation.PNG"], "ISIC_1_segmentation.PNG"),
+        (["ISIC_1.png"], "ISIC_1.png"),
+        (["ISIC_1.png", "ISIC_1_Segmentation.png"], "ISIC_1_Segmentation.png"),
+        (["sub/ISIC_1.png"], "sub/ISIC_1.png"),
+        (["sub/ISIC_1.png", "other/ISIC_1.png"], "sub/ISIC_1.png"),
+        (["other/ISIC_1.png", "ISIC_11.png", "ISIC_1_superpixels.png"], "other/ISIC_1.png"),
+    ],
+)
+def test_truth_is_found_by_id(tmp_path: Path, files: list[str], expected: str) -> None:
+    _touch(tmp_path, files)
+    name = PurePath("sub/ISIC_1.png")
+    assert find_truths([name], tmp_path) == {name: tmp_path / expected}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "no ground truth for any image .*ISIC_1_Segmentation.png"),
+        (["ISIC_1.jpg", "ISIC_11.png"], "no ground truth"),
+        (["a/ISIC_1.png", "b/ISIC_1.png"], "two ground truths"),
+    ],
+)
+def test_truth_that_cannot_be_found(tmp_path: Path, files: list[str], message: str) -> None:
+    _touch(tmp_path, files)
+    with pytest.raises(DataError, match=message):
+        find_truths([PurePath("sub/ISIC_1.png")], tmp_path)
+
+
+def test_images_without_truth_are_left_out(tmp_path: Path) -> None:
+    _touch(tmp_path, ["ISIC_1.png"])
+    assert list(find_truths([PurePath("ISIC_1.png"), PurePath("ISIC_2.png")], tmp_path)) == [PurePath("ISIC_1.png")]
+
+
+def test_masks_are_scored_and_what_cannot_be_is_told(tmp_path: Path) -> None:
+    truth, out = tmp_path / "truth", tmp_path / "out"
+    truth.mkdir()
+    out.mkdir()
+    write_mask(HALF, truth / "same.png")
+    write_mask(HALF, out / "same.png", bits=8)
+    write_mask(np.ones((2, 2), bool), out / "double.png")
+    write_mask(HALF, truth / "double.png", bits=8)
+    write_mask(HALF, out / "other-size.png")
+    write_mask(np.ones((3, 3), bool), truth / "other-size.png")
+    write_mask(HALF, truth / "failed.png")
+    names = [PurePath(f"{stem}.png") for stem in ("same", "double", "other-size", "failed")]
+
+    accuracy = score_masks(out, {name: truth / name for name in names})
+
+    assert {name: s.jaccard for name, s in accuracy.per_image.items()} == {"same.png": 1.0, "double.png": 0.5}
+    assert accuracy.summary["jaccard"] == 0.75
+    assert [p.split(":")[0] for p in accuracy.problems] == ["other-size.png", "failed.png"]
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_scores_equal_the_official_scorer_file_by_file(rendered_pairs: Path, tmp_path: Path, bits: int) -> None:
+    official = pytest.importorskip("isic_challenge_scoring.segmentation")
+    truths: dict[PurePath, Path] = {}
+    for n, truth in enumerate(sorted((rendered_pairs / "masks").iterdir())):
+        # The lesion moved by more and more: from equal to disjoint.
+        name = PurePath(truth.name.replace("_Segmentation", ""))
+        write_mask(np.roll(read_mask(truth), 6 * n, axis=1), tmp_path / name, bits=bits)
+        truths[name] = truth
+    ours = score_masks(tmp_path, truths).summary
+    theirs = official.SegmentationScore.from_dir(rendered_pairs / "masks", tmp_path).macro_average
+    assert ours["jaccard"] < 0.9
+    for score in ("jaccard", "threshold_jaccard", "dice", "accuracy", "sensitivity", "specificity"):
+        assert ours[score] == pytest.approx(theirs[score], abs=1e-12), score
+
+
+def test_a_truth_that_is_no_mask_is_a_problem(tmp_path: Path) -> None:
+    write_mask(HALF, tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"not a PNG")
+    accuracy = score_masks(tmp_path, {PurePath("a.png"): tmp_path / "broken.png"})
+    assert accuracy.per_image == {}
+    assert "broken.png" in accuracy.problems[0]
+    assert accuracy.to_dict()["summary"] is None

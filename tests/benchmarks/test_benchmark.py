@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path, PurePath
+
+import onnx
+import pytest
+
+from isicrt.benchmarks.accuracy import score_masks
+from isicrt.benchmarks.benchmark import run_benchmark
+from isicrt.benchmarks.latency import QUICK_WINDOW
+from isicrt.benchmarks.result import Protocol
+from isicrt.engine.errors import DataError, ModelError, SettingsError
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.pipeline import run_jobs
+from isicrt.engine.sources import find_jobs
+from tests.tiny_models import write_darkness_model
+
+
+def _protocol(batch_sizes: tuple[int, ...] = (1, 4), repeats: int = 2) -> Protocol:
+    return Protocol(batch_sizes, repeats, 1, QUICK_WINDOW, 4)
+
+
+def test_the_masks_of_the_timed_run_are_scored(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    images, masks = rendered_pairs / "images", rendered_pairs / "masks"
+    report = run_benchmark([str(darkness_onnx)], _protocol(), images=images, masks=masks)
+
+    (model,) = report.models
+    assert model.label == "darkness"
+    assert [x.batch_size for x in model.latencies] == [1, 4]
+    assert [len(x.windows_ms) for x in model.latencies] == [2, 2]
+    assert [(r.images, r.failed) for r in model.end_to_end.runs] == [(12, 0)] * 2
+    assert model.end_to_end.batch_size == 4
+    assert report.workload.images == 12
+    assert not report.workload.rendered
+
+    with OnnxRuntime(darkness_onnx) as runtime:
+        jobs = find_jobs(images, tmp_path)
+        run_jobs(jobs, runtime, batch_size=1)
+    truths = {PurePath(j.mask.name): masks / f"{j.mask.stem}_Segmentation.png" for j in jobs}
+    assert model.accuracy == score_masks(tmp_path, truths)
+    assert model.accuracy is not None
+    assert model.accuracy.summary["images"] == 12
+
+
+def test_without_images_they_are_rendered_and_said_to_be(darkness_onnx: Path) -> None:
+    report = run_benchmark([str(darkness_onnx)], _protocol((2,), 1), rendered=2)
+    assert report.workload.rendered
+    assert report.workload.source == "2 rendered images, 1022 x 767 px, JPEG quality 90"
+    assert report.models[0].end_to_end.runs[0].megapixels == pytest.approx(2 * 1.022 * 0.767)
+    assert report.models[0].accuracy is not None
+    assert report.to_dict()["workload"]["note"] == "rendered images: says nothing about patients"
+
+
+def test_without_masks_there_are_no_scores(darkness_onnx: Path, rendered_pairs: Path) -> None:
+    report = run_benchmark([str(darkness_onnx)], _protocol((1,), 1), images=rendered_pairs / "images")
+    assert report.models[0].accuracy is None
+
+
+def test_models_are_told_apart(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.onnx"
+    write_darkness_model(other, size=(32, 32))
+    steps: list[tuple[str, int, int]] = []
+    report = run_benchmark(
+        [str(darkness_onnx), str(other), str(other)],
+        _protocol((1,), 2),
+        images=rendered_pairs / "images",
+        on_step=lambda *step: steps.append(step),
+    )
+    labels = ["darkness (darkness.onnx)", "darkness (other.onnx) #1", "darkness (other.onnx) #2"]
+    assert [m.label for m in report.models] == labels
+    assert report.models[1].card.input_size == (32, 32)
+    assert report.models[0].sha256 != report.models[1].sha256 == report.models[2].sha256
+    # Repeats are interleaved: a machine that slows down slows all of them.
+    assert [s[0] for s in steps] == [
+        f"{name}: {run}" for run in ("warming up", "run 1 of 2", "run 2 of 2") for name in labels
+    ]
+
+
+def test_a_batch_size_above_the_models_is_lowered(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    model = onnx.load(darkness_onnx)
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, tmp_path / "one.onnx")
+    report = run_benchmark([str(tmp_path / "one.onnx")], _protocol((1, 8), 1), images=rendered_pairs / "images")
+    assert [x.batch_size for x in report.models[0].latencies] == [1]
+    assert report.models[0].end_to_end.batch_size == 1
+
+
+def test_a_bad_image_costs_that_image(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(rendered_pairs / "images", images)
+    (images / "ISIC_0000003.jpg").write_bytes(b"not an image")
+    (images / "ISIC_0000004.jpg").unlink()
+    (images / "ISIC_0000004.jpg").symlink_to("gone.jpg")
+    report = run_benchmark([str(darkness_onnx)], _protocol(), images=images, masks=rendered_pairs / "masks")
+    (model,) = report.models
+    assert model.end_to_end.runs[0].failed == 2
+    assert len(model.end_to_end.failures) == 2
+    assert "ISIC_0000003.jpg" in model.end_to_end.failures[0]
+    assert model.accuracy is not None
+    assert model.accuracy.summary["images"] == 10
+    assert report.failed
+
+
+def test_truth_in_sub_folders_and_images_without_truth(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "b").mkdir()
+    (tmp_path / "truth" / "a").mkdir(parents=True)
+    (tmp_path / "truth" / "b").mkdir()
+    pairs = [("a/1", 0), ("b/1", 1), ("b/2", 2)]
+    for name, n in pairs:
+        shutil.copy(rendered_pairs / "images" / f"ISIC_{n:07d}.jpg", tmp_path / "images" / f"{name}.jpg")
+        if name != "b/2":
+            shutil.copy(rendered_pairs / "masks" / f"ISIC_{n:07d}_Segmentation.png", tmp_path / "truth" / f"{name}.png")
+    report = run_benchmark(
+        [str(darkness_onnx)], _protocol((1,), 1), images=tmp_path / "images", masks=tmp_path / "truth"
+    )
+    assert report.models[0].accuracy is not None
+    assert sorted(report.models[0].accuracy.per_image) == ["a/1.png", "b/1.png"]
+    assert report.models[0].accuracy.problems == ()
+    assert report.workload.without_truth == ("b/2",)
+
+
+def test_bad_arguments(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    model, images = str(darkness_onnx), rendered_pairs / "images"
+    with pytest.raises(SettingsError, match="--masks needs --images"):
+        run_benchmark([model], _protocol(), masks=images)
+    with pytest.raises(ModelError, match="no-such-model"):
+        run_benchmark(["no-such-model"], _protocol())
+    with pytest.raises(DataError, match="no ground truth"):
+        run_benchmark([model], _protocol(), images=images, masks=tmp_path)
+    with pytest.raises(DataError, match="no image"):
+        run_benchmark([model], _protocol(), images=tmp_path)
+    (tmp_path / "bad.jpg").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"can be decoded.*bad\.jpg"):
+        run_benchmark([model], _protocol(), images=tmp_path)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable
+from xml.etree import ElementTree
+
+import pytest
+
+from isicrt.benchmarks.latency import Latency
+from isicrt.benchmarks.plots import _LinearAxis, _LogAxis, _ticks, latency_plot, stage_plot, tradeoff_plot
+from isicrt.benchmarks.result import Report
+from tests.benchmarks.sample_report import sample_model, sample_report
+
+Plot = Callable[[Report, int], str]
+PLOTS: list[Plot] = [latency_plot, stage_plot, tradeoff_plot]
+REPORTS = [
+    sample_report(),
+    sample_report(*(sample_model(f"a model with quite a long name {n}", slower=1 + n / 9) for n in range(5))),
+    sample_report(sample_model("<b> & \"quoted\" 'name'")),
+]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "count", "expected"),
+    [
+        (0, 10, 5, [0, 2, 4, 6, 8, 10]),
+        (0, 0.3, 3, [0, 0.1, 0.2, 0.3]),
+        (0.83, 0.91, 4, [0.84, 0.86, 0.88, 0.9]),
+        (0, 1234, 4, [0, 500, 1000]),
+    ],
+)
+def test_ticks(low: float, high: float, count: int, expected: list[float]) -> None:
+    assert _ticks(low, high, count) == expected
+
+
+@pytest.mark.parametrize(
+    "axis", [_LinearAxis(0, 0.00123, 340), _LinearAxis(0, 987, 880), _LogAxis(1, 10, 340), _LogAxis(0.7, 812, 880)]
+)
+def test_axes_hold_their_range_in_order(axis: _LinearAxis) -> None:
+    places = [axis.at(t) for t in axis.ticks]
+    assert places == sorted(places)
+    assert places[0] == axis.left
+    assert places[-1] == pytest.approx(axis.right)
+    assert len(axis.ticks) >= 2
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 10), (0.7, 812), (3, 3.1), (1000, 1000)])
+def test_a_log_axis_covers_its_data(low: float, high: float) -> None:
+    axis = _LogAxis(low, high * 1.0001, 880)
+    assert axis.left <= axis.at(low) <= axis.at(high) <= axis.right
+
+
+@pytest.mark.parametrize("width", [340, 880])
+@pytest.mark.parametrize("report", REPORTS)
+@pytest.mark.parametrize("plot", PLOTS)
+def test_everything_lies_inside_the_drawing(plot: Plot, report: Report, width: int) -> None:
+    root = ElementTree.fromstring(plot(report, width))
+    height = float(root.attrib["height"])
+    assert root.attrib["width"] == str(width)
+    for node in root.iter():
+        if "x" in node.attrib:
+            x = float(node.attrib["x"])
+            room = 7.7 * len(node.text or "") if node.tag == "text" else float(node.attrib["width"])
+            start = {"end": x - room, "middle": x - room / 2}.get(node.attrib.get("text-anchor", ""), x)
+            assert start >= -1, node.text
+            assert start + room <= width + 1, node.text
+            assert 0 <= float(node.attrib["y"]) <= height
+        for x, y in re.findall(r"M([\d.]+) ([\d.]+)", node.attrib.get("d", "")):
+            assert 0 <= float(x) <= width
+            assert 0 <= float(y) <= height
+
+
+def test_every_call_is_a_dot() -> None:
+    latency = Latency(1, ((1.0, 2.0, 400.0), (1.5,)))
+    drawing = latency_plot(sample_report(dataclasses.replace(sample_model(), latencies=(latency,))), 880)
+    assert drawing.count("h0") == 4 + 1, "four calls and the one in the legend"
+    assert "log scale" in drawing
+
+
+def test_the_stage_plot_starts_each_bar_where_the_last_ended() -> None:
+    root = ElementTree.fromstring(stage_plot(sample_report(), 880))
+    bars = [n for n in root if n.tag == "rect" and n.attrib["height"] == "24"]
+    assert [b.attrib["class"] for b in bars] == ["bar decode", "bar infer", "bar restore", "bar write"]
+    for left, right in itertools.pairwise(bars):
+        assert float(left.attrib["x"]) + float(left.attrib["width"]) == pytest.approx(float(right.attrib["x"]), abs=0.2)
+    widths = [float(b.attrib["width"]) for b in bars]
+    assert widths[1] / widths[0] == pytest.approx(8, rel=0.02)
+
+
+@pytest.mark.parametrize("width", [340, 880])
+def test_labels_of_points_do_not_lie_on_each_other(width: int) -> None:
+    models = [sample_model(f"model {n}", slower=slower) for n, slower in enumerate([1, 1, 1, 1.01, 3, 3])]
+    root = ElementTree.fromstring(tradeoff_plot(sample_report(*models), width))
+    labels = [(float(n.attrib["x"]), float(n.attrib["y"])) for n in root if n.attrib.get("class") == "name"]
+    assert len(labels) == 6
+    for (x0, y0), (x1, y1) in itertools.combinations(labels, 2):
+        assert abs(x1 - x0) >= 7.7 * len("model 0") or abs(y1 - y0) >= 13
+
+
+@pytest.mark.parametrize("axis", [_LinearAxis(0, 987, 200), _LogAxis(0.01, 5000, 340), _LogAxis(1, 20, 200)])
+def test_labels_of_ticks_do_not_lie_on_each_other(axis: _LinearAxis) -> None:
+    ticks = [ElementTree.fromstring(part) for part in axis.draw(0, 10, "title") if "middle" in part]
+    assert len(ticks) >= 2
+    spans = [
+        (float(t.attrib["x"]) - 3.8 * len(t.text or ""), float(t.attrib["x"]) + 3.8 * len(t.text or "")) for t in ticks
+    ]
+    for (_, end), (start, _) in itertools.pairwise(spans):
+        assert end <= start

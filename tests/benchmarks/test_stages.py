@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from isicrt.benchmarks.stages import StageSplit, stage_pass
+from isicrt.engine.images import read_mask
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.pipeline import STAGES
+
+
+def _split(cores: int, **costs: tuple[float, float]) -> StageSplit:
+    """`costs`: (wall ms, CPU ms) by stage."""
+    return StageSplit(
+        batch_size=8,
+        images=4,
+        cores=cores,
+        wall_ms={s: (costs[s][0],) for s in STAGES},
+        cpu_ms={s: (costs[s][1],) for s in STAGES},
+    )
+
+
+@pytest.mark.parametrize(
+    ("cores", "infer", "loads", "bottleneck", "limit"),
+    [
+        # Two cores: the network took 20 ms on both, the rest halves.
+        (2, (20.0, 40.0), [5.0, 20.0, 2.0, 1.0], "infer", 28.0),
+        # A GPU took 3 ms while the host slept: decoding is what to speed up, and the host's CPU is the limit.
+        (2, (3.0, 0.5), [5.0, 3.0, 2.0, 1.0], "decode", 8.25),
+        # A slow GPU behind many cores is the limit itself.
+        (16, (20.0, 1.0), [0.625, 20.0, 0.25, 0.125], "infer", 20.0),
+    ],
+)
+def test_loads_bottleneck_and_limit(
+    cores: int, infer: tuple[float, float], loads: list[float], bottleneck: str, limit: float
+) -> None:
+    split = _split(cores, decode=(10.0, 10.0), infer=infer, restore=(4.0, 4.0), write=(2.5, 2.0))
+    assert [split.load(s) for s in STAGES] == pytest.approx(loads)
+    assert split.bottleneck == bottleneck
+    assert split.limit_ms == pytest.approx(limit)
+    assert sum(map(split.share, STAGES)) == pytest.approx(1)
+    assert split.share(bottleneck) == pytest.approx(max(loads) / sum(loads))
+
+
+def test_a_stage_is_the_median_of_its_passes() -> None:
+    split = StageSplit(1, 1, 1, dict.fromkeys(STAGES, (1.0, 9.0, 2.0)), dict.fromkeys(STAGES, (5.0, 3.0, 4.0)))
+    assert (split.wall("decode"), split.cpu("decode")) == (2.0, 4.0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 100])
+def test_a_pass_does_the_work_of_every_stage(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, batch_size: int
+) -> None:
+    images = sorted((rendered_pairs / "images").iterdir())
+    with OnnxRuntime(darkness_onnx) as runtime:
+        wall, cpu = stage_pass(images, runtime, batch_size, tmp_path)
+    assert list(wall) == list(cpu) == list(STAGES)
+    assert min(wall.values()) > 0
+    masks = [read_mask(tmp_path / f"{n}.png") for n in range(len(images))]
+    assert [m.shape for m in masks[:2]] == [(120, 90), (96, 128)]
+    assert all(m.any() for m in masks)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+
+from isicrt.benchmarks.tables import figure, main, tables, to_csv, to_markdown
+from tests.benchmarks.sample_report import sample_model, sample_report
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.0123, "0.012"), (0.5, "0.500"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (12345.6, "12346")],
+)
+def test_figure(value: float, expected: str) -> None:
+    assert figure(value) == expected
+
+
+def test_cells() -> None:
+    network, pipeline, stages, accuracy = tables(sample_report())
+    assert network.rows[0] == ("darkness", "onnxruntime-cpu", "1", "1.10", "2.10", "2.91", "0.100", "6", "749")
+    assert [row[2] for row in network.rows] == ["1", "8"]
+    # 100 ms an image measured; (10 + 80 + 2 + 1) CPU ms on 2 cores are the limit.
+    assert pipeline.rows == (("darkness", "8", "10.0", "8.00", "100", "46.5", "2.15", "infer"),)
+    assert stages.rows == (("darkness", "10.0 (11%)", "40.0 (86%)", "2.00 (2%)", "1.00 (1%)"),)
+    assert accuracy.rows[0][:3] == ("darkness", "3", "0.7000")
+    assert accuracy.rows[0][-1] == "1"
+    assert all(len(row) == len(t.header) for t in tables(sample_report()) for row in t.rows)
+
+
+def test_no_accuracy_without_scores_and_only_for_those_who_have_them() -> None:
+    assert len(tables(sample_report(sample_model(scored=False)))) == 3
+    mixed = tables(sample_report(sample_model("a", scored=False), sample_model("b")))
+    assert [row[0] for row in mixed[-1].rows] == ["b"]
+
+
+def test_rendered_images_are_labelled() -> None:
+    assert "says nothing about patients" in to_markdown(sample_report(rendered=True))
+    assert "says nothing about patients" not in to_markdown(sample_report())
+
+
+def test_markdown() -> None:
+    text = to_markdown(sample_report(sample_model("a|b_c*<i>")))
+    assert r"| a\|b\_c\*\<i> | 8 | 10.0 |" in text
+    assert "| :-- | :-- | --: |" in text
+    assert "Measured 2026-01-02 on Some CPU (2 cores), Python 3.11.7" in text
+    assert "``isicrt bench --model darkness.onnx``" in text
+
+
+def test_csv_has_a_row_for_each_model_and_batch_size() -> None:
+    report = sample_report(sample_model('odd, "name"'), sample_model("unscored", scored=False))
+    rows = list(csv.DictReader(io.StringIO(to_csv(report))))
+    assert [(r["model"], r["batch_size"]) for r in rows] == [
+        ('odd, "name"', "1"),
+        ('odd, "name"', "8"),
+        ("unscored", "1"),
+        ("unscored", "8"),
+    ]
+    assert float(rows[0]["p50_ms"]) == pytest.approx(1.1)
+    assert float(rows[1]["jaccard"]) == pytest.approx(0.7)
+    assert rows[2]["jaccard"] == ""
+    assert rows[0]["bottleneck"] == "infer"
+
+
+def test_a_committed_result_becomes_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(dataclasses.replace(sample_report(), command="x").to_json())
+    main([str(path)])
+    assert capsys.readouterr().out == to_markdown(dataclasses.replace(sample_report(), command="x"))
+    with pytest.raises(SystemExit, match="cannot be read"):
+        main([str(tmp_path / "none.json")])

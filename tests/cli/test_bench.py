@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from isicrt.benchmarks.result import read_report
+from isicrt.cli.main import group
+
+
+def test_rendered_images_and_every_kind_of_report(darkness_onnx: Path, tmp_path: Path) -> None:
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "csv", "markdown", "html")}
+    options = [text for kind, path in files.items() for text in (f"--{kind}", str(path))]
+    arguments = ["bench", "--model", str(darkness_onnx), "--quick", "--repeats", "1", *options]
+    result = CliRunner().invoke(group, arguments)
+    assert result.exit_code == 0, result.output
+    assert "8 rendered images, 1022 x 767 px" in result.output
+    assert "says nothing about patients" in result.output
+    for title in ("Network alone", "Files to masks", "Stages, each alone", "Accuracy"):
+        assert title in result.output
+    for path in files.values():
+        assert path.stat().st_size > 200
+        assert str(path) in "".join(result.output.split("\n"))
+    report = read_report(files["json"])
+    assert report.command.startswith("isicrt bench --model ")
+    assert report.command.endswith(f"--html {files['html']}")
+    assert [x.batch_size for x in report.models[0].latencies] == [1, 8]
+
+
+def test_real_masks_and_batch_sizes(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        group,
+        ["bench", "--quick", "--model", str(darkness_onnx), "--model", str(darkness_onnx), "--repeats", "1"]
+        + ["--images", str(rendered_pairs / "images"), "--masks", str(rendered_pairs / "masks")]
+        + ["--batch-size", "3", "--batch-size", "2", "--threads", "1", "--json", str(tmp_path / "r.json")],
+    )
+    assert result.exit_code == 0, result.output
+    assert "says nothing about patients" not in result.output
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert [x["batch_size"] for x in data["models"][1]["latency"]] == [2, 3]
+    assert data["models"][0]["end_to_end"]["batch_size"] == 3
+    assert data["protocol"]["threads"] == 1
+    assert data["models"][0]["accuracy"]["summary"] == data["models"][1]["accuracy"]["summary"]
+
+
+def test_a_failed_image_is_exit_code_1(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(rendered_pairs / "images" / "ISIC_0000000.jpg", images)
+    (images / "broken.jpg").write_bytes(b"")
+    result = CliRunner().invoke(
+        group, ["bench", "--quick", "--model", str(darkness_onnx), "--repeats", "1", "--images", str(images)]
+    )
+    assert result.exit_code == 1
+    assert "1 images failed" in result.output
+    assert "images/s" in result.output, "what was measured is printed all the same"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--model", "none.onnx"], 1, "none.onnx: no such model file"),
+        (["--masks", "."], 2, "--masks needs --images"),
+        (["--images", "nowhere"], 1, "nowhere: no such file or folder"),
+        (["--masks", "nowhere"], 2, "does not exist"),
+        (["--batch-size", "0"], 2, "not in the range"),
+        (["--repeats", "0"], 2, "not in the range"),
+        (["--json", "no-folder/report.json"], 2, "there is no folder no-folder"),
+        (["--json", "a", "--html", "a"], 2, "two kinds of report"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], code: int, message: str, darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "--model" not in arguments:
+        arguments = ["--model", str(darkness_onnx), *arguments]
+    result = CliRunner().invoke(group, ["bench", "--quick", *arguments])
+    assert result.exit_code == code, result.output
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv", "--markdown", "--html"])
+def test_a_report_that_cannot_be_written(darkness_onnx: Path, rendered_pairs: Path, option: str) -> None:
+    arguments = ["bench", "--quick", "--model", str(darkness_onnx), "--repeats", "1", "--batch-size", "1"]
+    images = str(rendered_pairs / "images" / "ISIC_0000000.jpg")
+    result = CliRunner().invoke(group, [*arguments, "--images", images, option, "/dev/full"])
+    assert result.exit_code == 1
+    assert "/dev/full: cannot be written: No space left" in result.output
+    assert "Files to masks" in result.output
+
+
+def test_a_temporary_folder_that_is_gone(darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    result = CliRunner().invoke(group, ["bench", "--quick", "--model", str(darkness_onnx)])
+    assert result.exit_code == 1
+    assert "set TMPDIR" in result.output
+
+
+def test_ctrl_c_leaves_nothing_behind(darkness_onnx: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "isicrt.cli.main", "bench", "--model", str(darkness_onnx)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as process:
+        # Not before: Cython code in the first import of numpy.random swallows a KeyboardInterrupt.
+        while not list(tmp_path.glob("isicrt-bench-*/images/*.jpg")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert b"Traceback" not in output
+    assert list(tmp_path.glob("isicrt-bench-*")) == []
+
+
+def test_help() -> None:
+    result = CliRunner().invoke(group, ["bench", "--help"])
+    assert result.exit_code == 0
+    for option in ("--model", "--images", "--masks", "--batch-size", "--repeats", "--threads", "--quick", "--html"):
+        assert option in result.output
