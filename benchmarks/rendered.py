@@ -33,7 +33,7 @@ def render(seed: int, size: tuple[int, int] = (767, 1022)) -> tuple[UInt8Array, 
     skin = np.array([225, 175, 155], np.float32) + rng.normal(0, 8, 3).astype(np.float32)
     light = 1 + 0.12 * ((x / w - 0.5) * rng.uniform(-1, 1) + (y / h - 0.5) * rng.uniform(-1, 1))
     image = skin * light[..., None]
-    image += 7 * _smooth_noise(rng, size, short / 40)[..., None]
+    image += 2.5 * (_smooth_noise(rng, size, short / 12) + _smooth_noise(rng, size, short / 90))[..., None]
 
     # An irregular blob: an ellipse whose radius is modulated by a few harmonics.
     cy, cx = h * rng.uniform(0.38, 0.62), w * rng.uniform(0.38, 0.62)
@@ -47,13 +47,14 @@ def render(seed: int, size: tuple[int, int] = (767, 1022)) -> tuple[UInt8Array, 
     pigment = np.array([120, 72, 55], np.float32) * rng.uniform(0.6, 1.15)
     soft = 1 / (1 + np.exp(np.minimum((distance - 1) * rng.uniform(12, 30), 60)))
     image += (pigment - image) * (soft * rng.uniform(0.75, 0.95))[..., None]
-    image -= 26 * (soft * np.clip(_smooth_noise(rng, size, short / 60), -1, 1.5))[..., None]
+    texture = 14 * _smooth_noise(rng, size, short / 14) + 7 * _smooth_noise(rng, size, short / 70)
+    image -= (soft * texture)[..., None]
 
     for _ in range(int(rng.integers(0, 12))):
         _draw_hair(rng, image, short)
     if rng.random() < 0.35:
-        corner = np.hypot((x - w / 2) / (w * 0.56), (y - h / 2) / (h * 0.62))
-        image *= np.clip((1.12 - corner) * 9, 0.05, 1)[..., None]
+        corner = np.hypot(x - w / 2, y - h / 2) / (max(h, w) * 0.49)
+        image *= np.clip((1.06 - corner) * 14, 0.03, 1)[..., None]
     image += rng.normal(0, 2.5, image.shape).astype(np.float32)
     return np.clip(image, 0, 255).astype(np.uint8), mask
 

@@ -46,16 +46,12 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except IsicrtError as error:
             failure = (
-                click.UsageError(str(error))
-                if isinstance(error, SettingsError)
-                else click.ClickException(str(error))
+                click.UsageError(str(error)) if isinstance(error, SettingsError) else click.ClickException(str(error))
             )
             raise failure from error
 
 
-@click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="isicrt")
 def group() -> None:
     """Skin-lesion segmentation of dermoscopy images: train, compile, segment, measure.

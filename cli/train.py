@@ -22,7 +22,8 @@ MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
     type=click.Path(path_type=Path),
     envvar="ISICRT_DATA",
     required=True,
-    help="The data set: images/ and masks/, or train/ and test/ with those, or the four official ISIC 2016 folders "
+    multiple=True,
+    help="A data set, may be given again: images/ and masks/, or train/ and test/ with those, or the four official ISIC 2016 folders "
     "(see `isicrt data isic2016`). Default: $ISICRT_DATA.",
 )
 @click.option("--model", type=click.Choice(MODELS), help="Architecture.  [default: the recipe's; unet]")
@@ -51,7 +52,7 @@ MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
     help="File of MobileNetV2's weights, or `none`. Environment: ISICRT_ENCODER_WEIGHTS.",
 )
 def command(
-    data: Path,
+    data: tuple[Path, ...],
     model: str | None,
     recipe: str | None,
     epochs: int | None,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +24,8 @@ _lock = threading.Lock()
 class CudaDevice:
     """A GPU's primary context.
 
-    The context is retained once a process and kept until it exits: PyCUDA leaves a released primary context on the
-    driver's stack, where torch would find it.
+    The context is retained once a process and never released: PyCUDA leaves a released primary context on the driver's
+    stack, where torch would find it.
 
     Args:
         index: of the device.
@@ -50,7 +51,11 @@ class CudaDevice:
         with self.errors("initialise CUDA"), _lock:
             if index not in _contexts:
                 cuda.init()
-                _contexts[index] = cuda.Device(index).retain_primary_context()
+                context = cuda.Device(index).retain_primary_context()
+                # Not even when Python exits: PyCUDA's destructor detaches a primary context as if it were its own,
+                # which fails with a warning, and runtimes that nobody closed would be torn down in a dead context.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(context))
+                _contexts[index] = context
             self._context = _contexts[index]
 
     @contextmanager

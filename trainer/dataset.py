@@ -6,6 +6,7 @@ Two layouts are understood, see `find_pairs`. Pairing never depends on the order
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,12 +150,20 @@ def check_pairs(pairs: Sequence[Pair], *, fast: bool = False) -> DatasetReport:
     return DatasetReport(len(pairs), grey, problems, digest.hexdigest())
 
 
-def checked_pairs(root: Path | str, split: str = "train", *, fast: bool = True) -> tuple[list[Pair], DatasetReport]:
-    """`find_pairs` and `check_pairs` in one; DataError lists every problem at once."""
-    pairs = find_pairs(root, split)
+def checked_pairs(
+    roots: Sequence[Path | str], split: str = "train", *, fast: bool = True
+) -> tuple[list[Pair], DatasetReport]:
+    """`find_pairs` in one or several data sets and `check_pairs` of all of them.
+
+    Raises:
+        DataError: files that cannot be used, or an id that stands in two data sets; every problem is listed.
+    """
+    pairs = sorted((pair for root in roots for pair in find_pairs(root, split)), key=lambda pair: pair.id)
     report = check_pairs(pairs, fast=fast)
-    if report.problems:
-        raise DataError(_listed(f"{root}: {len(report.problems)} files cannot be used", report.problems))
+    twice = [f"{b.image}: {b.id} is also {a.image}" for a, b in itertools.pairwise(pairs) if a.id == b.id]
+    if problems := [*twice, *report.problems]:
+        names = ", ".join(str(root) for root in roots)
+        raise DataError(_listed(f"{names}: {len(problems)} files cannot be used", problems))
     return pairs, report
 
 

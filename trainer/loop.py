@@ -36,7 +36,8 @@ class RunSettings:
     """Where a run gets its data and where it goes; what it does is the recipe's."""
 
     recipe: Recipe
-    data: Path
+    data: tuple[Path, ...]
+    """One or several data sets, see `find_pairs`."""
     out: Path
     fold: int = 0
     seed: int = 0
@@ -218,6 +219,8 @@ def _card(
         input_width=recipe.input_size,
         network=network,
         training={
+            # The last two names of the path tell data sets apart and tell nothing of the machine.
+            "data": ["/".join(root.absolute().parts[-2:]) for root in settings.data],
             "data_sha256": data_sha256,
             "training_images": training,
             "validation_images": validation,
@@ -261,7 +264,7 @@ def _differences(then: Any, now: Any, prefix: str) -> list[str]:
 def _write_config(settings: RunSettings, identity: Mapping[str, Any]) -> None:
     config = {
         **identity,
-        "data": str(settings.data),
+        "data": [str(root) for root in settings.data],
         "device": settings.device,
         "isicrt": __version__,
         "torch": str(torch.__version__),

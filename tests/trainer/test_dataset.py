@@ -99,7 +99,7 @@ def test_check_lists_every_bad_file_and_counts_grey_masks(tmp_path: Path) -> Non
     assert "ISIC_0000004_Segmentation.png: has mode RGB" in problems
     assert "ISIC_0000005: cannot be decoded" in problems
     with pytest.raises(DataError, match="3 files cannot be used"):
-        checked_pairs(tmp_path, fast=False)
+        checked_pairs([tmp_path], fast=False)
 
 
 def test_hash_follows_the_contents_and_not_the_place(tmp_path: Path) -> None:
@@ -109,6 +109,16 @@ def test_hash_follows_the_contents_and_not_the_place(tmp_path: Path) -> None:
     assert a == b
     write_pair(tmp_path / "b" / "images", tmp_path / "b" / "masks", "ISIC_0000001", values=(255,))
     assert check_pairs(find_pairs(tmp_path / "b"), fast=True).sha256 != a
+
+
+def test_several_data_sets_are_one_and_share_no_id(tmp_path: Path) -> None:
+    for root, name in (("a", "ISIC_0000002"), ("b", "ISIC_0000001")):
+        write_pair(tmp_path / root / "images", tmp_path / root / "masks", name)
+    pairs, report = checked_pairs([tmp_path / "a", tmp_path / "b"])
+    assert [p.id for p in pairs] == ["ISIC_0000001", "ISIC_0000002"]
+    assert report.sha256 == checked_pairs([tmp_path / "b", tmp_path / "a"])[1].sha256
+    with pytest.raises(DataError, match="ISIC_0000002 is also"):
+        checked_pairs([tmp_path / "a", tmp_path / "a"])
 
 
 def test_folds_share_out_all_pairs_and_do_not_depend_on_the_others() -> None:
@@ -130,6 +140,6 @@ def test_folds_that_do_not_exist(count: int, folds: int, fold: int) -> None:
 
 
 def test_the_real_training_set(real_data: Path) -> None:
-    pairs, report = checked_pairs(real_data / "isic2016", "train")
+    pairs, report = checked_pairs([real_data / "isic2016"], "train")
     assert len(pairs) == report.pairs == 803
     assert not {p.id for p in pairs} & set(LEFT_OUT)

@@ -37,7 +37,7 @@ def tiny(**changes: Any) -> Recipe:
 
 
 def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
-    return RunSettings(**({"recipe": tiny(), "data": data, "out": out, "pretrained": None} | changes))
+    return RunSettings(**({"recipe": tiny(), "data": (data,), "out": out, "pretrained": None} | changes))
 
 
 @pytest.fixture(scope="module")

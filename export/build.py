@@ -1,0 +1,376 @@
+"""From a checkpoint or an ONNX file to ``model.onnx`` and ``model.plan``, proven before anything is written."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from isicrt._version import __version__
+from isicrt.engine import tensorrt_api
+from isicrt.engine.card import ModelCard
+from isicrt.engine.cuda_driver import Gpu, find_gpu
+from isicrt.engine.errors import BuildError, MissingDependencyError, ModelError
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.masks import replace_file
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.plan import write_plan
+from isicrt.engine.tensorrt_runtime import TensorRtRuntime
+
+try:
+    import onnx
+except ImportError as error:
+    raise MissingDependencyError("onnx", "train", str(error)) from error
+
+from isicrt.export import half, onnx_graph
+from isicrt.export.inspection import half_share
+from isicrt.export.parity import Compute, Levels, OnnxLevels, Parity, Sample, measure_parity, require_parity
+from isicrt.export.tensorrt_build import Engine, Profile, build_engine
+
+if TYPE_CHECKING:
+    from isicrt.export.onnx_export import Deployed
+
+ONNX_NAME, PLAN_NAME = "model.onnx", "model.plan"
+_REHEARSAL = "the FP16 graph (rounded to half after every operation, summed in float32)"
+TARGETS = ("auto", *tensorrt_api.FLAVOURS, "onnx")
+
+Report = Callable[[str, float | None], None]
+"""Told what is being done, and how much of it is done (0..1) or None where nobody knows."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is compiled."""
+
+    name: str
+    """As the user would name it again: a path or a shipped model."""
+    path: Path
+    card: ModelCard
+    deployed: Deployed | None
+    """The torch module, from a checkpoint."""
+    graph: onnx.ModelProto | None
+    """From an ONNX file."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """What to build a plan with."""
+
+    flavour: str | None
+    """A key of `tensorrt_api.FLAVOURS`; None for ONNX only."""
+    gpu: Gpu | None
+    reason: str
+    """Why this one, for people; empty where the user chose it."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was written and how it was proven."""
+
+    card: ModelCard
+    onnx: Path
+    plan: Path | None
+    parity: Parity | None
+    """None where nothing was converted."""
+    plan_parity: Parity | None
+    """Of the plan itself, where it could be run."""
+    share: str
+    """Layers in half, for people; empty without a plan."""
+    seconds: dict[str, float]
+    """By stage."""
+    notes: list[str] = field(default_factory=list)
+
+
+def open_source(path: Path, name: str) -> Source:
+    """Load a checkpoint of `isicrt train`, or an ONNX file with a card.
+
+    Raises:
+        ModelError: neither, or damaged.
+        MissingDependencyError: a checkpoint needs torch.
+    """
+    if path.suffix == ".onnx":
+        with OnnxRuntime(path) as runtime:  # checks card and signature
+            card = runtime.card
+        graph = onnx.load(str(path))
+        onnx_graph.check_batch_is_symbolic(graph)
+        return Source(name, path, card, None, graph)
+    if path.suffix == ".plan":
+        raise ModelError(
+            f"{path}: a plan cannot be compiled again. Give the checkpoint or the .onnx it was built from."
+        )
+    try:
+        from isicrt.export.onnx_export import Deployed
+        from isicrt.trainer.checkpoint import load_model
+    except ImportError as error:
+        raise MissingDependencyError("PyTorch", "train", str(error)) from error
+    network, card = load_model(path)
+    return Source(name, path, card, Deployed(network, card).eval(), None)
+
+
+def choose_target(target: str) -> Destination:
+    """What `target` means on this machine.
+
+    Raises:
+        MissingDependencyError: a target was named and is not installed.
+        BuildError: TensorRT was named, which builds on the GPU that runs the plan, and there is none.
+    """
+    gpu = find_gpu()
+    if target == "onnx":
+        return Destination(None, gpu, "")
+    if target == "tensorrt":
+        tensorrt_api.load(target)
+        if gpu is None:
+            raise BuildError(
+                "--target tensorrt: TensorRT builds on the GPU that will run the plan, and no NVIDIA GPU with a driver "
+                "is here. Build there, or use --target tensorrt-rtx or --target onnx here."
+            )
+        return Destination(target, gpu, "")
+    if target == "tensorrt-rtx":
+        tensorrt_api.load(target)
+        return Destination(target, gpu, "")
+    if gpu is not None and tensorrt_api.installed("tensorrt"):
+        return Destination("tensorrt", gpu, f"TensorRT is installed and {gpu.name} is here")
+    if tensorrt_api.installed("tensorrt-rtx"):
+        why = "TensorRT is not installed" if gpu is not None else "no NVIDIA GPU is here"
+        return Destination("tensorrt-rtx", gpu, f"{why}; TensorRT for RTX is installed and builds anywhere")
+    return Destination(None, gpu, "neither TensorRT nor TensorRT for RTX is installed (extras gpu, rtx): ONNX only")
+
+
+def build(
+    source: Source,
+    samples: Sequence[Sample],
+    *,
+    precision: str,
+    profile: Profile,
+    destination: Destination,
+    out: Path,
+    images: str,
+    report: Report,
+) -> Built:
+    """Export, convert, compare, build, and only then write.
+
+    Args:
+        source: from `open_source`.
+        samples: images of the parity gate, at the card's input size.
+        precision: ``fp32`` or ``fp16``.
+        profile: batch sizes of the plan.
+        destination: from `choose_target`.
+        out: folder; made if it is not there.
+        images: what the samples are, for people.
+        report: called as the work goes on.
+
+    Raises:
+        BuildError: see the steps; nothing is written then.
+    """
+    clock = _Clock()
+    report("export to ONNX", None)
+    exact = _exact_graph(source, precision)
+    converted = precision != source.card.precision
+    graph = half.to_half(exact) if converted else exact
+    clock.lap("export")
+
+    reference = _reference(source, exact)
+    parity = None
+    if converted or source.deployed is not None:
+        report("compare on images", 0.0)
+        rehearse = precision == "fp16"
+        parity = measure_parity(
+            reference,
+            (_REHEARSAL if rehearse else "the ONNX graph", OnnxLevels(exact, rehearse_half=rehearse)),
+            samples,
+            source.card,
+            source=images,
+            on_progress=lambda fraction: report("compare on images", fraction),
+        )
+        require_parity(parity)
+        clock.lap("parity")
+    card, onnx_bytes = _finished(source, graph, precision, parity)
+    onnx_path = out / ONNX_NAME
+    if onnx_path.is_file() and onnx_path.samefile(source.path) and onnx_bytes != source.path.read_bytes():
+        raise BuildError(f"{onnx_path}: would be replaced by its own {precision} version. Choose another --out")
+    report("run the ONNX file", None)
+    with _writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".isicrt-") as folder:
+        path = Path(folder) / ONNX_NAME
+        path.write_bytes(onnx_bytes)
+        check_batches(path, (1, 3, min(profile.largest, 32)))
+    clock.lap("check")
+    if destination.flavour is None:
+        with _writing(out):
+            replace_file(onnx_path, onnx_bytes)
+        return Built(card, onnx_path, None, parity, None, "", clock.seconds)
+
+    engine, card = _plan(source, card, onnx_bytes, profile, destination, report)
+    clock.lap("build")
+    plan_parity, note = None, "The plan was built but not run: no NVIDIA GPU is here."
+    if destination.gpu is not None:
+        report("compare the plan on images", None)
+        plan_parity, note = _plan_parity(card, engine.plan, reference, samples, images, out)
+        clock.lap("plan parity")
+    if plan_parity is not None:
+        card = card.replace(builder=dict(card.builder) | {"parity": plan_parity.to_dict()})
+    with _writing(out):
+        replace_file(onnx_path, onnx_bytes)
+        write_plan(out / PLAN_NAME, card, engine.plan)
+    share = half_share(engine.layers)
+    return Built(card, onnx_path, out / PLAN_NAME, parity, plan_parity, share, clock.seconds, [note] if note else [])
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Make the folder; what the file system then refuses is a BuildError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise BuildError(f"{error.filename or out}: cannot be written: {error.strerror}") from error
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._start
+        self._start = now
+
+
+def _exact_graph(source: Source, precision: str) -> onnx.ModelProto:
+    """The graph before any conversion: float32, unless the source is a half ONNX file."""
+    if source.deployed is not None:
+        from isicrt.export.onnx_export import export_onnx
+
+        return export_onnx(source.deployed, source.card)
+    assert source.graph is not None
+    if source.card.precision == "fp16" and precision == "fp32":
+        raise BuildError(
+            f"{source.path}: its weights were rounded to half, and fp32 would not bring them back. Build with --fp16, "
+            "or from the checkpoint."
+        )
+    return source.graph
+
+
+def _reference(source: Source, exact: onnx.ModelProto) -> tuple[str, Compute]:
+    """What the result has to agree with: torch if there is a checkpoint, else the ONNX file as it came."""
+    if source.deployed is None:
+        return f"the {source.card.precision} ONNX file", OnnxLevels(exact)
+    import torch
+
+    deployed = source.deployed
+
+    def levels(images: UInt8Array) -> Levels:
+        with torch.inference_mode():
+            result: Levels = deployed.levels(torch.from_numpy(images)).numpy()
+        return result
+
+    return "torch fp32", levels
+
+
+def _finished(source: Source, graph: onnx.ModelProto, precision: str, parity: Parity | None) -> tuple[ModelCard, bytes]:
+    """The card of the ONNX file, and the file; both as they came where nothing was converted."""
+    if parity is None:
+        return source.card, source.path.read_bytes()
+    versions = dict(source.card.versions) | {"isicrt": __version__, "onnx": onnx.__version__}
+    if source.deployed is not None:
+        import torch
+
+        versions["torch"] = torch.__version__
+    card = source.card.replace(precision=precision, parity=parity.to_dict(), versions=versions)
+    onnx_graph.set_card(graph, card)
+    return card, graph.SerializeToString(deterministic=True)
+
+
+def _plan(
+    source: Source, card: ModelCard, onnx_bytes: bytes, profile: Profile, destination: Destination, report: Report
+) -> tuple[Engine, ModelCard]:
+    """The engine, and the card that goes in front of it."""
+    assert destination.flavour is not None
+    trt = tensorrt_api.load(destination.flavour)
+    title = f"build with {trt.title}"
+    report(title, 0.0)
+    engine = build_engine(
+        trt,
+        onnx_bytes,
+        profile,
+        half=card.precision == "fp16",
+        gpu=destination.gpu,
+        on_progress=lambda fraction: report(title, fraction),
+    )
+    gpu = destination.gpu
+    builder = {
+        "flavour": destination.flavour,
+        "version": trt.version,
+        "source": source.name,
+        "onnx_sha256": hashlib.sha256(onnx_bytes).hexdigest(),
+        "profile": [profile.smallest, profile.best, profile.largest],
+        "half_layers": half_share(engine.layers),
+        "gpu": gpu.name if gpu else None,
+        "compute_capability": gpu.compute_capability if gpu else None,
+        "driver_cuda": gpu.cuda if gpu else None,
+    }
+    return engine, card.replace(builder=builder)
+
+
+def check_batches(path: Path, sizes: Sequence[int]) -> None:
+    """Run an ONNX file at several batch sizes and compare first and last image with a batch of one.
+
+    Raises:
+        BuildError: a size fails, or an image's result depends on its neighbours by more than one level of 255.
+    """
+    with OnnxRuntime(path) as runtime:
+        h, w = runtime.card.input_size
+        rng = np.random.default_rng(0)
+        for size in sizes:
+            images = rng.integers(0, 256, (size, h, w, 3), dtype=np.uint8)
+            try:
+                batch = runtime.infer(images)
+            except Exception as error:  # ONNX Runtime's exceptions have no common root
+                raise BuildError(f"the exported ONNX file fails at a batch of {size}: {error}") from error
+            for index in {0, size - 1}:
+                alone = runtime.infer(images[index : index + 1])[0]
+                if np.abs(alone.astype(int) - batch[index]).max() > 1:
+                    raise BuildError(f"the exported ONNX file mixes the images of a batch of {size}")
+
+
+def _plan_parity(
+    card: ModelCard,
+    plan: bytes,
+    reference: tuple[str, Compute],
+    samples: Sequence[Sample],
+    images: str,
+    out: Path,
+) -> tuple[Parity | None, str]:
+    """Parity of the plan on this machine's GPU; or None, and why it was not run.
+
+    Raises:
+        BuildError: it runs and does not agree, or a plan of `tensorrt` does not even load where it was built.
+    """
+    with tempfile.TemporaryDirectory(dir=out, prefix=".isicrt-") as folder:
+        path = Path(folder) / PLAN_NAME
+        write_plan(path, card, plan)
+        try:
+            runtime = TensorRtRuntime(path)
+        except MissingDependencyError as error:
+            return None, f"The plan was built but not run: {error}"
+        except ModelError as error:
+            if card.builder["flavour"] == "tensorrt":
+                raise BuildError(f"the plan was built but does not load: {error}") from error
+            return None, f"The plan was built but does not load on this GPU: {error}"
+        with runtime:
+            largest = runtime.max_batch or 1
+
+            def levels(batch: UInt8Array) -> Levels:
+                parts = [runtime.infer(batch[i : i + largest]) for i in range(0, len(batch), largest)]
+                return np.concatenate(parts).astype(np.float32)
+
+            parity = measure_parity(reference, (f"the plan on {runtime.name}", levels), samples, card, source=images)
+    require_parity(parity)
+    return parity, ""

@@ -1,0 +1,57 @@
+"""What isicrt asks of an ONNX graph: its card, a symbolic batch, and the numbers before they are rounded."""
+
+from __future__ import annotations
+
+import onnx
+
+from isicrt.engine.card import METADATA_KEY, ModelCard
+from isicrt.engine.errors import BuildError
+
+INPUT, OUTPUT, BATCH = "image", "probability", "batch"
+"""Names in the graphs that `onnx_export` makes."""
+
+
+def set_card(model: onnx.ModelProto, card: ModelCard) -> None:
+    """Put a card into a model's metadata, in place of the one that is there."""
+    kept = {p.key: p.value for p in model.metadata_props if p.key != METADATA_KEY}
+    onnx.helper.set_model_props(model, kept | {METADATA_KEY: card.to_json()})
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove what an exporter leaves behind: stack traces with the paths of its machine, and inferred shapes.
+
+    What stays depends on the weights and the architecture alone, so the same model gives the same bytes.
+    """
+    graph = model.graph
+    model.doc_string = graph.doc_string = ""
+    del graph.value_info[:]
+    for item in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+
+
+def check_batch_is_symbolic(model: onnx.ModelProto) -> None:
+    """Raise BuildError unless the first dimension of input and output is a name and not a number."""
+    for value in (*model.graph.input, *model.graph.output):
+        dim = value.type.tensor_type.shape.dim[0]
+        if not dim.dim_param:
+            raise BuildError(
+                f"'{value.name}' has a fixed batch of {dim.dim_value}: export the model again with a symbolic batch"
+            )
+
+
+def expose_levels(model: onnx.ModelProto) -> str:
+    """Add the float tensor behind the uint8 output, N x H x W in 0..255 before it is rounded, as a second output.
+
+    Returns:
+        Its name.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    name: str = model.graph.output[0].name
+    while name in producers and producers[name].op_type in ("Cast", "Round"):
+        name = producers[name].input[0]
+    levels = model.graph.output.add()
+    levels.CopyFrom(model.graph.output[0])
+    levels.name = name
+    levels.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return name

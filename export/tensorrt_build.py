@@ -1,0 +1,231 @@
+"""An ONNX graph into a serialised engine, through TensorRT or TensorRT for RTX, strongly typed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isicrt.engine.cuda_driver import Gpu
+from isicrt.engine.errors import BuildError
+from isicrt.engine.masks import replace_file
+from isicrt.engine.tensorrt_api import TensorRt, make_logger
+from isicrt.export.inspection import Layer, inspect_network, require_half
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Batch sizes that an engine takes, and the one that it is tuned for."""
+
+    smallest: int
+    best: int
+    largest: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.smallest <= self.best <= self.largest:
+            raise BuildError(f"batch sizes {self.smallest},{self.best},{self.largest}: expected 1 <= MIN <= OPT <= MAX")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What the builder made."""
+
+    plan: bytes
+    layers: list[Layer]
+    """Convolutions and matrix products with their types."""
+
+
+def build_engine(
+    trt: TensorRt,
+    model: bytes,
+    profile: Profile,
+    *,
+    half: bool,
+    gpu: Gpu | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> Engine:
+    """Parse, prove the precision, build.
+
+    Ctrl-C stops the builder at its next step and comes out as KeyboardInterrupt.
+
+    Args:
+        trt: the flavour.
+        model: an ONNX file's bytes, with one input.
+        profile: batch sizes.
+        half: refuse a network with a convolution that is not FP16. The precision itself is in the graph.
+        gpu: names the timing cache, which only `tensorrt` has.
+        on_progress: called with 0..1, from another thread.
+
+    Raises:
+        BuildError: the parser refuses the graph (its nodes and reasons are named), a layer is not half, or the
+            builder fails.
+    """
+    module, log = trt.module, make_logger(trt)
+    try:
+        builder = module.Builder(log)
+    except TypeError:  # what pybind11 makes of a null pointer: no driver, or one that is too old
+        raise _failure(trt, log, "could not start its builder") from None
+    network = _created(
+        builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)), "network", trt, log
+    )
+    parser = module.OnnxParser(network, log)
+    if not parser.parse(model):
+        errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise BuildError(f"{trt.title} cannot parse the ONNX graph:\n" + "\n".join(errors[:_SHOWN]))
+    layers = inspect_network(trt, network)
+    if half:
+        require_half(layers)
+    config = _created(builder.create_builder_config(), "builder configuration", trt, log)
+    # TensorFloat-32 has the mantissa of half: what is called fp32 here is float32.
+    config.clear_flag(module.BuilderFlag.TF32)
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+    _add_profile(trt, log, builder, network, config, profile)
+    cache = _TimingCache(trt, config, gpu) if trt.flavour == "tensorrt" and gpu is not None else None
+    cancelled = threading.Event()
+    monitor = _make_monitor(trt, BuildProgress(on_progress or (lambda fraction: None)), cancelled)
+    config.progress_monitor = monitor
+    # The builder works in a thread of its own, without the GIL: so this one can take the signal of Ctrl-C.
+    with ThreadPoolExecutor(1, thread_name_prefix="tensorrt-builder") as thread:
+        building = thread.submit(builder.build_serialized_network, network, config)
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    serialised = building.result(timeout=0.1)
+                    break
+        except BaseException:
+            cancelled.set()
+            raise
+    if serialised is None:
+        raise _failure(trt, log, "could not build the engine")
+    if cache is not None:
+        cache.save()
+    return Engine(bytes(serialised), layers)
+
+
+def _failure(trt: TensorRt, log: Any, what: str) -> BuildError:
+    said = "\n".join(log.problems[-_SHOWN:]) or "it gave no reason"
+    return BuildError(f"{trt.title} {what}:\n{said}")
+
+
+def _created(thing: Any, what: str, trt: TensorRt, log: Any) -> Any:
+    if thing is None:
+        raise _failure(trt, log, f"could not create a {what}")
+    return thing
+
+
+def _add_profile(trt: TensorRt, log: Any, builder: Any, network: Any, config: Any, profile: Profile) -> None:
+    if network.num_inputs != 1:
+        raise BuildError(f"the ONNX graph has {network.num_inputs} inputs, expected one")
+    tensor = network.get_input(0)
+    batch, *rest = tuple(tensor.shape)
+    if batch != -1:
+        raise BuildError(f"'{tensor.name}' has a fixed batch of {batch}: export the model again with a symbolic batch")
+    shapes = [(size, *rest) for size in (profile.smallest, profile.best, profile.largest)]
+    optimisation = _created(builder.create_optimization_profile(), "profile", trt, log)
+    optimisation.set_shape(tensor.name, *shapes)
+    if config.add_optimization_profile(optimisation) < 0:
+        raise _failure(trt, log, f"does not take the profile {shapes}")
+
+
+class BuildProgress:
+    """One number from the builder's nested phases.
+
+    Each phase counts its steps; a phase within another is a part of the other's current step. Phases may end early
+    and the builder works in several threads, so the number is made never to fall.
+    """
+
+    def __init__(self, report: Callable[[float], None]) -> None:
+        self._report = report
+        self._phases: dict[str, tuple[str | None, int, int]] = {}
+        self._highest = 0.0
+        self._lock = threading.Lock()
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """A phase of that many steps begins, within `parent` if that is given."""
+        with self._lock:
+            self._phases[phase] = (parent, max(1, steps), 0)
+
+    def step(self, phase: str, step: int) -> None:
+        """A step (the first is 0) is done."""
+        with self._lock:
+            if phase in self._phases:
+                parent, steps, _ = self._phases[phase]
+                self._phases[phase] = (parent, steps, min(step + 1, steps))
+        self._tell()
+
+    def finish(self, phase: str) -> None:
+        """A phase has ended, whatever its steps say."""
+        with self._lock:
+            parent = self._phases.pop(phase, (None, 0, 0))[0]
+            done = parent is None and not self._phases
+        self._tell(1.0 if done else 0.0)
+
+    def _tell(self, at_least: float = 0.0) -> None:
+        with self._lock:
+            roots = [self._fraction(name) for name, (parent, _, _) in self._phases.items() if parent is None]
+            self._highest = max([self._highest, at_least, *roots])
+            highest = self._highest
+        self._report(highest)
+
+    def _fraction(self, phase: str) -> float:
+        _, steps, done = self._phases[phase]
+        inner = [self._fraction(name) for name, (parent, _, _) in self._phases.items() if parent == phase]
+        return min(1.0, (done + max(inner, default=0.0)) / steps)
+
+
+def _make_monitor(trt: TensorRt, progress: BuildProgress, cancelled: threading.Event) -> Any:
+    base = trt.module.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            progress.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            progress.step(phase_name, step)
+            return not cancelled.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress.finish(phase_name)
+
+    return Monitor()
+
+
+class _TimingCache:
+    """Kernel timings of earlier builds by this TensorRT on this GPU with this driver, in the user's cache folder."""
+
+    def __init__(self, trt: TensorRt, config: Any, gpu: Gpu) -> None:
+        self._config = config
+        self._path = timing_cache_path(trt.version, gpu)
+        with contextlib.suppress(OSError):
+            if config.set_timing_cache(config.create_timing_cache(self._path.read_bytes()), ignore_mismatch=False):
+                return
+        if not config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False):
+            raise BuildError(f"{trt.title} does not take an empty timing cache")
+
+    def save(self) -> None:
+        """Write it for the next build. A cache that cannot be written costs time, not the build."""
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path, bytes(self._config.get_timing_cache().serialize()))
+
+
+def timing_cache_path(version: str, gpu: Gpu) -> Path:
+    """Where the timing cache of a TensorRT version, GPU and driver lies."""
+    if sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = re.sub(r"[^A-Za-z0-9.]+", "-", f"{version}-{gpu.name}-sm{gpu.compute_capability}-cuda{gpu.cuda}")
+    return root / "isicrt" / f"timing-{key}.bin"

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from isicrt.cli.build_engine import command, parse_batch_sizes
+from isicrt.cli.main import group
+from isicrt.engine.card import ModelCard
+from isicrt.engine.cuda_driver import find_gpu
+from isicrt.engine.errors import IsicrtError
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.plan import read_plan
+from isicrt.trainer.checkpoint import save
+from isicrt.trainer.models import build_model
+
+
+@pytest.fixture(scope="module")
+def best_pt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder's best.pt: a small U-Net of random weights for 64 x 64 px."""
+    import torch
+
+    run = tmp_path_factory.mktemp("work") / "runs" / "small"
+    run.mkdir(parents=True)
+    network: dict[str, Any] = {"decoder_channels": [8, 8, 8, 8]}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights = build_model("unet", **network).state_dict()
+    card = ModelCard(name="small", architecture="unet", input_height=64, input_width=64, network=network)
+    save(run / "best.pt", card=card, weights=weights)
+    (run / "metrics.csv").write_text("epoch,val_jaccard\n1,0.5\n")
+    return run / "best.pt"
+
+
+@pytest.fixture(autouse=True)
+def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ISICRT_DATA", raising=False)
+
+
+def _run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(group, ["build-engine", *map(str, arguments)])
+
+
+def test_the_best_run_becomes_fp16_onnx_and_plan(
+    best_pt: Path, monkeypatch: pytest.MonkeyPatch, rendered_pairs: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    monkeypatch.chdir(best_pt.parents[2])
+    result = _run(
+        *("--fp16", "--batch-size", "4", "--target", "tensorrt-rtx", "--parity-images", "6"),
+        *("--images", rendered_pairs / "images", "--masks", rendered_pairs / "masks"),
+    )
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"Model: {Path('runs/small/best.pt')} (unet, 64 x 64 px) -> fp16 ONNX and tensorrt-rtx plan"
+    assert lines[1].startswith(
+        f"Parity on 6 of 12 images of {rendered_pairs / 'images'}: torch fp32 against the FP16 graph"
+    )
+    assert "masks differ in 0.0" in lines[2]
+    assert "Jaccard index" in lines[3]
+    assert "6 images with ground truth" in lines[3]
+    assert "0 not finite; largest activation" in lines[4]
+    share = next(line for line in lines if line.startswith("FP16 share: "))
+    half, _, total, _ = share.removeprefix("FP16 share: ").split()
+    assert half == total
+    assert int(total) > 40
+    assert any(line.startswith("Wrote model.onnx  ") for line in lines)
+    assert any(line.startswith("Wrote model.plan  ") and "batch 1,4,4" in line for line in lines)
+    if find_gpu() is None:
+        assert lines[-1] == "Next: isicrt segment ./images --out ./masks --model model.onnx"
+    card, _ = read_plan("model.plan")
+    assert card.builder["source"] == str(Path("runs/small/best.pt"))
+    assert card.builder["profile"] == [1, 4, 4]
+    with OnnxRuntime("model.onnx") as runtime:
+        assert runtime.card.precision == "fp16"
+        assert runtime.card.parity["source"].startswith("6 of 12 images")
+
+
+def test_an_onnx_file_on_rendered_images(darkness_onnx: Path, tmp_path: Path) -> None:
+    result = _run(darkness_onnx, "--fp16", "--target", "onnx", "--parity-images", "3", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "comparing on 3 rendered images" in result.stdout
+    assert "Parity on 3 rendered images: the fp32 ONNX file against the FP16 graph" in result.stdout
+    assert not (tmp_path / "model.plan").exists()
+    assert result.stdout.endswith(f"Next: isicrt segment ./images --out ./masks --model {tmp_path / 'model.onnx'}\n")
+
+
+def test_an_fp32_file_stays_as_it_is_and_says_so(darkness_onnx: Path, tmp_path: Path) -> None:
+    result = _run(darkness_onnx, "--target", "onnx", "--parity-images", "1", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "nothing was converted" in result.stdout
+    assert (tmp_path / "model.onnx").read_bytes() == darkness_onnx.read_bytes()
+
+
+def test_the_data_set_of_the_environment_is_the_gate(
+    darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISICRT_DATA", str(rendered_pairs))
+    result = _run(darkness_onnx, "--fp16", "--target", "onnx", "--parity-images", "5", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert f"Parity on 5 of 12 images of {rendered_pairs} ($ISICRT_DATA)" in result.stdout
+    assert "5 images with ground truth" in result.stdout
+
+
+def test_a_broken_image_is_left_out_of_the_gate(darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(rendered_pairs / "images" / "ISIC_0000000.jpg", images)
+    (images / "ISIC_0000001.jpg").write_bytes(b"not an image")
+    result = _run(darkness_onnx, "--fp16", "--target", "onnx", "--images", images, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "Left out of the comparison" in result.stderr
+    assert "ISIC_0000001.jpg" in result.stderr
+
+
+def test_a_gate_that_fails_exits_with_1_and_writes_nothing(tmp_path: Path) -> None:
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from isicrt.engine.card import METADATA_KEY
+
+    # (255 - green) * 1000 / 1000: half overflows on the way.
+    path = tmp_path / "loud.onnx"
+    nodes = [
+        helper.make_node("Cast", ["image"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["f", "w"], ["loud"], name="loud product"),
+        helper.make_node("MatMul", ["loud", "v"], ["quiet"]),
+        helper.make_node("Squeeze", ["quiet", "axis"], ["p"]),
+        helper.make_node("Cast", ["p"], ["probability"], to=TensorProto.UINT8),
+    ]
+    weights = {"w": np.full((3, 1), 1e3, np.float32), "v": np.full((1, 1), 3e-4, np.float32), "axis": np.array([3])}
+    graph = helper.make_graph(
+        nodes,
+        "loud",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 64, 64, 3])],
+        [helper.make_tensor_value_info("probability", TensorProto.UINT8, ["batch", 64, 64])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    card = ModelCard(name="loud", architecture="test", input_height=64, input_width=64)
+    helper.set_model_props(model, {METADATA_KEY: card.to_json()})
+    onnx.save(model, path)
+    result = _run(path, "--fp16", "--target", "onnx", "--parity-images", "1", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "Error: FP16: 'loud product' gives values beyond 65504" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1", (1, 1, 1)), ("32", (1, 32, 32)), ("1,8,64", (1, 8, 64)), ("4,4,4", (4, 4, 4))]
+)
+def test_batch_sizes(value: str, expected: tuple[int, int, int]) -> None:
+    (option,) = [p for p in command.params if p.name == "batch_size"]
+    assert parse_batch_sizes(click.Context(command), option, value) == expected
+
+
+@pytest.mark.parametrize("value", ["", "0", "a", "1,2", "8,4,1", "1,2,3,4", "1,8,5000", "-1"])
+def test_batch_sizes_that_make_no_sense(value: str) -> None:
+    result = _run("--batch-size", value)
+    assert result.exit_code == 2
+    assert "expected N, or MIN,OPT,MAX" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--masks", "."], 2, "--masks needs --images"),
+        (["--target", "cuda"], 2, "'cuda' is not one of"),
+        (["--parity-images", "0"], 2, "0 is not in the range"),
+        (["none.pt", "--target", "onnx"], 1, "none.pt: no such model file"),
+        (["broken.pt", "--target", "onnx"], 1, "not a checkpoint"),
+        (["broken.onnx", "--target", "onnx"], 1, "ONNX Runtime cannot load it"),
+        (["broken.plan", "--target", "onnx"], 1, "a plan cannot be compiled again"),
+        (["darkness.onnx", "--target", "onnx", "--images", "empty"], 1, "no image found"),
+        (["darkness.onnx", "--target", "onnx", "--images", "nowhere"], 1, "nowhere: no such file or folder"),
+    ],
+)
+def test_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, darkness_onnx: Path, arguments: list[str], code: int, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("broken.pt", "broken.onnx", "broken.plan"):
+        Path(name).write_bytes(b"broken")
+    Path("empty").mkdir()
+    shutil.copy(darkness_onnx, "darkness.onnx")
+    result = _run(*arguments)
+    assert (result.exit_code, message in result.stderr) == (code, True), result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
+def test_tensorrt_where_it_cannot_be_is_a_clean_error(darkness_onnx: Path) -> None:
+    result = _run(darkness_onnx, "--target", "tensorrt")
+    assert result.exit_code == 1
+    assert "TensorRT" in result.stderr
+    assert not isinstance(result.exception, IsicrtError)
+
+
+def test_machine_readable_card_of_the_plan_has_no_path_of_this_checkout(darkness_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    shutil.copy(darkness_onnx, tmp_path / "d.onnx")
+    command = [sys.executable, "-m", "isicrt.cli.main", "build-engine", "d.onnx", "--target", "tensorrt-rtx"]
+    done = subprocess.run(
+        [*command, "--parity-images", "1", "--out", "built"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "FP16 share: 0 of 1 matrix products" in done.stdout
+    assert "Traceback" not in done.stderr
+    card, _ = read_plan(tmp_path / "built" / "model.plan")
+    assert str(tmp_path) not in json.dumps(card.to_dict())

@@ -1,0 +1,64 @@
+"""A shipped model is the model that was scored: same pixels out, with its name and scores in the card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.export.shipping import SCORES, main
+from tests.tiny_models import write_darkness_model
+
+SUMMARY = dict.fromkeys(SCORES, 0.5) | {"images": 3, "jaccard_median": 0.6}
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({"models": [{"accuracy": {"summary": SUMMARY}}]}))
+    return path
+
+
+def call(model: Path, result: Path, folder: Path) -> tuple[int, str]:
+    arguments = [str(model), str(result), str(folder), "--name", "dark", "--as", "rendered"]
+    outcome = CliRunner().invoke(main, arguments)
+    return outcome.exit_code, outcome.output
+
+
+def test_name_and_scores_are_added_and_nothing_else_changes(tmp_path: Path, result: Path) -> None:
+    model = tmp_path / "m.onnx"
+    before = write_darkness_model(model, scores={"validation": {"jaccard": 0.7}}, threshold=0.4)
+    assert call(model, result, tmp_path)[0] == 0
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    with OnnxRuntime(model) as old, OnnxRuntime(tmp_path / "dark.onnx") as new:
+        assert np.array_equal(old.infer(images), new.infer(images))
+        assert new.card.replace(name=before.name, scores=before.scores) == before
+        assert new.card.name == "dark"
+        assert list(new.card.scores) == ["rendered", "validation"]
+        assert new.card.scores["rendered"] == {"protocol": "official"} | {k: SUMMARY[k] for k in SCORES}
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"models": []}', '{"models": [{"accuracy": null}]}'])
+def test_a_result_without_scores_is_refused(tmp_path: Path, content: str) -> None:
+    write_darkness_model(tmp_path / "m.onnx")
+    (tmp_path / "r.json").write_text(content)
+    code, output = call(tmp_path / "m.onnx", tmp_path / "r.json", tmp_path)
+    assert code == 1
+    assert "not a result of `isicrt bench`" in output
+    assert not (tmp_path / "dark.onnx").exists()
+
+
+def test_a_model_without_card_is_refused(tmp_path: Path, result: Path) -> None:
+    model = tmp_path / "m.onnx"
+    write_darkness_model(model)
+    graph = onnx.load(model)
+    graph.ClearField("metadata_props")
+    onnx.save(graph, model)
+    code, output = call(model, result, tmp_path)
+    assert code == 1
+    assert "carries no model card" in output

@@ -1,0 +1,149 @@
+"""TensorRT for RTX builds engines without a GPU, so these are real builds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import onnx
+import pytest
+
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+
+from onnx import TensorProto, helper
+
+from isicrt.engine import tensorrt_api
+from isicrt.engine.cuda_driver import Gpu
+from isicrt.engine.errors import BuildError
+from isicrt.export.half import to_half
+from isicrt.export.inspection import Layer, half_share, require_half
+from isicrt.export.tensorrt_build import BuildProgress, Profile, build_engine, timing_cache_path
+
+PROFILE = Profile(1, 4, 8)
+
+
+@pytest.fixture(scope="module")
+def trt() -> tensorrt_api.TensorRt:
+    return tensorrt_api.load("tensorrt-rtx")
+
+
+def test_builds_an_fp16_engine_with_every_convolution_half(
+    trt: tensorrt_api.TensorRt, tiny_onnx: onnx.ModelProto
+) -> None:
+    seen: list[float] = []
+    engine = build_engine(trt, to_half(tiny_onnx).SerializeToString(), PROFILE, half=True, on_progress=seen.append)
+    assert len(engine.plan) > 1000
+    assert half_share(engine.layers) == "6 of 6 convolutions"
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    assert len(seen) > 10
+
+
+def test_an_fp32_engine_has_none(trt: tensorrt_api.TensorRt, tiny_onnx: onnx.ModelProto) -> None:
+    engine = build_engine(trt, tiny_onnx.SerializeToString(), PROFILE, half=False)
+    assert {layer.types for layer in engine.layers} == {frozenset({"FLOAT"})}
+    assert half_share(engine.layers) == "0 of 6 convolutions"
+
+
+def test_asking_for_half_of_a_float_graph_is_an_error_before_anything_is_built(
+    trt: tensorrt_api.TensorRt, tiny_onnx: onnx.ModelProto
+) -> None:
+    seen: list[float] = []
+    with pytest.raises(BuildError, match=r"--fp16 was asked for, but 0 of 6 convolutions are HALF .* is FLOAT"):
+        build_engine(trt, tiny_onnx.SerializeToString(), PROFILE, half=True, on_progress=seen.append)
+    assert not seen
+
+
+def test_what_the_parser_refuses_is_named(trt: tensorrt_api.TensorRt) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Transpose", ["image"], ["y"], name="turned", perm=[0, 3, 1, 2])],
+        "uint8",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 4, 4, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8, ["n", 3, 4, 4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    with pytest.raises(BuildError, match=r"(?s)cannot parse the ONNX graph.*turned.*Transpose.*UInt8"):
+        build_engine(trt, model.SerializeToString(), PROFILE, half=False)
+
+
+def test_bytes_that_are_no_graph(trt: tensorrt_api.TensorRt) -> None:
+    with pytest.raises(BuildError, match="cannot parse"):
+        build_engine(trt, b"not ONNX", PROFILE, half=False)
+
+
+def test_a_fixed_batch_is_refused(trt: tensorrt_api.TensorRt, tiny_onnx: onnx.ModelProto) -> None:
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(tiny_onnx)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    with pytest.raises(BuildError, match="fixed batch of 2"):
+        build_engine(trt, fixed.SerializeToString(), PROFILE, half=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill does not send SIGINT there")
+def test_ctrl_c_stops_the_builder(trt: tensorrt_api.TensorRt, tiny_onnx: onnx.ModelProto) -> None:
+    calls = []
+
+    def interrupt_once(fraction: float) -> None:
+        calls.append(fraction)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(trt, tiny_onnx.SerializeToString(), PROFILE, half=False, on_progress=interrupt_once)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tensorrt-builder")]
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (2, 1, 4), (1, 5, 4)])
+def test_profiles_are_checked(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(BuildError, match="1 <= MIN <= OPT <= MAX"):
+        Profile(*sizes)
+
+
+def test_progress_is_one_number_from_nested_phases_and_never_falls() -> None:
+    seen: list[float] = []
+    progress = BuildProgress(seen.append)
+    progress.start("build", None, 2)
+    progress.start("optimise", "build", 4)
+    progress.step("optimise", 0)
+    progress.step("optimise", 2)
+    progress.finish("optimise")
+    progress.step("build", 0)
+    progress.start("time", "build", 2)
+    progress.step("time", 0)
+    progress.finish("time")  # early, as builders may
+    progress.step("unknown", 3)
+    progress.finish("build")
+    assert seen == [0.125, 0.375, 0.375, 0.5, 0.75, 0.75, 0.75, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("types", "share", "passes"),
+    [
+        ([{"HALF"}, {"HALF"}], "2 of 2 convolutions", True),
+        ([{"HALF"}, {"HALF", "FLOAT"}], "1 of 2 convolutions", False),
+        ([], "0 of 0 convolutions", False),
+    ],
+)
+def test_the_proof_of_half(types: list[set[str]], share: str, passes: bool) -> None:
+    layers = [Layer(f"c{n}", "convolution", frozenset(t)) for n, t in enumerate(types)]
+    assert half_share(layers) == share
+    if passes:
+        require_half(layers)
+    else:
+        with pytest.raises(BuildError, match=share):
+            require_half(layers)
+
+
+def test_matrix_products_are_counted_apart() -> None:
+    layers = [Layer("c", "convolution", frozenset({"HALF"})), Layer("m", "matrix product", frozenset({"FLOAT"}))]
+    assert half_share(layers) == "1 of 1 convolutions, 0 of 1 matrix products"
+
+
+def test_the_timing_cache_is_named_by_version_gpu_and_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    path = timing_cache_path("11.4.0.106", Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0"))
+    assert path == tmp_path / "isicrt" / "timing-11.4.0.106-NVIDIA-H100-80GB-HBM3-sm9.0-cuda13.0.bin"
