@@ -99,7 +99,7 @@ class TensorRtRuntime:
         self._rows = 0
 
     def _refused(self, problem: str) -> ModelError:
-        said = f" TensorRT says: {self._log.problems[-1]}" if self._log.problems else ""
+        said = f" It says: {self._log.problems[-1].rstrip('.')}." if self._log.problems else ""
         return ModelError(
             f"{self.path}: {self._trt.title} {problem}.{said} Build it again with: {rebuild_command(self.card)}"
         )
