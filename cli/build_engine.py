@@ -154,12 +154,14 @@ def _samples(images: Path | None, masks: Path | None, count: int, source: Source
         with tempfile.TemporaryDirectory() as folder:
             workload = open_workload(images, masks, Path(folder))
         pairs = [(f, workload.truths.get(n)) for n, f in zip(workload.names, workload.files, strict=True)]
-        origin = str(images)
+        origin = _last_names(images)
     elif data:
         from isicrt.trainer.dataset import find_pairs
 
-        pairs = [(pair.image, pair.mask) for pair in find_pairs(data)]
-        origin = f"{data} ($ISICRT_DATA)"
+        # As `isicrt train` reads it: it may name several.
+        roots = data.split(os.pathsep)
+        pairs = [(pair.image, pair.mask) for root in roots for pair in find_pairs(root)]
+        origin = f"{', '.join(_last_names(Path(root)) for root in roots)} ($ISICRT_DATA)"
     else:
         from isicrt.benchmarks.rendered import render
 
@@ -172,6 +174,11 @@ def _samples(images: Path | None, masks: Path | None, count: int, source: Source
         ], f"{count} rendered images"
     picks = np.unique(np.linspace(0, len(pairs) - 1, count).astype(int))
     return _decode([pairs[pick] for pick in picks], size), f"{len(picks)} of {len(pairs)} images of {origin}"
+
+
+def _last_names(path: Path) -> str:
+    """What the card says of a place: enough to know the data by, and nothing of this machine."""
+    return "/".join(path.absolute().parts[-2:])
 
 
 def _decode(pairs: Sequence[tuple[Path, Path | None]], size: tuple[int, int]) -> list[Sample]:

@@ -60,10 +60,10 @@ def _print_table(cards: list[tuple[Path, ModelCard]]) -> None:
 
     table = Table(box=None, pad_edge=False)
     for heading in ("Name", "Architecture", "Input", "Precision"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for heading in ("MB", "Jaccard", "Dice"):
-        table.add_column(heading, justify="right")
-    table.add_column("Scored on", overflow="fold")
+        table.add_column(heading, justify="right", no_wrap=True)
+    notes = []
     for path, card in cards:
         data_set, scores = _headline(card.scores)
         table.add_row(
@@ -73,9 +73,12 @@ def _print_table(cards: list[tuple[Path, ModelCard]]) -> None:
             card.precision,
             f"{path.stat().st_size / 1e6:.1f}",
             *(f"{scores[key]:.3f}" if key in scores else "-" for key in ("jaccard", "dice")),
-            data_set,
         )
+        learned = card.training.get("training_images")
+        said = [f"trained on {learned} images"] if learned else []
+        notes.append(f"{card.name}: " + "; ".join([*said, f"scores on {data_set}" if scores else "no scores"]))
     Console().print(table)
+    click.echo("\n" + "\n".join(notes))
 
 
 def _headline(scores: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

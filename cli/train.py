@@ -23,8 +23,8 @@ MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
     envvar="ISICRT_DATA",
     required=True,
     multiple=True,
-    help="A data set, may be given again: images/ and masks/, or train/ and test/ with those, or the four official ISIC 2016 folders "
-    "(see `isicrt data isic2016`). Default: $ISICRT_DATA.",
+    help="A data set; give it again for more: images/ and masks/, or train/ and test/ with those, or the four official "
+    "ISIC 2016 folders (see `isicrt data isic2016`). Default: $ISICRT_DATA.",
 )
 @click.option("--model", type=click.Choice(MODELS), help="Architecture.  [default: the recipe's; unet]")
 @click.option(

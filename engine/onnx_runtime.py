@@ -66,7 +66,8 @@ class OnnxRuntime:
         ):
             raise ModelError(
                 f"{self.path}: expected one uint8 input N x {h} x {w} x 3 and one uint8 output N x {h} x {w}, as its "
-                f"card says, but it has {[(i.type, i.shape) for i in inputs]} and {[(o.type, o.shape) for o in outputs]}"
+                f"card says, but it has {[(i.type, i.shape) for i in inputs]} "
+                f"and {[(o.type, o.shape) for o in outputs]}"
             )
         if isinstance(inputs[0].shape[0], int):
             raise ModelError(

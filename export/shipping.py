@@ -2,12 +2,13 @@
 
     python -m isicrt.export.shipping model.onnx --name unet-light --as "ISIC 2016 test" bench.json engine/models
 
-For maintainers: run it once for each model that ships, after it was frozen and scored. The weights stay as they are; only
-the metadata change, so the SHA-256 in the benchmark's JSON is that of the file before it was given its scores.
+For maintainers: run it once for each model that ships, after it was frozen and scored. Only the metadata change; the
+SHA-256 in the benchmark's JSON is that of the file before it was given its scores.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,18 +65,18 @@ def ship(model: Path, name: str, scores: Mapping[str, Mapping[str, Any]], folder
     return path
 
 
-def read_scores(result: Path) -> dict[str, Any]:
-    """The summary of the only model in a JSON file of `isicrt bench`, with its protocol.
+def read_scores(result: Path, model: Path) -> dict[str, Any]:
+    """The summary that a JSON file of `isicrt bench` has of a model, known by its SHA-256, with its protocol.
 
     Raises:
-        BuildError: not such a file, or no scores in it.
+        BuildError: not such a file, or no scores of this model in it.
     """
+    sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
     try:
-        (model,) = json.loads(result.read_text(encoding="utf-8"))["models"]
-        summary = model["accuracy"]["summary"]
-        return {"protocol": "official"} | {key: summary[key] for key in SCORES}
+        measured = {m["sha256"]: m["accuracy"] for m in json.loads(result.read_text(encoding="utf-8"))["models"]}
+        return {"protocol": "official"} | {key: measured[sha256]["summary"][key] for key in SCORES}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BuildError(f"{result}: not a result of `isicrt bench` with scores of one model: {error!r}") from error
+        raise BuildError(f"{result}: not a result of `isicrt bench` with scores of {model}: {error!r}") from error
 
 
 @click.command()
@@ -87,7 +88,7 @@ def read_scores(result: Path) -> dict[str, Any]:
 def main(model: Path, result: Path, folder: Path, name: str, data_set: str) -> None:
     """Put MODEL into FOLDER with the scores in RESULT, the JSON of `isicrt bench`."""
     try:
-        path = ship(model, name, {data_set: read_scores(result)}, folder)
+        path = ship(model, name, {data_set: read_scores(result, model)}, folder)
     except IsicrtError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

@@ -93,16 +93,25 @@ def build_engine(
     cancelled = threading.Event()
     monitor = _make_monitor(trt, BuildProgress(on_progress or (lambda fraction: None)), cancelled)
     config.progress_monitor = monitor
+    begin = threading.Event()
+
+    def work() -> Any:
+        # A Ctrl-C while the thread is being started must not leave a builder behind that nobody waits for.
+        begin.wait()
+        return None if cancelled.is_set() else builder.build_serialized_network(network, config)
+
     # The builder works in a thread of its own, without the GIL: so this one can take the signal of Ctrl-C.
     with ThreadPoolExecutor(1, thread_name_prefix="tensorrt-builder") as thread:
-        building = thread.submit(builder.build_serialized_network, network, config)
         try:
+            building = thread.submit(work)
+            begin.set()
             while True:
                 with contextlib.suppress(TimeoutError):
                     serialised = building.result(timeout=0.1)
                     break
         except BaseException:
             cancelled.set()
+            begin.set()
             raise
     if serialised is None:
         raise _failure(trt, log, "could not build the engine")

@@ -61,7 +61,7 @@ def test_the_best_run_becomes_fp16_onnx_and_plan(
     lines = result.stdout.splitlines()
     assert lines[0] == f"Model: {Path('runs/small/best.pt')} (unet, 64 x 64 px) -> fp16 ONNX and tensorrt-rtx plan"
     assert lines[1].startswith(
-        f"Parity on 6 of 12 images of {rendered_pairs / 'images'}: torch fp32 against the FP16 graph"
+        f"Parity on 6 of 12 images of {rendered_pairs.name}/images: torch fp32 against the FP16 graph"
     )
     assert "masks differ in 0.0" in lines[2]
     assert "Jaccard index" in lines[3]
@@ -105,7 +105,7 @@ def test_the_data_set_of_the_environment_is_the_gate(
     monkeypatch.setenv("ISICRT_DATA", str(rendered_pairs))
     result = _run(darkness_onnx, "--fp16", "--target", "onnx", "--parity-images", "5", "--out", tmp_path)
     assert result.exit_code == 0, result.output
-    assert f"Parity on 5 of 12 images of {rendered_pairs} ($ISICRT_DATA)" in result.stdout
+    assert f"Parity on 5 of 12 images of {'/'.join(rendered_pairs.parts[-2:])} ($ISICRT_DATA)" in result.stdout
     assert "5 images with ground truth" in result.stdout
 
 

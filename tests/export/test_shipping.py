@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from tests.tiny_models import write_darkness_model
 SUMMARY = dict.fromkeys(SCORES, 0.5) | {"images": 3, "jaccard_median": 0.6}
 
 
-@pytest.fixture
-def result(tmp_path: Path) -> Path:
-    path = tmp_path / "bench.json"
-    path.write_text(json.dumps({"models": [{"accuracy": {"summary": SUMMARY}}]}))
+def write_result(path: Path, model: Path) -> Path:
+    """The JSON of a benchmark of two models, this one second."""
+    sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
+    other = {"sha256": "0" * 64, "accuracy": {"summary": dict.fromkeys(SCORES, 0.1)}}
+    path.write_text(json.dumps({"models": [other, {"sha256": sha256, "accuracy": {"summary": SUMMARY}}]}))
     return path
 
 
@@ -30,10 +32,10 @@ def call(model: Path, result: Path, folder: Path) -> tuple[int, str]:
     return outcome.exit_code, outcome.output
 
 
-def test_name_and_scores_are_added_and_nothing_else_changes(tmp_path: Path, result: Path) -> None:
+def test_name_and_scores_are_added_and_nothing_else_changes(tmp_path: Path) -> None:
     model = tmp_path / "m.onnx"
     before = write_darkness_model(model, scores={"validation": {"jaccard": 0.7}}, threshold=0.4)
-    assert call(model, result, tmp_path)[0] == 0
+    assert call(model, write_result(tmp_path / "bench.json", model), tmp_path)[0] == 0
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     with OnnxRuntime(model) as old, OnnxRuntime(tmp_path / "dark.onnx") as new:
         assert np.array_equal(old.infer(images), new.infer(images))
@@ -53,12 +55,20 @@ def test_a_result_without_scores_is_refused(tmp_path: Path, content: str) -> Non
     assert not (tmp_path / "dark.onnx").exists()
 
 
-def test_a_model_without_card_is_refused(tmp_path: Path, result: Path) -> None:
+def test_scores_of_another_model_are_refused(tmp_path: Path) -> None:
+    write_darkness_model(tmp_path / "m.onnx")
+    write_darkness_model(tmp_path / "other.onnx", threshold=0.4)
+    code, output = call(tmp_path / "m.onnx", write_result(tmp_path / "r.json", tmp_path / "other.onnx"), tmp_path)
+    assert code == 1
+    assert "not a result of `isicrt bench`" in output
+
+
+def test_a_model_without_card_is_refused(tmp_path: Path) -> None:
     model = tmp_path / "m.onnx"
     write_darkness_model(model)
     graph = onnx.load(model)
     graph.ClearField("metadata_props")
     onnx.save(graph, model)
-    code, output = call(model, result, tmp_path)
+    code, output = call(model, write_result(tmp_path / "r.json", model), tmp_path)
     assert code == 1
     assert "carries no model card" in output
