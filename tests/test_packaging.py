@@ -55,9 +55,10 @@ def names(wheel: Path) -> set[str]:
 def test_the_wheel_holds_every_module_and_data_file_of_every_room(names: set[str]) -> None:
     expected = {"isicrt/__init__.py", "isicrt/_version.py", "isicrt/py.typed"}
     for room in ROOMS:
-        for path in (REPOSITORY / room).rglob("*"):
-            if path.suffix in (".py", ".yaml", ".onnx"):
-                expected.add(f"isicrt/{path.relative_to(REPOSITORY).as_posix()}")
+        paths = [*(REPOSITORY / room).rglob("*.py"), *(REPOSITORY / room).glob("recipes/*.yaml")]
+        paths += (REPOSITORY / room).glob("models/*.onnx")
+        expected |= {f"isicrt/{path.relative_to(REPOSITORY).as_posix()}" for path in paths}
+    assert "isicrt/engine/models/unet-light.onnx" in expected
     assert {f"isicrt/{room}/__init__.py" for room in ROOMS} <= expected
     assert {name for name in names if name.startswith("isicrt/")} == expected
 
