@@ -55,7 +55,7 @@ class _Recording(click.Command):
     "--batch-size",
     "batch_sizes",
     multiple=True,
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 4096),
     default=(1, 8),
     show_default="1 and 8",
     help="Images a call of the network. Several times for several sizes; the pipeline runs at the largest.",
@@ -67,7 +67,7 @@ class _Recording(click.Command):
     show_default=True,
     help="Measure so many times; the figures are medians.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads, as for segment. [default: one a core]")
+@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads, as for segment. [default: one a core]")
 @click.option("--quick", is_flag=True, help="Few calls and few rendered images: shows that it works, measures badly.")
 @click.option("--json", "json_file", type=_FILE, help="Write everything, raw samples too.")
 @click.option("--csv", "csv_file", type=_FILE, help="Write one row for each model and batch size.")
@@ -100,6 +100,11 @@ def command(
     for n, (path, _) in enumerate(files):
         if not path.parent.is_dir():
             raise SettingsError(f"{path}: there is no folder {path.parent} to write it to")
+        try:  # now, and not after minutes of measuring
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise SettingsError(f"{path}: cannot be written: {error.strerror}") from error
         if path in [earlier for earlier, _ in files[:n]]:
             raise SettingsError(f"{path}: given for two kinds of report; one would overwrite the other")
     protocol = Protocol(

@@ -68,22 +68,21 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
 
     Exit code 1 if anything is.
     """
-    from isicrt.trainer.dataset import check_pairs, find_pairs
+    from isicrt.trainer.dataset import find_folders, survey
 
     failed = False
-    seen: set[Path] = set()
+    seen: set[tuple[Path, Path]] = set()
     for name in _SPLITS if split == "all" else (split,):
         try:
-            pairs = find_pairs(folder, name)
+            folders = find_folders(folder, name)
         except DataError as error:
             click.echo(f"{name}: {error}")
             failed = True
             continue
-        images = {pair.image.parent for pair in pairs}
-        if images & seen:  # FOLDER is images/ and masks/: one set, whatever it is used for
+        if folders in seen:  # FOLDER is images/ and masks/: one set, whatever it is used for
             continue
-        seen |= images
-        report = check_pairs(pairs)
+        seen.add(folders)
+        _, report = survey([folder], name)
         click.echo(f"{name}: {report.pairs} pairs, {report.grey_masks} grey masks, SHA-256 {report.sha256}")
         for problem in report.problems:
             click.echo(f"  {problem}")

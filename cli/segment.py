@@ -37,13 +37,13 @@ _PLAIN_SECONDS = 10.0
     help="Folder for the masks. It is made; masks that are in it already are written again.",
 )
 @click.option("--model", metavar="FILE|NAME", help="An .onnx or .plan file, or a shipped model. [default: unet-light]")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images in one network call. [default: 8]")
+@click.option("--batch-size", type=click.IntRange(1, 4096), help="Images in one network call. [default: 8]")
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="A pixel whose probability is above it is lesion. [default: the model's]",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use. [default: all cores]")
+@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads to use. [default: all cores]")
 @click.option(
     "--mask-bits",
     type=click.Choice(["1", "8"]),

@@ -157,8 +157,10 @@ def _progress() -> Any:
         def __exit__(self, *_: object) -> None:
             self.bar.stop()
 
-        def started(self, recipe: Recipe, training: int, validation: int, done: int) -> None:
+        def started(self, recipe: Recipe, training: int, validation: int, grey_masks: int, done: int) -> None:
             console.print(f"{training} training images, {validation} validation images")
+            if grey_masks:
+                console.print(f"{grey_masks} masks have grey pixels, which are lesion above 128 of 255")
             if done:
                 console.print(f"resuming after epoch {done}")
             # The bar counts the images of all epochs, so its estimate is of the whole run.
@@ -177,7 +179,8 @@ def _progress() -> Any:
             console.print(
                 f"epoch {row['epoch']:>3} {row['stage']:<8} loss {row['train_loss']:.4f}  "
                 f"validation: loss {row['val_loss']:.4f}  Jaccard {row['val_jaccard']:.4f}  "
-                f"Dice {row['val_dice']:.4f}  ({row['images_per_second']:.1f} images/s)"
+                f"Dice {row['val_dice']:.4f}  ({row['images_per_second']:.1f} images/s)",
+                soft_wrap=True,
             )
 
     return ProgressListener()

@@ -78,6 +78,8 @@ class OnnxRuntime:
 
     def infer(self, images: UInt8Array) -> UInt8Array:
         """See `Runtime.infer`."""
+        if self._session is None:
+            raise ModelError(f"{self.path}: this runtime is closed")
         check_batch(images, self.card, self.max_batch)
         (probability,) = self._session.run(None, {self._input: np.ascontiguousarray(images)})
         result: UInt8Array = probability

@@ -283,7 +283,11 @@ def _finished(source: Source, graph: onnx.ModelProto, precision: str, parity: Pa
         import torch
 
         versions["torch"] = torch.__version__
-    card = source.card.replace(precision=precision, parity=parity.to_dict(), versions=versions)
+    scores = source.card.scores
+    if precision != source.card.precision:
+        # They are another file's: this one has not been scored.
+        scores = {f"{data_set}, before the conversion to {precision}": value for data_set, value in scores.items()}
+    card = source.card.replace(precision=precision, parity=parity.to_dict(), versions=versions, scores=scores)
     onnx_graph.set_card(graph, card)
     return card, graph.SerializeToString(deterministic=True)
 

@@ -74,7 +74,9 @@ def read_scores(result: Path, model: Path) -> dict[str, Any]:
     sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
     try:
         measured = {m["sha256"]: m["accuracy"] for m in json.loads(result.read_text(encoding="utf-8"))["models"]}
-        return {"protocol": "official"} | {key: measured[sha256]["summary"][key] for key in SCORES}
+        return {"protocol": "official", "model_sha256": sha256} | {
+            key: measured[sha256]["summary"][key] for key in SCORES
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BuildError(f"{result}: not a result of `isicrt bench` with scores of {model}: {error!r}") from error
 

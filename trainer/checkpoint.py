@@ -51,7 +51,9 @@ def load(path: Path | str) -> tuple[ModelCard, dict[str, Any]]:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch.load raises whatever the unpickler and zipfile do
-        raise ModelError(f"{path}: not a checkpoint that can be read safely: {error}") from error
+        raise ModelError(
+            f"{path}: not a checkpoint that can be read safely: {error or type(error).__name__}"
+        ) from error
     if not isinstance(data, dict) or data.get("isicrt") != FORMAT or not isinstance(data.get("weights"), dict):
         raise ModelError(f"{path}: not a checkpoint of isicrt (expected one that `isicrt train` wrote)")
     try:

@@ -5,10 +5,12 @@ Two layouts are understood, see `find_pairs`. Pairing never depends on the order
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +70,15 @@ def find_pairs(root: Path | str, split: str = "train") -> list[Pair]:
     Raises:
         DataError: no such layout, or images and masks that do not pair up; every problem is listed.
     """
-    if split not in SPLITS:
-        raise DataError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
-    images, masks = _folders(Path(root), split)
+    pairs, problems = _scan(Path(root), split)
+    if problems:
+        raise DataError(_listed(f"{root}: cannot pair images and masks", problems))
+    return pairs
+
+
+def _scan(root: Path, split: str) -> tuple[list[Pair], list[str]]:
+    """The pairs that there are, and what does not pair up."""
+    images, masks = find_folders(root, split)
     problems: list[str] = []
     by_id = {kind: _index(folder, kind, problems) for kind, folder in (("image", images), ("mask", masks))}
     for name in sorted(by_id["image"].keys() - by_id["mask"].keys()):
@@ -79,13 +87,15 @@ def find_pairs(root: Path | str, split: str = "train") -> list[Pair]:
         problems.append(f"{by_id['mask'][name]}: has no image in {images}")
     if not by_id["image"]:
         problems.append(f"{images}: holds no image")
-    if problems:
-        raise DataError(_listed(f"{root}: cannot pair images and masks", problems))
     left_out = LEFT_OUT if split == "train" else {}
-    return [Pair(i, by_id["image"][i], by_id["mask"][i]) for i in sorted(by_id["image"]) if i not in left_out]
+    both = sorted(by_id["image"].keys() & by_id["mask"].keys() - left_out.keys())
+    return [Pair(name, by_id["image"][name], by_id["mask"][name]) for name in both], problems
 
 
-def _folders(root: Path, split: str) -> tuple[Path, Path]:
+def find_folders(root: Path, split: str) -> tuple[Path, Path]:
+    """The folder of images and that of masks, see `find_pairs`. Raises DataError where there is no such layout."""
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     candidates = [
         (root / "images", root / "masks"),
         (root / split / "images", root / split / "masks"),
@@ -126,44 +136,71 @@ def check_pairs(pairs: Sequence[Pair], *, fast: bool = False) -> DatasetReport:
     problems: list[str] = []
     grey = 0
     digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update(pair.id.encode())
-        for path in (pair.image, pair.mask):
-            try:
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
-            except OSError as error:
-                problems.append(f"{path}: cannot be read: {error.strerror}")
-        try:
-            with Image.open(pair.image) as image, Image.open(pair.mask) as mask:
-                if image.size != mask.size:
-                    problems.append(
-                        f"{pair.mask}: is {mask.size[0]} x {mask.size[1]}, its image {image.size[0]} x {image.size[1]}"
-                    )
-                if mask.mode not in ("1", "L"):
-                    problems.append(f"{pair.mask}: has mode {mask.mode}; a mask is 1-bit or 8-bit grey (1 or L)")
-                elif not fast:
-                    image.load()
-                    values = np.unique(np.asarray(mask.convert("L")))
-                    grey += bool(np.setdiff1d(values, [0, 255]).size)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            problems.append(f"{pair.id}: cannot be decoded: {error}")
+    # Decoding releases the GIL.
+    with ThreadPoolExecutor() as threads:
+        for contents, is_grey, found in threads.map(lambda pair: _check_pair(pair, fast), pairs):
+            digest.update(contents)
+            grey += is_grey
+            problems += found
     return DatasetReport(len(pairs), grey, problems, digest.hexdigest())
 
 
-def checked_pairs(
-    roots: Sequence[Path | str], split: str = "train", *, fast: bool = True
-) -> tuple[list[Pair], DatasetReport]:
-    """`find_pairs` in one or several data sets and `check_pairs` of all of them.
+def _check_pair(pair: Pair, fast: bool) -> tuple[bytes, bool, list[str]]:
+    """Id and hashes of the contents; whether the mask is grey; problems."""
+    contents = pair.id.encode()
+    problems: list[str] = []
+    for path in (pair.image, pair.mask):
+        try:
+            contents += hashlib.sha256(path.read_bytes()).digest()
+        except OSError as error:
+            return contents, False, [f"{path}: cannot be read: {error.strerror}"]
+    size, _ = _open(pair.image, fast, problems)
+    mask_size, mask = _open(pair.mask, fast, problems)
+    if size and mask_size and size != mask_size:
+        problems.append(f"{pair.mask}: is {mask_size[0]} x {mask_size[1]}, its image {size[0]} x {size[1]}")
+    if mask and mask.mode not in ("1", "L"):
+        problems.append(f"{pair.mask}: has mode {mask.mode}; a mask is 1-bit or 8-bit grey (1 or L)")
+    grey = not fast and mask is not None and mask.mode == "L" and bool(np.setdiff1d(np.asarray(mask), [0, 255]).size)
+    return contents, grey, problems
+
+
+def _open(path: Path, fast: bool, problems: list[str]) -> tuple[tuple[int, int] | None, Image.Image | None]:
+    """(width, height) and the image, its pixels loaded unless `fast`; None for what cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            if not fast:
+                image.load()
+            return size, image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        problems.append(f"{path}: cannot be decoded: {error}")
+        return None, None
+
+
+def survey(roots: Sequence[Path | str], split: str = "train") -> tuple[list[Pair], DatasetReport]:
+    """`find_pairs` in one or several data sets and `check_pairs` of all of them; the report has the problems of both.
 
     Raises:
-        DataError: files that cannot be used, or an id that stands in two data sets; every problem is listed.
+        DataError: a root is no data set at all.
     """
-    pairs = sorted((pair for root in roots for pair in find_pairs(root, split)), key=lambda pair: pair.id)
-    report = check_pairs(pairs, fast=fast)
+    scans = [_scan(Path(root), split) for root in roots]
+    pairs = sorted((pair for found, _ in scans for pair in found), key=lambda pair: pair.id)
+    unpaired = [problem for _, problems in scans for problem in problems]
     twice = [f"{b.image}: {b.id} is also {a.image}" for a, b in itertools.pairwise(pairs) if a.id == b.id]
-    if problems := [*twice, *report.problems]:
+    report = check_pairs(pairs)
+    return pairs, dataclasses.replace(report, problems=[*unpaired, *twice, *report.problems])
+
+
+def checked_pairs(roots: Sequence[Path | str], split: str = "train") -> tuple[list[Pair], DatasetReport]:
+    """`survey`, for use.
+
+    Raises:
+        DataError: anything is wrong; every problem is listed.
+    """
+    pairs, report = survey(roots, split)
+    if report.problems:
         names = ", ".join(str(root) for root in roots)
-        raise DataError(_listed(f"{names}: {len(problems)} files cannot be used", problems))
+        raise DataError(_listed(f"{names}: {len(report.problems)} problems", report.problems))
     return pairs, report
 
 

@@ -52,8 +52,8 @@ class RunSettings:
 class Listener:
     """Is told how a run goes. This one says nothing; the command line's draws a progress bar."""
 
-    def started(self, recipe: Recipe, training: int, validation: int, done: int) -> None:
-        """The data are read; `done` epochs were trained before."""
+    def started(self, recipe: Recipe, training: int, validation: int, grey_masks: int, done: int) -> None:
+        """The data are checked, so many masks are grey; `done` epochs were trained before."""
 
     def stepped(self, epoch: int, images: int, loss: float) -> None:
         """A batch of so many images is learned."""
@@ -95,15 +95,21 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
     average = optimisation.make_average(model, recipe.ema_decay)
     history: list[dict[str, Any]] = []
     optimiser_state: dict[str, Any] | None = None
+    scaler_state: dict[str, Any] = {}
     if settings.resume is not None:
         _, state = checkpoint.load(settings.resume)
         _check_identity(settings.resume, state, identity)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimiser_state, history = state["optimiser"], state["history"]
+        optimiser_state, scaler_state, history = state["optimiser"], state["scaler"], state["history"]
 
-    out.mkdir(parents=True, exist_ok=True)
-    _write_config(settings, identity)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_config(settings, identity)
+    except OSError as error:
+        raise SettingsError(
+            f"{out}: the run folder cannot be written: {error.strerror}. Name another with --out"
+        ) from error
     if recipe.augmented_copies and recipe.augmentation is not None:
         training = training + augment_offline(
             training,
@@ -114,10 +120,12 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
             seed=settings.seed,
         )
     validation_set = ValidationSet(validation, card)
-    listener.started(recipe, len(training), len(validation), len(history))
+    listener.started(recipe, len(training), len(validation), report.grey_masks, len(history))
     loss_function = mix(recipe.loss)
     half = torch.bfloat16 if settings.device == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
     scaler = torch.amp.GradScaler(settings.device, enabled=settings.device == "cuda" and half == torch.float16)
+    if scaler_state:
+        scaler.load_state_dict(scaler_state)
     board = _tensorboard(out)
 
     optimiser: torch.optim.Optimizer | None = None
@@ -191,6 +199,7 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
                 model=model.state_dict(),
                 average=average.state_dict(),
                 optimiser=optimiser.state_dict(),
+                scaler=scaler.state_dict(),
                 history=history,
                 identity=identity,
             )

@@ -7,6 +7,7 @@ any mix of them; binary cross entropy is positive.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
@@ -64,9 +65,10 @@ def mix(weights: Mapping[str, float]) -> Loss:
     """
     if unknown := sorted(set(weights) - set(LOSSES)):
         raise SettingsError(f"unknown loss {unknown[0]!r}: choose from {', '.join(LOSSES)}")
-    total = sum(weights.values())
-    if min(weights.values(), default=0) < 0 or total <= 0:
-        raise SettingsError(f"loss weights must be >= 0 with a positive sum, not {dict(weights)}")
+    numbers = all(isinstance(weight, (int, float)) and 0 <= weight < math.inf for weight in weights.values())
+    total = sum(weights.values()) if numbers else 0
+    if total <= 0:
+        raise SettingsError(f"loss weights must be numbers >= 0 with a positive sum, not {dict(weights)}")
     scaled = {name: weight / total for name, weight in weights.items() if weight}
 
     def mixed(logits: Tensor, target: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,7 +54,7 @@ class Augmentation:
         for name in ("brightness", "contrast", "saturation"):
             _require(0 <= getattr(self, name) < 1, f"augmentation.{name}", "must lie in [0, 1)")
         for name in ("max_angle", "hue", "max_noise"):
-            _require(getattr(self, name) >= 0, f"augmentation.{name}", "must not be negative")
+            _require(0 <= getattr(self, name) < math.inf, f"augmentation.{name}", "must not be negative")
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Stage:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, f"stage {self.name!r}: epochs", "must not be negative")
-        _require(self.decoder_lr > 0, f"stage {self.name!r}: decoder_lr", "must be positive")
-        _require(self.encoder_lr >= 0, f"stage {self.name!r}: encoder_lr", "must not be negative")
+        _require(0 < self.decoder_lr < math.inf, f"stage {self.name!r}: decoder_lr", "must be positive")
+        _require(0 <= self.encoder_lr < math.inf, f"stage {self.name!r}: encoder_lr", "must not be negative")
         _require(self.schedule in ("cosine", "constant"), f"stage {self.name!r}: schedule", "is cosine or constant")
 
     @property
@@ -114,6 +115,7 @@ class Recipe:
         _require(self.layout in LAYOUTS, "layout", f"is one of {', '.join(LAYOUTS)}")
         _require(self.input_size > 0 and self.input_size % STRIDE == 0, "input_size", f"is a multiple of {STRIDE}")
         _require(1 <= self.batch_size <= 4096, "batch_size", "lies from 1 to 4096")
+        _require(0 <= self.weight_decay < 1, "weight_decay", "lies in [0, 1)")
         _require(0 <= self.ema_decay < 1, "ema_decay", "lies in [0, 1)")
         _require(self.folds >= 2, "folds", "is at least 2")
         _require(self.augmented_copies >= 0, "augmented_copies", "must not be negative")
@@ -172,7 +174,11 @@ class Recipe:
             raise SettingsError("setting 'stages' must be a list with a mapping for each stage")
         top["stages"] = tuple(_build(Stage, _mapping(s, "stages"), f"stages[{i}].") for i, s in enumerate(stages))
         if top.get("decoder_channels") is not None:
+            if not isinstance(top["decoder_channels"], list):
+                raise SettingsError("setting 'decoder_channels' must be a list of four widths")
             top["decoder_channels"] = tuple(top["decoder_channels"])
+        if "loss" in top:
+            _mapping(top["loss"], "loss")
         return _build(cls, top, "")
 
 

@@ -74,6 +74,13 @@ def _changed(path: Path, change) -> Path:
     return path
 
 
+def test_a_closed_runtime_says_so(darkness_onnx: Path) -> None:
+    with OnnxRuntime(darkness_onnx) as runtime:
+        pass
+    with pytest.raises(ModelError, match="this runtime is closed"):
+        runtime.infer(np.zeros((1, 64, 64, 3), np.uint8))
+
+
 def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
     def fix(model: onnx.ModelProto) -> None:
         for value in (*model.graph.input, *model.graph.output):

@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isicrt.engine import open_runtime, shipped
+from isicrt.benchmarks.rendered import render
+from isicrt.engine import shipped
 from isicrt.engine.errors import ModelError
+from isicrt.engine.images import read_mask
+from isicrt.engine.scores import score_mask
+from isicrt.engine.segmenter import Segmenter
+from isicrt.trainer.dataset import find_pairs, split_fold
 
 
 @pytest.fixture
@@ -42,11 +47,22 @@ def test_what_is_neither(shelf: Path, model: str) -> None:
         shipped.resolve(model)
 
 
-@pytest.mark.skipif(not shipped.names(), reason="no model ships with this checkout")
-def test_every_shipped_model_runs() -> None:
-    for name in shipped.names():
-        with open_runtime(shipped.resolve(name)) as runtime:
-            assert runtime.card.name == name
-            assert runtime.card.scores
-            probability = runtime.infer(np.zeros((1, *runtime.card.input_size, 3), np.uint8))
-            assert probability.shape == (1, *runtime.card.input_size)
+@pytest.mark.parametrize("name", shipped.names())
+def test_a_shipped_model_is_whole_and_finds_rendered_lesions(name: str) -> None:
+    with Segmenter(name) as segmenter:
+        assert segmenter.card.name == name
+        assert segmenter.card.scores
+        assert segmenter.card.training["data_sha256"]
+        rendered = [render(seed, (384, 512)) for seed in range(8)]
+        scores = [score_mask(segmenter.segment(image), truth).jaccard for image, truth in rendered]
+    # Drawn images are none that it learned from: most of them is what can be asked.
+    assert np.median(scores) > 0.8
+
+
+def test_the_default_model_on_validation_images(real_data: Path) -> None:
+    # Fold 0 of 10, which it did not learn from; the folds go by the hash of the id.
+    validation = split_fold(find_pairs(real_data / "isic2016" / "train"), 10, 0)[1][::4]
+    with Segmenter() as segmenter:
+        scores = [score_mask(segmenter.segment(pair.image) > 0, read_mask(pair.mask)).jaccard for pair in validation]
+    assert len(scores) >= 15
+    assert np.mean(scores) > 0.82

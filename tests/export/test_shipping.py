@@ -42,7 +42,11 @@ def test_name_and_scores_are_added_and_nothing_else_changes(tmp_path: Path) -> N
         assert new.card.replace(name=before.name, scores=before.scores) == before
         assert new.card.name == "dark"
         assert list(new.card.scores) == ["rendered", "validation"]
-        assert new.card.scores["rendered"] == {"protocol": "official"} | {k: SUMMARY[k] for k in SCORES}
+        assert new.card.scores["rendered"] == {
+            "protocol": "official",
+            "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+            **{k: SUMMARY[k] for k in SCORES},
+        }
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"models": []}', '{"models": [{"accuracy": null}]}'])

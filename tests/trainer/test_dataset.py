@@ -97,9 +97,21 @@ def test_check_lists_every_bad_file_and_counts_grey_masks(tmp_path: Path) -> Non
     assert len(report.problems) == 3
     assert "ISIC_0000003_Segmentation.png: is 4 x 4, its image 8 x 6" in problems
     assert "ISIC_0000004_Segmentation.png: has mode RGB" in problems
-    assert "ISIC_0000005: cannot be decoded" in problems
-    with pytest.raises(DataError, match="3 files cannot be used"):
-        checked_pairs([tmp_path], fast=False)
+    assert "ISIC_0000005.jpg: cannot be decoded" in problems
+    with pytest.raises(DataError, match="3 problems"):
+        checked_pairs([tmp_path])
+
+
+def test_pairing_and_decoding_problems_are_reported_together(tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for n in range(3):
+        write_pair(images, masks, f"ISIC_000000{n}")
+    (masks / "ISIC_0000000_Segmentation.png").unlink()
+    (masks / "ISIC_0000001_Segmentation.png").write_text("no image")
+    with pytest.raises(DataError) as caught:
+        checked_pairs([tmp_path])
+    assert "ISIC_0000000.jpg: has no mask" in str(caught.value)
+    assert "ISIC_0000001_Segmentation.png: cannot be decoded" in str(caught.value)
 
 
 def test_hash_follows_the_contents_and_not_the_place(tmp_path: Path) -> None:

@@ -126,6 +126,12 @@ def test_a_run_is_not_overwritten(run: Path, rendered_pairs: Path) -> None:
         train(settings(rendered_pairs, run))
 
 
+def test_a_run_folder_that_cannot_be_made_is_named(rendered_pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="the run folder cannot be written"):
+        train(settings(rendered_pairs, tmp_path / "file" / "run"))
+
+
 def test_best_pt_cannot_be_resumed(run: Path, rendered_pairs: Path) -> None:
     with pytest.raises(SettingsError, match=r"name the last\.pt"):
         train(settings(rendered_pairs, run, resume=run / "best.pt"))
@@ -143,7 +149,7 @@ def test_offline_copies_are_made_once_and_added(rendered_pairs: Path, tmp_path: 
     seen: list[int] = []
 
     class Count(Listener):
-        def started(self, recipe: Recipe, training: int, validation: int, done: int) -> None:
+        def started(self, recipe: Recipe, training: int, validation: int, grey_masks: int, done: int) -> None:
             seen.append(training)
             seen.append(validation)
 

@@ -87,4 +87,6 @@ def _load(network: nn.Module, path: Path) -> None:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file of encoder weights") from None
     except Exception as error:  # torch.load raises whatever the unpickler does
-        raise ModelError(f"{path}: not a state dict of torchvision's mobilenet_v2: {error}") from error
+        raise ModelError(
+            f"{path}: not a state dict of torchvision's mobilenet_v2: {error or type(error).__name__}"
+        ) from error
