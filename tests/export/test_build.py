@@ -87,6 +87,15 @@ def test_checkpoint_and_fp32_file_give_the_same_half_weights(
     assert direct.onnx.stat().st_size < fp32_file.stat().st_size
 
 
+def test_scores_of_the_source_are_not_passed_off_as_those_of_its_conversion(
+    fp32_file: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    source = open_source(fp32_file, "x")
+    scored = dataclasses.replace(source, card=source.card.replace(scores={"test": {"jaccard": 0.9}}))
+    converted = _build(scored, samples, tmp_path, "fp16")
+    assert converted.card.scores == {"test, before the conversion to fp16": {"jaccard": 0.9}}
+
+
 def test_nothing_to_convert_copies_the_file_and_keeps_its_record(
     fp32_file: Path, samples: list[Sample], tmp_path: Path
 ) -> None:
