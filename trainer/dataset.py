@@ -125,27 +125,21 @@ def _index(folder: Path, kind: str, problems: list[str]) -> dict[str, Path]:
     return found
 
 
-def check_pairs(pairs: Sequence[Pair], *, fast: bool = False) -> DatasetReport:
-    """Check that every image and mask can be used, and hash them.
-
-    Args:
-        pairs: from `find_pairs`.
-        fast: read headers only: sizes and modes are checked, pixels are not, and ``grey_masks`` stays 0. The hash is
-            the same.
-    """
+def check_pairs(pairs: Sequence[Pair]) -> DatasetReport:
+    """Decode every image and mask, compare their sizes, and hash them. Problems are reported, not raised."""
     problems: list[str] = []
     grey = 0
     digest = hashlib.sha256()
     # Decoding releases the GIL.
     with ThreadPoolExecutor() as threads:
-        for contents, is_grey, found in threads.map(lambda pair: _check_pair(pair, fast), pairs):
+        for contents, is_grey, found in threads.map(_check_pair, pairs):
             digest.update(contents)
             grey += is_grey
             problems += found
     return DatasetReport(len(pairs), grey, problems, digest.hexdigest())
 
 
-def _check_pair(pair: Pair, fast: bool) -> tuple[bytes, bool, list[str]]:
+def _check_pair(pair: Pair) -> tuple[bytes, bool, list[str]]:
     """Id and hashes of the contents; whether the mask is grey; problems."""
     contents = pair.id.encode()
     problems: list[str] = []
@@ -154,23 +148,22 @@ def _check_pair(pair: Pair, fast: bool) -> tuple[bytes, bool, list[str]]:
             contents += hashlib.sha256(path.read_bytes()).digest()
         except OSError as error:
             return contents, False, [f"{path}: cannot be read: {error.strerror}"]
-    size, _ = _open(pair.image, fast, problems)
-    mask_size, mask = _open(pair.mask, fast, problems)
+    size, _ = _open(pair.image, problems)
+    mask_size, mask = _open(pair.mask, problems)
     if size and mask_size and size != mask_size:
         problems.append(f"{pair.mask}: is {mask_size[0]} x {mask_size[1]}, its image {size[0]} x {size[1]}")
     if mask and mask.mode not in ("1", "L"):
         problems.append(f"{pair.mask}: has mode {mask.mode}; a mask is 1-bit or 8-bit grey (1 or L)")
-    grey = not fast and mask is not None and mask.mode == "L" and bool(np.setdiff1d(np.asarray(mask), [0, 255]).size)
+    grey = mask is not None and mask.mode == "L" and bool(np.setdiff1d(np.asarray(mask), [0, 255]).size)
     return contents, grey, problems
 
 
-def _open(path: Path, fast: bool, problems: list[str]) -> tuple[tuple[int, int] | None, Image.Image | None]:
-    """(width, height) and the image, its pixels loaded unless `fast`; None for what cannot be decoded."""
+def _open(path: Path, problems: list[str]) -> tuple[tuple[int, int] | None, Image.Image | None]:
+    """(width, height) and the image, its pixels loaded; None for what cannot be decoded."""
     try:
         with Image.open(path) as image:
             size = image.size
-            if not fast:
-                image.load()
+            image.load()
             return size, image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         problems.append(f"{path}: cannot be decoded: {error}")
