@@ -13,6 +13,20 @@ from isicrt.engine.errors import MissingDependencyError, SettingsError
 if TYPE_CHECKING:
     from isicrt.trainer.recipe import Recipe
 
+
+class FoldType(click.ParamType):  # type: ignore[type-arg]
+    """A fold's number, or ``none``."""
+
+    name = "fold"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value == "none":
+            return None
+        if not str(value).isdecimal():
+            self.fail(f"{value!r} is neither a number of a fold nor `none`", param, ctx)
+        return int(value)
+
+
 MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
 
 
@@ -43,7 +57,20 @@ MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
     help="Go on from a checkpoint. `auto`: from the run folder's last.pt if there is one, else from the start.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--fold", type=click.IntRange(min=0), default=0, show_default=True, help="The fold that validates.")
+@click.option(
+    "--fold",
+    type=FoldType(),
+    default="0",
+    show_default=True,
+    help="The fold that validates; `none` learns from every pair and keeps the last epoch.",
+)
+@click.option(
+    "--cache/--no-cache",
+    default=True,
+    show_default=True,
+    help="Decode the data once and keep them resized, in $ISICRT_CACHE or the user's cache folder.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch and of DALI.  [default: all cores]")
 @click.option(
     "--encoder-weights",
     envvar="ISICRT_ENCODER_WEIGHTS",
@@ -60,7 +87,9 @@ def command(
     out: Path | None,
     resume: str | None,
     seed: int,
-    fold: int,
+    fold: int | None,
+    cache: bool,
+    threads: int | None,
     encoder_weights: str,
 ) -> None:
     """Train a lesion segmentation model on ISIC 2016.
@@ -81,7 +110,9 @@ def command(
         raise SettingsError("--device cuda: torch finds no GPU here. Use --device cpu, or see docs/gpu.md.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    out = out or Path("runs") / f"{chosen.name}-fold{fold}"
+    if threads is not None:
+        torch.set_num_threads(threads)
+    out = out or Path("runs") / (f"{chosen.name}-all" if fold is None else f"{chosen.name}-fold{fold}")
     checkpoint = None
     if resume == "auto":
         checkpoint = out / LAST if (out / LAST).is_file() else None
@@ -94,6 +125,7 @@ def command(
         fold=fold,
         seed=seed,
         device=device,
+        cache=cache,
         pretrained=None if encoder_weights == "none" else encoder_weights,
         resume=checkpoint,
     )

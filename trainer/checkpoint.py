@@ -27,6 +27,9 @@ def save(path: Path, *, card: ModelCard, weights: Mapping[str, Tensor], **state:
         card: of the model.
         weights: what is validated and exported: the moving average, where the recipe has one.
         state: tensors, numbers, strings, and lists and dicts of them, for `load`.
+
+    Raises:
+        OSError: the file cannot be written; one that stood there before is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -35,6 +38,11 @@ def save(path: Path, *, card: ModelCard, weights: Mapping[str, Tensor], **state:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except RuntimeError as error:
+        # torch's zip writer closes its archive after a failed write, and that error hides the cause.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from isicrt.engine.errors import DataError
+from isicrt.trainer.twins import TEST_TWINS, group_of
 
 SPLITS = ("train", "test")
 OFFICIAL_FOLDERS = {
@@ -26,12 +27,8 @@ OFFICIAL_FOLDERS = {
 }
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 
-LEFT_OUT = {
-    "ISIC_0001184": "duplicate of a test image",
-    "ISIC_0001385": "duplicate of a test image",
-    "ISIC_0011082": "seems to be the lesion of test image ISIC_0000449 at another magnification",
-}
-"""Official training images that would leak the test set into training."""
+LEFT_OUT = {name: f"shows the lesion of test image {test}" for name, test in TEST_TWINS.items()}
+"""Training images that would leak the test set into training, with the reason."""
 
 _ISIC_ID = re.compile(r"ISIC_\d{7}")
 _MASK_ENDING = re.compile(r"_segmentation$", re.IGNORECASE)
@@ -200,7 +197,8 @@ def checked_pairs(roots: Sequence[Path | str], split: str = "train") -> tuple[li
 def split_fold(pairs: Sequence[Pair], folds: int, fold: int) -> tuple[list[Pair], list[Pair]]:
     """Training and validation pairs of one cross-validation fold.
 
-    A pair's fold depends on the hash of its id alone, so it is the same on every machine and when images are missing.
+    A pair's fold depends on the hash of its id alone, so it is the same on every machine and when images are missing;
+    images of one lesion (`isicrt.trainer.twins`) share the fold of the first of them.
 
     Raises:
         DataError: `fold` is out of range, or a side is empty.
@@ -209,7 +207,7 @@ def split_fold(pairs: Sequence[Pair], folds: int, fold: int) -> tuple[list[Pair]
         raise DataError(f"fold {fold} does not exist: there are {folds}, numbered from 0")
     sides: tuple[list[Pair], list[Pair]] = ([], [])
     for pair in pairs:
-        bucket = int.from_bytes(hashlib.sha256(pair.id.encode()).digest()[:8], "big") % folds
+        bucket = int.from_bytes(hashlib.sha256(group_of(pair.id).encode()).digest()[:8], "big") % folds
         sides[bucket == fold].append(pair)
     if not all(sides):
         raise DataError(f"{len(pairs)} pairs are too few for fold {fold} of {folds}: one side would be empty")

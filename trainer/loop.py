@@ -16,17 +16,20 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from isicrt._version import __version__
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import SettingsError, TrainingError
 from isicrt.trainer import checkpoint, optimisation
+from isicrt.trainer.cache import resized_pairs
 from isicrt.trainer.curves import draw_curves, draw_samples
 from isicrt.trainer.dataset import checked_pairs, split_fold
+from isicrt.trainer.features import FeatureBatches, FrozenFeatures
 from isicrt.trainer.losses import mix
 from isicrt.trainer.models import build_model, normalise
 from isicrt.trainer.offline import augment_offline
-from isicrt.trainer.pipelines import TrainingBatches, epoch_seed
+from isicrt.trainer.pipelines import TrainingBatches, cache_size, epoch_seed
 from isicrt.trainer.recipe import Recipe
 from isicrt.trainer.validation import ValidationSet
 
@@ -39,10 +42,13 @@ class RunSettings:
     data: tuple[Path, ...]
     """One or several data sets, see `find_pairs`."""
     out: Path
-    fold: int = 0
+    fold: int | None = 0
+    """The fold that validates; None to learn from every pair, validate nothing and keep the last epoch."""
     seed: int = 0
     device: str = "cpu"
     """``cpu`` or ``cuda``."""
+    cache: bool = True
+    """Decode once and keep the resized pairs, see `resized_pairs`; False decodes in every epoch."""
     pretrained: str | os.PathLike[str] | None = "imagenet"
     """Of the encoder, see `MobileNetV2Encoder`."""
     resume: Path | None = None
@@ -70,7 +76,8 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
         listener: is told of every batch and epoch.
 
     Returns:
-        ``best.pt``, the epoch with the highest mean Jaccard index on the validation fold.
+        ``best.pt``, the epoch with the highest mean Jaccard index on the validation fold; the last one where there is
+        no validation.
 
     Raises:
         DataError: the data set cannot be used.
@@ -82,7 +89,7 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
     if settings.resume is None and (out / checkpoint.LAST).exists():
         raise SettingsError(f"{out} holds a run already: go on with --resume auto, or name another folder with --out")
     pairs, report = checked_pairs(settings.data, "train")
-    training, validation = split_fold(pairs, recipe.folds, settings.fold)
+    training, validation = (pairs, []) if settings.fold is None else split_fold(pairs, recipe.folds, settings.fold)
     identity = {"recipe": recipe.to_dict(), "data_sha256": report.sha256, "fold": settings.fold, "seed": settings.seed}
 
     torch.manual_seed(settings.seed)
@@ -119,17 +126,21 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
             augmentation=recipe.augmentation,
             seed=settings.seed,
         )
-    validation_set = ValidationSet(validation, card)
+    validation_set = ValidationSet(validation, card) if validation else None
+    online = None if recipe.augmented_copies else recipe.augmentation
+    kept = cache_size(recipe.input_size) if online else recipe.input_size
+    resized = resized_pairs(training, kept) if settings.cache else None
     listener.started(recipe, len(training), len(validation), report.grey_masks, len(history))
     loss_function = mix(recipe.loss)
-    half = torch.bfloat16 if settings.device == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
-    scaler = torch.amp.GradScaler(settings.device, enabled=settings.device == "cuda" and half == torch.float16)
+    half = half_type(settings.device)
+    scaler = torch.amp.GradScaler(settings.device, enabled=half == torch.float16)
     if scaler_state:
         scaler.load_state_dict(scaler_state)
     board = _tensorboard(out)
 
     optimiser: torch.optim.Optimizer | None = None
     previous_stage = None
+    features: FrozenFeatures | None = None
     for epoch in range(len(history), recipe.epochs):
         begun = time.perf_counter()
         stage, stage_start = recipe.stage_of(epoch)
@@ -137,26 +148,36 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
             optimiser = optimisation.make_optimiser(model, stage, recipe.weight_decay)
             if optimiser_state is not None and epoch != stage_start:
                 optimiser.load_state_dict(optimiser_state)
-            optimiser_state, previous_stage = None, stage
+            optimiser_state, previous_stage, features = None, stage, None
         optimisation.set_stage(model, stage)
-        batches = TrainingBatches(
-            training,
-            size=recipe.input_size,
-            batch_size=recipe.batch_size,
-            augmentation=None if recipe.augmented_copies else recipe.augmentation,
-            seed=epoch_seed(settings.seed, epoch),
-            device=settings.device,
-            threads=os.cpu_count() or 1,
-        )
+        size, seed = stage.input_size or recipe.input_size, epoch_seed(settings.seed, epoch)
+        still = stage.frozen and online is None and resized is not None and size == recipe.input_size
+        if still and resized is not None and FrozenFeatures.fit(len(training), size):
+            features = features or FrozenFeatures(model, resized, card, device=settings.device)
+            batches: TrainingBatches | FeatureBatches = features.batches(recipe.batch_size, seed)
+        else:
+            batches = TrainingBatches(
+                training,
+                size=size,
+                batch_size=recipe.batch_size,
+                augmentation=online,
+                seed=seed,
+                resized=resized,
+                device=settings.device,
+                threads=torch.get_num_threads(),
+            )
         total, seen = 0.0, 0
-        for step, (images, masks) in enumerate(batches):
-            if epoch == 0 and step == 0:
-                draw_samples(images, masks, out / "samples.png")
+        for step, (inputs, masks) in enumerate(batches):
+            if isinstance(inputs, Tensor) and not (out / "samples.png").exists():
+                draw_samples(inputs, masks, out / "samples.png")
             factor = optimisation.learning_rate_factor(stage, epoch - stage_start + (step + 1) / len(batches))
             for group in optimiser.param_groups:
                 group["lr"] = group["base_lr"] * factor
-            with torch.autocast(settings.device, half, enabled=settings.device == "cuda"):
-                logits = model(normalise(images, card.mean, card.std))
+            with torch.autocast(settings.device, half, enabled=half is not None):
+                if isinstance(inputs, Tensor):
+                    logits = model(normalise(inputs, card.mean, card.std))
+                else:
+                    logits = model.decode(inputs)
             loss = loss_function(logits.float(), masks)
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -170,17 +191,19 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
             scaler.update()
             if recipe.ema_decay:
                 average.update_parameters(model)
-            total, seen = total + value * len(images), seen + len(images)
-            listener.stepped(epoch + 1, len(images), value)
+            total, seen = total + value * len(masks), seen + len(masks)
+            listener.stepped(epoch + 1, len(masks), value)
         trained = time.perf_counter()
         judged = average.module if recipe.ema_decay else model
         judged.eval()
-        scores = validation_set.evaluate(judged, loss_function, device=settings.device)
+        scores = (
+            {} if validation_set is None else validation_set.evaluate(judged, loss_function, device=settings.device)
+        )
         row = {
             "epoch": epoch + 1,
             "stage": stage.name,
             "train_loss": total / seen,
-            **{f"val_{name}": scores[name] for name in ("loss", "jaccard", "dice", "threshold_jaccard")},
+            **{f"val_{name}": scores.get(name, math.nan) for name in ("loss", "jaccard", "dice", "threshold_jaccard")},
             "encoder_lr": stage.encoder_lr * factor,
             "decoder_lr": stage.decoder_lr * factor,
             "images_per_second": seen / (trained - begun),
@@ -188,10 +211,14 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
         }
         history.append(row)
         weights = judged.state_dict()
-        scored = card.replace(scores={"validation": _validation_scores(scores, recipe, settings.fold)})
+        scored = card.replace(
+            scores={"validation": _validation_scores(scores, recipe, settings.fold)} if scores else {}
+        )
         try:
-            if row["val_jaccard"] == max(r["val_jaccard"] for r in history):
+            if not scores or row["val_jaccard"] == max(r["val_jaccard"] for r in history):
                 checkpoint.save(out / checkpoint.BEST, card=scored, weights=weights, epoch=epoch + 1)
+            if epoch + 1 == stage_start + stage.epochs:
+                checkpoint.save(out / f"{stage.name}.pt", card=scored, weights=weights, epoch=epoch + 1)
             checkpoint.save(
                 out / checkpoint.LAST,
                 card=scored,
@@ -204,7 +231,7 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
                 identity=identity,
             )
             _write_metrics(history, out / checkpoint.METRICS)
-            draw_curves(checkpoint.read_metrics(out), out / "curves.png", title=f"{recipe.name}, fold {settings.fold}")
+            draw_curves(checkpoint.read_metrics(out), out / "curves.png", title=_title(settings))
         except OSError as error:
             raise TrainingError(f"{out}: epoch {epoch + 1} could not be saved: {error}") from error
         if board is not None:
@@ -237,13 +264,27 @@ def _card(
             "epochs": recipe.epochs,
             "fold": settings.fold,
             "seed": settings.seed,
+            "arithmetic": str(half_type(settings.device) or torch.float32).removeprefix("torch."),
         },
         versions={"isicrt": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
         created=datetime.date.today().isoformat(),
     )
 
 
-def _validation_scores(scores: Mapping[str, Any], recipe: Recipe, fold: int) -> dict[str, Any]:
+def half_type(device: str) -> torch.dtype | None:
+    """The 16-bit type that this device is fast in: bfloat16 where there is hardware for it, else float16 on a GPU and
+    None (float32 throughout) on a CPU."""
+    if device == "cpu":
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _title(settings: RunSettings) -> str:
+    fold = "all pairs" if settings.fold is None else f"fold {settings.fold}"
+    return f"{settings.recipe.name}, {fold}"
+
+
+def _validation_scores(scores: Mapping[str, Any], recipe: Recipe, fold: int | None) -> dict[str, Any]:
     kept = ("images", "jaccard", "dice", "threshold_jaccard", "jaccard_low", "jaccard_high")
     protocol = "official, without clean-up; chose the epoch"
     return {name: scores[name] for name in kept} | {"protocol": protocol, "fold": f"{fold} of {recipe.folds}"}

@@ -1,14 +1,13 @@
 """DALI decodes and augments: one definition for training, one for validation, on the CPU or the GPU.
 
-Every random number is drawn once and given to the image and to its mask; masks are resampled by nearest neighbour,
-so they keep two values. A pipeline lives for one epoch and its seed comes from the run's seed and the epoch, so a
-resumed run sees the random numbers that it would have seen.
+Masks are resampled by nearest neighbour, so they keep two values. A pipeline lives for one epoch and its seed comes
+from the run's seed and the epoch, so a resumed run sees the random numbers that it would have seen.
 https://docs.nvidia.com/deeplearning/dali/user-guide/docs/
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,9 @@ from torch import Tensor
 
 from isicrt.engine.errors import DataError, MissingDependencyError
 from isicrt.engine.geometry import UInt8Array
+from isicrt.trainer.artefacts import render_overlay
+from isicrt.trainer.augmentation import colour, draw_matrices, lay_over, warp
+from isicrt.trainer.cache import ResizedPairs
 from isicrt.trainer.dataset import Pair
 from isicrt.trainer.recipe import Augmentation
 
@@ -41,6 +43,7 @@ class TrainingBatches:
         batch_size: of images.
         augmentation: None for decoding and resizing alone.
         seed: of this epoch, see `epoch_seed`.
+        resized: the same pairs from the cache, in place of decoding the files again.
         device: ``cpu``, or ``cuda`` for decoding and augmenting on the GPU.
         threads: of DALI's.
 
@@ -60,6 +63,7 @@ class TrainingBatches:
         batch_size: int,
         augmentation: Augmentation | None,
         seed: int,
+        resized: ResizedPairs | None = None,
         device: str = "cpu",
         threads: int = 2,
     ) -> None:
@@ -67,17 +71,41 @@ class TrainingBatches:
             raise DataError("there is no image to train on")
         self.batch_size = min(batch_size, len(pairs))
         self._pairs = pairs
-        self.order = np.random.default_rng(seed).permutation(len(pairs))
-        self._device = device
-        self._pipe = _pipeline(self._source(), size, self.batch_size, augmentation, seed, device, threads)
+        self._size, self._augmentation, self._resized = size, augmentation, resized
+        self._rng = np.random.default_rng(seed)
+        self.order = self._rng.permutation(len(pairs))
+        self._pipe = self._build(seed, device, threads)
 
     def __len__(self) -> int:
         return len(self._pairs) // self.batch_size
 
-    def _source(self) -> Iterator[tuple[list[UInt8Array], list[UInt8Array]]]:
+    @property
+    def _source_size(self) -> int:
+        """Of the square that is augmented. It is larger than the output, so that a crop of it is not blurred."""
+        if self._resized is not None:
+            return int(self._resized.images.shape[1])
+        return cache_size(self._size) if self._augmentation else self._size
+
+    def _source(self) -> Iterator[tuple[list[UInt8Array], ...]]:
+        """What DALI is fed: files or pixels; with augmentation, maps; with artefacts, overlays."""
+        a = self._augmentation
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            chosen = [self._pairs[i] for i in self.order[start : start + self.batch_size]]
-            yield [_file(p.image) for p in chosen], [_file(p.mask) for p in chosen]
+            chosen = self.order[start : start + self.batch_size]
+            batch: tuple[list[Any], ...]
+            if self._resized is None:
+                pairs = [self._pairs[i] for i in chosen]
+                batch = [_file(p.image) for p in pairs], [_file(p.mask) for p in pairs]
+            else:
+                batch = [self._resized.images[i] for i in chosen], [self._resized.masks[i][..., None] for i in chosen]
+            if a is not None:
+                batch += (list(draw_matrices(self._rng, a, self._source_size, self._size, len(chosen))),)
+                if a.artefacts:
+                    batch += ([self._overlay(a.artefacts) for _ in chosen],)
+            yield batch
+
+    def _overlay(self, probabilities: Mapping[str, float]) -> UInt8Array:
+        overlay = render_overlay(self._rng, self._size, **probabilities)
+        return np.concatenate([overlay.colour, overlay.alpha, overlay.visible], axis=2)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(len(self)):
@@ -88,6 +116,46 @@ class TrainingBatches:
                     f"DALI cannot decode a training image or mask. Find it with: isicrt data check DIR ({error})"
                 ) from error
             yield _tensor(images), (_tensor(masks) > FOREGROUND_ABOVE).permute(0, 3, 1, 2).float()
+
+    def _build(self, seed: int, device: str, threads: int) -> Any:
+        try:
+            from nvidia.dali import fn, types
+            from nvidia.dali.pipeline import Pipeline
+        except ImportError as error:
+            raise MissingDependencyError("NVIDIA DALI", "train", str(error)) from error
+
+        gpu = device == "cuda"
+        a = self._augmentation
+        kinds = [types.UINT8, types.UINT8] + ([types.FLOAT] if a else []) + ([types.UINT8] if a and a.artefacts else [])
+        flat = self._resized is None
+        ndims = [1 if flat else 3, 1 if flat else 3] + ([2] if a else []) + ([3] if a and a.artefacts else [])
+        pipe = Pipeline(
+            batch_size=self.batch_size,
+            num_threads=threads,
+            device_id=torch.cuda.current_device() if gpu else None,
+            seed=seed,
+            prefetch_queue_depth=2,
+        )
+        with pipe:
+            layouts = ["" if n == 1 else "HWC" if n == 3 else "" for n in ndims]
+            images, masks, *drawn = fn.external_source(
+                source=self._source(), num_outputs=len(kinds), dtype=kinds, ndim=ndims, layout=layouts
+            )
+            if flat:
+                images, masks = _decode(images, masks, gpu)
+                images, masks = _resize(images, masks, self._source_size)
+            elif gpu:
+                images, masks = images.gpu(), masks.gpu()
+            if a is None:
+                images, masks = _resize(images, masks, self._size)
+            else:
+                images, masks = warp(images, masks, drawn[0], a, self._source_size, self._size)
+                if a.artefacts:
+                    images, masks = lay_over(images, masks, drawn[1].gpu() if gpu else drawn[1])
+                images = colour(images, a)
+            pipe.set_outputs(images, masks)
+        pipe.build()
+        return pipe
 
 
 def _file(path: Path) -> UInt8Array:
@@ -102,97 +170,29 @@ def _tensor(batch: Any) -> Tensor:
     return torch.utils.dlpack.from_dlpack(batch.as_tensor()).clone()
 
 
-def _pipeline(
-    source: Iterator[Any],
-    size: int,
-    batch_size: int,
-    augmentation: Augmentation | None,
-    seed: int,
-    device: str,
-    threads: int,
-) -> Any:
-    try:
-        from nvidia.dali import fn, types
-        from nvidia.dali.pipeline import Pipeline
-    except ImportError as error:
-        raise MissingDependencyError("NVIDIA DALI", "train", str(error)) from error
+def cache_size(size: int) -> int:
+    """The side at which pairs are kept for training at `size` px: a third more, so that crops keep their detail."""
+    return size * 4 // 3
 
-    gpu = device == "cuda"
-    pipe = Pipeline(
-        batch_size=batch_size,
-        num_threads=threads,
-        device_id=torch.cuda.current_device() if gpu else None,
-        seed=seed,
-        prefetch_queue_depth=2,
+
+def _decode(images: Any, masks: Any, gpu: bool) -> tuple[Any, Any]:
+    from nvidia.dali import fn, types
+
+    # Fancy upsampling, so that the GPU's chroma agrees with libjpeg's; the stored pixel grid, whatever EXIF says.
+    images = fn.decoders.image(
+        images,
+        device="mixed" if gpu else "cpu",
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,
     )
-    with pipe:
-        encoded_images, encoded_masks = fn.external_source(source=source, num_outputs=2, dtype=types.UINT8, ndim=1)
-        # Fancy upsampling, so that the GPU's chroma agrees with libjpeg's; the stored pixel grid, whatever EXIF says.
-        images = fn.decoders.image(
-            encoded_images,
-            device="mixed" if gpu else "cpu",
-            output_type=types.RGB,
-            adjust_orientation=False,
-            jpeg_fancy_upsampling=True,
-        )
-        masks = fn.decoders.image(encoded_masks, device="cpu", output_type=types.GRAY, adjust_orientation=False)
-        if gpu:
-            masks = masks.gpu()
-        if augmentation is None:
-            images, masks = _resize(images, masks, size)
-        else:
-            images, masks = _augment(images, masks, size, augmentation)
-        pipe.set_outputs(images, masks)
-    pipe.build()
-    return pipe
+    masks = fn.decoders.image(masks, device="cpu", output_type=types.GRAY, adjust_orientation=False)
+    return images, masks.gpu() if gpu else masks
 
 
 def _resize(images: Any, masks: Any, size: int) -> tuple[Any, Any]:
-    """To the square that the network sees: antialiased triangle for images, nearest neighbour for masks."""
+    """To a square: antialiased triangle for images, nearest neighbour for masks."""
     from nvidia.dali import fn, types
 
     images = fn.resize(images, size=(size, size), interp_type=types.INTERP_LINEAR, antialias=True)
     return images, fn.resize(masks, size=(size, size), interp_type=types.INTERP_NN)
-
-
-def _augment(images: Any, masks: Any, size: int, a: Augmentation) -> tuple[Any, Any]:
-    """Random crop, flips, rotation, colour jitter, noise. Each draw below is one number a sample, used for both."""
-    from nvidia.dali import fn, math, types
-
-    def uniform(low: float, high: float) -> Any:
-        return fn.random.uniform(range=(low, high)) if low < high else low
-
-    # Crop: zoom is the side of a square crop; the aspect jitter shortens one of the sides.
-    zoom = uniform(a.min_zoom, 1.0)
-    if a.max_aspect > 1:
-        log_ratio = uniform(-float(np.log(a.max_aspect)), float(np.log(a.max_aspect)))
-        height, width = zoom * math.min(math.exp(log_ratio), 1.0), zoom * math.min(math.exp(-log_ratio), 1.0)
-    else:
-        height, width = zoom, zoom
-    if a.min_zoom < 1 or a.max_aspect > 1:
-        window: dict[str, Any] = {"axes": (0, 1), "normalized_anchor": True, "normalized_shape": True}
-        start = fn.stack(uniform(0.0, 1.0) * (1.0 - height), uniform(0.0, 1.0) * (1.0 - width))
-        shape = fn.stack(height, width)
-        images, masks = fn.slice(images, start, shape, **window), fn.slice(masks, start, shape, **window)
-    images, masks = _resize(images, masks, size)
-
-    # Colour before rotation, so that the corners which come in are black whatever the contrast.
-    images = fn.color_twist(
-        images,
-        brightness=uniform(1 - a.brightness, 1 + a.brightness),
-        contrast=uniform(1 - a.contrast, 1 + a.contrast),
-        saturation=uniform(1 - a.saturation, 1 + a.saturation),
-        hue=uniform(-a.hue, a.hue),
-    )
-    if a.flip:
-        flips = {"horizontal": fn.random.coin_flip(), "vertical": fn.random.coin_flip()}
-        images, masks = fn.flip(images, **flips), fn.flip(masks, **flips)
-    if a.rotate_probability and a.max_angle:
-        angle = fn.random.coin_flip(probability=a.rotate_probability) * uniform(-a.max_angle, a.max_angle)
-        rotation = {"angle": angle, "keep_size": True, "fill_value": 0}
-        images = fn.rotate(images, interp_type=types.INTERP_LINEAR, **rotation)
-        masks = fn.rotate(masks, interp_type=types.INTERP_NN, **rotation)
-
-    if a.max_noise:
-        images = fn.noise.gaussian(images, stddev=uniform(0.0, a.max_noise))
-    return images, masks

@@ -17,6 +17,7 @@ from isicrt.trainer.losses import mix
 from isicrt.trainer.models import ARCHITECTURES, LAYOUTS, STRIDE
 
 _FOLDER = Path(__file__).resolve().parent / "recipes"
+ARTEFACTS = ("hair", "ruler", "ink", "sticker", "bubbles", "vignette")
 T = TypeVar("T")
 
 
@@ -30,14 +31,20 @@ class Augmentation:
     """Online augmentation; every amount 0 (or 1 for `min_zoom` and `max_aspect`) leaves images as they are."""
 
     min_zoom: float = 0.6
-    """The crop's side as a share of the image's, at least; the largest is 1."""
+    """The shown window's side as a share of the image's, at least. Uniform in its logarithm."""
+    max_zoom: float = 1.0
+    """At most. Above 1 the image is shown smaller, with a border around it."""
     max_aspect: float = 1.4
     """Aspect jitter of the crop: its sides' ratio lies in [1/max_aspect, max_aspect]."""
     flip: bool = True
     """Left-right and up-down, each half of the time."""
     rotate_probability: float = 0.5
     max_angle: float = 180.0
-    """Degrees; uniform in both directions. The corners that come in are black, and background in the mask."""
+    """Degrees; uniform in both directions."""
+    max_shear: float = 0.0
+    """Degrees; uniform in both directions."""
+    border: str = "black"
+    """What comes in at edges: ``black``, background in the mask; or ``reflect``, image and mask mirrored."""
     brightness: float = 0.25
     contrast: float = 0.25
     saturation: float = 0.3
@@ -46,15 +53,30 @@ class Augmentation:
     """Degrees, uniform in both directions."""
     max_noise: float = 10.0
     """Standard deviation of the Gaussian noise in levels of 255, uniform from 0."""
+    cast: float = 0.0
+    """Colour cast: a factor for each channel, uniform in [1 - x, 1 + x]."""
+    max_blur: float = 0.0
+    """Standard deviation of a Gaussian blur in pixels, uniform from 0."""
+    artefacts: Mapping[str, float] = field(default_factory=dict)
+    """Probabilities of hair, ruler, ink, sticker, bubbles and vignette, see `render_overlay`."""
 
     def __post_init__(self) -> None:
         _require(0 < self.min_zoom <= 1, "augmentation.min_zoom", "must lie in (0, 1]")
+        _require(1 <= self.max_zoom <= 2, "augmentation.max_zoom", "must lie in [1, 2]")
         _require(1 <= self.max_aspect <= 4, "augmentation.max_aspect", "must lie in [1, 4]")
+        _require(0 <= self.max_shear <= 45, "augmentation.max_shear", "must lie in [0, 45]")
+        _require(self.border in ("black", "reflect"), "augmentation.border", "is black or reflect")
         _require(0 <= self.rotate_probability <= 1, "augmentation.rotate_probability", "must lie in [0, 1]")
-        for name in ("brightness", "contrast", "saturation"):
+        for name in ("brightness", "contrast", "saturation", "cast"):
             _require(0 <= getattr(self, name) < 1, f"augmentation.{name}", "must lie in [0, 1)")
         for name in ("max_angle", "hue", "max_noise"):
             _require(0 <= getattr(self, name) < math.inf, f"augmentation.{name}", "must not be negative")
+        _require(0 <= self.max_blur <= 10, "augmentation.max_blur", "must lie in [0, 10]")
+        for name, probability in self.artefacts.items():
+            _require(
+                name in ARTEFACTS, f"augmentation.artefacts.{name}", f"is unknown: choose from {', '.join(ARTEFACTS)}"
+            )
+            _require(0 <= probability <= 1, f"augmentation.artefacts.{name}", "must lie in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -70,12 +92,17 @@ class Stage:
     """Linear, from 0; then a cosine to 0."""
     schedule: str = "cosine"
     """``cosine`` or ``constant``."""
+    input_size: int | None = None
+    """Pixels; None for the recipe's. An early stage at a smaller size is cheaper (progressive resizing, Tan and Le
+    2021, arXiv:2104.00298); validation is always at the recipe's."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, f"stage {self.name!r}: epochs", "must not be negative")
         _require(0 < self.decoder_lr < math.inf, f"stage {self.name!r}: decoder_lr", "must be positive")
         _require(0 <= self.encoder_lr < math.inf, f"stage {self.name!r}: encoder_lr", "must not be negative")
         _require(self.schedule in ("cosine", "constant"), f"stage {self.name!r}: schedule", "is cosine or constant")
+        size = STRIDE if self.input_size is None else self.input_size
+        _require(size > 0 and size % STRIDE == 0, f"stage {self.name!r}: input_size", f"is a multiple of {STRIDE}")
 
     @property
     def frozen(self) -> bool:
@@ -168,7 +195,10 @@ class Recipe:
         """
         top = _mapping(data, "a recipe")
         if top.get("augmentation") is not None:
-            top["augmentation"] = _build(Augmentation, _mapping(top["augmentation"], "augmentation"), "augmentation.")
+            amounts = _mapping(top["augmentation"], "augmentation")
+            if "artefacts" in amounts:
+                _numbers(_mapping(amounts["artefacts"], "augmentation.artefacts"), "augmentation.artefacts")
+            top["augmentation"] = _build(Augmentation, amounts, "augmentation.")
         stages = top.get("stages")
         if not isinstance(stages, list):
             raise SettingsError("setting 'stages' must be a list with a mapping for each stage")
@@ -212,6 +242,12 @@ def _mapping(data: Any, what: str) -> dict[str, Any]:
     return dict(data)
 
 
+def _numbers(data: Mapping[str, Any], what: str) -> None:
+    for name, value in data.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise SettingsError(f"setting '{what}.{name}' must be a number, not {value!r}")
+
+
 def _build(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
     """An instance of a settings dataclass; numbers may be written without a dot, everything else must fit."""
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -224,7 +260,13 @@ def _build(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
                 raise SettingsError(f"setting '{prefix}{name}' is missing")
             continue
         value = data[name]
-        kinds: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "int": int,
+            "int | None": (int, type(None)),
+            "float": (int, float),
+            "str": str,
+            "bool": bool,
+        }
         expected = kinds.get(str(f.type))
         if expected is not None:
             boolean = isinstance(value, bool) and f.type != "bool"

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from isicrt.engine.card import ModelCard
-from isicrt.engine.geometry import UInt8Array, cutoff, resize_image, upsample_probability
+from isicrt.engine.geometry import cutoff, resize_image, upsample_probability
 from isicrt.engine.images import read_image, read_mask
 from isicrt.engine.scores import score_mask, summarise
+from isicrt.trainer.cache import nearest
 from isicrt.trainer.dataset import Pair
 from isicrt.trainer.losses import Loss
 from isicrt.trainer.models import normalise
@@ -48,17 +49,10 @@ class ValidationSet:
             images = torch.from_numpy(self._images[start : start + batch_size]).to(device)
             logits = model(normalise(images, self._card.mean, self._card.std)).float()
             truths = [read_mask(p.mask) for p in self._pairs[start : start + batch_size]]
-            target = np.stack([_nearest(t, self._card.input_size) for t in truths])[:, None]
+            target = np.stack([nearest(t, self._card.input_size) for t in truths])[:, None]
             losses.append(float(loss(logits.cpu(), torch.from_numpy(target).float())) * len(truths))
             levels = (logits.sigmoid()[:, 0] * 255).round().byte().cpu().numpy()
             for level, truth in zip(levels, truths, strict=True):
                 prediction = upsample_probability(level, truth.shape) >= cutoff(self._card.threshold)
                 scores.append(score_mask(prediction, truth))
         return {"loss": sum(losses) / len(self._pairs)} | summarise(scores)
-
-
-def _nearest(mask: np.ndarray, size: tuple[int, int]) -> UInt8Array:
-    """A mask at the model's size, by nearest neighbour."""
-    rows = ((np.arange(size[0]) + 0.5) * mask.shape[0] / size[0]).astype(int)
-    columns = ((np.arange(size[1]) + 0.5) * mask.shape[1] / size[1]).astype(int)
-    return mask[np.ix_(rows, columns)].astype(np.uint8)

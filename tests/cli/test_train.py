@@ -54,6 +54,7 @@ def test_trains_refuses_to_overwrite_and_resumes(rendered_pairs: Path, tmp_path:
         (["--recipe", "nothing"], 2, "no such recipe"),
         (["--epochs", "0"], 2, "0 is not in the range"),
         (["--model", "resnet"], 2, "'resnet' is not one of"),
+        (["--fold", "half"], 2, "'half' is neither a number of a fold nor `none`"),
         (["--fold", "99"], 1, "fold 99 does not exist"),
         (["--encoder-weights", "missing.pth"], 1, "missing.pth: no such file"),
         (["--resume", "missing.pt"], 1, "missing.pt: no such checkpoint"),

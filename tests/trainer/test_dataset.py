@@ -10,6 +10,7 @@ from PIL import Image
 
 from isicrt.engine.errors import DataError
 from isicrt.trainer.dataset import LEFT_OUT, Pair, check_pairs, checked_pairs, find_pairs, split_fold
+from isicrt.trainer.twins import TWINS, group_of
 
 
 def write_pair(images: Path, masks: Path, name: str, *, size=(8, 6), mask_size=None, mode="L", values=(0, 255)) -> None:
@@ -144,6 +145,17 @@ def test_folds_share_out_all_pairs_and_do_not_depend_on_the_others() -> None:
     assert fewer == [p for p in sides[2][1] if p in pairs[::2]]
 
 
+def test_images_of_one_lesion_share_a_fold() -> None:
+    pairs = [Pair(name, Path("i"), Path("m")) for group in TWINS for name in group]
+    assert len(pairs) > 20
+    for fold in range(3):
+        training, _ = split_fold(pairs, 3, fold)
+        learned = {p.id for p in training}
+        assert all(len({name in learned for name in group}) == 1 for group in TWINS)
+    assert group_of(TWINS[0][1]) == TWINS[0][0]
+    assert group_of("ISIC_9999999") == "ISIC_9999999"
+
+
 @pytest.mark.parametrize(("count", "folds", "fold"), [(10, 5, 5), (10, 5, -1), (1, 5, 0)])
 def test_folds_that_do_not_exist(count: int, folds: int, fold: int) -> None:
     pairs = [Pair(f"ISIC_{n:07d}", Path("i"), Path("m")) for n in range(count)]
@@ -153,5 +165,5 @@ def test_folds_that_do_not_exist(count: int, folds: int, fold: int) -> None:
 
 def test_the_real_training_set(real_data: Path) -> None:
     pairs, report = checked_pairs([real_data / "isic2016"], "train")
-    assert len(pairs) == report.pairs == 803
+    assert len(pairs) == report.pairs == 798
     assert not {p.id for p in pairs} & set(LEFT_OUT)

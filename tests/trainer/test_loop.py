@@ -65,9 +65,11 @@ def test_run_folder_is_complete(run: Path) -> None:
         "best.pt",
         "config.yaml",
         "curves.png",
+        "frozen.pt",
         "last.pt",
         "metrics.csv",
         "samples.png",
+        "tuned.pt",
     }
     rows = checkpoint.read_metrics(run)
     assert [(r["epoch"], r["stage"]) for r in rows] == [("1", "frozen"), ("2", "tuned"), ("3", "tuned")]
@@ -141,6 +143,52 @@ def test_a_loss_that_is_no_number_stops_the_run(rendered_pairs: Path, tmp_path: 
     wild = Stage("wild", epochs=2, decoder_lr=1e30, encoder_lr=1e30, warmup_epochs=0)
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf).*lower decoder_lr"):
         train(settings(rendered_pairs, tmp_path / "wild", recipe=tiny(stages=(wild,))))
+
+
+def test_each_stage_leaves_its_last_weights(run: Path) -> None:
+    (_, frozen), (_, tuned), (_, last) = (checkpoint.load(run / f"{name}.pt") for name in ("frozen", "tuned", "last"))
+    assert (frozen["epoch"], tuned["epoch"]) == (1, 3)
+    assert all(torch.equal(tuned["weights"][k], last["weights"][k]) for k in tuned["weights"])
+    assert not all(torch.equal(frozen["weights"][k], tuned["weights"][k]) for k in tuned["weights"])
+
+
+def test_without_a_fold_all_pairs_are_learned_and_the_last_epoch_is_kept(rendered_pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "all"
+    best = train(settings(rendered_pairs, out, fold=None))
+    _, card = checkpoint.load_model(best)
+    assert (card.training["training_images"], card.training["validation_images"]) == (12, 0)
+    assert card.scores == {}
+    rows = checkpoint.read_metrics(out)
+    assert [r["val_jaccard"] for r in rows] == ["nan"] * 3
+    assert checkpoint.load(best)[1]["epoch"] == 3
+
+
+def test_stages_of_different_sizes_train_one_model(rendered_pairs: Path, tmp_path: Path) -> None:
+    stages = (Stage("small", 1, 1e-3, 1e-4, input_size=32), Stage("large", 1, 1e-3, 1e-4))
+    best = train(settings(rendered_pairs, tmp_path / "run", recipe=tiny(stages=stages)))
+    assert checkpoint.load_model(best)[1].input_size == (64, 64)
+
+
+def test_a_run_without_a_cache_learns_the_same(rendered_pairs: Path, tmp_path: Path) -> None:
+    losses = []
+    for cache in (True, False):
+        out = tmp_path / str(cache)
+        train(settings(rendered_pairs, out, recipe=tiny(stages=STAGES[1:], augmentation=None), cache=cache))
+        losses.append(float(checkpoint.read_metrics(out)[0]["train_loss"]))
+    # Pillow's and DALI's resize differ by rounding, see docs/design.md.
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_frozen_stage_from_cached_features_learns_the_same(rendered_pairs: Path, tmp_path: Path) -> None:
+    losses = []
+    for cache in (True, False):  # features are cached where pairs are
+        out = tmp_path / str(cache)
+        stage = Stage("frozen", epochs=3, decoder_lr=2e-3, warmup_epochs=0)
+        train(settings(rendered_pairs, out, recipe=tiny(stages=(stage,), augmentation=None), cache=cache))
+        losses.append([float(r["train_loss"]) for r in checkpoint.read_metrics(out)])
+    cached, plain = losses
+    assert cached == pytest.approx(plain, rel=0.02)
+    assert cached[-1] < cached[0]
 
 
 def test_offline_copies_are_made_once_and_added(rendered_pairs: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import resize_image
+from isicrt.trainer.cache import resized_pairs
 from isicrt.trainer.dataset import Pair, find_pairs
-from isicrt.trainer.pipelines import TrainingBatches, epoch_seed
+from isicrt.trainer.pipelines import TrainingBatches, cache_size, epoch_seed
 from isicrt.trainer.recipe import Augmentation
 
 STILL = Augmentation(
@@ -88,7 +89,17 @@ def test_image_and_mask_move_together_and_the_mask_keeps_two_values(marked: list
 
 def test_augmentation_changes_pixels(marked: list[Pair]) -> None:
     (plain, _), *_ = one_epoch(marked, augmentation=STILL)
-    for change in ({"brightness": 0.5}, {"hue": 60.0}, {"max_noise": 30.0}, {"flip": True}, {"min_zoom": 0.4}):
+    for change in (
+        {"brightness": 0.5},
+        {"hue": 60.0},
+        {"max_noise": 30.0},
+        {"flip": True},
+        {"min_zoom": 0.4},
+        {"cast": 0.2},
+        {"max_blur": 3.0},
+        {"max_shear": 20.0},
+        {"artefacts": {"hair": 1.0}},
+    ):
         (changed, _), *_ = one_epoch(marked, augmentation=dataclasses.replace(STILL, **change))
         assert not torch.equal(plain, changed), change
 
@@ -99,6 +110,43 @@ def test_corners_that_rotate_in_are_black_background(marked: list[Pair]) -> None
     black = images.sum(-1) == 0
     assert black.any()
     assert masks[:, 0][black].max() == 0
+
+
+def test_a_window_larger_than_the_image_shows_it_smaller(marked: list[Pair]) -> None:
+    (_, plain), *_ = one_epoch(marked, augmentation=STILL, batch_size=8)
+    (_, small), *_ = one_epoch(
+        marked, augmentation=dataclasses.replace(STILL, min_zoom=0.999, max_zoom=2), batch_size=8
+    )
+    assert 0.2 < small.sum() / plain.sum() < 0.9
+
+
+def test_a_reflected_border_leaves_no_black(marked: list[Pair]) -> None:
+    moves = {"rotate_probability": 1.0, "max_angle": 180.0, "max_zoom": 1.5, "border": "reflect"}
+    images, masks = one_epoch(marked, augmentation=dataclasses.replace(STILL, **moves), batch_size=8)[0]
+    assert images.amax(-1).min() > 100
+    red = images[..., 0].float() > images[..., 2].float() + 40
+    assert (red == masks[:, 0].bool()).float().mean() > 0.97  # the mirrored lesion is lesion
+
+
+def test_what_covers_skin_is_no_lesion(marked: list[Pair]) -> None:
+    pairs = [dataclasses.replace(pair, image=pair.mask) for pair in marked]  # white where there is lesion
+    close = dataclasses.replace(STILL, min_zoom=0.3)
+    (_, plain), *_ = one_epoch(pairs, augmentation=close, batch_size=8)
+    covered = dataclasses.replace(close, artefacts={"sticker": 1.0, "vignette": 1.0})
+    (images, masks), *_ = one_epoch(pairs, augmentation=covered, batch_size=8)
+    assert masks.sum() < plain.sum()
+    dark_or_coloured = images.amin(-1) < 200
+    assert dark_or_coloured[masks[:, 0] == 0].float().mean() > 0.95
+
+
+def test_the_cache_gives_the_epoch_that_the_files_give(marked: list[Pair], tmp_path: Path) -> None:
+    resized = resized_pairs(marked, cache_size(64), tmp_path)
+    moves = dataclasses.replace(STILL, flip=True, min_zoom=0.6, rotate_probability=0.5)
+    for a, b in zip(
+        one_epoch(marked, augmentation=moves), one_epoch(marked, augmentation=moves, resized=resized), strict=True
+    ):
+        assert (a[0].float() - b[0].float()).abs().mean() < 3
+        assert (a[1] == b[1]).float().mean() > 0.98
 
 
 def test_same_seed_same_epoch_other_seed_other_epoch(marked: list[Pair]) -> None:

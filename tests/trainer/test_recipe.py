@@ -56,6 +56,13 @@ def test_stage_of_an_epoch_skips_stages_without_epochs() -> None:
     ("change", "message"),
     [
         ({"colour": 1}, "unknown setting 'colour'"),
+        ({"augmentation": {"max_zoom": 0.5}}, r"augmentation\.max_zoom' must lie in \[1, 2\]"),
+        ({"augmentation": {"border": "white"}}, "augmentation.border' is black or reflect"),
+        ({"augmentation": {"artefacts": {"tattoo": 0.5}}}, r"artefacts\.tattoo' is unknown: choose from hair"),
+        ({"augmentation": {"artefacts": {"hair": 2}}}, r"artefacts\.hair' must lie in \[0, 1\]"),
+        ({"augmentation": {"artefacts": {"hair": "often"}}}, r"artefacts\.hair' must be a number, not 'often'"),
+        ({"augmentation": {"artefacts": 3}}, "must be a mapping"),
+        ({"stages": [{"name": "s", "epochs": 2, "decoder_lr": 1e-3, "input_size": 100}]}, "is a multiple of 32"),
         ({"architecture": "vnet"}, "'architecture' is one of unet"),
         ({"input_size": 200}, "'input_size' is a multiple of 32"),
         ({"input_size": "192"}, "'input_size' must be of type int"),

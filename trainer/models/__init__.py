@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from isicrt.engine.errors import ModelError
 from isicrt.trainer.models.blocks import double
-from isicrt.trainer.models.encoder import MobileNetV2Encoder
+from isicrt.trainer.models.encoder import Features, MobileNetV2Encoder
 from isicrt.trainer.models.segnet import SegNetDecoder
 from isicrt.trainer.models.unet import LightUNetDecoder, ReportUNetDecoder
 
@@ -60,7 +60,11 @@ class SegmentationModel(nn.Module):
             h, w = images.shape[-2:]
             near = [max(STRIDE, round(side / STRIDE) * STRIDE) for side in (h, w)]
             raise ModelError(f"input of {h} x {w}: both sides must be multiples of {STRIDE}; try {near[0]} x {near[1]}")
-        return double(self.head(self.decoder(self.encoder(images))))
+        return self.decode(self.encoder(images))
+
+    def decode(self, features: Features) -> Tensor:
+        """Logits, float32 N x 1 x H x W, from the encoder's features of the images."""
+        return double(self.head(self.decoder(features)))
 
 
 def build_model(

@@ -1,0 +1,82 @@
+"""The frozen encoder's features of every training image, computed once: the stage then trains the decoder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isicrt.engine.card import ModelCard
+from isicrt.trainer.cache import ResizedPairs
+from isicrt.trainer.models import SegmentationModel, normalise
+from isicrt.trainer.models.encoder import Features
+
+MAX_BYTES = 6 * 2**30
+"""Of memory for features; a data set that needs more trains its frozen stage the ordinary way."""
+
+
+class FrozenFeatures:
+    """Features and masks of resized pairs, in memory as float16.
+
+    Right only while the encoder is frozen (its batch norms too) and nothing is augmented online.
+
+    Args:
+        model: whose encoder is frozen.
+        resized: N pairs at the network's input size.
+        card: says how images are normalised.
+        device: of the model.
+        batch_size: of the pass through the encoder.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, model: SegmentationModel, resized: ResizedPairs, card: ModelCard, *, device: str, batch_size: int = 32
+    ) -> None:
+        self._device = device
+        self._masks = resized.masks
+        count = len(resized.images)
+        parts: list[Tensor] = []
+        for start in range(0, count, batch_size):
+            images = torch.from_numpy(np.array(resized.images[start : start + batch_size])).to(device)
+            features = model.encoder(normalise(images, card.mean, card.std))
+            if not parts:
+                parts = [
+                    torch.empty((count, *f.shape[1:]), dtype=torch.float16).to(memory_format=torch.channels_last)
+                    for f in features
+                ]
+            for part, feature in zip(parts, features, strict=True):
+                part[start : start + len(images)] = feature.cpu()
+        self._parts = parts
+
+    @staticmethod
+    def fit(count: int, size: int) -> bool:
+        """Whether features of `count` images of `size` px stay under `MAX_BYTES` with 1,280 top channels."""
+        values = size * size * (16 / 4 + 24 / 16 + 32 / 64 + 96 / 256 + 1280 / 1024)
+        return count * values * 2 <= MAX_BYTES
+
+    def batches(self, batch_size: int, seed: int) -> FeatureBatches:
+        """One shuffled epoch."""
+        return FeatureBatches(self._parts, self._masks, min(batch_size, len(self._masks)), seed, self._device)
+
+
+class FeatureBatches:
+    """The shuffled batches of one epoch; the last incomplete one is dropped, as in `TrainingBatches`.
+
+    Iterating gives ``(features, masks)``: `Features` in float32, and float32 N x 1 x size x size, 0 or 1.
+    """
+
+    def __init__(self, parts: list[Tensor], masks: np.ndarray, batch_size: int, seed: int, device: str) -> None:
+        self._parts, self._masks, self._size, self._device = parts, masks, batch_size, device
+        self.order = np.random.default_rng(seed).permutation(len(masks))
+
+    def __len__(self) -> int:
+        return len(self.order) // self._size
+
+    def __iter__(self) -> Iterator[tuple[Features, Tensor]]:
+        for start in range(0, len(self) * self._size, self._size):
+            chosen = self.order[start : start + self._size]
+            features = Features(*(part[torch.from_numpy(chosen)].to(self._device).float() for part in self._parts))
+            masks = torch.from_numpy((self._masks[np.sort(chosen)] > 0)[np.argsort(np.argsort(chosen))])
+            yield features, masks[:, None].to(self._device).float()
