@@ -20,6 +20,10 @@ COMMANDS = {
     "build-engine": ("isicrt.cli.build_engine", "Compile a trained model to ONNX and to a TensorRT plan."),
     "segment": ("isicrt.cli.segment", "Turn a folder of images into a folder of lesion masks."),
     "bench": ("isicrt.cli.bench", "Measure latency, throughput and accuracy side by side."),
+    "evaluate": ("isicrt.cli.evaluate", "Score a model against true masks."),
+    "reproduce": ("isicrt.cli.reproduce", "Train and score the rows of the report's table."),
+    "check-parity": ("isicrt.cli.check_parity", "Compare the masks of two models, image by image."),
+    "doctor": ("isicrt.cli.doctor", "Say what this machine has, what is missing and how to get it."),
     "data": ("isicrt.cli.data", "Download the ISIC 2016 data set, or check a copy of it."),
     "models": ("isicrt.cli.models", "List the models that ship with isicrt."),
 }

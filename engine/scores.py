@@ -8,7 +8,7 @@ the parity gate of an export and `bench` must agree on what a score is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,17 @@ FAILURE_JACCARD = 0.65
 
 
 @dataclass(frozen=True)
-class ImageScores:
-    """Scores of one image, each in [0, 1]."""
+class Overlap:
+    """How far a mask and its truth overlap, each score in [0, 1]. All that the report measured."""
 
     jaccard: float
     dice: float
+
+
+@dataclass(frozen=True)
+class ImageScores(Overlap):
+    """Scores of one image, each in [0, 1]."""
+
     threshold_jaccard: float
     accuracy: float
     sensitivity: float
@@ -65,33 +71,53 @@ def score_mask(prediction: npt.NDArray[Any], truth: npt.NDArray[Any]) -> ImageSc
     )
 
 
-def summarise(scores: Sequence[ImageScores], *, resamples: int = 10_000, seed: int = 0) -> dict[str, float | int]:
+def summarise(scores: Sequence[Overlap], *, resamples: int = 10_000, seed: int = 0) -> dict[str, float | int]:
     """Mean of every score over the images, with the spread of the Jaccard index.
 
+    Args:
+        scores: `ImageScores`, or another kind of `Overlap`, but all of one kind.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
     Returns:
-        ``images``, the mean of each field of `ImageScores`, ``jaccard_median``, ``jaccard_p5`` (5th percentile),
-        ``failures`` (images with a Jaccard index below 0.65), and ``jaccard_low`` / ``jaccard_high``, the 95 %
-        percentile bootstrap interval of the mean (Efron 1979).
+        ``images``, the mean of each field of the scores, ``jaccard_median``, ``jaccard_p5`` (5th percentile),
+        ``failures`` (images with a Jaccard index below 0.65), and ``jaccard_low`` / ``jaccard_high``, see
+        `bootstrap_interval`.
 
     Raises:
         DataError: there are no scores.
     """
     if not scores:
         raise DataError("there is nothing to score: no image has both a mask and a ground truth")
-    names = ImageScores.__dataclass_fields__
     result: dict[str, float | int] = {"images": len(scores)}
-    result |= {name: float(np.mean([getattr(s, name) for s in scores])) for name in names}
+    result |= {f.name: float(np.mean([getattr(s, f.name) for s in scores])) for f in fields(scores[0])}
     jaccard = np.array([s.jaccard for s in scores])
-    rng = np.random.default_rng(seed)
-    # In blocks, so that 10,000 resamples of many images do not need gigabytes.
-    means = np.concatenate(
-        [jaccard[rng.integers(0, len(jaccard), (100, len(jaccard)))].mean(axis=1) for _ in range(resamples // 100)]
-    )
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = bootstrap_interval(jaccard, resamples=resamples, seed=seed)
     return result | {
         "jaccard_median": float(np.median(jaccard)),
         "jaccard_p5": float(np.quantile(jaccard, 0.05)),
         "failures": int(np.count_nonzero(jaccard < FAILURE_JACCARD)),
-        "jaccard_low": float(low),
-        "jaccard_high": float(high),
+        "jaccard_low": low,
+        "jaccard_high": high,
     }
+
+
+def bootstrap_interval(
+    values: npt.NDArray[np.float64], *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of a mean (Efron 1979).
+
+    Of the differences of two models image by image it is the paired bootstrap: both are drawn on the same images.
+
+    Args:
+        values: at least one.
+        resamples: a multiple of 100.
+        seed: the same values and seed give the same interval.
+    """
+    rng = np.random.default_rng(seed)
+    # In blocks, so that 10,000 resamples of many images do not need gigabytes.
+    means = np.concatenate(
+        [values[rng.integers(0, len(values), (100, len(values)))].mean(axis=1) for _ in range(resamples // 100)]
+    )
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from isicrt.engine.errors import DataError
-from isicrt.engine.scores import ImageScores, score_mask, summarise
+from isicrt.engine.scores import ImageScores, Overlap, bootstrap_interval, score_mask, summarise
 
 EMPTY = np.zeros((4, 4), np.uint8)
 FULL = np.full((4, 4), 255, np.uint8)
@@ -106,3 +106,18 @@ def test_bootstrap_interval_agrees_with_the_normal_one() -> None:
 def test_nothing_to_score() -> None:
     with pytest.raises(DataError, match="nothing to score"):
         summarise([])
+
+
+def test_summary_of_overlaps_has_their_scores_only() -> None:
+    summary = summarise([Overlap(0.5, 0.6), Overlap(0.7, 0.8)])
+    assert summary["jaccard"] == pytest.approx(0.6)
+    assert summary["dice"] == pytest.approx(0.7)
+    assert summary["failures"] == 1
+    assert "accuracy" not in summary
+
+
+@pytest.mark.parametrize(
+    ("values", "interval"), [([0.25], (0.25, 0.25)), ([-0.1] * 7, (-0.1, -0.1)), ([0.0, 1.0], (0.0, 1.0))]
+)
+def test_bootstrap_of_literal_values(values: list[float], interval: tuple[float, float]) -> None:
+    assert bootstrap_interval(np.array(values)) == pytest.approx(interval)

@@ -1,0 +1,367 @@
+"""`isicrt evaluate`: parse, score each model on a data set, print and write what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shlex
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
+
+if TYPE_CHECKING:
+    from isicrt.benchmarks.evaluation import Candidate, Case, Scored
+    from isicrt.benchmarks.evaluation_result import Evaluation
+    from isicrt.benchmarks.scoring_protocol import ScoringProtocol
+
+_ARGUMENTS = "isicrt.arguments"
+_SHOWN = 20
+_PLAIN_SECONDS = 10.0
+_FILE_WIDTH = 120
+"""Letters a line where the output goes to a file or a pipe, which has no width of its own."""
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class _Recording(click.Command):
+    """Keeps the arguments as they were typed, for the result."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command("evaluate", cls=_Recording)
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="A data set: images/ and masks/, or train/ and test/ with those, or the official ISIC 2016 folders.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(("test", "train")),
+    default="test",
+    show_default=True,
+    help="Of a data set that has both.",
+)
+@click.option(
+    "--protocol",
+    "protocol_name",
+    type=click.Choice(("official", "report")),
+    default="official",
+    show_default=True,
+    help="`official`: each image at its own size. `report`: as the report's code did it, at 64 x 64 px.",
+)
+@click.option("--csv", "csv_file", type=_FILE, help="Write one row for each model and image.")
+@click.option("--json", "json_file", type=_FILE, help="Write everything, with model hashes and versions.")
+@click.option(
+    "--figures",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Draw the best, median and worst cases beside their truth, and the spread of the scores, as PNG.",
+)
+@click.option(
+    "--cases", type=click.IntRange(1, 50), default=3, show_default=True, help="So many of each kind in a figure."
+)
+@click.option(
+    "--runs",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="RUN",
+    help="Also draw the training curves of this run folder; several times for several runs in one figure.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="A pixel whose probability is above it is lesion. [default: the model's]",
+)
+@click.option("--no-clean", is_flag=True, help="Keep every component and hole, whatever the model's card says.")
+@click.option("--batch-size", type=click.IntRange(1, 4096), help="Images in one network call. [default: 8]")
+@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads to use. [default: all cores]")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    models: tuple[str, ...],
+    data: Path,
+    split: str,
+    protocol_name: str,
+    csv_file: Path | None,
+    json_file: Path | None,
+    figures: Path | None,
+    cases: int,
+    runs: tuple[Path, ...],
+    threshold: float | None,
+    no_clean: bool,
+    batch_size: int | None,
+    threads: int | None,
+) -> None:
+    """Score one or several models against true masks.
+
+    MODEL is a shipped model's name, an .onnx or .plan file, or a checkpoint of `isicrt train` (best.pt). Default: the
+    model that ships. Of several, each is compared with the first by a paired bootstrap.
+
+    An image that cannot be scored is listed, the others are scored, and the exit code is 1.
+
+    isicrt evaluate frozen/best.pt tuned/best.pt --data data/isic2016 --figures figures
+    """
+    from isicrt.benchmarks.environment import read_environment
+    from isicrt.benchmarks.evaluation import check_batch_size, compare, score_model
+    from isicrt.benchmarks.evaluation_result import Evaluation
+
+    _check_outputs([path for path in (csv_file, json_file) if path is not None], figures, runs)
+    protocol = _protocol(protocol_name, threshold, clean=not no_clean)
+    pairs, label = _find(data, split)
+    environment = read_environment()
+    with ExitStack() as stack:
+        # Pillow warns of odd metadata; what matters here is whether the pixels can be read.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        candidates = _open(models, stack, threads)
+        for candidate in candidates:
+            check_batch_size(batch_size, candidate.runtime)
+        scored = []
+        for candidate in candidates:
+            with _progress(candidate.label, len(pairs)) as advance:
+                result = score_model(
+                    candidate, pairs, protocol, batch_size=batch_size, threads=threads, on_image=advance
+                )
+            inside = tuple(problem.replace(f"{data}{os.sep}", "") for problem in result.problems)
+            scored.append(dataclasses.replace(result, problems=inside))
+        evaluation = Evaluation(
+            command=shlex.join(["isicrt", "evaluate", *ctx.meta[_ARGUMENTS]]),
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            environment=environment,
+            protocol=protocol,
+            data=label,
+            split=split,
+            models=tuple(scored),
+            differences=tuple(compare(scored[0], scored[1:])),
+        )
+        _print(evaluation)
+        for path, text in ((csv_file, evaluation.to_csv), (json_file, evaluation.to_json)):
+            if path is not None:
+                _write(path, text())
+        if figures is not None:
+            _draw(candidates, scored, protocol, label, figures, cases, runs)
+    if evaluation.failed:
+        ctx.exit(1)
+
+
+def _check_outputs(files: Sequence[Path], figures: Path | None, runs: Sequence[Path]) -> None:
+    """Whatever would fail after minutes of scoring fails now."""
+    if runs and figures is None:
+        raise SettingsError("--runs needs --figures: the folder that their curves are drawn into")
+    if len({path.absolute() for path in files}) < len(files):
+        raise SettingsError(f"{files[0]}: given for two kinds of result; one would overwrite the other")
+    for folder in [path.parent for path in files]:
+        if not folder.is_dir():
+            raise SettingsError(f"there is no folder {folder} to write the result to")
+    try:
+        if figures is not None:
+            figures.mkdir(parents=True, exist_ok=True)
+        for folder in [path.parent for path in files] + ([] if figures is None else [figures]):
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        raise SettingsError(f"{error.filename or 'result'}: cannot be written: {error.strerror}") from error
+    if runs:
+        from isicrt.benchmarks.curves import new_figure, read_run
+
+        new_figure("")
+        for run in runs:
+            read_run(run)
+
+
+def _protocol(name: str, threshold: float | None, *, clean: bool) -> ScoringProtocol:
+    from isicrt.benchmarks.report_protocol import ReportProtocol
+    from isicrt.benchmarks.scoring_protocol import OfficialProtocol
+
+    if name == "official":
+        return OfficialProtocol(threshold=threshold, clean=clean)
+    if threshold is not None or not clean:
+        raise SettingsError("--protocol report has its own threshold (0.5) and no clean-up: leave the options away")
+    return ReportProtocol()
+
+
+def _find(data: Path, split: str) -> tuple[list[Case], str]:
+    """The pairs of a data set, and its name without this machine's folders."""
+    from isicrt.benchmarks.evaluation import Case
+    from isicrt.trainer.dataset import find_folders, find_pairs
+
+    pairs = find_pairs(data, split)
+    if not pairs:
+        raise DataError(f"{data}: no pair of image and mask to score")
+    images, _ = find_folders(data, split)
+    return [Case(pair.id, pair.image, pair.mask) for pair in pairs], _last_names(
+        images.parent if images.name == "images" else images
+    )
+
+
+def _last_names(path: Path) -> str:
+    return "/".join(path.absolute().parts[-2:])
+
+
+def _open(models: Sequence[str], stack: ExitStack, threads: int | None) -> list[Candidate]:
+    """The models, loaded; they are closed with the stack."""
+    from isicrt.benchmarks.evaluation import Candidate, labels
+    from isicrt.engine import shipped
+    from isicrt.engine.runtime import open_runtime
+
+    wanted = models or (shipped.DEFAULT,)
+    paths = [shipped.resolve(model) for model in wanted]
+    # A shipped model is known by its name; a folder tells one best.pt from the other.
+    named = [_last_names(path) if Path(w).is_file() else path.name for w, path in zip(wanted, paths, strict=True)]
+    runtimes = []
+    for path, name in zip(paths, named, strict=True):
+        file = path
+        if path.suffix == ".pt":
+            click.echo(f"Exporting {name} to ONNX", err=True)
+            file = _export(path, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isicrt-evaluate-"))))
+        runtimes.append(stack.enter_context(open_runtime(file, threads=threads)))
+    names = labels([(runtime.card.name, name) for runtime, name in zip(runtimes, named, strict=True)])
+    return [
+        Candidate(label, name, hashlib.sha256(path.read_bytes()).hexdigest(), runtime)
+        for label, name, path, runtime in zip(names, named, paths, runtimes, strict=True)
+    ]
+
+
+def _export(checkpoint: Path, folder: Path) -> Path:
+    """A checkpoint as ONNX, so that what is scored runs as it would run anywhere."""
+    try:
+        import onnx
+
+        from isicrt.export.onnx_export import Deployed, export_onnx
+        from isicrt.export.onnx_graph import set_card
+        from isicrt.trainer.checkpoint import load_model
+    except ImportError as error:
+        raise MissingDependencyError("PyTorch with ONNX", "train", str(error)) from error
+    network, card = load_model(checkpoint)
+    graph = export_onnx(Deployed(network, card).eval(), card)
+    set_card(graph, card)
+    path = folder / "model.onnx"
+    onnx.save(graph, path)
+    return path
+
+
+@contextmanager
+def _progress(label: str, total: int) -> Iterator[Any]:
+    """Yields what to call for each image: a bar on a terminal; elsewhere a line now and then, which a log can hold."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("Scoring {task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    task = bar.add_task(label, total=total)
+    done, spoken = 0, time.monotonic()
+
+    def advance() -> None:
+        nonlocal done, spoken
+        done += 1
+        bar.advance(task)
+        if bar.disable and time.monotonic() - spoken >= _PLAIN_SECONDS:
+            spoken = time.monotonic()
+            click.echo(f"{label}: {done} of {total} images", err=True)
+
+    with bar:
+        yield advance
+
+
+def _print(evaluation: Evaluation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from isicrt.benchmarks.evaluation_result import tables
+    from isicrt.benchmarks.scoring_protocol import NEVER_COMPARE
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _FILE_WIDTH)
+    for table in tables(evaluation, wide=console.width >= _FILE_WIDTH):
+        grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for n, name in enumerate(table.header):
+            word = n < table.labels
+            grid.add_column(
+                Text(name, style="bold"),
+                justify="left" if word else "right",
+                no_wrap=not word,
+                overflow="fold",
+                min_width=8 if word else len(name),
+            )
+        for row in table.rows:
+            grid.add_row(*map(Text, row))
+        console.print(Text(table.title, style="bold cyan"))
+        console.print(grid)
+        console.print(Text(f"{table.note}\n" if table.note else "", style="dim"))
+    console.print(Text(NEVER_COMPARE, style="yellow"))
+    if evaluation.split == "train":
+        console.print(Text("--split train: a model may have learned from these images.", style="yellow"))
+    for model in evaluation.models:
+        if model.problems:
+            click.echo(f"{model.label}: {len(model.problems)} of {model.images} images could not be scored:", err=True)
+            for problem in model.problems[:_SHOWN]:
+                click.echo(f"  {_printable(problem)}", err=True)
+            if len(model.problems) > _SHOWN:
+                click.echo(f"  ... and {len(model.problems) - _SHOWN} more (--json FILE lists all)", err=True)
+
+
+def _printable(text: str) -> str:
+    """File names may hold what a terminal would obey or could not show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _write(path: Path, text: str) -> None:
+    from isicrt.engine.masks import replace_file
+
+    try:
+        replace_file(path, text.encode("utf-8", "surrogateescape"))  # a file's name may be no UTF-8
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+    click.echo(f"Wrote {path}")
+
+
+def _draw(
+    candidates: Sequence[Candidate],
+    scored: Sequence[Scored],
+    protocol: ScoringProtocol,
+    label: str,
+    folder: Path,
+    count: int,
+    runs: Sequence[Path],
+) -> None:
+    from isicrt.benchmarks.curves import draw_runs, draw_spread
+    from isicrt.benchmarks.figures import draw_panels
+
+    written = draw_panels(candidates, scored, protocol, folder, count=count)
+    spread = folder / "spread.png"
+    try:
+        draw_spread(scored, spread, title=f"protocol {protocol.name}, {label}")
+        written.append(spread)
+    except MissingDependencyError as error:
+        click.echo(f"{spread.name} is left out: {error}", err=True)
+    if runs:
+        draw_runs(runs, folder / "runs.png")
+        written.append(folder / "runs.png")
+    for path in written:
+        click.echo(f"Wrote {path}")
+    sys.stdout.flush()
