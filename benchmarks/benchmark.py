@@ -1,13 +1,15 @@
 """The benchmark itself: load the models, measure each in turn, several times over, score the masks they wrote.
 
 Everything that is repeated is interleaved: repeat 1 of every model, then repeat 2 of every model, so that a machine
-that slows down does so for all of them.
+that slows down does so for all of them. It goes on until the last three repeats of everything agree, or for
+`Protocol.max_repeats`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,21 +18,23 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from isicrt.benchmarks.accuracy import score_masks
+from isicrt.benchmarks.accuracy import Accuracy, score_masks
 from isicrt.benchmarks.environment import read_environment
 from isicrt.benchmarks.latency import Latency, measure_latency
+from isicrt.benchmarks.process import Usage, run_command
 from isicrt.benchmarks.result import ModelResult, Protocol, Report
-from isicrt.benchmarks.stages import StageSplit, stage_pass
-from isicrt.benchmarks.throughput import EndToEnd, run_once
+from isicrt.benchmarks.stages import StagePass, StageSplit, on_device, stage_pass
+from isicrt.benchmarks.throughput import EndToEnd, TimedRun, run_once
+from isicrt.benchmarks.timeline import TIMELINE_BATCHES, Lane, record_timeline
 from isicrt.benchmarks.workload import Workload, decoded_batch, open_workload, readable_sample, render_workload
-from isicrt.engine.errors import SettingsError
-from isicrt.engine.pipeline import STAGES, RunSummary, available_cores
+from isicrt.engine.errors import DataError, SettingsError
+from isicrt.engine.pipeline import STAGES, available_cores
 from isicrt.engine.runtime import Runtime, open_runtime
 from isicrt.engine.shipped import resolve
 from isicrt.engine.sources import find_jobs
 
 Progress = Callable[[str, int, int], None]
-"""Called between measurements, never during one: what comes next, steps done, steps in all."""
+"""Called between measurements, never during one: what comes next, steps done, steps in all if it settles early."""
 
 
 @dataclass
@@ -39,17 +43,30 @@ class _Candidate:
 
     file: Path
     runtime: Runtime
+    alone: Runtime
+    """For the stages: the same model on one thread, or `runtime` where that runs on a device."""
     batch_sizes: tuple[int, ...]
     sample: list[Path]
     windows: dict[int, list[tuple[float, ...]]] = field(default_factory=dict)
-    wall_ms: list[dict[str, float]] = field(default_factory=list)
-    cpu_ms: list[dict[str, float]] = field(default_factory=list)
-    runs: list[RunSummary] = field(default_factory=list)
+    passes: list[StagePass] = field(default_factory=list)
+    runs: list[TimedRun] = field(default_factory=list)
     failures: tuple[str, ...] = ()
 
     @property
     def pipeline_batch(self) -> int:
         return self.batch_sizes[-1]
+
+    @property
+    def latencies(self) -> tuple[Latency, ...]:
+        return tuple(Latency(size, tuple(windows)) for size, windows in self.windows.items())
+
+    @property
+    def end_to_end(self) -> EndToEnd:
+        return EndToEnd(self.pipeline_batch, tuple(self.runs), self.failures)
+
+    @property
+    def settled(self) -> bool:
+        return self.end_to_end.settled and all(x.settled for x in self.latencies)
 
 
 def run_benchmark(
@@ -86,37 +103,48 @@ def run_benchmark(
     with ExitStack() as stack:
         files = [resolve(m) for m in models] or [resolve(None)]
         runtimes = [stack.enter_context(open_runtime(f, threads=protocol.threads)) for f in files]
+        alone = [
+            r if on_device(r) else stack.enter_context(open_runtime(f, threads=1))
+            for f, r in zip(files, runtimes, strict=True)
+        ]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isicrt-bench-")))
-        total = len(files) * (protocol.repeats + 1) + 1
+        total = len(files) * (protocol.repeats + 2) + 1
         if images is None:
             on_step(f"rendering {rendered} images", 0, total)
             workload = render_workload(folder, rendered)
         else:
             workload = open_workload(images, masks, folder / "masks")
         _read_ahead(workload.files)
-        candidates = [_prepare(f, r, protocol, workload) for f, r in zip(files, runtimes, strict=True)]
+        candidates = [_prepare(*found, protocol, workload) for found in zip(files, runtimes, alone, strict=True)]
         labels = _labels(candidates)
+        folders = [folder / f"masks-{n}" for n in range(len(candidates))]
         done = 1
-        for repeat in range(protocol.repeats + 1):
+        for n, candidate in enumerate(candidates):
+            on_step(f"{labels[n]}: warming up", done + n, total)
+            _warm_up(candidate, protocol, workload, folders[n])
+        most = max(protocol.repeats, protocol.max_repeats or 0)
+        for repeat in range(1, most + 1):
+            if repeat > protocol.repeats and all(c.settled for c in candidates):
+                break
             for n, candidate in enumerate(candidates):
-                what = f"run {repeat} of {protocol.repeats}" if repeat else "warming up"
-                on_step(f"{labels[n]}: {what}", done, total)
-                out = folder / f"masks-{n}"
-                if repeat:
-                    _measure(candidate, protocol, workload, out)
-                else:
-                    _warm_up(candidate, protocol, workload, out)
                 done += 1
-        results = tuple(
-            _conclude(candidate, labels[n], workload, folder / f"masks-{n}") for n, candidate in enumerate(candidates)
-        )
+                more = f" of {protocol.repeats}" if repeat <= protocol.repeats else ", not settled yet"
+                on_step(f"{labels[n]}: run {repeat}{more}", min(done + len(candidates) - 1, total - 1), total)
+                _measure(candidate, protocol, workload, folders[n])
+        results = []
+        for n, candidate in enumerate(candidates):
+            accuracy = score_masks(folders[n], workload.truths) if workload.truths else None
+            on_step(f"{labels[n]}: memory and timeline", total - 1, total)
+            usage = _measure_process(candidate, protocol, workload, folders[n])
+            lanes = _record(candidate, protocol, workload, folders[n])
+            results.append(_conclude(candidate, labels[n], accuracy, usage, lanes))
         return Report(
             command=command,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             environment=environment,
             workload=workload.describe(),
             protocol=protocol,
-            models=results,
+            models=tuple(results),
         )
 
 
@@ -128,11 +156,11 @@ def _read_ahead(files: Sequence[Path]) -> None:
                 file.read_bytes()
 
 
-def _prepare(file: Path, runtime: Runtime, protocol: Protocol, workload: Workload) -> _Candidate:
+def _prepare(file: Path, runtime: Runtime, alone: Runtime, protocol: Protocol, workload: Workload) -> _Candidate:
     limit = runtime.max_batch or max(protocol.batch_sizes)
     sizes = tuple(sorted({min(size, limit) for size in protocol.batch_sizes}))
     sample = readable_sample(workload, runtime.card.input_size, protocol.stage_images)
-    return _Candidate(file, runtime, sizes, sample)
+    return _Candidate(file, runtime, alone, sizes, sample)
 
 
 def _warm_up(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> None:
@@ -140,7 +168,7 @@ def _warm_up(candidate: _Candidate, protocol: Protocol, workload: Workload, out:
     few = candidate.pipeline_batch * 2
     jobs = find_jobs(workload.images, _emptied(out))[:few]
     run_once(jobs, candidate.runtime, candidate.pipeline_batch, protocol.threads)
-    stage_pass(candidate.sample[:few], candidate.runtime, candidate.pipeline_batch, _emptied(out))
+    stage_pass(candidate.sample[:few], candidate.alone, candidate.pipeline_batch, _emptied(out))
 
 
 def _measure(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> None:
@@ -148,15 +176,32 @@ def _measure(candidate: _Candidate, protocol: Protocol, workload: Workload, out:
     for size in candidate.batch_sizes:
         batch = decoded_batch(candidate.sample, runtime.card.input_size, size)
         candidate.windows.setdefault(size, []).append(measure_latency(runtime, batch, protocol.window))
-    wall, cpu = stage_pass(candidate.sample, runtime, candidate.pipeline_batch, _emptied(out))
-    candidate.wall_ms.append(wall)
-    candidate.cpu_ms.append(cpu)
+    candidate.passes.append(stage_pass(candidate.sample, candidate.alone, candidate.pipeline_batch, _emptied(out)))
     jobs = find_jobs(workload.images, _emptied(out))
-    summary, candidate.failures = run_once(jobs, runtime, candidate.pipeline_batch, protocol.threads)
-    candidate.runs.append(summary)
+    run, candidate.failures = run_once(jobs, runtime, candidate.pipeline_batch, protocol.threads)
+    if run.failed == run.images:
+        raise DataError(f"{workload.images}: not one image gave a mask. The first: {candidate.failures[0]}")
+    candidate.runs.append(run)
 
 
-def _conclude(candidate: _Candidate, label: str, workload: Workload, out: Path) -> ModelResult:
+def _measure_process(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> Usage:
+    """`isicrt segment` on the same images: this process has loaded more than that needs."""
+    command = [sys.executable, "-m", "isicrt.cli.main", "segment", "--out", str(_emptied(out))]
+    command += ["--model", str(candidate.file), "--batch-size", str(candidate.pipeline_batch)]
+    command += [] if protocol.threads is None else ["--threads", str(protocol.threads)]
+    # 1: some image failed, which the timed runs have told already.
+    return run_command([*command, "--", str(workload.images)], accept=(0, 1))
+
+
+def _record(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> tuple[Lane, ...]:
+    jobs = find_jobs(workload.images, _emptied(out))[: candidate.pipeline_batch * TIMELINE_BATCHES]
+    return record_timeline(jobs, candidate.runtime, candidate.pipeline_batch, protocol.threads)
+
+
+def _conclude(
+    candidate: _Candidate, label: str, accuracy: Accuracy | None, usage: Usage, timeline: tuple[Lane, ...]
+) -> ModelResult:
+    passes = candidate.passes
     return ModelResult(
         label=label,
         runtime=candidate.runtime.name,
@@ -164,16 +209,20 @@ def _conclude(candidate: _Candidate, label: str, workload: Workload, out: Path) 
         sha256=hashlib.sha256(candidate.file.read_bytes()).hexdigest(),
         bytes=candidate.file.stat().st_size,
         card=candidate.runtime.card,
-        latencies=tuple(Latency(size, tuple(windows)) for size, windows in candidate.windows.items()),
+        latencies=candidate.latencies,
         stages=StageSplit(
             batch_size=candidate.pipeline_batch,
             images=len(candidate.sample),
             cores=available_cores(),
-            wall_ms={s: tuple(p[s] for p in candidate.wall_ms) for s in STAGES},
-            cpu_ms={s: tuple(p[s] for p in candidate.cpu_ms) for s in STAGES},
+            wall_ms={s: tuple(p.wall_ms[s] for p in passes) for s in STAGES},
+            cpu_ms={s: tuple(p.cpu_ms[s] for p in passes) for s in STAGES},
+            on_device=on_device(candidate.runtime),
+            megapixels=passes[-1].megapixels,
         ),
-        end_to_end=EndToEnd(candidate.pipeline_batch, tuple(candidate.runs), candidate.failures),
-        accuracy=score_masks(out, workload.truths) if workload.truths else None,
+        end_to_end=candidate.end_to_end,
+        accuracy=accuracy,
+        process=usage,
+        timeline=timeline,
     )
 
 

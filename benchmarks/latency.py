@@ -2,13 +2,14 @@
 
 `Runtime.infer` takes pixels in host memory and returns when the probabilities are in host memory, so on a GPU both
 transfers are in the figure. Warm-up calls are made and thrown away at the start of every window; no sample is
-clipped afterwards.
+clipped afterwards. Windows are repeated until the last three agree, which is how NVIDIA's perf_analyzer decides that it
+has measured enough.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,10 @@ from isicrt.engine.runtime import Runtime
 
 Clock = Callable[[], int]
 """Nanoseconds, never going back: `time.perf_counter_ns`."""
+SETTLED_WINDOWS = 3
+"""So many windows in a row must agree."""
+TOLERANCE = 0.10
+"""They agree where (largest - smallest) / median is at most this; perf_analyzer takes +-10 % of their mean."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,27 @@ class Latency:
     @property
     def spread(self) -> float:
         """(largest - smallest) / median of the windows' medians: how well the repeats agree."""
-        return relative_spread([float(np.median(w)) for w in self.windows_ms])
+        return relative_spread(self.window_medians)
+
+    @property
+    def window_medians(self) -> list[float]:
+        """Milliseconds a call, one for each window."""
+        return [float(np.median(w)) for w in self.windows_ms]
+
+    @property
+    def window_rates(self) -> list[float]:
+        """Images a second of calls made back to back, one for each window."""
+        return [1e3 * self.batch_size * len(w) / sum(w) for w in self.windows_ms]
 
     @property
     def images_per_second(self) -> float:
         """Network-only throughput of calls made back to back: images / time of a window, median of the windows."""
-        return float(np.median([1e3 * self.batch_size * len(w) / sum(w) for w in self.windows_ms]))
+        return float(np.median(self.window_rates))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last windows agree, in their latency and in their throughput."""
+        return settled(self.window_medians) and settled(self.window_rates)
 
     def to_dict(self) -> dict[str, Any]:
         """Derived figures first, then the raw samples."""
@@ -83,6 +103,7 @@ class Latency:
             "p99_ms": self.percentile(99),
             "mad_ms": self.mad_ms,
             "spread": self.spread,
+            "settled": self.settled,
             "images_per_second": self.images_per_second,
             "windows_ms": [[round(ms, 4) for ms in w] for w in self.windows_ms],
         }
@@ -93,9 +114,14 @@ class Latency:
         return cls(int(data["batch_size"]), tuple(tuple(float(ms) for ms in w) for w in data["windows_ms"]))
 
 
-def relative_spread(values: list[float]) -> float:
+def relative_spread(values: Sequence[float]) -> float:
     """(largest - smallest) / median; 0 for a single value."""
     return (max(values) - min(values)) / float(np.median(values))
+
+
+def settled(values: Sequence[float]) -> bool:
+    """Whether the last `SETTLED_WINDOWS` of `values` (all, where there are fewer) agree within `TOLERANCE`."""
+    return relative_spread(values[-SETTLED_WINDOWS:]) <= TOLERANCE
 
 
 def measure_latency(

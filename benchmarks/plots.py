@@ -13,10 +13,14 @@ from typing import NamedTuple
 
 from isicrt.benchmarks.result import Report
 from isicrt.benchmarks.tables import figure
+from isicrt.benchmarks.timeline import Lane
 from isicrt.engine.pipeline import STAGES
 
 _LETTER = 7.8
 """Pixels that a letter takes in a wide bold font at 13 px: SVG cannot measure text, so room is estimated."""
+
+MAX_LANES = 16
+"""Threads of a model that the timeline shows; a machine of many cores has more of the same."""
 
 
 def latency_plot(report: Report, width: int) -> str:
@@ -82,6 +86,42 @@ def stage_plot(report: Report, width: int) -> str:
             f"{figure(m.end_to_end.ms_per_image)} ms an image</title></path>"
         )
     return _svg(parts, width, bottom + 44, "Time of each stage for one image, by model")
+
+
+def timeline_plot(report: Report, width: int) -> str:
+    """Which thread worked on what, over the first batches of a run of each model that has a timeline."""
+    models = [(m, list(dict.fromkeys(lane.thread for lane in m.timeline))) for m in report.models if m.timeline]
+    left = 12 + _LETTER * max(len(_fit(t, 80)) for _, threads in models for t in threads[:MAX_LANES])
+    axis = _LinearAxis(0.0, max(lane.ends_ms[-1] for m, _ in models for lane in m.timeline), width, left=round(left))
+    parts, top = _legend([(f"bar {s}", s) for s in STAGES], width)
+    heights = [24 + 24 * len(threads[:MAX_LANES]) + (20 if len(threads) > MAX_LANES else 0) for _, threads in models]
+    bottom = top + sum(heights)
+    parts += axis.draw(top, bottom, "ms since the first image was read")
+    y = top
+    for (m, threads), height in zip(models, heights, strict=True):
+        parts.append(_text(_fit(f"{m.label}, batch {m.end_to_end.batch_size}", width - 8), 3, y + 16, "name"))
+        for n, thread in enumerate(threads[:MAX_LANES]):
+            lane_top = y + 24 + 24 * n
+            parts.append(_text(_fit(thread, 80), axis.left - 6, lane_top + 15, "muted", "end"))
+            parts += [_spans(lane, axis, lane_top + 2) for lane in m.timeline if lane.thread == thread]
+        if len(threads) > MAX_LANES:
+            parts.append(_text(f"and {len(threads) - MAX_LANES} threads more", axis.left, y + height - 6, "muted"))
+        y += height
+    return _svg(parts, width, bottom + 44, "Which thread worked in which stage, and when")
+
+
+def _spans(lane: Lane, axis: _LinearAxis, top: int) -> str:
+    """Half a pixel at least, so that the shortest is seen."""
+    boxes = (
+        (axis.at(start), max(axis.at(end) - axis.at(start), 0.5))
+        for start, end in zip(lane.starts_ms, lane.ends_ms, strict=True)
+    )
+    outline = "".join(f"M{x:.1f} {top}h{wide:.1f}v18h-{wide:.1f}z" for x, wide in boxes)
+    busy = sum(lane.ends_ms) - sum(lane.starts_ms)
+    return (
+        f'<path class="bar {lane.stage}" d="{outline}"><title>{escape(lane.thread)}: {lane.stage}, '
+        f"{len(lane.starts_ms)} times, {figure(busy)} ms</title></path>"
+    )
 
 
 def tradeoff_plot(report: Report, width: int) -> str:

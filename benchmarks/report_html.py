@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 
-from isicrt.benchmarks.plots import latency_plot, stage_plot, tradeoff_plot
+from isicrt.benchmarks.latency import SETTLED_WINDOWS, TOLERANCE
+from isicrt.benchmarks.plots import latency_plot, stage_plot, timeline_plot, tradeoff_plot
 from isicrt.benchmarks.result import ModelResult, Report
 from isicrt.benchmarks.tables import Table, figure, machine, tables
+from isicrt.benchmarks.timeline import TIMELINE_BATCHES
 from isicrt.benchmarks.workload import RENDERED_NOTE
 
 _WIDE, _NARROW = 880, 340
@@ -30,7 +32,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   margin-top: 16px; }
 .warn { background: var(--warn-card); color: var(--warn); }
 .warn ul { margin: 0; padding-left: 1.2em; }
-.tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px 16px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px 16px; }
 .tiles b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .tiles h2 { grid-column: 1 / -1; margin: 0; }
 .scroll { overflow-x: auto; }
@@ -97,10 +99,21 @@ def to_html(report: Report) -> str:
             report,
             stage_plot,
             "Where the time goes",
-            "How long an image would keep the whole machine busy in each stage: CPU time divided by the cores, and "
-            "for the network its wall time. The dashed line is the measured pipeline, where stages overlap.",
+            "How long an image would keep the whole machine busy in each stage, measured alone: CPU time divided by "
+            "the cores, and for a network on a GPU its wall time. Together they are L. The dashed line is the measured "
+            "pipeline: how far it is to the right of the bar is what it loses.",
         )
     )
+    if any(m.timeline for m in report.models):
+        sections.append(
+            _plot(
+                report,
+                timeline_plot,
+                "Timeline",
+                f"The first {TIMELINE_BATCHES} batches of a run: which thread was in which stage, and when. A gap is a "
+                "thread that waited.",
+            )
+        )
     if scored:
         sections.append(
             _plot(
@@ -146,6 +159,7 @@ def _tiles(model: ModelResult) -> str:
     tiles = [
         (figure(model.end_to_end.images_per_second), "images/s, files to masks"),
         (figure(first.percentile(50)), f"ms latency p50, batch {first.batch_size}"),
+        (f"{model.limit_ratio:.2f}", f"times L, the limit of {figure(model.stages.limit_ms)} ms an image"),
         (model.stages.bottleneck, f"is the bottleneck ({model.stages.share(model.stages.bottleneck):.0%})"),
     ]
     if model.accuracy and model.accuracy.per_image:
@@ -181,6 +195,10 @@ def _table(table: Table) -> str:
 
 def _facts(report: Report) -> str:
     e, p, w = report.environment, report.protocol, report.protocol.window
+    taken = max(len(m.end_to_end.runs) for m in report.models)
+    repeats = str(taken)
+    if (p.max_repeats or p.repeats) > p.repeats:
+        repeats += f" (at least {p.repeats}, until the last {SETTLED_WINDOWS} agree within {TOLERANCE:.0%})"
     facts = [
         ("Command", report.command),
         ("Date", report.date),
@@ -190,14 +208,15 @@ def _facts(report: Report) -> str:
         ("Load before", "unknown" if e.load_average is None else f"{e.load_average:.2f}"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in e.versions.items())),
         ("Images", f"{report.workload.source}; {report.workload.images} files, {report.workload.megabytes:.1f} MB"),
-        ("Network threads", "one a core" if p.threads is None else str(p.threads)),
+        ("Threads", "one a core" if p.threads is None else str(p.threads)),
         (
             "Latency windows",
-            f"{p.repeats} of at least {w.calls} calls and {w.seconds:g} s, each after a warm-up of at least "
+            f"{repeats} of at least {w.calls} calls and {w.seconds:g} s, each after a warm-up of at least "
             f"{w.warmup_calls} calls and {w.warmup_seconds:g} s",
         ),
-        ("Pipeline runs", f"{p.repeats} over all images, after a warm-up"),
-        ("Stage passes", f"{p.repeats} over at most {p.stage_images} images, after a warm-up"),
+        ("Pipeline runs", f"{repeats} over all images, after a warm-up"),
+        ("Stage passes", f"{repeats} over at most {p.stage_images} images, after a warm-up"),
+        ("Memory", "isicrt segment on all images, as a process of its own"),
     ]
     facts += [
         (

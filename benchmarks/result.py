@@ -11,16 +11,20 @@ from typing import Any
 
 from isicrt.benchmarks.accuracy import Accuracy
 from isicrt.benchmarks.environment import Environment
-from isicrt.benchmarks.latency import Latency, Window
+from isicrt.benchmarks.latency import SETTLED_WINDOWS, TOLERANCE, Latency, Window, relative_spread
+from isicrt.benchmarks.process import Usage
 from isicrt.benchmarks.stages import StageSplit
 from isicrt.benchmarks.throughput import EndToEnd
+from isicrt.benchmarks.timeline import Lane
 from isicrt.benchmarks.workload import WorkloadSummary
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import DataError, ModelError
 
-SCHEMA = "isicrt-bench/1"
-NOISY = 0.10
-"""Repeats that differ by more than this part of their median are reported as noise."""
+SCHEMA = "isicrt-bench/2"
+READABLE = ("isicrt-bench/1", SCHEMA)
+"""The first had no memory, no timeline, and measured the network's CPU time with all of its threads."""
+SAMPLE_TOLERANCE = 0.05
+"""The stages' images may differ so far from all images in their mean size before a reader is told."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +45,51 @@ class ModelResult:
     end_to_end: EndToEnd
     accuracy: Accuracy | None
     """Of the masks that the last timed run wrote; None where no truth was given."""
+    process: Usage | None = None
+    """Of `isicrt segment` on the same images, as a process of its own; None in results that did not note it."""
+    timeline: tuple[Lane, ...] = ()
+    """Of the first batches of a run that is in no other figure."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last windows and runs agree, so that there is no need to go on."""
+        return self.end_to_end.settled and all(x.settled for x in self.latencies)
+
+    @property
+    def limit_ratio(self) -> float:
+        """Measured time of an image / what no pipeline of these stages can beat; 1.0 loses nothing."""
+        return self.end_to_end.ms_per_image / self.stages.limit_ms
 
     @property
     def noise(self) -> list[str]:
-        """One sentence for each figure whose repeats differ by more than `NOISY`."""
-        found = [
-            f"{self.label}: median latencies at batch {x.batch_size} differ by {x.spread:.0%} between repeats"
-            for x in self.latencies
-            if x.spread > NOISY
-        ]
-        if self.end_to_end.spread > NOISY:
-            found.append(f"{self.label}: end-to-end runs differ by {self.end_to_end.spread:.0%}")
+        """One sentence for each figure that did not settle."""
+        found = []
+        for x in self.latencies:
+            last = slice(-SETTLED_WINDOWS, None)
+            worst = max(relative_spread(x.window_medians[last]), relative_spread(x.window_rates[last]))
+            if not x.settled:
+                found.append(
+                    f"{self.label}: calls at batch {x.batch_size}: the last {len(x.windows_ms[last])} of "
+                    f"{len(x.windows_ms)} windows differ by {worst:.0%}"
+                )
+        if not self.end_to_end.settled:
+            runs = self.end_to_end.runs[-SETTLED_WINDOWS:]
+            found.append(
+                f"{self.label}: files to masks: the last {len(runs)} of {len(self.end_to_end.runs)} runs differ by "
+                f"{relative_spread([r.seconds for r in runs]):.0%}"
+            )
         return found
+
+    @property
+    def sample_note(self) -> str | None:
+        """What to know where the stages were measured on images of another mean size than the whole."""
+        sample, whole = self.stages.megapixels, self.end_to_end.megapixels_per_image
+        if sample is None or abs(sample / whole - 1) <= SAMPLE_TOLERANCE:
+            return None
+        return (
+            f"{self.label}: L is of {self.stages.images} images with {sample:.2f} MP in the mean; all of them have "
+            f"{whole:.2f} MP. Raise --stage-images"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -66,7 +103,10 @@ class ModelResult:
             "latency": [x.to_dict() for x in self.latencies],
             "stages": self.stages.to_dict(),
             "end_to_end": self.end_to_end.to_dict(),
+            "limit_ratio": self.limit_ratio,
+            "process": self.process.to_dict() if self.process is not None else None,
             "accuracy": self.accuracy.to_dict() if self.accuracy is not None else None,
+            "timeline": [lane.to_dict() for lane in self.timeline],
         }
 
     @classmethod
@@ -79,6 +119,8 @@ class ModelResult:
             stages=StageSplit.from_dict(data["stages"]),
             end_to_end=EndToEnd.from_dict(data["end_to_end"]),
             accuracy=Accuracy.from_dict(data["accuracy"]) if data["accuracy"] is not None else None,
+            process=Usage.from_dict(data["process"]) if data.get("process") is not None else None,
+            timeline=tuple(map(Lane.from_dict, data.get("timeline", ()))),
         )
 
 
@@ -88,12 +130,15 @@ class Protocol:
 
     batch_sizes: tuple[int, ...]
     repeats: int
+    """Windows, stage passes and runs, at least."""
     threads: int | None
     """Of the network on the CPU; None for one a core."""
     window: Window
-    """Of each latency measurement; there are `repeats` of them."""
+    """Of each latency measurement."""
     stage_images: int
-    """Images of a stage pass, at most; there are `repeats` passes."""
+    """Images of a stage pass, at most."""
+    max_repeats: int | None = None
+    """Windows, passes and runs, at most, where they do not settle before; None for `repeats`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -129,8 +174,21 @@ class Report:
         load, cores = self.environment.load_average, self.environment.cores
         if load is not None and load > cores / 2:
             found.append(f"the machine was busy before the start: load average {load:.1f} on {cores} cores")
-        for model in self.models:
-            found += model.noise
+        noise = [line for model in self.models for line in model.noise]
+        if noise:
+            found.append(
+                f"the machine is noisy: figures below did not settle within {TOLERANCE:.0%}. Quote none of them; close "
+                "other programs and measure again"
+            )
+        found += noise
+        if self.protocol.repeats < SETTLED_WINDOWS:
+            found.append(f"fewer than {SETTLED_WINDOWS} repeats say nothing about noise")
+        found += [
+            f"{m.label}: its stages, each alone, waited for a core {m.stages.waited:.0%} of their time"
+            for m in self.models
+            if m.stages.waited > TOLERANCE
+        ]
+        found += [model.sample_note for model in self.models if model.sample_note is not None]
         for model in self.models:
             if failures := model.end_to_end.failures:
                 found.append(f"{model.label}: {len(failures)} images failed. The first: {failures[0]}")
@@ -182,7 +240,7 @@ def read_report(path: Path) -> Report:
     """
     try:
         data = json.loads(path.read_bytes())
-        if data["schema"] != SCHEMA:
+        if data["schema"] not in READABLE:
             raise DataError(f"{path}: its schema is {data['schema']!r}; this isicrt reads {SCHEMA!r}. Run bench again.")
         return Report.from_dict(data)
     except OSError as error:

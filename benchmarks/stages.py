@@ -1,4 +1,9 @@
-"""What an image costs in each stage of the pipeline when that stage has the machine to itself."""
+"""What an image costs in each stage of the pipeline when that stage has the machine to itself.
+
+From that follows the limit L of any pipeline of these stages: CPU milliseconds an image of all of them / cores. The
+network is measured on one thread, as the others are: what several threads lose among each other is the pipeline's loss
+and not the limit's.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,10 +35,13 @@ class StageSplit:
     """By stage: milliseconds an image, one figure for each pass."""
     cpu_ms: Mapping[str, tuple[float, ...]]
     """By stage: CPU milliseconds an image over all threads, one figure for each pass."""
+    on_device: bool = False
+    """Whether the network runs on a GPU and not on the cores."""
+    megapixels: float | None = None
+    """Native megapixels of an image, mean of those measured; None in results that did not note it."""
 
     def wall(self, stage: str) -> float:
-        """Milliseconds an image, median of the passes. The stage runs alone, in its own thread (the network in its
-        own threads)."""
+        """Milliseconds an image on the stage's own thread, median of the passes."""
         return float(np.median(self.wall_ms[stage]))
 
     def cpu(self, stage: str) -> float:
@@ -41,12 +49,16 @@ class StageSplit:
         return float(np.median(self.cpu_ms[stage]))
 
     def load(self, stage: str) -> float:
-        """Milliseconds an image for which the stage would keep the whole machine busy.
+        """Milliseconds an image for which the stage would keep the whole machine busy: CPU time / cores, and for a
+        network on a GPU, of which one call runs at a time, its wall time."""
+        return self.wall(stage) if stage == "infer" and self.on_device else self.cpu(stage) / self.cores
 
-        One call of the network runs at a time, so its load is its wall time. The other stages spread over the cores:
-        CPU time / cores.
-        """
-        return self.wall(stage) if stage == "infer" else self.cpu(stage) / self.cores
+    @property
+    def waited(self) -> float:
+        """Share of the time, 0..1, in which the stages on the CPU did not run although they could have: other programs
+        held the cores, or the disk was slow."""
+        stages = [s for s in STAGES if s != "infer" or not self.on_device]
+        return max(0.0, 1 - sum(map(self.cpu, stages)) / sum(map(self.wall, stages)))
 
     def share(self, stage: str) -> float:
         """The stage's part, 0..1, of the loads of all stages."""
@@ -59,9 +71,10 @@ class StageSplit:
 
     @property
     def limit_ms(self) -> float:
-        """What no pipeline of these stages can beat, milliseconds an image: all CPU time / cores, or the network's
-        wall time where that is longer (a GPU)."""
-        return max(sum(map(self.cpu, STAGES)) / self.cores, self.wall("infer"))
+        """L, which no pipeline of these stages can beat, milliseconds an image: CPU time of all stages / cores, or the
+        wall time of a network on a GPU where that is longer."""
+        limit = sum(map(self.cpu, STAGES)) / self.cores
+        return max(limit, self.wall("infer")) if self.on_device else limit
 
     def to_dict(self) -> dict[str, Any]:
         """Derived figures first, then the passes."""
@@ -69,6 +82,8 @@ class StageSplit:
             "batch_size": self.batch_size,
             "images": self.images,
             "cores": self.cores,
+            "on_device": self.on_device,
+            "megapixels": self.megapixels,
             "bottleneck": self.bottleneck,
             "limit_ms": self.limit_ms,
             "stages": {
@@ -94,7 +109,25 @@ class StageSplit:
             int(data["cores"]),
             {s: tuple(map(float, stages[s]["passes_wall_ms"])) for s in STAGES},
             {s: tuple(map(float, stages[s]["passes_cpu_ms"])) for s in STAGES},
+            bool(data.get("on_device", False)),
+            data.get("megapixels"),
         )
+
+
+def on_device(runtime: Runtime) -> bool:
+    """Whether a runtime leaves the CPU's cores to the other stages."""
+    return not runtime.name.endswith("-cpu")
+
+
+class StagePass(NamedTuple):
+    """What `stage_pass` measured."""
+
+    wall_ms: dict[str, float]
+    """Milliseconds an image, by stage."""
+    cpu_ms: dict[str, float]
+    """CPU milliseconds an image over all threads of the process, by stage."""
+    megapixels: float
+    """Native megapixels of an image, mean."""
 
 
 @dataclass
@@ -112,21 +145,17 @@ class _Stopwatch:
         self.wall[stage] += time.perf_counter_ns() - wall
 
 
-def stage_pass(
-    images: Sequence[Path], runtime: Runtime, batch_size: int, out: Path
-) -> tuple[dict[str, float], dict[str, float]]:
+def stage_pass(images: Sequence[Path], runtime: Runtime, batch_size: int, out: Path) -> StagePass:
     """Take `images` through the four stages, one after the other and never two at once.
 
     Args:
         images: files that can be decoded; not none.
-        runtime: the loaded model.
+        runtime: the loaded model; on the CPU, with one thread.
         batch_size: of the network's calls; the last call may have fewer.
         out: existing folder for the masks.
-
-    Returns:
-        Wall milliseconds and CPU milliseconds (all threads of the process) an image, by stage.
     """
     watch = _Stopwatch()
+    pixels = 0
     card = runtime.card
     for first in range(0, len(images), batch_size):
         decoded = []
@@ -146,5 +175,8 @@ def stage_pass(
                 )
             with watch.running("write"):
                 write_mask(mask, out / f"{n}.png")
+            pixels += mask.size
     scale = 1e6 * len(images)
-    return {s: watch.wall[s] / scale for s in STAGES}, {s: watch.cpu[s] / scale for s in STAGES}
+    return StagePass(
+        {s: watch.wall[s] / scale for s in STAGES}, {s: watch.cpu[s] / scale for s in STAGES}, pixels / scale
+    )

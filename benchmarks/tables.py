@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from isicrt.benchmarks.result import Report, read_report
+from isicrt.benchmarks.result import ModelResult, Report, read_report
 from isicrt.benchmarks.workload import RENDERED_NOTE
 from isicrt.engine.errors import IsicrtError
 from isicrt.engine.pipeline import STAGES
@@ -30,8 +30,8 @@ class Table:
 
 
 def tables(report: Report) -> list[Table]:
-    """Latency, throughput, stages, and accuracy where something was scored."""
-    found = [_latency(report), _throughput(report), _stages(report)]
+    """Latency, throughput, stages, resources, and accuracy where something was scored."""
+    found = [_latency(report), _throughput(report), _stages(report), _busy(report), _resources(report)]
     if any(m.accuracy and m.accuracy.per_image for m in report.models):
         found.append(_accuracy(report))
     return found
@@ -63,9 +63,9 @@ def _latency(report: Report) -> Table:
 def _throughput(report: Report) -> Table:
     return Table(
         title="Files to masks",
-        note=f"The whole pipeline, median of {report.protocol.repeats} runs over {report.workload.images} images. "
-        "Limit: what these stages could do if the machine were never idle.",
-        header=("Model", "Batch", "images/s", "MP/s", "ms/image", "Limit ms", "Ratio", "Bottleneck"),
+        note=f"The whole pipeline, median of {_runs(report)} runs over {report.workload.images} images. L: CPU time of "
+        "all stages, each measured alone on one thread, / cores; no pipeline of them is faster. Ratio: measured / L.",
+        header=("Model", "Batch", "images/s", "MP/s", "ms/image", "L ms", "Ratio", "Bottleneck"),
         rows=tuple(
             (m.label, str(m.end_to_end.batch_size))
             + tuple(
@@ -75,7 +75,7 @@ def _throughput(report: Report) -> Table:
                     m.end_to_end.megapixels_per_second,
                     m.end_to_end.ms_per_image,
                     m.stages.limit_ms,
-                    m.end_to_end.ms_per_image / m.stages.limit_ms,
+                    m.limit_ratio,
                 )
             )
             + (m.stages.bottleneck,)
@@ -88,11 +88,58 @@ def _throughput(report: Report) -> Table:
 def _stages(report: Report) -> Table:
     return Table(
         title="Stages, each alone",
-        note="Milliseconds an image on the stage's own thread (infer: on the network's threads), and the stage's share "
-        "of the machine's time.",
+        note="CPU milliseconds an image on one thread (of a network on a GPU, wall milliseconds), and the stage's "
+        "share of the machine's time.",
         header=("Model",) + STAGES,
         rows=tuple(
-            (m.label,) + tuple(f"{figure(m.stages.wall(s))} ({m.stages.share(s):.0%})" for s in STAGES)
+            (m.label,) + tuple(f"{figure(_cost(m, s))} ({m.stages.share(s):.0%})" for s in STAGES)
+            for m in report.models
+        ),
+        labels=1,
+    )
+
+
+def _cost(model: ModelResult, stage: str) -> float:
+    alone = model.stages
+    return alone.wall(stage) if alone.on_device and stage == "infer" else alone.cpu(stage)
+
+
+def _busy(report: Report) -> Table:
+    return Table(
+        title="Stages, together",
+        note="Threads inside each stage while the pipeline ran, on average; some of them wait for a core. "
+        "Near 1.00 for the network: it is never kept waiting.",
+        header=("Model",) + STAGES,
+        rows=tuple((m.label,) + tuple(f"{m.end_to_end.busy_threads(s):.2f}" for s in STAGES) for m in report.models),
+        labels=1,
+    )
+
+
+def _runs(report: Report) -> int:
+    return max(len(m.end_to_end.runs) for m in report.models)
+
+
+def _resources(report: Report) -> Table:
+    def cell(value: float | None, absent: str) -> str:
+        return absent if value is None else figure(value)
+
+    cores = report.environment.cores
+    return Table(
+        title="Resources",
+        note="Cores kept busy and CPU time of the timed runs, beside the CPU time of the stages alone. Largest memory "
+        "of isicrt segment on these images as a process of its own, MB of 10^6 bytes. Energy of the processors, other "
+        "programs' too.",
+        header=("Model", f"Busy of {cores} cores", "CPU ms/image", "Alone", "Peak RSS MB", "GPU MB", "J/image"),
+        rows=tuple(
+            (
+                m.label,
+                cell(m.end_to_end.busy_cores, "not noted"),
+                cell(m.end_to_end.cpu_ms_per_image, "not noted"),
+                figure(sum(map(m.stages.cpu, STAGES))),
+                cell(m.process.peak_rss_mb if m.process else None, "not noted"),
+                cell(m.process.gpu_memory_mb if m.process else None, "no GPU"),
+                cell(m.end_to_end.joules_per_image, "not readable"),
+            )
             for m in report.models
         ),
         labels=1,
@@ -161,10 +208,18 @@ def to_csv(report: Report) -> str:
             "images": report.workload.images,
             "images_per_second": m.end_to_end.images_per_second,
             "megapixels_per_second": m.end_to_end.megapixels_per_second,
+            "ms_per_image": m.end_to_end.ms_per_image,
             "limit_ms": m.stages.limit_ms,
+            "limit_ratio": m.limit_ratio,
+            "cpu_ms_per_image": m.end_to_end.cpu_ms_per_image,
+            "busy_cores": m.end_to_end.busy_cores,
+            "peak_rss_mb": m.process.peak_rss_mb if m.process else None,
+            "gpu_memory_mb": m.process.gpu_memory_mb if m.process else None,
+            "joules_per_image": m.end_to_end.joules_per_image,
             "bottleneck": m.stages.bottleneck,
         }
         fixed |= {f"{s}_ms": m.stages.wall(s) for s in STAGES}
+        fixed |= {f"{s}_cpu_ms": m.stages.cpu(s) for s in STAGES}
         if m.accuracy and m.accuracy.per_image:
             summary = m.accuracy.summary
             fixed |= {"scored_images": summary.pop("images")} | summary

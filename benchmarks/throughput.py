@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from isicrt.benchmarks.latency import relative_spread
-from isicrt.engine.pipeline import Outcome, RunSummary, available_cores, default_threads, run_jobs
+from isicrt.benchmarks.energy import EnergyMeter
+from isicrt.benchmarks.latency import relative_spread, settled
+from isicrt.engine.pipeline import Outcome, available_cores, default_threads, run_jobs
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
+
+
+@dataclass(frozen=True)
+class TimedRun:
+    """One run of the pipeline over all files."""
+
+    images: int
+    """Masks and failures together."""
+    failed: int
+    seconds: float
+    """Wall clock, from the first image read to the last mask written."""
+    megapixels: float
+    """Native pixels of the masks that were written, in millions."""
+    stage_seconds: Mapping[str, float]
+    """Busy seconds of each stage, summed over its threads."""
+    cpu_seconds: float | None = None
+    """CPU time of the process meanwhile, over all threads; None in results that did not note it."""
+    joules: float | None = None
+    """Energy of the processors meanwhile, other programs' too; None where it cannot be read."""
+
+    @property
+    def images_per_second(self) -> float:
+        """Masks written a second; failures do not count."""
+        return (self.images - self.failed) / self.seconds if self.seconds else 0.0
+
+    @property
+    def megapixels_per_second(self) -> float:
+        """Native megapixels of masks written a second."""
+        return self.megapixels / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -19,7 +50,7 @@ class EndToEnd:
     """Repeated runs of the pipeline over the same files, each into an empty folder."""
 
     batch_size: int
-    runs: tuple[RunSummary, ...]
+    runs: tuple[TimedRun, ...]
     failures: tuple[str, ...] = ()
     """What was wrong with each image that gave no mask, in the last run."""
 
@@ -39,9 +70,41 @@ class EndToEnd:
         return 1e3 / self.images_per_second
 
     @property
+    def megapixels_per_image(self) -> float:
+        """Mean of the masks that were written."""
+        return self.megapixels_per_second / self.images_per_second
+
+    @property
     def spread(self) -> float:
         """(slowest - fastest) / median of the runs' seconds."""
         return relative_spread([r.seconds for r in self.runs])
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last runs agree."""
+        return settled([r.seconds for r in self.runs])
+
+    @property
+    def busy_cores(self) -> float | None:
+        """CPU seconds a second, median of the runs: the cores' number where none was ever idle."""
+        found = [r.cpu_seconds / r.seconds for r in self.runs if r.cpu_seconds is not None]
+        return float(np.median(found)) if found else None
+
+    @property
+    def cpu_ms_per_image(self) -> float | None:
+        """CPU milliseconds an image, median of the runs."""
+        found = [1e3 * r.cpu_seconds / (r.images - r.failed) for r in self.runs if r.cpu_seconds is not None]
+        return float(np.median(found)) if found else None
+
+    @property
+    def joules_per_image(self) -> float | None:
+        """Median of the runs."""
+        found = [r.joules / (r.images - r.failed) for r in self.runs if r.joules is not None]
+        return float(np.median(found)) if found else None
+
+    def busy_threads(self, stage: str) -> float:
+        """Threads that were inside a stage, waiting for a core or not, on average; median of the runs."""
+        return float(np.median([r.stage_seconds[stage] / r.seconds for r in self.runs]))
 
     def to_dict(self) -> dict[str, Any]:
         """Derived figures first, then the runs."""
@@ -50,29 +113,24 @@ class EndToEnd:
             "images_per_second": self.images_per_second,
             "megapixels_per_second": self.megapixels_per_second,
             "ms_per_image": self.ms_per_image,
+            "cpu_ms_per_image": self.cpu_ms_per_image,
+            "busy_cores": self.busy_cores,
+            "joules_per_image": self.joules_per_image,
             "spread": self.spread,
-            "runs": [
-                {
-                    "images": r.images,
-                    "failed": r.failed,
-                    "seconds": r.seconds,
-                    "megapixels": r.megapixels,
-                    "stage_seconds": dict(r.stage_seconds),
-                }
-                for r in self.runs
-            ],
+            "settled": self.settled,
+            "runs": [asdict(r) | {"stage_seconds": dict(r.stage_seconds)} for r in self.runs],
             "failures": list(self.failures),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EndToEnd:
         """The inverse of `to_dict`."""
-        return cls(int(data["batch_size"]), tuple(RunSummary(**r) for r in data["runs"]), tuple(data["failures"]))
+        return cls(int(data["batch_size"]), tuple(TimedRun(**r) for r in data["runs"]), tuple(data["failures"]))
 
 
 def run_once(
     jobs: Sequence[Job], runtime: Runtime, batch_size: int, threads: int | None = None
-) -> tuple[RunSummary, tuple[str, ...]]:
+) -> tuple[TimedRun, tuple[str, ...]]:
     """Segment every job as `isicrt segment` does.
 
     Args:
@@ -82,7 +140,7 @@ def run_once(
         threads: as for `isicrt.Segmenter`; None for all cores.
 
     Returns:
-        The run's summary, and one line for each image that failed.
+        The run, and one line for each image that failed.
     """
     failures: list[str] = []
 
@@ -91,6 +149,7 @@ def run_once(
             failures.append(outcome.error)
 
     decoders, writers = default_threads(available_cores() if threads is None else threads)
+    energy, cpu = EnergyMeter(), time.process_time()
     summary = run_jobs(
         jobs,
         runtime,
@@ -99,4 +158,13 @@ def run_once(
         write_threads=writers,
         on_outcome=note,
     )
-    return summary, tuple(sorted(failures))
+    run = TimedRun(
+        images=summary.images,
+        failed=summary.failed,
+        seconds=summary.seconds,
+        megapixels=summary.megapixels,
+        stage_seconds=dict(summary.stage_seconds),
+        cpu_seconds=time.process_time() - cpu,
+        joules=energy.joules(),
+    )
+    return run, tuple(sorted(failures))

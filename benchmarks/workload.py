@@ -116,7 +116,8 @@ def _workload(images: Path, masks: Path | None, out: Path, *, rendered: bool) ->
 
 
 def readable_sample(workload: Workload, size: tuple[int, int], count: int) -> list[Path]:
-    """At most `count` files that can be decoded, spread evenly over the workload.
+    """At most `count` files that can be decoded, spread evenly over the files in the order of their bytes: a folder of
+    mixed sizes is sampled in their proportion.
 
     Args:
         workload: the images.
@@ -126,16 +127,19 @@ def readable_sample(workload: Workload, size: tuple[int, int], count: int) -> li
     Raises:
         DataError: not one of the images tried can be decoded.
     """
-    picks = np.unique(np.linspace(0, len(workload.files) - 1, count).astype(int))
+    by_size = sorted(workload.files, key=lambda f: f.stat().st_size if f.is_file() else 0)
+    # The middles of `count` equal parts: the ends would count double.
+    step = max(1.0, len(by_size) / count)
+    picks = [by_size[int((n + 0.5) * step)] for n in range(min(count, len(by_size)))]
     good: list[Path] = []
     problem = ""
-    for pick in picks:
+    for path in picks:
         try:
-            decode_image(workload.files[pick], size)
+            decode_image(path, size)
         except ImageError as error:
             problem = str(error)
         else:
-            good.append(workload.files[pick])
+            good.append(path)
     if not good:
         raise DataError(f"{workload.images}: none of {len(picks)} images tried can be decoded. The last: {problem}")
     return good

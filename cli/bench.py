@@ -5,14 +5,18 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from isicrt.benchmarks.benchmark import run_benchmark
+from isicrt.benchmarks.comparison import compare, comparison_lines, comparison_tables, pair_models
+from isicrt.benchmarks.gates import SCORES, Gate, failures, parse_gate
 from isicrt.benchmarks.latency import QUICK_WINDOW, Window
 from isicrt.benchmarks.report_html import to_html
-from isicrt.benchmarks.result import Protocol, Report
+from isicrt.benchmarks.result import Protocol, Report, read_report
+from isicrt.benchmarks.tables import Table as Figures
 from isicrt.benchmarks.tables import machine, tables, to_csv, to_markdown
 from isicrt.benchmarks.workload import RENDERED_NOTE
 from isicrt.engine.errors import DataError, SettingsError
@@ -65,7 +69,21 @@ class _Recording(click.Command):
     type=click.IntRange(min=1),
     default=3,
     show_default=True,
-    help="Measure so many times; the figures are medians.",
+    help="Measure at least so many times; the figures are medians.",
+)
+@click.option(
+    "--max-repeats",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Measure on, up to so many times, until the last three repeats agree; then warn that the machine is noisy.",
+)
+@click.option(
+    "--stage-images",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Images on which the stages are measured one by one, at most.",
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads, as for segment. [default: one a core]")
 @click.option("--quick", is_flag=True, help="Few calls and few rendered images: shows that it works, measures badly.")
@@ -73,6 +91,35 @@ class _Recording(click.Command):
 @click.option("--csv", "csv_file", type=_FILE, help="Write one row for each model and batch size.")
 @click.option("--markdown", "markdown_file", type=_FILE, help="Write the tables for a README.")
 @click.option("--html", "html_file", type=_FILE, help="Write one page with plots that needs no other file.")
+@click.option(
+    "--compare",
+    "old_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="OLD.json",
+    help="Say what changed beyond noise since an older --json.",
+)
+@click.option(
+    "--fail-under",
+    "under",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Exit code 1 where a figure of a model is less, such as images_per_second=50 or jaccard=0.85.",
+)
+@click.option(
+    "--fail-over",
+    "over",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Exit code 1 where it is more, such as p99_ms=40, limit_ratio=1.1 or peak_rss_mb=600.",
+)
+@click.option(
+    "--fail-under-ratio",
+    "ratios",
+    multiple=True,
+    metavar="NAME=RATIO",
+    help="With --compare: exit code 1 where a figure is less than this part of the older one, such as "
+    "images_per_second=0.9; where lower is better, the older one's part of it.",
+)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -81,22 +128,37 @@ def command(
     masks: Path | None,
     batch_sizes: tuple[int, ...],
     repeats: int,
+    max_repeats: int,
+    stage_images: int,
     threads: int | None,
     quick: bool,
     json_file: Path | None,
     csv_file: Path | None,
     markdown_file: Path | None,
     html_file: Path | None,
+    old_file: Path | None,
+    under: tuple[str, ...],
+    over: tuple[str, ...],
+    ratios: tuple[str, ...],
 ) -> None:
     """Measure latency, throughput and accuracy of one or several models, side by side.
 
     With no arguments: the shipped model on rendered images.
 
     isicrt bench --model a.onnx --model b.plan --images DIR --masks DIR --html report.html
+
+    isicrt bench --compare old.json --fail-under-ratio images_per_second=0.9 --fail-under jaccard=0.85
     """
+    gates = [parse_gate(text, "--fail-under") for text in under]
+    gates += [parse_gate(text, "--fail-over") for text in over]
+    gates += [parse_gate(text, "--fail-under-ratio") for text in ratios]
+    if ratios and old_file is None:
+        raise SettingsError("--fail-under-ratio needs --compare: a ratio to what?")
+    if images is not None and masks is None and (scores := [g.name for g in gates if g.name in SCORES]):
+        raise SettingsError(f"a bound on {scores[0]} needs --masks: there is no score without ground truth")
+    old = read_report(old_file) if old_file is not None else None
     wanted = [(json_file, Report.to_json), (csv_file, to_csv), (markdown_file, to_markdown), (html_file, to_html)]
     files = [(path, text) for path, text in wanted if path is not None]
-    # Now, not after minutes of measuring.
     for n, (path, _) in enumerate(files):
         if not path.parent.is_dir():
             raise SettingsError(f"{path}: there is no folder {path.parent} to write it to")
@@ -112,7 +174,8 @@ def command(
         repeats=repeats,
         threads=threads,
         window=QUICK_WINDOW if quick else Window(),
-        stage_images=8 if quick else 32,
+        stage_images=8 if quick else stage_images,
+        max_repeats=repeats if quick else max(repeats, max_repeats),
     )
     try:
         report = run_benchmark(
@@ -136,7 +199,10 @@ def command(
         except OSError as error:
             raise DataError(f"{path}: cannot be written: {error.strerror}") from error
         click.echo(f"Wrote {path}")
-    if report.failed:
+    problems = failures(report, gates, {}) if old is None else _print_comparison(report, old, gates)
+    for problem in problems:
+        click.echo(f"Failed: {problem}", err=True)
+    if report.failed or problems:
         ctx.exit(1)
 
 
@@ -147,6 +213,19 @@ def _show_step(step: str, done: int, total: int) -> None:
 
 
 def _print(report: Report) -> None:
+    rendered = f" ({RENDERED_NOTE})" if report.workload.rendered else ""
+    click.echo(f"{machine(report)}\n{report.workload.source}{rendered}")
+    _print_tables(tables(report), report.warnings)
+
+
+def _print_comparison(report: Report, old: Report, gates: Sequence[Gate]) -> list[str]:
+    """What changed since the older report, and what the gates do not let pass."""
+    found = compare(old, report)
+    _print_tables(comparison_tables(found), comparison_lines(found))
+    return failures(report, gates, pair_models(old, report))
+
+
+def _print_tables(found: Sequence[Figures], notes: Sequence[str]) -> None:
     # Imported here: it is slow, and `isicrt bench --help` does not need it.
     from rich.console import Console
     from rich.table import Table
@@ -155,10 +234,8 @@ def _print(report: Report) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, _FILE_WIDTH)
-    console.print(Text(machine(report)))
-    console.print(Text(report.workload.source + (f" ({RENDERED_NOTE})" if report.workload.rendered else "")))
     gap = 2 if console.width >= _FILE_WIDTH else 1
-    for table in tables(report):
+    for table in found:
         grid = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False)
         for n, name in enumerate(table.header):
             word = n < table.labels
@@ -174,7 +251,7 @@ def _print(report: Report) -> None:
         console.print(Text(f"\n{table.title}", style="bold cyan"))
         console.print(grid)
         console.print(Text(table.note, style="dim"))
-    if report.warnings:
+    if notes:
         console.print()
-    for warning in report.warnings:
-        console.print(Text(f"Note: {warning}", style="yellow"))
+    for note in notes:
+        console.print(Text(f"Note: {note}", style="yellow"))

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 import pytest
 
 from isicrt.benchmarks.accuracy import score_masks
 from isicrt.benchmarks.benchmark import run_benchmark
-from isicrt.benchmarks.latency import QUICK_WINDOW
+from isicrt.benchmarks.latency import QUICK_WINDOW, Latency
 from isicrt.benchmarks.result import Protocol
+from isicrt.benchmarks.throughput import TimedRun
 from isicrt.engine.errors import DataError, ModelError, SettingsError
+from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.onnx_runtime import OnnxRuntime
-from isicrt.engine.pipeline import run_jobs
-from isicrt.engine.sources import find_jobs
+from isicrt.engine.pipeline import STAGES, run_jobs
+from isicrt.engine.sources import Job, find_jobs
 from tests.tiny_models import write_darkness_model
 
 
@@ -32,6 +37,12 @@ def test_the_masks_of_the_timed_run_are_scored(darkness_onnx: Path, rendered_pai
     assert model.end_to_end.batch_size == 4
     assert report.workload.images == 12
     assert not report.workload.rendered
+
+    assert model.process is not None
+    assert model.process.peak_rss_mb is None or model.process.peak_rss_mb > 20
+    assert model.stages.images == 4
+    assert {lane.stage for lane in model.timeline} == set(STAGES)
+    assert sum(len(lane.starts_ms) for lane in model.timeline if lane.stage == "decode") == 12
 
     with OnnxRuntime(darkness_onnx) as runtime:
         jobs = find_jobs(images, tmp_path)
@@ -72,8 +83,63 @@ def test_models_are_told_apart(darkness_onnx: Path, rendered_pairs: Path, tmp_pa
     assert report.models[0].sha256 != report.models[1].sha256 == report.models[2].sha256
     # Repeats are interleaved: a machine that slows down slows all of them.
     assert [s[0] for s in steps] == [
-        f"{name}: {run}" for run in ("warming up", "run 1 of 2", "run 2 of 2") for name in labels
+        f"{name}: {run}" for run in ("warming up", "run 1 of 2", "run 2 of 2", "memory and timeline") for name in labels
     ]
+    assert [s[1] for s in steps] == sorted(s[1] for s in steps)
+    assert max(s[1] for s in steps) < steps[0][2]
+
+
+class SlowStart(OnnxRuntime):
+    """A runtime whose first call takes 3 s."""
+
+    slow = 1
+
+    def infer(self, images: UInt8Array) -> UInt8Array:
+        if self.slow:
+            self.slow -= 1
+            time.sleep(3)
+        return super().infer(images)
+
+
+def test_what_is_slow_at_first_is_in_no_figure(
+    darkness_onnx: Path, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[SlowStart] = []
+
+    def open_slowly(path: Path, *, threads: int | None) -> SlowStart:
+        opened.append(SlowStart(path, threads=threads))
+        return opened[-1]
+
+    monkeypatch.setattr("isicrt.benchmarks.benchmark.open_runtime", open_slowly)
+    report = run_benchmark([str(darkness_onnx)], _protocol((1, 4), 1), images=rendered_pairs / "images")
+    (model,) = report.models
+    # Two: the stages have the network on one thread.
+    assert [runtime.slow for runtime in opened] == [0, 0]
+    assert max(x.samples_ms.max() for x in model.latencies) < 3000
+    assert model.end_to_end.runs[0].seconds < 3
+    assert model.stages.wall("infer") * 4 < 3000
+
+
+@pytest.mark.parametrize(("most", "spreads", "expected"), [(5, [1.0, 3.0, 1.0, 1.0, 1.0], 5), (4, [1.0] * 4, 2)])
+def test_it_goes_on_until_the_runs_agree(
+    most: int,
+    spreads: list[float],
+    expected: int,
+    darkness_onnx: Path,
+    rendered_pairs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = iter([1.0, *spreads])  # the first is the warm-up
+
+    def timed(jobs: Sequence[Job], *_: object) -> tuple[TimedRun, tuple[str, ...]]:
+        return TimedRun(len(jobs), 0, next(seconds), 1.0, dict.fromkeys(STAGES, 0.1)), ()
+
+    monkeypatch.setattr("isicrt.benchmarks.benchmark.run_once", timed)
+    monkeypatch.setattr("isicrt.benchmarks.benchmark.record_timeline", lambda *_: ())
+    monkeypatch.setattr(Latency, "settled", True)
+    protocol = dataclasses.replace(_protocol((1,), 2), max_repeats=most)
+    report = run_benchmark([str(darkness_onnx)], protocol, images=rendered_pairs / "images")
+    assert len(report.models[0].end_to_end.runs) == expected
 
 
 def test_a_batch_size_above_the_models_is_lowered(

@@ -97,5 +97,22 @@ def test_relative_spread(values: list[float], expected: float) -> None:
     assert relative_spread(values) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("windows", "expected"),
+    [
+        (((10.0,), (10.5,), (11.0,)), True),
+        # Only the last three count: the machine was busy and then was not.
+        (((90.0,), (10.0,), (10.5,), (11.0,)), True),
+        (((10.0,), (10.5,), (11.0,), (13.0,)), False),
+        # The medians agree, but one call in the last window was so slow that the throughput does not.
+        (((10.0,) * 3, (10.0,) * 3, (10.0, 10.0, 20.0)), False),
+        (((10.0,), (12.0,)), False),
+        (((10.0,),), True),
+    ],
+)
+def test_windows_settle_when_the_last_three_agree(windows: tuple[tuple[float, ...], ...], expected: bool) -> None:
+    assert Latency(1, windows).settled == expected
+
+
 def test_the_spread_compares_medians_of_windows() -> None:
     assert Latency(1, ((10.0, 10.0, 90.0), (11.0, 11.0, 11.0))).spread == pytest.approx(1 / 10.5)

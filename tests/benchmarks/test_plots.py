@@ -9,12 +9,22 @@ from xml.etree import ElementTree
 import pytest
 
 from isicrt.benchmarks.latency import Latency
-from isicrt.benchmarks.plots import _LinearAxis, _LogAxis, _ticks, latency_plot, stage_plot, tradeoff_plot
+from isicrt.benchmarks.plots import (
+    MAX_LANES,
+    _LinearAxis,
+    _LogAxis,
+    _ticks,
+    latency_plot,
+    stage_plot,
+    timeline_plot,
+    tradeoff_plot,
+)
 from isicrt.benchmarks.result import Report
+from isicrt.benchmarks.timeline import Lane
 from tests.benchmarks.sample_report import sample_model, sample_report
 
 Plot = Callable[[Report, int], str]
-PLOTS: list[Plot] = [latency_plot, stage_plot, tradeoff_plot]
+PLOTS: list[Plot] = [latency_plot, stage_plot, timeline_plot, tradeoff_plot]
 REPORTS = [
     sample_report(),
     sample_report(*(sample_model(f"a model with quite a long name {n}", slower=1 + n / 9) for n in range(5))),
@@ -87,6 +97,30 @@ def test_the_stage_plot_starts_each_bar_where_the_last_ended() -> None:
         assert float(left.attrib["x"]) + float(left.attrib["width"]) == pytest.approx(float(right.attrib["x"]), abs=0.2)
     widths = [float(b.attrib["width"]) for b in bars]
     assert widths[1] / widths[0] == pytest.approx(8, rel=0.02)
+
+
+@pytest.mark.parametrize("width", [340, 880])
+def test_the_timeline_shows_each_span_on_its_thread(width: int) -> None:
+    root = ElementTree.fromstring(timeline_plot(sample_report(), width))
+    bars = [n for n in root if n.tag == "path" and n.attrib["class"].startswith("bar")]
+    assert [b.attrib["class"] for b in bars] == ["bar decode", "bar infer", "bar restore", "bar write"]
+    spans = [re.findall(r"M([\d.]+) (\d+)h([\d.]+)v", b.attrib["d"]) for b in bars]
+    assert [len(s) for s in spans] == [2, 1, 2, 1]
+    # decode-0, infer and write-0 have a line each; restore and write are of one thread.
+    tops = [int(lane[0][1]) for lane in spans]
+    assert tops[0] < tops[1] < tops[2] == tops[3]
+    wide = [float(w) for lane in spans for _, _, w in lane]
+    assert wide[0] / wide[1] == pytest.approx(10 / 8, rel=0.05)
+    assert wide[4] == 0.5, "0.01 ms can be seen"
+    names = [n.text for n in root if n.tag == "text"]
+    assert {"decode-0", "infer", "write-0", "darkness, batch 8"} <= set(names)
+
+
+def test_a_timeline_of_many_threads_shows_some_and_counts_the_rest() -> None:
+    lanes = tuple(Lane(f"decode-{n}", "decode", (0.0,), (5.0,)) for n in range(MAX_LANES + 4))
+    drawing = timeline_plot(sample_report(dataclasses.replace(sample_model(), timeline=lanes)), 880)
+    assert "and 4 threads more" in drawing
+    assert drawing.count('class="bar decode"') == MAX_LANES + 1, "and the one in the legend"
 
 
 @pytest.mark.parametrize("width", [340, 880])

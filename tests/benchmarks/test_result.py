@@ -9,10 +9,12 @@ import pytest
 from isicrt.benchmarks.accuracy import Accuracy
 from isicrt.benchmarks.latency import Latency
 from isicrt.benchmarks.result import SCHEMA, ModelResult, Report, read_report
-from isicrt.benchmarks.throughput import EndToEnd
+from isicrt.benchmarks.throughput import EndToEnd, TimedRun
 from isicrt.engine.errors import DataError
-from isicrt.engine.pipeline import RunSummary
+from isicrt.engine.pipeline import STAGES
 from tests.benchmarks.sample_report import BUSY, sample_model, sample_report
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
 @pytest.mark.parametrize(
@@ -38,12 +40,24 @@ def test_json_holds_what_a_reader_needs() -> None:
     model = data["models"][0]
     assert model["sha256"] == "ab" * 32
     assert model["card"]["input_height"] == 64
-    assert model["latency"][0]["windows_ms"] == [[1.0, 1.1, 1.2], [1.0, 1.1, 3.0]]
+    assert model["latency"][0]["windows_ms"] == [[1.0, 1.1, 1.2, 1.0, 1.1, 3.0]] * 2
     assert model["latency"][0]["p50_ms"] == pytest.approx(1.1)
     assert model["end_to_end"]["images_per_second"] == pytest.approx(10)
     assert model["stages"]["bottleneck"] == "infer"
     assert model["accuracy"]["summary"]["jaccard"] == pytest.approx(0.7)
-    assert "[ 1.0, 1.1, 1.2 ]" in text, "samples stand in one line"
+    assert model["limit_ratio"] == pytest.approx(100 / 46.5)
+    assert model["process"]["peak_rss_mb"] == 250
+    assert model["timeline"][0]["starts_ms"] == [0, 12]
+    assert "[ 1.0, 1.1, 1.2, 1.0, 1.1, 3.0 ]" in text, "samples stand in one line"
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in RESULTS.glob("*.json")))
+def test_committed_results_can_be_read(name: str) -> None:
+    data = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    if str(data["schema"]).startswith("isicrt-bench/"):
+        report = read_report(RESULTS / name)
+        assert report.models
+        assert report.models[0].stages.limit_ms > 0
 
 
 def test_text_that_looks_like_numbers_is_kept() -> None:
@@ -59,7 +73,7 @@ def test_text_that_looks_like_numbers_is_kept() -> None:
         (b"[]", "not a report"),
         (b'"text"', "not a report"),
         (b"{}", "not a report.*schema"),
-        (b'{"schema": "isicrt-bench/0"}', "'isicrt-bench/0'; this isicrt reads 'isicrt-bench/1'"),
+        (b'{"schema": "isicrt-bench/0"}', "'isicrt-bench/0'; this isicrt reads 'isicrt-bench/2'"),
         (b'{"schema": "isicrt-bench/1"}', "not a report.*command"),
     ],
 )
@@ -79,8 +93,16 @@ def _with(**changes: object) -> ModelResult:
     return dataclasses.replace(sample_model(), **changes)  # type: ignore[arg-type]
 
 
-def _runs(*seconds: float) -> tuple[RunSummary, ...]:
-    return tuple(RunSummary(3, 0, s, 2.4, BUSY) for s in seconds)
+def _runs(*seconds: float) -> tuple[TimedRun, ...]:
+    return tuple(TimedRun(3, 0, s, 2.4, BUSY) for s in seconds)
+
+
+def _each(wall_ms: float) -> dict[str, tuple[float, ...]]:
+    return dict.fromkeys(STAGES, (wall_ms,))
+
+
+def _sampled(megapixels: float) -> ModelResult:
+    return _with(stages=dataclasses.replace(sample_model().stages, megapixels=megapixels))
 
 
 @pytest.mark.parametrize(
@@ -88,9 +110,32 @@ def _runs(*seconds: float) -> tuple[RunSummary, ...]:
     [
         (sample_report(), [], False),
         (sample_report(load_average=1.7), ["busy before the start: load average 1.7 on 2 cores"], False),
-        (sample_report(_with(latencies=(Latency(1, ((10.0,), (11.5,))),))), ["batch 1 differ by 14%"], False),
+        (
+            sample_report(_with(latencies=(Latency(1, ((10.0,), (11.5,))),))),
+            ["the machine is noisy", "batch 1: the last 2 of 2 windows differ by 14%"],
+            False,
+        ),
         (sample_report(_with(latencies=(Latency(1, ((10.0,), (10.9,))),))), [], False),
-        (sample_report(_with(end_to_end=EndToEnd(8, _runs(1.0, 1.0, 1.2)))), ["end-to-end runs differ by 20%"], False),
+        (
+            sample_report(_with(end_to_end=EndToEnd(8, _runs(9.0, 1.0, 1.0, 1.2)))),
+            ["the machine is noisy", "files to masks: the last 3 of 4 runs differ by 20%"],
+            False,
+        ),
+        (sample_report(_with(end_to_end=EndToEnd(8, _runs(9.0, 1.0, 1.0, 1.05)))), [], False),
+        # 0.8 MP an image in all, 1.0 in the sample.
+        (sample_report(_sampled(1.0)), ["L is of 3 images with 1.00 MP in the mean; all of them have 0.80"], False),
+        (sample_report(_sampled(0.82)), [], False),
+        (
+            # 93 ms of CPU time in 240 ms.
+            sample_report(_with(stages=dataclasses.replace(sample_model().stages, wall_ms=_each(60.0)))),
+            ["waited for a core 61% of their time"],
+            False,
+        ),
+        (
+            dataclasses.replace(sample_report(), protocol=dataclasses.replace(sample_report().protocol, repeats=2)),
+            ["fewer than 3 repeats"],
+            False,
+        ),
         (
             sample_report(_with(end_to_end=EndToEnd(8, _runs(1.0), ("a.jpg: the file is empty",)))),
             ["1 images failed. The first: a.jpg: the file is empty"],

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from isicrt.benchmarks.stages import StageSplit, stage_pass
+from isicrt.benchmarks.stages import StageSplit, on_device, stage_pass
 from isicrt.engine.images import read_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.pipeline import STAGES
@@ -22,20 +23,21 @@ def _split(cores: int, **costs: tuple[float, float]) -> StageSplit:
 
 
 @pytest.mark.parametrize(
-    ("cores", "infer", "loads", "bottleneck", "limit"),
+    ("cores", "on_device", "infer", "loads", "bottleneck", "limit"),
     [
-        # Two cores: the network took 20 ms on both, the rest halves.
-        (2, (20.0, 40.0), [5.0, 20.0, 2.0, 1.0], "infer", 28.0),
+        # Two cores: everything halves, whatever the wall clock said.
+        (2, False, (90.0, 40.0), [5.0, 20.0, 2.0, 1.0], "infer", 28.0),
         # A GPU took 3 ms while the host slept: decoding is what to speed up, and the host's CPU is the limit.
-        (2, (3.0, 0.5), [5.0, 3.0, 2.0, 1.0], "decode", 8.25),
+        (2, True, (3.0, 0.5), [5.0, 3.0, 2.0, 1.0], "decode", 8.25),
         # A slow GPU behind many cores is the limit itself.
-        (16, (20.0, 1.0), [0.625, 20.0, 0.25, 0.125], "infer", 20.0),
+        (16, True, (20.0, 1.0), [0.625, 20.0, 0.25, 0.125], "infer", 20.0),
     ],
 )
 def test_loads_bottleneck_and_limit(
-    cores: int, infer: tuple[float, float], loads: list[float], bottleneck: str, limit: float
+    cores: int, on_device: bool, infer: tuple[float, float], loads: list[float], bottleneck: str, limit: float
 ) -> None:
     split = _split(cores, decode=(10.0, 10.0), infer=infer, restore=(4.0, 4.0), write=(2.5, 2.0))
+    split = dataclasses.replace(split, on_device=on_device)
     assert [split.load(s) for s in STAGES] == pytest.approx(loads)
     assert split.bottleneck == bottleneck
     assert split.limit_ms == pytest.approx(limit)
@@ -53,10 +55,12 @@ def test_a_pass_does_the_work_of_every_stage(
     darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, batch_size: int
 ) -> None:
     images = sorted((rendered_pairs / "images").iterdir())
-    with OnnxRuntime(darkness_onnx) as runtime:
-        wall, cpu = stage_pass(images, runtime, batch_size, tmp_path)
-    assert list(wall) == list(cpu) == list(STAGES)
-    assert min(wall.values()) > 0
+    with OnnxRuntime(darkness_onnx, threads=1) as runtime:
+        assert not on_device(runtime)
+        found = stage_pass(images, runtime, batch_size, tmp_path)
+    assert list(found.wall_ms) == list(found.cpu_ms) == list(STAGES)
+    assert min(found.wall_ms.values()) > 0
+    assert found.megapixels == pytest.approx((120 * 90 + 96 * 128) / 2e6)
     masks = [read_mask(tmp_path / f"{n}.png") for n in range(len(images))]
     assert [m.shape for m in masks[:2]] == [(120, 90), (96, 128)]
     assert all(m.any() for m in masks)

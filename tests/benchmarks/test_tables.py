@@ -20,19 +20,21 @@ def test_figure(value: float, expected: str) -> None:
 
 
 def test_cells() -> None:
-    network, pipeline, stages, accuracy = tables(sample_report())
-    assert network.rows[0] == ("darkness", "onnxruntime-cpu", "1", "1.10", "2.10", "2.91", "0.100", "6", "749")
+    network, pipeline, stages, together, resources, accuracy = tables(sample_report())
+    assert network.rows[0] == ("darkness", "onnxruntime-cpu", "1", "1.10", "2.82", "3.00", "0.100", "12", "714")
     assert [row[2] for row in network.rows] == ["1", "8"]
     # 100 ms an image measured; (10 + 80 + 2 + 1) CPU ms on 2 cores are the limit.
     assert pipeline.rows == (("darkness", "8", "10.0", "8.00", "100", "46.5", "2.15", "infer"),)
-    assert stages.rows == (("darkness", "10.0 (11%)", "40.0 (86%)", "2.00 (2%)", "1.00 (1%)"),)
+    assert stages.rows == (("darkness", "10.0 (11%)", "80.0 (86%)", "2.00 (2%)", "1.00 (1%)"),)
+    assert together.rows == (("darkness", "0.83", "0.83", "0.83", "0.83"),)
+    assert resources.rows == (("darkness", "1.50", "150", "93.0", "250", "no GPU", "not readable"),)
     assert accuracy.rows[0][:3] == ("darkness", "3", "0.7000")
     assert accuracy.rows[0][-1] == "1"
     assert all(len(row) == len(t.header) for t in tables(sample_report()) for row in t.rows)
 
 
 def test_no_accuracy_without_scores_and_only_for_those_who_have_them() -> None:
-    assert len(tables(sample_report(sample_model(scored=False)))) == 3
+    assert len(tables(sample_report(sample_model(scored=False)))) == 5
     mixed = tables(sample_report(sample_model("a", scored=False), sample_model("b")))
     assert [row[0] for row in mixed[-1].rows] == ["b"]
 
@@ -63,6 +65,8 @@ def test_csv_has_a_row_for_each_model_and_batch_size() -> None:
     assert float(rows[1]["jaccard"]) == pytest.approx(0.7)
     assert rows[2]["jaccard"] == ""
     assert rows[0]["bottleneck"] == "infer"
+    assert float(rows[0]["limit_ratio"]) == pytest.approx(100 / 46.5)
+    assert (rows[0]["peak_rss_mb"], rows[0]["joules_per_image"]) == ("250.0", "")
 
 
 def test_a_committed_result_becomes_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,20 +4,30 @@ from pathlib import Path
 
 import pytest
 
-from isicrt.benchmarks.throughput import EndToEnd, run_once
+from isicrt.benchmarks.throughput import EndToEnd, TimedRun, run_once
 from isicrt.engine.onnx_runtime import OnnxRuntime
-from isicrt.engine.pipeline import RunSummary
 from isicrt.engine.sources import Job, find_jobs
 from tests.benchmarks.sample_report import BUSY
 
 
 def test_figures_are_medians_of_the_runs() -> None:
-    runs = tuple(RunSummary(30, 0, seconds, 12.0, BUSY) for seconds in (3.0, 1.0, 2.0))
+    runs = tuple(TimedRun(30, 0, s, 12.0, BUSY, 1.5 * s, 6.0 * s) for s in (3.0, 1.0, 2.0))
     result = EndToEnd(8, runs)
     assert result.images_per_second == 15
     assert result.megapixels_per_second == 6
     assert result.ms_per_image == pytest.approx(1000 / 15)
     assert result.spread == 1
+    assert not result.settled
+    assert result.megapixels_per_image == pytest.approx(0.4)
+    assert result.busy_cores == pytest.approx(1.5)
+    assert result.cpu_ms_per_image == pytest.approx(100)
+    assert result.joules_per_image == pytest.approx(0.4)
+    assert result.busy_threads("decode") == pytest.approx(0.125)
+
+
+def test_what_was_not_noted_is_none() -> None:
+    result = EndToEnd(8, (TimedRun(3, 0, 1.0, 2.4, BUSY),))
+    assert (result.busy_cores, result.cpu_ms_per_image, result.joules_per_image) == (None, None, None)
 
 
 @pytest.mark.parametrize("threads", [None, 1])
@@ -29,5 +39,7 @@ def test_a_run_writes_every_mask_and_tells_what_failed(
     with OnnxRuntime(darkness_onnx) as runtime:
         summary, failures = run_once(jobs + bad, runtime, 5, threads)
     assert (summary.images, summary.failed) == (14, 2)
+    assert summary.cpu_seconds is not None
+    assert summary.cpu_seconds > 0
     assert all(job.mask.is_file() for job in jobs)
     assert [("aaa.jpg" in f, "zzz.jpg" in f) for f in failures] == [(True, False), (False, True)]

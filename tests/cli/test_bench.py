@@ -24,7 +24,7 @@ def test_rendered_images_and_every_kind_of_report(darkness_onnx: Path, tmp_path:
     assert result.exit_code == 0, result.output
     assert "8 rendered images, 1022 x 767 px" in result.output
     assert "says nothing about patients" in result.output
-    for title in ("Network alone", "Files to masks", "Stages, each alone", "Accuracy"):
+    for title in ("Network alone", "Files to masks", "Stages, each alone", "Resources", "Accuracy"):
         assert title in result.output
     for path in files.values():
         assert path.stat().st_size > 200
@@ -75,6 +75,13 @@ def test_a_failed_image_is_exit_code_1(darkness_onnx: Path, rendered_pairs: Path
         (["--repeats", "0"], 2, "not in the range"),
         (["--json", "no-folder/report.json"], 2, "there is no folder no-folder"),
         (["--json", "a", "--html", "a"], 2, "two kinds of report"),
+        (["--compare", "none.json"], 2, "does not exist"),
+        (["--fail-under", "jacard=0.8"], 2, "no figure has that name. There are images_per_second"),
+        (["--fail-under", "p99_ms=40"], 2, "lower is better; use --fail-over"),
+        (["--fail-over", "images_per_second=4"], 2, "higher is better; use --fail-under"),
+        (["--fail-under", "images_per_second"], 2, "expected NAME=VALUE"),
+        (["--fail-under-ratio", "images_per_second=0.9"], 2, "needs --compare"),
+        (["--images", ".", "--fail-under", "jaccard=0.8"], 2, "needs --masks"),
     ],
 )
 def test_bad_arguments(
@@ -122,6 +129,28 @@ def test_ctrl_c_leaves_nothing_behind(darkness_onnx: Path, tmp_path: Path) -> No
     assert process.returncode == 130, output
     assert b"Traceback" not in output
     assert list(tmp_path.glob("isicrt-bench-*")) == []
+
+
+def test_compare_and_gates(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    base = ["bench", "--quick", "--model", str(darkness_onnx), "--batch-size", "1"]
+    base += ["--images", str(rendered_pairs / "images"), "--masks", str(rendered_pairs / "masks"), "--repeats"]
+    first = CliRunner().invoke(group, [*base, "1", "--json", str(tmp_path / "old.json")])
+    assert first.exit_code == 0, first.output
+    compared = [*base, "2", "--threads", "1", "--compare", str(tmp_path / "old.json")]
+    passed = CliRunner().invoke(
+        group, [*compared, "--fail-under", "jaccard=0.1", "--fail-over", "p99_ms@1=1e6", "--fail-under-ratio", "dice=1"]
+    )
+    assert passed.exit_code == 0, passed.output
+    text = " ".join(passed.output.split())
+    assert "not the same: threads: one a core before, 1 now" in text
+    assert "darkness: against the older report" in text
+    assert "too few repeats" in text
+
+    failed = CliRunner().invoke(group, [*compared, "--fail-under", "jaccard=0.999", "--fail-over", "peak_rss_mb=1"])
+    assert failed.exit_code == 1
+    assert "Failed: darkness: jaccard is" in failed.output
+    assert "Failed: darkness: peak_rss_mb is" in failed.output
+    assert "Files to masks" in failed.output
 
 
 def test_help() -> None:

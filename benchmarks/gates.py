@@ -1,0 +1,130 @@
+"""The figures of a model by name, and gates on them: what a benchmark in CI lets pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from isicrt.benchmarks.result import ModelResult, Report
+from isicrt.engine.errors import SettingsError
+
+HIGHER, LOWER = "higher", "lower"
+
+BETTER: Mapping[str, str] = {
+    "images_per_second": HIGHER,
+    "megapixels_per_second": HIGHER,
+    "ms_per_image": LOWER,
+    "limit_ms": LOWER,
+    "limit_ratio": LOWER,
+    "network_images_per_second": HIGHER,
+    "p50_ms": LOWER,
+    "p90_ms": LOWER,
+    "p99_ms": LOWER,
+    "peak_rss_mb": LOWER,
+    "gpu_memory_mb": LOWER,
+    "joules_per_image": LOWER,
+    "jaccard": HIGHER,
+    "threshold_jaccard": HIGHER,
+    "dice": HIGHER,
+    "accuracy": HIGHER,
+    "sensitivity": HIGHER,
+    "specificity": HIGHER,
+}
+"""Every figure that can be named, and which way is better."""
+
+SCORES = ("jaccard", "threshold_jaccard", "dice", "accuracy", "sensitivity", "specificity")
+_AT_BATCH = ("network_images_per_second", "p50_ms", "p90_ms", "p99_ms")
+
+
+def figures(model: ModelResult) -> dict[str, float]:
+    """Names and values; what was not measured is not in it.
+
+    Those of the network alone are of the smallest batch, and of each batch with ``@8`` and so on behind the name.
+    """
+    found: dict[str, float | None] = {
+        "images_per_second": model.end_to_end.images_per_second,
+        "megapixels_per_second": model.end_to_end.megapixels_per_second,
+        "ms_per_image": model.end_to_end.ms_per_image,
+        "limit_ms": model.stages.limit_ms,
+        "limit_ratio": model.limit_ratio,
+        "joules_per_image": model.end_to_end.joules_per_image,
+    }
+    if model.process is not None:
+        found |= {"peak_rss_mb": model.process.peak_rss_mb, "gpu_memory_mb": model.process.gpu_memory_mb}
+    for n, x in enumerate(model.latencies):
+        values = (x.images_per_second, x.percentile(50), x.percentile(90), x.percentile(99))
+        for name, value in zip(_AT_BATCH, values, strict=True):
+            found[f"{name}@{x.batch_size}"] = value
+            if n == 0:
+                found[name] = value
+    if model.accuracy and model.accuracy.per_image:
+        summary = model.accuracy.summary
+        found |= {name: summary.get(name) for name in SCORES}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A bound on a figure of every model of a report."""
+
+    name: str
+    bound: float
+    ratio: bool = False
+    """Whether the bound is of the figure against that of an older report: 1.0 is as good as before, less is worse."""
+
+    @property
+    def better(self) -> str:
+        """`HIGHER`: the figure must not be below the bound; `LOWER`: not above."""
+        return BETTER[self.name.partition("@")[0]]
+
+    def problem(self, model: ModelResult, old: ModelResult | None = None) -> str | None:
+        """What is wrong, in a sentence; None where the gate lets `model` pass."""
+        value = figures(model).get(self.name)
+        if value is None:
+            return f"{model.label}: {self.name} was not measured"
+        if not self.ratio:
+            if value < self.bound if self.better == HIGHER else value > self.bound:
+                word = "under" if self.better == HIGHER else "over"
+                return f"{model.label}: {self.name} is {value:.4g}, {word} {self.bound:g}"
+            return None
+        before = figures(old).get(self.name) if old is not None else None
+        if before is None:
+            return f"{model.label}: {self.name} is not in the older report"
+        worst, best = (value, before) if self.better == HIGHER else (before, value)
+        if worst < self.bound * best:
+            return f"{model.label}: {self.name} went from {before:.4g} to {value:.4g}, under {self.bound:g} of before"
+        return None
+
+
+def parse_gate(text: str, option: str) -> Gate:
+    """``NAME=VALUE`` of ``--fail-under``, ``--fail-over`` or ``--fail-under-ratio``.
+
+    Raises:
+        SettingsError: not of that form, no such figure, or the wrong option for it.
+    """
+    name, sign, number = text.partition("=")
+    name = name.strip()
+    stem = name.partition("@")[0]
+    if stem not in BETTER or (name != stem and (stem not in _AT_BATCH or not re.fullmatch(r"[^@]+@[1-9]\d*", name))):
+        raise SettingsError(
+            f"{option} {text}: no figure has that name. There are {', '.join(BETTER)}; those of the network alone also "
+            "with the batch, as p99_ms@8"
+        )
+    try:
+        bound = float(number)
+    except ValueError:
+        bound = float("nan")
+    if not sign or not abs(bound) < float("inf"):
+        raise SettingsError(f"{option} {text}: expected NAME=VALUE, such as {stem}=50")
+    gate = Gate(name, bound, ratio=option == "--fail-under-ratio")
+    right = "--fail-under" if gate.better == HIGHER else "--fail-over"
+    if not gate.ratio and option != right:
+        raise SettingsError(f"{option} {text}: of {stem} {gate.better} is better; use {right}")
+    return gate
+
+
+def failures(report: Report, gates: Sequence[Gate], old: Mapping[str, ModelResult]) -> list[str]:
+    """What the gates do not let pass; `old` has the models of the older report by the labels of this one."""
+    found = (gate.problem(model, old.get(model.label)) for gate in gates for model in report.models)
+    return [problem for problem in found if problem is not None]

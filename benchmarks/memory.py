@@ -1,0 +1,167 @@
+"""How much memory `isicrt segment` needs: on few and on many images, by batch size, and on large images.
+
+    python -m isicrt.benchmarks.memory --images DIR --counts 1000,100000 --json memory.json
+
+Links stand for many images. Every run is a process of its own, and its peak is what the system counted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+from PIL import Image
+
+from isicrt.benchmarks.environment import read_environment
+from isicrt.benchmarks.process import run_command
+from isicrt.benchmarks.rendered import render
+from isicrt.engine import shipped
+from isicrt.engine.errors import IsicrtError
+from isicrt.engine.sources import find_jobs
+
+SCHEMA = "isicrt-memory/1"
+LARGE_SIZE = (3000, 4000)
+"""(height, width) of a rendered large image: 12 megapixels."""
+_FOLDER_FILES = 1000
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One run."""
+
+    what: str
+    """``count``, ``batch`` or ``large``."""
+    images: int
+    batch_size: int
+    peak_rss_mb: float | None
+    """10^6 bytes; None where the system does not tell."""
+    seconds: float
+    """Of the whole process."""
+
+
+def link_images(files: Sequence[Path], folder: Path, count: int) -> Path:
+    """A new folder with `count` symbolic links to `files`, over and over, in sub-folders of 1,000."""
+    for n, file in zip(range(count), itertools.cycle([f.resolve() for f in files]), strict=False):
+        part = folder / f"{n // _FOLDER_FILES:05d}"
+        if n % _FOLDER_FILES == 0:
+            part.mkdir(parents=True)
+        (part / f"{n:07d}{file.suffix}").symlink_to(file)
+    return folder
+
+
+def read_peak(what: str, images: Path, count: int, batch_size: int, model: Path, folder: Path) -> Reading:
+    """Segment a folder of `count` images in a process of its own.
+
+    Raises:
+        DataError: some image failed.
+    """
+    out = folder / "masks"
+    command = [sys.executable, "-m", "isicrt.cli.main", "segment", str(images), "--out", str(out)]
+    usage = run_command([*command, "--model", str(model), "--batch-size", str(batch_size)])
+    shutil.rmtree(out)
+    return Reading(what, count, batch_size, usage.peak_rss_mb, usage.seconds)
+
+
+def growth(readings: Sequence[Reading]) -> float | None:
+    """Peak on the most images / peak on the fewest - 1; None where there are not two or the system does not tell."""
+    counts = sorted((r for r in readings if r.what == "count"), key=lambda r: r.images)
+    if len(counts) < 2 or counts[0].peak_rss_mb is None or counts[-1].peak_rss_mb is None:
+        return None
+    return counts[-1].peak_rss_mb / counts[0].peak_rss_mb - 1
+
+
+def _numbers(ctx: click.Context, option: click.Parameter, text: str) -> list[int]:
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise click.BadParameter("whole numbers from 1, with commas", ctx, option)
+    return found
+
+
+@click.command()
+@click.option("--images", required=True, type=click.Path(path_type=Path), help="What the links point to.")
+@click.option("--model", metavar="FILE|NAME", help="As for segment. [default: the shipped model]")
+@click.option("--counts", default="1000,100000", show_default=True, callback=_numbers, help="Links to segment.")
+@click.option("--batch-sizes", default="1,8,32", show_default=True, callback=_numbers, help="Each on the fewest links.")
+@click.option("--large-images", type=click.Path(path_type=Path), help="Large images. [default: rendered, 12 MP]")
+@click.option("--large-count", default=64, show_default=True, type=click.IntRange(min=1), help="Links to those.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything.")
+def command(
+    images: Path,
+    model: str | None,
+    counts: list[int],
+    batch_sizes: list[int],
+    large_images: Path | None,
+    large_count: int,
+    json_file: Path | None,
+) -> None:
+    """Measure the peak memory of isicrt segment."""
+    try:
+        readings = _read_all(images, shipped.resolve(model), counts, batch_sizes, large_images, large_count)
+    except IsicrtError as error:
+        raise click.ClickException(str(error)) from error
+    more = growth(readings)
+    if more is not None:
+        click.echo(f"{counts[-1]} images against {counts[0]}: {more:+.1%}")
+    if json_file:
+        json_file.write_text(json.dumps(_report(readings, more), indent=2) + "\n", encoding="utf-8")
+
+
+def _read_all(
+    images: Path, model: Path, counts: list[int], batch_sizes: list[int], large: Path | None, large_count: int
+) -> list[Reading]:
+    readings: list[Reading] = []
+    with tempfile.TemporaryDirectory(prefix="isicrt-memory-") as name:
+        folder = Path(name)
+
+        def read(what: str, files: Sequence[Path], count: int, batch_size: int) -> None:
+            links = link_images(files, folder / "links", count)
+            readings.append(read_peak(what, links, count, batch_size, model, folder))
+            shutil.rmtree(links)
+            r = readings[-1]
+            peak = "unknown" if r.peak_rss_mb is None else f"{r.peak_rss_mb:.0f} MB"
+            click.echo(f"{what}: {count} images, batch {batch_size}: {peak}, {r.seconds:.0f} s")
+
+        files = [job.image for job in find_jobs(images, folder / "none")]
+        big = [job.image for job in find_jobs(large, folder / "none")] if large else _render_large(folder / "large")
+        for count in counts:
+            read("count", files, count, 8)
+        for batch_size in batch_sizes:
+            read("batch", files, counts[0], batch_size)
+        for batch_size in batch_sizes:
+            read("large", big, large_count, batch_size)
+    return readings
+
+
+def _render_large(folder: Path) -> list[Path]:
+    folder.mkdir()
+    for n in range(4):
+        Image.fromarray(render(n, LARGE_SIZE)[0]).save(folder / f"{n}.jpg", quality=90)
+    return sorted(folder.iterdir())
+
+
+def _report(readings: Sequence[Reading], more: float | None) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "command": shlex.join(["python", "-m", "isicrt.benchmarks.memory", *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": read_environment().to_dict(),
+        "growth": more,
+        "readings": [asdict(r) for r in readings],
+    }
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,117 @@
+"""``python -m isicrt.benchmarks.peers``: `isicrt segment` and its peers on the same images, side by side.
+
+Each run is a process of its own. The runs are interleaved: `segment` and every peer once, then all of them again, so
+that a machine that slows down slows all of them. A ratio is of the medians; its range is of the rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import tempfile
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from isicrt.benchmarks.peers.race import PEERS, Entrant, Peer, Race, agreement, run_isicrt, run_peer
+from isicrt.engine import shipped
+from isicrt.engine.errors import DataError, IsicrtError, SettingsError
+from isicrt.engine.sources import Job, find_jobs
+
+
+@click.command()
+@click.option("--images", required=True, type=click.Path(path_type=Path), help="As for isicrt segment.")
+@click.option("--model", metavar="FILE|NAME", help="An .onnx file or a shipped model. [default: the shipped model]")
+@click.option("--peers", "names", default=",".join(PEERS), show_default=True, help="Some of these, with commas.")
+@click.option(
+    "--baseline",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An .onnx of another network for the peers, such as isicrt.benchmarks.plain_unet writes: what a user gains "
+    "who comes from it. The masks are not compared then.",
+)
+@click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything.")
+@click.option("--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the table.")
+def command(
+    images: Path,
+    model: str | None,
+    names: str,
+    baseline: Path | None,
+    runs: int,
+    json_file: Path | None,
+    markdown_file: Path | None,
+) -> None:
+    """Time isicrt segment beside other ways of doing the same work."""
+    try:
+        race = _race(images, shipped.resolve(model), _peers(names), baseline, runs)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from error
+    except IsicrtError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(race.to_markdown(), nl=False)
+    if json_file:
+        json_file.write_text(json.dumps(race.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if markdown_file:
+        markdown_file.write_text(race.to_markdown(), encoding="utf-8")
+
+
+def _peers(names: str) -> list[Peer]:
+    """The peers of a comma-separated list.
+
+    Raises:
+        SettingsError: there is no such peer.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in PEERS]
+    if unknown or not wanted:
+        raise SettingsError(f"--peers {names}: there are {', '.join(PEERS)}")
+    return [PEERS[name] for name in wanted]
+
+
+def _race(images: Path, model: Path, peers: list[Peer], baseline: Path | None, runs: int) -> Race:
+    with tempfile.TemporaryDirectory(prefix="isicrt-peers-") as name:
+        folder = Path(name)
+        jobs = find_jobs(images, folder / "masks")
+        _check_names(jobs)
+        files = folder / "files.txt"
+        files.write_text("".join(f"{os.path.abspath(job.image)}\n" for job in jobs), encoding="utf-8")  # noqa: PTH100
+        missing = {p.name: [package for package in p.packages if find_spec(package) is None] for p in peers}
+        ours, others = Entrant("isicrt"), [Entrant(p.name) for p in peers if not missing[p.name]]
+        for job in jobs:  # into the page cache, so that the first run is like the others
+            job.image.read_bytes()
+        for round_ in range(1, runs + 1):
+            click.echo(f"round {round_} of {runs}: isicrt", err=True)
+            run_isicrt(ours, model, files, folder / "isicrt")
+            for entrant in others:
+                click.echo(f"round {round_} of {runs}: {entrant.name}", err=True)
+                run_peer(entrant, PEERS[entrant.name], baseline or model, files, folder / entrant.name)
+        if baseline is None:
+            for entrant in others:
+                entrant.agreement = agreement(folder / "isicrt", folder / entrant.name)
+        return Race(
+            command=shlex.join(["python", "-m", "isicrt.benchmarks.peers", *sys.argv[1:]]),
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            model=model.name,
+            baseline=baseline.name if baseline else None,
+            images=len(jobs),
+            megabytes=sum(job.image.stat().st_size for job in jobs) / 1e6,
+            isicrt=ours,
+            peers=others,
+            left_out={name: packages for name, packages in missing.items() if packages},
+        )
+
+
+def _check_names(jobs: list[Job]) -> None:
+    """Peers write ``a.png`` for ``x/a.jpg``, into one folder."""
+    names = [job.image.stem for job in jobs]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise DataError(f"{len(twice)} names are there twice, such as {twice[0]}; the peers need one folder of images")
+
+
+if __name__ == "__main__":
+    command()

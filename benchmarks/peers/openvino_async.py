@@ -1,0 +1,45 @@
+"""OpenVINO with its queue of asynchronous requests, set for throughput; OpenCV around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from isicrt.benchmarks.peers.harness import Segment, clean, run
+from isicrt.benchmarks.peers.opencv_onnx import READ
+from isicrt.engine.card import ModelCard
+
+
+def prepare(model: Path, card: ModelCard) -> Segment:
+    """OpenCV + OpenVINO's AsyncInferQueue + OpenCV."""
+    openvino: Any = import_module("openvino")
+    core = openvino.Core()
+    network = core.read_model(model)
+    network.reshape([1, card.input_height, card.input_width, 3])
+    compiled = core.compile_model(network, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"})
+    queue: Any = openvino.AsyncInferQueue(compiled)
+
+    def finish(request: Any, job: tuple[Path, tuple[int, int]]) -> None:
+        target, size = job
+        full = cv2.resize(request.get_output_tensor().data[0], size, interpolation=cv2.INTER_LINEAR)
+        cv2.imwrite(str(target), clean(full > card.threshold * 255, card))
+
+    queue.set_callback(finish)
+
+    def segment(files: Sequence[Path], out: Path) -> None:
+        for file in files:
+            image: Any = cv2.imread(str(file), READ)
+            small = cv2.resize(image, (card.input_width, card.input_height), interpolation=cv2.INTER_AREA)
+            pixels = cv2.cvtColor(small, cv2.COLOR_BGR2RGB)[None]
+            queue.start_async({0: pixels}, (out / f"{file.stem}.png", image.shape[1::-1]))
+        queue.wait_all()
+
+    return segment
+
+
+if __name__ == "__main__":
+    run(prepare)

@@ -1,0 +1,204 @@
+"""One entrant's runs, and what they say side by side."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isicrt.benchmarks.environment import Environment, read_environment
+from isicrt.benchmarks.process import run_command
+from isicrt.engine.errors import DataError
+from isicrt.engine.images import read_mask
+from isicrt.engine.scores import score_mask
+
+SCHEMA = "isicrt-peers/1"
+AGREES = 0.98
+"""Mean Jaccard index of two entrants' masks from which they have done the same work."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A script in this package."""
+
+    name: str
+    title: str
+    module: str
+    packages: tuple[str, ...]
+    """That it imports beyond isicrt's own, by the name of the import."""
+
+
+PEERS: Mapping[str, Peer] = {
+    p.name: p
+    for p in (
+        Peer("pillow-torch", "Pillow, torch eager, one by one", "pillow_torch", ("torch", "onnx")),
+        Peer("dataloader", "torch DataLoader, batch 8, torch.compile", "dataloader", ("torch", "onnx")),
+        Peer("opencv-onnx", "OpenCV, ONNX Runtime, one by one", "opencv_onnx", ()),
+        Peer("openvino", "OpenCV, OpenVINO's async queue", "openvino_async", ("openvino",)),
+        Peer("rembg", "rembg.remove, one session", "rembg_folder", ("rembg", "onnx")),
+        Peer("ultralytics", "Ultralytics predict, ONNX", "ultralytics_folder", ("ultralytics", "onnx")),
+    )
+}
+
+
+@dataclass
+class Entrant:
+    """`isicrt` or a peer, and its runs."""
+
+    name: str
+    seconds: list[float] = field(default_factory=list)
+    """Of the loop over all images, by round: the model is loaded; a peer has also warmed up."""
+    process_seconds: list[float] = field(default_factory=list)
+    """Of the whole process, with start-up, loading, and a peer's warm-up and compilation."""
+    cpu_seconds: list[float | None] = field(default_factory=list)
+    """Of the whole process, over all threads."""
+    peak_rss_mb: list[float | None] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else the peer said in the last run."""
+    agreement: float | None = None
+    """Mean Jaccard index of its masks with isicrt's; None where the networks differ."""
+
+
+def run_isicrt(entrant: Entrant, model: Path, files: Path, out: Path) -> None:
+    """`isicrt segment` once, as anybody runs it: no warm-up, and its own clock starts with the first image."""
+    report = out.with_suffix(".json")
+    command = [sys.executable, "-m", "isicrt.cli.main", "segment", str(files), "--out", str(_emptied(out))]
+    command += ["--model", str(model), "--json", str(report)]
+    _note(entrant, command, report, lambda data: data["summary"])
+
+
+def run_peer(entrant: Entrant, peer: Peer, model: Path, files: Path, out: Path) -> None:
+    """A peer once."""
+    report = out.with_suffix(".json")
+    command = [sys.executable, "-m", f"isicrt.benchmarks.peers.{peer.module}", "--model", str(model)]
+    command += ["--list", str(files), "--out", str(_emptied(out)), "--json", str(report)]
+    _note(entrant, command, report, lambda data: data)
+
+
+def _note(entrant: Entrant, command: list[str], report: Path, summary: Any) -> None:
+    report.unlink(missing_ok=True)
+    usage = run_command(command)
+    said = dict(summary(json.loads(report.read_text(encoding="utf-8"))))
+    entrant.seconds.append(float(said.pop("seconds")))
+    entrant.process_seconds.append(usage.seconds)
+    entrant.cpu_seconds.append(usage.cpu_seconds)
+    entrant.peak_rss_mb.append(usage.peak_rss_mb)
+    entrant.facts = {k: v for k, v in said.items() if k != "stage_seconds"}
+
+
+def _emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def agreement(ours: Path, theirs: Path) -> float:
+    """Mean Jaccard index of the masks in two folders.
+
+    Raises:
+        DataError: one of `ours` is not among `theirs`.
+    """
+    # isicrt mirrors the tree of a list of files; the peers write one folder, and no name is there twice.
+    masks = sorted(ours.rglob("*.png"))
+    missing = [m.name for m in masks if not (theirs / m.name).is_file()]
+    if missing or not masks:
+        raise DataError(f"{theirs.name}: {len(missing)} of {len(masks)} masks were not written")
+    return float(np.mean([score_mask(read_mask(theirs / m.name), read_mask(m)).jaccard for m in masks]))
+
+
+@dataclass(frozen=True)
+class Race:
+    """All entrants on the same images."""
+
+    command: str
+    date: str
+    model: str
+    baseline: str | None
+    """File of the peers' network, where it is another."""
+    images: int
+    megabytes: float
+    isicrt: Entrant
+    peers: Sequence[Entrant]
+    left_out: Mapping[str, Sequence[str]]
+    """Peers that were not run, with the packages that are missing."""
+    environment: Environment = field(default_factory=read_environment)
+
+    def ratio(self, peer: Entrant) -> tuple[float, float, float]:
+        """How many times faster isicrt is, loop against loop: of the medians, and the range over the rounds."""
+        rounds = [theirs / ours for ours, theirs in zip(self.isicrt.seconds, peer.seconds, strict=True)]
+        return float(np.median(peer.seconds) / np.median(self.isicrt.seconds)), min(rounds), max(rounds)
+
+    def process_ratio(self, peer: Entrant) -> float:
+        """The same of the whole processes, start-up included."""
+        return float(np.median(peer.process_seconds) / np.median(self.isicrt.process_seconds))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "schema": SCHEMA,
+            "command": self.command,
+            "date": self.date,
+            "environment": self.environment.to_dict(),
+            "packages": _versions(),
+            "model": self.model,
+            "baseline": self.baseline,
+            "images": self.images,
+            "megabytes": self.megabytes,
+            "isicrt": self._entry(self.isicrt),
+            "peers": [
+                self._entry(p)
+                | dict(zip(("ratio", "ratio_low", "ratio_high"), self.ratio(p), strict=True))
+                | {"process_ratio": self.process_ratio(p)}
+                for p in self.peers
+            ],
+            "left_out": {name: list(packages) for name, packages in self.left_out.items()},
+        }
+
+    def _entry(self, entrant: Entrant) -> dict[str, Any]:
+        return {"images_per_second": self.images / float(np.median(entrant.seconds))} | asdict(entrant)
+
+    def to_markdown(self) -> str:
+        """A row for each, and under the table what a reader must know."""
+        lines = [
+            "| | images/s | isicrt is faster by (range of the rounds) | with start-up | peak MB | masks agree |",
+            "| :-- | --: | --: | --: | --: | --: |",
+            f"| isicrt segment | {self.images / np.median(self.isicrt.seconds):.1f} | | "
+            f"| {_median(self.isicrt.peak_rss_mb)} | |",
+        ]
+        for p in self.peers:
+            middle, low, high = self.ratio(p)
+            agree = "other network" if p.agreement is None else f"{p.agreement:.3f}"
+            lines.append(
+                f"| {PEERS[p.name].title} | {self.images / np.median(p.seconds):.1f} | {middle:.2f} ({low:.2f} to "
+                f"{high:.2f}) | {self.process_ratio(p):.2f} | {_median(p.peak_rss_mb)} | {agree} |"
+            )
+        e = self.environment
+        network = f"{self.model}; peers: {self.baseline}" if self.baseline else self.model
+        lines += ["", f"{self.images} images, {len(self.isicrt.seconds)} rounds, {network}. {e.cpu} ({e.cores} cores)."]
+        lines += [f"Left out: {name} (not installed: {', '.join(p)})." for name, p in self.left_out.items()]
+        odd = [p.name for p in self.peers if p.agreement is not None and p.agreement < AGREES]
+        lines += [f"Masks that agree less than {AGREES}: {', '.join(odd)}."] if odd else []
+        return "\n".join(lines) + "\n"
+
+
+def _median(values: Sequence[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    return f"{np.median(known):.0f}" if known else ""
+
+
+def _versions() -> dict[str, str]:
+    """Of what the peers import, where it is installed."""
+    found = {}
+    for package in ("torch", "onnx", "onnxruntime", "openvino", "rembg", "ultralytics", "opencv-python-headless"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

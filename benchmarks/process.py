@@ -1,0 +1,118 @@
+"""What a command costs as a process of its own: seconds, CPU seconds, the largest memory it had."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from isicrt.engine.errors import DataError
+
+# A small process between: Linux counts into a child's peak what its parent had when it started it, and the parent here
+# may have loaded torch. Its own standard output is for the figures.
+_LAUNCHER = """
+import json, subprocess, sys, time
+try:
+    import resource
+except ImportError:
+    resource = None
+start = time.perf_counter()
+code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
+seconds = time.perf_counter() - start
+cpu = peak = None
+if resource:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
+print(json.dumps([code, seconds, cpu, peak]))
+"""
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of one command, from its start to its end."""
+
+    seconds: float
+    """Start-up included."""
+    cpu_seconds: float | None
+    """Over all threads; None where the system does not tell."""
+    peak_rss_mb: float | None
+    """Largest resident memory, 10^6 bytes; None where the system does not tell."""
+    gpu_memory_mb: float | None = None
+    """Largest rise of the memory in use on all GPUs, 10^6 bytes; None where there is none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Usage:
+        """The inverse of `to_dict`."""
+        return cls(**data)
+
+
+def run_command(command: Sequence[str], *, accept: Sequence[int] = (0,)) -> Usage:
+    """Run a command to its end.
+
+    Args:
+        command: program and arguments.
+        accept: exit codes that are no failure.
+
+    Raises:
+        DataError: it failed; the message has the end of what it said.
+    """
+    launch = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command]
+    with _GpuMemory() as gpu:
+        done = subprocess.run(launch, capture_output=True, text=True, errors="replace")
+    try:
+        code, seconds, cpu, peak = json.loads(done.stdout)
+    except ValueError:
+        raise DataError(f"{command[0]}: cannot be run: {done.stderr[-2000:].strip()}") from None
+    if code not in accept:
+        raise DataError(f"{' '.join(command)}\nended with exit code {code}: {done.stderr[-2000:].strip()}")
+    return Usage(seconds, cpu, peak, gpu.rise_mb)
+
+
+class _GpuMemory:
+    """Asks nvidia-smi now and then. Whole GPUs: in a container processes cannot be told apart."""
+
+    def __init__(self) -> None:
+        self._tool = shutil.which("nvidia-smi")
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._readings: list[float] = []
+
+    def __enter__(self) -> _GpuMemory:
+        self._read()
+        if self._readings:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._readings:
+            self._thread.join()
+
+    @property
+    def rise_mb(self) -> float | None:
+        """Largest reading above the first."""
+        return max(self._readings) - self._readings[0] if self._readings else None
+
+    def _watch(self) -> None:
+        while not self._done.wait(_POLL_SECONDS):
+            self._read()
+
+    def _read(self) -> None:
+        if self._tool is None:
+            return
+        query = [self._tool, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        try:
+            answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+            self._readings.append(sum(float(line) for line in answer.split()) * 2**20 / 1e6)
+        except (OSError, subprocess.SubprocessError, ValueError):
+            return

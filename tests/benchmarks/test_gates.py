@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from isicrt.benchmarks.gates import BETTER, SCORES, failures, figures, parse_gate
+from isicrt.engine.errors import SettingsError
+from tests.benchmarks.sample_report import sample_model, sample_report
+
+
+def test_figures_have_names() -> None:
+    found = figures(sample_model())
+    assert found["images_per_second"] == pytest.approx(10)
+    assert found["limit_ratio"] == pytest.approx(100 / 46.5)
+    assert found["p50_ms"] == found["p50_ms@1"] == pytest.approx(1.1)
+    assert found["p50_ms@8"] == pytest.approx(6.25)
+    assert found["peak_rss_mb"] == 250
+    assert found["jaccard"] == pytest.approx(0.7)
+    assert "joules_per_image" not in found
+    assert {name.partition("@")[0] for name in found} <= set(BETTER)
+    assert not set(figures(sample_model(scored=False))) & set(SCORES)
+    assert "peak_rss_mb" not in figures(dataclasses.replace(sample_model(), process=None))
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "problem"),
+    [
+        ("--fail-under", "images_per_second=10", None),
+        ("--fail-under", "images_per_second=10.1", "darkness: images_per_second is 10, under 10.1"),
+        ("--fail-under", " jaccard = 0.69", None),
+        ("--fail-under", "jaccard=0.71", "darkness: jaccard is 0.7, under 0.71"),
+        ("--fail-over", "p99_ms@8=7", None),
+        ("--fail-over", "p99_ms=2", "darkness: p99_ms is 3, over 2"),
+        ("--fail-over", "joules_per_image=5", "darkness: joules_per_image was not measured"),
+        ("--fail-over", "p99_ms@4=5", "darkness: p99_ms@4 was not measured"),
+        # The older report has a model that takes twice as long.
+        ("--fail-under-ratio", "images_per_second=1.9", None),
+        ("--fail-under-ratio", "images_per_second=2.1", "images_per_second went from 5 to 10, under 2.1 of before"),
+        ("--fail-under-ratio", "p50_ms@8=1.9", None),
+        ("--fail-under-ratio", "p50_ms@8=2.1", "p50_ms@8 went from 12.5 to 6.25, under 2.1 of before"),
+        ("--fail-under-ratio", "jaccard=1", None),
+    ],
+)
+def test_gates(option: str, text: str, problem: str | None) -> None:
+    found = failures(sample_report(), [parse_gate(text, option)], {"darkness": sample_model(slower=2)})
+    assert len(found) == (problem is not None)
+    assert problem is None or problem in found[0]
+
+
+def test_every_model_must_pass_and_a_ratio_needs_an_older_one() -> None:
+    report = sample_report(sample_model("a"), sample_model("b", slower=2))
+    assert failures(report, [parse_gate("images_per_second=7", "--fail-under")], {}) == [
+        "b: images_per_second is 5, under 7"
+    ]
+    ratio = parse_gate("images_per_second=0.9", "--fail-under-ratio")
+    assert failures(report, [ratio], {"a": sample_model("a")}) == ["b: images_per_second is not in the older report"]
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("--fail-under", "speed=3", "no figure has that name"),
+        ("--fail-under", "jaccard@8=3", "no figure has that name"),
+        ("--fail-over", "p99_ms@=3", "no figure has that name"),
+        ("--fail-under", "jaccard", "expected NAME=VALUE"),
+        ("--fail-under", "jaccard=high", "expected NAME=VALUE"),
+        ("--fail-under", "jaccard=nan", "expected NAME=VALUE"),
+        ("--fail-under", "p50_ms=3", "use --fail-over"),
+        ("--fail-over", "dice=1", "use --fail-under"),
+    ],
+)
+def test_what_is_no_gate(option: str, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        parse_gate(text, option)
