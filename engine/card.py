@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +23,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 RESIZE_RULES = ("stretch",)
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 MAX_SIDE = 8192
+MAX_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class ModelCard:
     fill_holes: bool = True
     """Fill background that the lesion encloses."""
     precision: str = "fp32"
-    """Of the weights and of the arithmetic in the graph: ``fp32`` or ``fp16``."""
+    """Of the weights and of the arithmetic in the graph: ``fp32``, ``fp16``, or ``int8`` with float32 at both ends."""
     network: Mapping[str, Any] = field(default_factory=dict)
     """Arguments that build the torch module again: ``decoder_channels``, ``layout`` and so on."""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -82,14 +84,18 @@ class ModelCard:
             ("colour_order", ("RGB",)),
         ):
             if getattr(self, name) not in allowed:
-                reject(name, f"must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+                reject(name, f"must be one of {', '.join(allowed)}, not {_shown(getattr(self, name))}")
+        for name in ("name", "architecture"):
+            value = getattr(self, name)
+            if not 0 < len(value) <= MAX_NAME or not value.isprintable():
+                reject(name, f"must be printable text of 1 to {MAX_NAME} characters, not {_shown(value)}")
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if len(value) != 3 or not all(isinstance(v, (int, float)) for v in value):
-                reject(name, f"must be three numbers, not {value!r}")
+            if len(value) != 3 or not all(_is_number(v) for v in value):
+                reject(name, f"must be three numbers, not {_shown(value)}")
         if min(self.std) <= 0:
             reject("std", f"must be positive, not {self.std!r}")
-        if not isinstance(self.threshold, (int, float)) or not 0 < self.threshold < 1:
+        if not _is_number(self.threshold) or not 0 < self.threshold < 1:
             reject("threshold", f"must lie between 0 and 1, not {self.threshold!r}")
 
     @property
@@ -128,7 +134,7 @@ class ModelCard:
             )
         known = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := sorted(set(data) - set(known)):
-            raise ModelError(f"model card: unknown field {unknown[0]!r}")
+            raise ModelError(f"model card: unknown field {_shown(unknown[0])}")
         for name, f in known.items():
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
             if name not in data:
@@ -142,17 +148,31 @@ class ModelCard:
     def from_json(cls, text: str | bytes) -> ModelCard:
         """The inverse of `to_json`. Raises ModelError, see `from_dict`."""
         try:
-            data = json.loads(text)
+            data = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise ModelError(f"model card: not valid JSON: {error}") from None
         return cls.from_dict(data)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shown(value: object) -> str:
+    """A value for a message, cut where a stranger's is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
 def _checked(name: str, annotation: str, value: Any) -> Any:
     """`value` if its JSON type fits the field's annotation; tuples come back from lists."""
     if annotation.startswith("tuple"):
         if not isinstance(value, (list, tuple)):
-            raise ModelError(f"model card: field '{name}' must be a list, not {value!r}")
+            raise ModelError(f"model card: field '{name}' must be a list, not {_shown(value)}")
         return tuple(value)
     expected: dict[str, type | tuple[type, ...]] = {
         "str": str,
@@ -162,5 +182,5 @@ def _checked(name: str, annotation: str, value: Any) -> Any:
     }
     kind = expected.get(annotation, Mapping)
     if not isinstance(value, kind) or (annotation in ("int", "float") and isinstance(value, bool)):
-        raise ModelError(f"model card: field '{name}' must be of type {annotation.split('[')[0]}, not {value!r}")
+        raise ModelError(f"model card: field '{name}' must be of type {annotation.split('[')[0]}, not {_shown(value)}")
     return value

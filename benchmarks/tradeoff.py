@@ -1,0 +1,338 @@
+"""Accuracy against speed of several ONNX models beside a plain U-Net, measured in one run.
+
+    python -m isicrt.benchmarks.tradeoff a.onnx b.onnx --data isic2016 --split test --json tradeoff.json
+
+Latencies are those of the network alone on the CPU, one core and all cores, one image and eight. In each repeat every
+model and the peer are called one after the other, and the ratio to the peer is the median of the repeats' ratios, so
+what slows the machine down slows both sides of it. Scores are of the official protocol, from the masks that `isicrt
+segment` would write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path, PurePath
+from typing import Any
+
+import click
+import numpy as np
+
+from isicrt.benchmarks.accuracy import Accuracy, score_masks
+from isicrt.benchmarks.environment import read_environment
+from isicrt.benchmarks.latency import QUICK_WINDOW, Window, measure_latency, relative_spread
+from isicrt.benchmarks.macs import count_macs, count_parameters, load_graph
+from isicrt.benchmarks.plain_unet import plain_unet
+from isicrt.benchmarks.tradeoff_report import SCHEMA, to_markdown, to_svg
+from isicrt.benchmarks.workload import decoded_batch, open_workload
+from isicrt.engine.errors import DataError, IsicrtError, ModelError
+from isicrt.engine.masks import replace_file
+from isicrt.engine.pipeline import available_cores, run_jobs
+from isicrt.engine.runtime import Runtime, open_runtime
+from isicrt.engine.scores import bootstrap_interval
+from isicrt.engine.shipped import resolve
+from isicrt.engine.sources import Job
+
+PEER = "plain-unet"
+BATCH_SIZES = (1, 8)
+NOISY = 0.10
+"""Repeats that differ by more than this part of their median are reported as noise."""
+_WINDOW = Window(calls=5, seconds=0.5, warmup_calls=2, warmup_seconds=0.2)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+Setting = tuple[int, int]
+"""Threads of the network and images a call."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image with its truth, named by its id."""
+
+    id: str
+    image: Path
+    truth: Path
+
+
+@dataclass
+class _Entry:
+    """A model, or the peer, while it is measured."""
+
+    label: str
+    path: Path
+    runtimes: dict[int, Runtime]
+    """By threads."""
+    batches: dict[int, Any]
+    """Pixels by batch size."""
+    milliseconds: dict[Setting, list[float]] = field(default_factory=dict)
+    """An image; the median of each repeat."""
+    accuracy: Accuracy | None = None
+
+
+def find_cases(roots: Sequence[Path], split: str, ids: Sequence[str] | None = None) -> list[Case]:
+    """Images and their truth, sorted by id.
+
+    Args:
+        roots: data sets with ``train/`` and ``test/`` that hold ``images/`` and ``masks/``, or with these two alone,
+            which then are taken whatever the split.
+        split: ``train`` or ``test``.
+        ids: only these, such as one fold of a cross-validation; None for all.
+
+    Raises:
+        DataError: no such layout, an image without truth, an id in two data sets, or one that is nowhere.
+    """
+    cases: dict[str, Case] = {}
+    for root in roots:
+        home = root / split if (root / split / "images").is_dir() else root
+        workload = open_workload(home / "images", home / "masks", home / "isicrt-no-masks")
+        for name, image in zip(workload.names, workload.files, strict=True):
+            if ids is not None and name.stem not in ids:
+                continue
+            if name.stem in cases:
+                raise DataError(f"{image}: {name.stem} is also {cases[name.stem].image}")
+            if name not in workload.truths:
+                raise DataError(f"{image}: has no mask in {home / 'masks'}")
+            cases[name.stem] = Case(name.stem, image, workload.truths[name])
+    if ids is not None and (missing := sorted(set(ids) - cases.keys())):
+        raise DataError(f"{len(missing)} of {len(ids)} ids are in no data set, such as {missing[0]}")
+    return [cases[name] for name in sorted(cases)]
+
+
+def measure_tradeoff(
+    models: Sequence[Path],
+    cases: Sequence[Case],
+    *,
+    peer: Path | None,
+    repeats: int = 7,
+    window: Window = _WINDOW,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Time all models in turn, then score them.
+
+    Args:
+        models: ONNX files.
+        cases: at least one.
+        peer: the ONNX file that speeds are ratios to; timed and not scored. None for no ratios.
+        repeats: so many windows of each model, thread number and batch size.
+        window: length of each.
+        on_step: told what comes next.
+
+    Returns:
+        ``models``, the peer last, as the JSON file has them; and ``warnings``.
+
+    Raises:
+        ModelError: a file that is no ONNX model of ours.
+        DataError: no cases, or images that cannot be decoded.
+    """
+    if not cases:
+        raise DataError("there is no image to score the models on")
+    settings = [(threads, batch) for threads in sorted({1, available_cores()}) for batch in BATCH_SIZES]
+    with contextlib.ExitStack() as stack:
+        files = [*models, *([peer] if peer is not None else [])]
+        entries = [_open(path, cases, stack) for path in files]
+        for entry, label in zip(entries, _labels(entries), strict=True):
+            entry.label = label
+        for repeat in range(repeats):
+            for setting in settings:
+                on_step(f"repeat {repeat + 1} of {repeats}, {setting[0]} threads, batch {setting[1]}")
+                for entry in entries:
+                    _time(entry, setting, window)
+        scored = entries[: len(models)]
+        for entry in scored:
+            on_step(f"{entry.label}: scoring {len(cases)} images")
+            entry.accuracy = _score(entry.runtimes[max(entry.runtimes)], cases)
+    best = max(scored, key=lambda entry: _mean_jaccard(entry.accuracy))
+    reference = entries[-1] if peer is not None else None
+    return {
+        "warnings": [warning for entry in entries for warning in _noise(entry)],
+        "models": [_to_dict(entry, reference, best) for entry in entries],
+    }
+
+
+def _open(path: Path, cases: Sequence[Case], stack: contextlib.ExitStack) -> _Entry:
+    if path.suffix != ".onnx":
+        raise ModelError(f"{path}: give the .onnx file; the size of a .plan that lies beside it is shown too")
+    runtimes = {n: stack.enter_context(open_runtime(path, threads=n)) for n in sorted({1, available_cores()})}
+    card = runtimes[1].card
+    sample = [case.image for case in cases[: max(BATCH_SIZES)]]
+    return _Entry(card.name, path, runtimes, {n: decoded_batch(sample, card.input_size, n) for n in BATCH_SIZES})
+
+
+def _labels(entries: Sequence[_Entry]) -> list[str]:
+    """The cards' names, or the files' where two cards have one name."""
+    names = [entry.label for entry in entries]
+    return [e.label if names.count(e.label) == 1 else f"{e.label} ({e.path.name})" for e in entries]
+
+
+def _time(entry: _Entry, setting: Setting, window: Window) -> None:
+    threads, batch = setting
+    samples = measure_latency(entry.runtimes[threads], entry.batches[batch], window)
+    entry.milliseconds.setdefault(setting, []).append(float(np.median(samples)) / batch)
+
+
+def _score(runtime: Runtime, cases: Sequence[Case]) -> Accuracy:
+    with tempfile.TemporaryDirectory(prefix="isicrt-tradeoff-") as folder:
+        masks = {case.id: PurePath(f"{case.id}.png") for case in cases}
+        run_jobs(
+            [Job(case.image, Path(folder) / masks[case.id]) for case in cases], runtime, batch_size=max(BATCH_SIZES)
+        )
+        accuracy = score_masks(Path(folder), {masks[case.id]: case.truth for case in cases})
+    if accuracy.problems:
+        raise DataError(f"{len(accuracy.problems)} masks cannot be scored: {accuracy.problems[0]}")
+    return accuracy
+
+
+def _mean_jaccard(accuracy: Accuracy | None) -> float:
+    return float(accuracy.summary["jaccard"]) if accuracy is not None else 0.0
+
+
+def _noise(entry: _Entry) -> list[str]:
+    return [
+        f"{entry.label}: repeats on {threads} threads at batch {batch} differ by {relative_spread(found):.0%}"
+        for (threads, batch), found in entry.milliseconds.items()
+        if relative_spread(found) > NOISY
+    ]
+
+
+def _to_dict(entry: _Entry, peer: _Entry | None, best: _Entry) -> dict[str, Any]:
+    graph, card = load_graph(entry.path), entry.runtimes[1].card
+    plan = entry.path.with_suffix(".plan")
+    timings = []
+    for setting, found in entry.milliseconds.items():
+        ratios = [b / a for a, b in zip(found, peer.milliseconds[setting], strict=True)] if peer is not None else []
+        timings.append(
+            {
+                "threads": setting[0],
+                "batch_size": setting[1],
+                "ms_per_image": float(np.median(found)),
+                "times_as_fast_as_peer": float(np.median(ratios)) if ratios else None,
+                "repeats_ms": [round(ms, 4) for ms in found],
+            }
+        )
+    return {
+        "label": entry.label,
+        "peer": entry is peer,
+        "file": entry.path.name,
+        "sha256": hashlib.sha256(entry.path.read_bytes()).hexdigest(),
+        "architecture": card.architecture,
+        "precision": card.precision,
+        "input": list(card.input_size),
+        "parameters": count_parameters(graph),
+        "macs": count_macs(graph),
+        "bytes": entry.path.stat().st_size,
+        "plan_bytes": plan.stat().st_size if plan.is_file() else None,
+        "timings": timings,
+        "accuracy": _accuracy(entry.accuracy, best.accuracy),
+    }
+
+
+def _accuracy(accuracy: Accuracy | None, best: Accuracy | None) -> dict[str, Any] | None:
+    """The summary; the mean Jaccard index minus the best model's with its paired interval; the index of each image."""
+    if accuracy is None or best is None:
+        return None
+    differences = np.array([s.jaccard - best.per_image[name].jaccard for name, s in accuracy.per_image.items()])
+    low, high = bootstrap_interval(differences)
+    return {
+        "summary": accuracy.summary,
+        "against_best": {"jaccard": float(differences.mean()), "low": low, "high": high},
+        "jaccard": {PurePath(name).stem: round(s.jaccard, 6) for name, s in accuracy.per_image.items()},
+    }
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option(
+    "--data",
+    "roots",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Data set with images/ and masks/, or with train/ and test/ that hold them. May be given again.",
+)
+@click.option("--split", type=click.Choice(("train", "test")), default="test", show_default=True)
+@click.option("--ids", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Only these, one a line.")
+@click.option("--peer", default=PEER, show_default=True, help=f"{PEER} (4 GMAC at 192 px), an .onnx file, or none.")
+@click.option("--repeats", type=click.IntRange(min=5), default=7, show_default=True)
+@click.option("--quick", is_flag=True, help="Short windows: shows that it works, measures badly.")
+@click.option("--json", "json_file", type=_FILE, required=True)
+@click.option("--markdown", type=_FILE)
+@click.option("--svg", type=_FILE, help="Accuracy against speed, as a drawing.")
+def main(
+    models: tuple[str, ...],
+    roots: tuple[Path, ...],
+    split: str,
+    ids: Path | None,
+    peer: str,
+    repeats: int,
+    quick: bool,
+    json_file: Path,
+    markdown: Path | None,
+    svg: Path | None,
+) -> None:
+    """Measure MODELS, .onnx files or names of shipped models, beside the peer."""
+    try:
+        window = QUICK_WINDOW if quick else _WINDOW
+        result = _run(models, roots, split, ids, peer, repeats, window)
+        for path, text in ((json_file, _to_json), (markdown, to_markdown), (svg, to_svg)):
+            if path is not None:
+                replace_file(path, text(result).encode())
+    except IsicrtError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or json_file}: {error.strerror or error}") from error
+    click.echo(to_markdown(result))
+
+
+def _run(
+    models: Sequence[str],
+    roots: Sequence[Path],
+    split: str,
+    ids: Path | None,
+    peer: str,
+    repeats: int,
+    window: Window,
+) -> dict[str, Any]:
+    wanted = None if ids is None else [line.strip() for line in ids.read_text().splitlines() if line.strip()]
+    environment = read_environment()
+    files = [resolve(model) for model in models]
+    cases = find_cases(roots, split, wanted)
+    with tempfile.TemporaryDirectory(prefix="isicrt-peer-") as folder:
+        peer_file = Path(folder) / f"{PEER}.onnx" if peer == PEER else None if peer == "none" else Path(peer)
+        if peer == PEER:
+            (Path(folder) / f"{PEER}.onnx").write_bytes(plain_unet().SerializeToString(deterministic=True))
+        found = measure_tradeoff(files, cases, peer=peer_file, repeats=repeats, window=window, on_step=_show_step)
+    load = environment.load_average
+    if load is not None and load > environment.cores / 2:
+        found["warnings"].insert(0, f"the machine was busy before the start: load average {load:.1f}")
+    if window is QUICK_WINDOW:
+        found["warnings"].insert(0, "measured with --quick: these figures are not to be quoted")
+    # The last two names of a path tell data sets apart and tell nothing of the machine.
+    names = ["/".join(root.absolute().parts[-2:]) for root in roots]
+    return {
+        "schema": SCHEMA,
+        "command": shlex.join(["python", "-m", "isicrt.benchmarks.tradeoff", *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": environment.to_dict(),
+        "data": {"sets": names, "split": split, "ids": ids.name if ids is not None else None, "images": len(cases)},
+        "protocol": {"repeats": repeats, "window": asdict(window), "scores": "official"},
+        **found,
+    }
+
+
+def _to_json(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _show_step(step: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{step}", nl=False, err=True)
+
+
+if __name__ == "__main__":
+    main()

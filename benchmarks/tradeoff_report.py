@@ -1,0 +1,199 @@
+"""The accuracy-speed table of a `isicrt.benchmarks.tradeoff` result, and its drawing.
+
+    python -m isicrt.benchmarks.tradeoff_report tradeoff.json --svg tradeoff.svg
+
+prints a committed result as Markdown, for the docs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import click
+
+from isicrt.benchmarks.plots import (
+    _LETTER,
+    _Box,
+    _fit,
+    _free_place,
+    _LinearAxis,
+    _names,
+    _svg,
+    _text,
+    _ticks,
+)
+from isicrt.benchmarks.tables import _markdown_text, figure
+from isicrt.engine.errors import DataError, IsicrtError
+from isicrt.engine.masks import replace_file
+
+SCHEMA = "isicrt-tradeoff/1"
+_STYLE = """<style>
+text { font: 13px system-ui, "Segoe UI", Roboto, Arial, sans-serif; fill: #1b2127; }
+.name { font-weight: 600; } .muted { fill: #586370; } path { fill: none; } .grid { stroke: #dde3e8; }
+.interval { stroke: #0a66c2; stroke-width: 2; stroke-opacity: .6; } .point { fill: #0a66c2; }
+.measured { stroke: #1b2127; stroke-width: 2; stroke-dasharray: 4 3; } .paper { fill: #fff; }
+@media (prefers-color-scheme: dark) { text { fill: #e8ecef; } .muted { fill: #a0abb6; } .grid { stroke: #2f3840; }
+.interval { stroke: #62aef7; } .point { fill: #62aef7; } .measured { stroke: #e8ecef; } .paper { fill: #181e24; } }
+</style>"""
+
+
+def read_tradeoff(path: Path) -> dict[str, Any]:
+    """Read what `isicrt.benchmarks.tradeoff` wrote.
+
+    Raises:
+        DataError: there is no such file, or it is something else.
+    """
+    try:
+        data: dict[str, Any] = json.loads(path.read_bytes())
+        schema = data["schema"]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a result of isicrt.benchmarks.tradeoff: {error!r}") from error
+    if schema != SCHEMA:
+        raise DataError(f"{path}: its schema is {schema!r}; this isicrt reads {SCHEMA!r}. Measure again.")
+    return data
+
+
+def to_markdown(result: Mapping[str, Any]) -> str:
+    """The table, how it was measured, and the warnings."""
+    settings = [(t["threads"], t["batch_size"]) for t in result["models"][0]["timings"]]
+    most = max(threads for threads, _ in settings)
+    header = ["Model", "Input", "Parameters", "GMAC", "ONNX MB", "plan MB"]
+    header += [f"ms, {threads} core{'s' * (threads > 1)}, batch {batch}" for threads, batch in settings]
+    header += [f"x peer, {most} cores, batch {batch}" for threads, batch in settings if threads == most]
+    header += ["Jaccard (95 %)", "against the best (95 %)"]
+    lines = [_cells(header), _cells([":--", ":--"] + ["--:"] * (len(header) - 2))]
+    lines += [_cells([_markdown_text(cell) for cell in _row(model, most)]) for model in result["models"]]
+    data, environment = result["data"], result["environment"]
+    versions = ", ".join(
+        f"{name} {environment['versions'][name]}"
+        for name in ("isicrt", "onnxruntime")
+        if name in environment["versions"]
+    )
+    chosen = f", the ids in {data['ids']}" if data["ids"] else ""
+    notes = [
+        f"Network alone, milliseconds an image, medians of {result['protocol']['repeats']} repeats in turn; x peer: "
+        "median of the repeats' ratios.",
+        f"Jaccard index of {data['images']} images ({', '.join(data['sets'])}, {data['split']}{chosen}), official "
+        "protocol; difference to the best model with its paired bootstrap interval.",
+        f"Measured {result['date'][:10]} on {environment['cpu']} ({environment['cores']} cores), {versions}, with "
+        f"`{result['command']}`.",
+    ]
+    notes += [f"Warning: {warning}." for warning in result["warnings"]]
+    return "\n".join([*lines, "", *(f"- {_markdown_text(note)}" for note in notes), ""])
+
+
+def _row(model: Mapping[str, Any], most: int) -> list[str]:
+    height, width = model["input"]
+    plan = model["plan_bytes"]
+    label = model["label"] + (", peer, not trained" if model["peer"] else "")
+    cells = [
+        f"{label}, {model['precision']}",
+        f"{height}" if height == width else f"{height} x {width}",
+        f"{model['parameters'] / 1e6:.2f} M",
+        f"{model['macs'] / 1e9:.2f}",
+        f"{model['bytes'] / 1e6:.1f}",
+        "" if plan is None else f"{plan / 1e6:.1f}",
+    ]
+    cells += [figure(t["ms_per_image"]) for t in model["timings"]]
+    ratios = [t["times_as_fast_as_peer"] for t in model["timings"] if t["threads"] == most]
+    cells += ["" if ratio is None else f"{ratio:.1f}" for ratio in ratios]
+    if model["accuracy"] is None:
+        return [*cells, "", ""]
+    summary, behind = model["accuracy"]["summary"], model["accuracy"]["against_best"]
+    cells.append(f"{summary['jaccard']:.4f} ({summary['jaccard_low']:.3f} to {summary['jaccard_high']:.3f})")
+    if behind["jaccard"] == behind["low"] == behind["high"] == 0:
+        return [*cells, "best"]
+    return [*cells, f"{behind['jaccard']:+.4f} ({behind['low']:+.4f} to {behind['high']:+.4f})"]
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def to_svg(result: Mapping[str, Any], width: int = 880) -> str:
+    """Mean Jaccard index against images/s of the network on all cores at the largest batch, as a file of its own.
+
+    Bars are 95 % intervals; dashed lines the peer's speed and four times that.
+    """
+    points = [(m["label"], _rate(m), m["accuracy"]["summary"]) for m in result["models"] if m["accuracy"]]
+    peers = [
+        (f"{times} {m['label']}".removeprefix("1x "), k * _rate(m))
+        for m in result["models"]
+        if m["peer"]
+        for k, times in ((1, "1x"), (4, "4x"))
+    ]
+    lows, highs = [s["jaccard_low"] for *_, s in points], [s["jaccard_high"] for *_, s in points]
+    pad = max(0.01, 0.15 * (max(highs) - min(lows)))
+    low, high = max(0.0, min(lows) - pad), min(1.0, max(highs) + pad)
+    top, bottom = 30, 330
+    axis = _LinearAxis(0.0, max(speed for _, speed in [*((n, x) for n, x, _ in points), *peers]) * 1.1, width, left=52)
+
+    def y_at(value: float) -> float:
+        return float(bottom - (value - low) / (high - low) * (bottom - top))
+
+    last = max(result["models"][0]["timings"], key=lambda t: (t["threads"], t["batch_size"]))
+    title = f"images/s of the network, {last['threads']} cores, batch {last['batch_size']}"
+    parts = [
+        f'<rect class="paper" width="{width}" height="{bottom + 44}"/>',
+        _text("mean Jaccard index", 0, 16, "muted"),
+    ]
+    parts += axis.draw(top, bottom, title)
+    ticks = _ticks(low, high, 5)
+    for tick, name in zip(ticks, _names(ticks), strict=True):
+        parts.append(f'<path class="grid" d="M{axis.left} {y_at(tick):.1f}H{axis.right}"/>')
+        parts.append(_text(name, axis.left - 6, y_at(tick) + 4, "muted", "end"))
+    places = [(axis.at(speed), y_at(s["jaccard"])) for _, speed, s in points]
+    taken = [_Box(x - 7, y - 7, x + 7, y + 7) for x, y in places]
+    for n, (name, speed) in enumerate(peers):
+        at, line = axis.at(speed), top + 14 + 18 * n
+        parts.append(f'<path class="measured" d="M{at:.1f} {top}V{bottom}"/>')
+        name = _fit(name, width - 20)
+        start = min(at + 6, width - len(name) * _LETTER)
+        parts.append(_text(name, start, line, "muted"))
+        taken.append(_Box(start, line - 13, start + len(name) * _LETTER, line + 4))
+    for (x, y), (label, speed, s) in zip(places, points, strict=True):
+        parts.append(
+            f'<path class="interval" d="M{x:.1f} {y_at(s["jaccard_high"]):.1f}V{y_at(s["jaccard_low"]):.1f}"/>'
+            f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="6"><title>{escape(label)}: {s["jaccard"]:.4f}, '
+            f"{figure(speed)} images/s</title></circle>"
+        )
+    for (x, y), (label, *_) in zip(places, points, strict=True):
+        name = _fit(label, axis.right - axis.left)
+        box = _free_place(x, y, len(name) * _LETTER, taken, _Box(axis.left, top, width, bottom))
+        taken.append(box)
+        parts.append(_text(name, box.left, box.bottom - 4, "name"))
+    drawing = _svg(parts, width, bottom + 44, "Mean Jaccard index against speed, by model")
+    opening, rest = drawing.split(">", 1)
+    return f'{opening} xmlns="http://www.w3.org/2000/svg">{_STYLE}{rest}\n'
+
+
+def _rate(model: Mapping[str, Any]) -> float:
+    """Images a second on all cores at the largest batch."""
+    last = max(model["timings"], key=lambda t: (t["threads"], t["batch_size"]))
+    return 1e3 / float(last["ms_per_image"])
+
+
+@click.command()
+@click.argument("result", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path))
+def main(result: Path, svg: Path | None) -> None:
+    """Print RESULT, the JSON of isicrt.benchmarks.tradeoff, as Markdown."""
+    try:
+        data = read_tradeoff(result)
+        if svg is not None:
+            replace_file(svg, to_svg(data).encode())
+    except IsicrtError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{svg}: cannot be written: {error.strerror}") from error
+    click.echo(to_markdown(data))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Which images calibrate an int8 model, and which others it is compared on."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from isicrt.engine.errors import DataError
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.images import decode_image, read_mask
+from isicrt.engine.sources import find_jobs
+from isicrt.export.parity import Sample
+
+
+def read_samples(
+    images: Sequence[Path], masks: Sequence[Path], size: tuple[int, int], *, calibrate: int, compare: int
+) -> tuple[list[UInt8Array], list[Sample], str]:
+    """Two disjoint sets of images, each spread evenly over what there is.
+
+    Args:
+        images: folders, patterns, files.
+        masks: folders of ground truth, ``NAME_Segmentation.png`` or ``NAME.png``; may be none.
+        size: (height, width) of the network's input.
+        calibrate: so many for calibration.
+        compare: at most so many of the others.
+
+    Returns:
+        The pixels to calibrate with, the samples to compare on, and what they are, for people.
+
+    Raises:
+        DataError: too few images, or one that cannot be read.
+    """
+    files = [job.image for job in find_jobs([*images], Path(tempfile.gettempdir()) / "isicrt-no-masks")]
+    if len(files) <= calibrate:
+        raise DataError(
+            f"{len(files)} images are too few to calibrate on {calibrate} and to compare on others: name more images "
+            "or calibrate on fewer"
+        )
+    first = set(np.linspace(0, len(files) - 1, calibrate).round().astype(int).tolist())
+    rest = [file for index, file in enumerate(files) if index not in first]
+    picks = np.unique(np.linspace(0, len(rest) - 1, compare).round().astype(int))
+    samples = []
+    for file in (rest[pick] for pick in picks):
+        truth = _find_truth(file, masks)
+        pixels = decode_image(file, size).pixels
+        samples.append(Sample(file.name, pixels, read_mask(truth) if truth is not None else None))
+    if masks and all(sample.truth is None for sample in samples):
+        raise DataError(f"{', '.join(map(str, masks))}: no ground truth for any image, such as {samples[0].name}")
+    calibration = [decode_image(files[index], size).pixels for index in sorted(first)]
+    # Two names of a path tell data sets apart and tell nothing of the machine.
+    folders = [path.parent if path.name == "images" else path for path in images]
+    names = ", ".join("/".join(folder.absolute().parts[-2:]) for folder in folders)
+    return calibration, samples, f"{len(samples)} of {len(files)} images of {names}, none of which calibrated"
+
+
+def _find_truth(image: Path, masks: Sequence[Path]) -> Path | None:
+    for folder in masks:
+        for name in (f"{image.stem}_Segmentation.png", f"{image.stem}.png"):
+            if (folder / name).is_file():
+                return folder / name
+    return None
