@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from isicrt.export.parity import Parity, Sample
 
 TARGETS = ("auto", "tensorrt", "tensorrt-rtx", "onnx")
+COMPATIBILITIES = ("none", "ampere-plus", "same-compute-capability")
 RENDERED_SIZE = (384, 512)
 
 
@@ -30,6 +32,14 @@ def parse_batch_sizes(ctx: click.Context, param: click.Parameter, value: str) ->
     if len(numbers) != 3 or not 1 <= numbers[0] <= numbers[1] <= numbers[2] <= 4096:
         raise click.BadParameter(f"{value!r}: expected N, or MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX <= 4096")
     return numbers
+
+
+def parse_compute_capabilities(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    """``8.0,8.9`` or ``current``; which of them TensorRT knows, it says itself."""
+    parts = tuple(part.strip() for part in value.split(",")) if value else ()
+    if any(not re.fullmatch(r"\d+\.\d|current", part) for part in parts) or len(set(parts)) < len(parts):
+        raise click.BadParameter(f"{value!r}: expected compute capabilities such as 8.0,8.9, or `current`")
+    return parts
 
 
 @click.command()
@@ -49,6 +59,31 @@ def parse_batch_sizes(ctx: click.Context, param: click.Parameter, value: str) ->
     default="auto",
     show_default=True,
     help="`auto`: TensorRT if it and a GPU are there, else TensorRT for RTX, else ONNX only.",
+)
+@click.option(
+    "--hardware-compatibility",
+    type=click.Choice(COMPATIBILITIES),
+    default="none",
+    show_default=True,
+    help="TensorRT: other GPUs that the plan has to run on. It gets slower.",
+)
+@click.option(
+    "--compute-capability",
+    metavar="X.Y[,X.Y...]|current",
+    callback=parse_compute_capabilities,
+    default="",
+    help="TensorRT for RTX: GPUs to prepare the plan for.  [default: all that it knows from 8.0]",
+)
+@click.option(
+    "--opt-level",
+    type=click.IntRange(0, 5),
+    help="How long to look for faster kernels.  [default: TensorRT's, 3]",
+)
+@click.option(
+    "--workspace",
+    metavar="MIB",
+    type=click.IntRange(1, 1 << 20),
+    help="Device memory that one layer may use.  [default: all there is]",
 )
 @click.option(
     "--images",
@@ -75,6 +110,10 @@ def command(
     fp16: bool,
     batch_size: tuple[int, int, int],
     target: str,
+    hardware_compatibility: str,
+    compute_capability: tuple[str, ...],
+    opt_level: int | None,
+    workspace: int | None,
     images: Path | None,
     masks: Path | None,
     parity_images: int,
@@ -90,10 +129,12 @@ def command(
     """
     if masks is not None and images is None:
         raise click.UsageError("--masks needs --images: the images that the masks belong to.")
-    from isicrt.export.build import build, choose_target, open_source
-    from isicrt.export.tensorrt_build import Profile
+    from isicrt.export.build import build, check_tuning, choose_target, open_source
+    from isicrt.export.tensorrt_build import Profile, Tuning
 
     destination = choose_target(target)
+    tuning = Tuning(hardware_compatibility, compute_capability, opt_level, workspace)
+    check_tuning(destination, tuning)
     source = open_source(*_find(checkpoint))
     precision = "fp16" if fp16 else "fp32"
     h, w = source.card.input_size
@@ -107,6 +148,7 @@ def command(
             samples,
             precision=precision,
             profile=Profile(*batch_size),
+            tuning=tuning,
             destination=destination,
             out=out,
             images=origin,
@@ -239,7 +281,9 @@ def _print(built: Built, destination: Destination, batch_size: tuple[int, int, i
         builder = built.card.builder
         sizes = ",".join(map(str, batch_size))
         made = f"{destination.flavour} {builder['version']}, batch {sizes}"
+        made += f", {' '.join(builder['options'])}" if builder["options"] else ""
         click.echo(f"Wrote {built.plan}  {_megabytes(built.plan)}  ({made})")
+        click.echo("A plan is code that runs on the GPU: load only plans that you trust, and send the ONNX file.")
     for note in built.notes:
         click.echo(note)
     if built.card.precision == "fp16" and built.plan_parity is None:

@@ -22,12 +22,19 @@ class Gpu:
     """As ``"9.0"``."""
     cuda: str
     """The newest CUDA that the driver serves, as ``"13.0"``."""
+    driver: str = ""
+    """Version of the driver itself, as ``"580.159.04"``; empty where NVML does not say."""
+
+
+def driver_library() -> ctypes.CDLL:
+    """The CUDA driver. Raises OSError where there is none."""
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
 def find_gpu(index: int = 0) -> Gpu | None:
     """The device of that number, or None where there is no driver or no such device."""
     try:
-        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        cuda = driver_library()
     except OSError:
         return None
     device, major, minor, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
@@ -46,4 +53,18 @@ def find_gpu(index: int = 0) -> Gpu | None:
     except AttributeError:  # a stand-in library without these functions, as in some build images
         return None
     served = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", served)
+    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", served, _driver_version())
+
+
+def _driver_version() -> str:
+    """https://docs.nvidia.com/deploy/nvml-api/group__nvmlSystemQueries.html"""
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() != 0:
+            return ""
+        text = ctypes.create_string_buffer(96)
+        known = nvml.nvmlSystemGetDriverVersion(text, len(text)) == 0
+        nvml.nvmlShutdown()
+    except (OSError, AttributeError):
+        return ""
+    return text.value.decode(errors="replace") if known else ""

@@ -17,6 +17,8 @@ from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.errors import MissingDependencyError, ModelError
 from isicrt.engine.geometry import UInt8Array
 
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, of which PyCUDA has no name
+
 _contexts: dict[int, Any] = {}
 _lock = threading.Lock()
 
@@ -80,6 +82,11 @@ class CudaDevice:
             raise ModelError(f"{self.gpu.name}: could not {doing}: {error}") from error
 
 
+def make_stream(device: CudaDevice) -> Any:
+    """A PyCUDA stream, made inside `current()`, that does not wait for what others do on the default stream."""
+    return device.cuda.Stream(_NON_BLOCKING)
+
+
 class TransferBuffer:
     """A block of device memory with pinned host memory of the same size. Made, used and freed inside `current()`.
 
@@ -91,7 +98,12 @@ class TransferBuffer:
     def __init__(self, device: CudaDevice, shape: tuple[int, ...]) -> None:
         self._cuda = device.cuda
         self.host: UInt8Array = self._cuda.pagelocked_empty(shape, np.uint8)
-        self._allocation: Any = self._cuda.mem_alloc(self.host.nbytes)
+        try:
+            self._allocation: Any = self._cuda.mem_alloc(self.host.nbytes)
+        except BaseException:
+            pinned: Any = self.host.base
+            pinned.free()
+            raise
         self.address = int(self._allocation)
 
     def upload(self, rows: int, stream: Any) -> None:
@@ -105,7 +117,11 @@ class TransferBuffer:
     def free(self) -> None:
         """Give both back. No copy may be under way."""
         if self._allocation is not None:
-            self._allocation.free()
-            self._allocation = None
-            self.host.base.free()  # type: ignore[union-attr]
+            # One after the other, also when the device has failed and PyCUDA says so.
+            pinned: Any = self.host.base
+            allocation, self._allocation = self._allocation, None
             self.host = np.empty((0, *self.host.shape[1:]), np.uint8)
+            try:
+                allocation.free()
+            finally:
+                pinned.free()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import ModelError
@@ -49,6 +49,45 @@ class Runtime(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class Ticket(Protocol):
+    """A batch in flight, as `PipelinedRuntime.submit` gives it."""
+
+
+@runtime_checkable
+class PipelinedRuntime(Runtime, Protocol):
+    """A runtime that can have several batches in flight, so that copying overlaps with computing.
+
+    `submit` and `collect` are called by one thread at a time, as `infer` is, which may be called in between.
+    `isicrt.engine.in_flight.infer_batches` does the bookkeeping.
+    """
+
+    @property
+    def depth(self) -> int:
+        """Batches that may be in flight; at least 1."""
+        ...
+
+    def submit(self, images: UInt8Array) -> Ticket:
+        """Begin a batch and return at once; the caller may write over `images` then.
+
+        Args:
+            images: as for `infer`.
+
+        Raises:
+            ModelError: as `infer`. Nothing of this batch is under way then.
+            RuntimeError: `depth` batches are in flight already.
+        """
+        ...
+
+    def collect(self, ticket: Any) -> UInt8Array:
+        """Wait for a batch, in any order; returns what `infer` would.
+
+        Raises:
+            ModelError: the device failed on it.
+            RuntimeError: it was collected before.
+        """
+        ...
 
 
 def check_batch(images: UInt8Array, card: ModelCard, max_batch: int | None) -> None:

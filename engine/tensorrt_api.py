@@ -7,7 +7,10 @@ graph are the types of the engine, and no precision flag (TensorRT 11 has none) 
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from isicrt.engine.errors import MissingDependencyError
@@ -79,6 +82,15 @@ def installed(flavour: str) -> bool:
     except MissingDependencyError:
         return False
     return True
+
+
+def cache_folder() -> Path:
+    """The user's folder for what a builder or a runtime may keep between two runs. It need not exist."""
+    if sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "isicrt"
 
 
 def make_logger(trt: TensorRt) -> Any:

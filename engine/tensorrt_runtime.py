@@ -3,61 +3,74 @@
 from __future__ import annotations
 
 import os
+import shlex
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from isicrt.engine import tensorrt_api
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cuda_driver import Gpu
-from isicrt.engine.cuda_memory import CudaDevice, TransferBuffer
-from isicrt.engine.errors import ModelError
+from isicrt.engine.cuda_memory import CudaDevice
+from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array
-from isicrt.engine.plan import read_plan, rebuild_command
+from isicrt.engine.in_flight import SlotPool, SlotTicket
+from isicrt.engine.plan import read_plan
+from isicrt.engine.plan import rebuild_command as plain_rebuild_command
 from isicrt.engine.runtime import check_batch
+from isicrt.engine.tensorrt_kernels import KernelCache, graph_context
+from isicrt.engine.tensorrt_slot import Signature, TensorRtSlot, Timing
+
+BATCHES_IN_FLIGHT = 3
+"""One is copied in, one computes, one is copied out."""
 
 
 class TensorRtRuntime:
-    """A plan with its card, loaded on a GPU. See `isicrt.engine.runtime.Runtime`.
+    """A plan with its card, loaded on a GPU. See `isicrt.engine.runtime.PipelinedRuntime`.
 
-    One execution context, one stream, one pair of buffers of the profile's largest batch. `infer` may be called from
-    any thread, one at a time.
+    Each batch in flight has an execution context, a stream and buffers of the profile's largest batch. The methods may
+    be called from any thread, one at a time.
 
     Args:
         path: the plan.
         device: index of the GPU.
+        depth: batches in flight, 1 to 8.
 
     Raises:
         ModelError: not a plan of ours, or one for another GPU or version (both sides are named, and the command
             that builds it again); no GPU; or TensorRT refuses it.
         MissingDependencyError: PyCUDA or the TensorRT that built the plan is not installed.
+        SettingsError: `depth` is out of its range.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, device: int = 0) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, device: int = 0, depth: int = BATCHES_IN_FLIGHT) -> None:
+        if not 1 <= depth <= 8:
+            raise SettingsError(f"{depth} batches in flight: expected 1 to 8")
         self.path = Path(path)
         self.card, plan = read_plan(path)
-        self._device = CudaDevice(device)
-        flavour = self.card.builder.get("flavour")
-        if flavour not in tensorrt_api.FLAVOURS:
-            raise ModelError(f"{path}: built by {flavour!r}; this isicrt knows {', '.join(tensorrt_api.FLAVOURS)}")
+        flavour = check_flavour(self.path, self.card)
+        self.device = CudaDevice(device)
         self._trt = tensorrt_api.load(flavour)
         check_version(self.path, self.card, self._trt)
-        check_gpu(self.path, self.card, self._device.gpu)
+        check_gpu(self.path, self.card, self.device.gpu)
         self.name = f"{flavour}-{self.card.precision}"
         self.max_batch: int | None = None
         self._log = tensorrt_api.make_logger(self._trt)
-        self._stream: Any = None
-        self._buffers: list[TransferBuffer] = []
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._kernels: KernelCache | None = None
+        self._slots: list[TensorRtSlot] = []
+        self._pool: SlotPool | None = None
         try:
-            with self._device.errors(f"load {path}"), self._device.current():
-                self._load(plan)
+            with self.device.errors(f"load {path}"), self.device.current():
+                self._load(plan, depth)
         except BaseException:
-            self.close()
+            with suppress(Exception):  # what went wrong first is what matters
+                self.close()
             raise
 
-    def _load(self, plan: bytes) -> None:
+    def _load(self, plan: bytes, depth: int) -> None:
         trt = self._trt.module
         self._runtime = trt.Runtime(self._log)
         if hasattr(self._runtime, "get_engine_validity"):  # TensorRT for RTX only
@@ -65,15 +78,27 @@ class TensorRtRuntime:
             if validity == trt.EngineValidity.INVALID:
                 known = trt.EngineInvalidityDiagnostics.__members__.items()
                 reasons = ", ".join(name for name, flag in known if int(bits) & flag.value) or "no reason given"
-                raise self._refused(f"calls it invalid on {self._device.gpu.name} ({reasons})")
+                raise self._refused(f"calls it invalid on {self.device.gpu.name} ({reasons})")
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise self._refused("cannot load it")
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise self._refused("has no memory for its execution context")
-        tensors = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        modes = {name: self._engine.get_tensor_mode(name) for name in tensors}
+        signature = self._signature()
+        self.max_batch = signature.largest
+        self._kernels = KernelCache(self._trt, self._engine, self.card, self.device.gpu)
+        for _ in range(depth):
+            context = graph_context(self._trt, self._engine, self._kernels)
+            if context is None:
+                raise self._refused("has no memory for its execution context")
+            slot = TensorRtSlot(
+                self.device, context, signature, record=not self._kernels.records_graphs, refused=self._refused
+            )
+            self._slots.append(slot)
+        self._pool = SlotPool(self._slots)
+
+    def _signature(self) -> Signature:
+        trt, engine = self._trt.module, self._engine
+        tensors = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        modes = {name: engine.get_tensor_mode(name) for name in tensors}
         inputs = [name for name in tensors if modes[name] == trt.TensorIOMode.INPUT]
         outputs = [name for name in tensors if modes[name] == trt.TensorIOMode.OUTPUT]
         h, w = self.card.input_size
@@ -81,22 +106,13 @@ class TensorRtRuntime:
         for shape, names in expected.items():
             if (
                 len(names) != 1
-                or tuple(self._engine.get_tensor_shape(names[0])) != shape
-                or self._engine.get_tensor_dtype(names[0]) != trt.DataType.UINT8
+                or tuple(engine.get_tensor_shape(names[0])) != shape
+                or engine.get_tensor_dtype(names[0]) != trt.DataType.UINT8
             ):
-                found = [(n, tuple(self._engine.get_tensor_shape(n)), self._engine.get_tensor_dtype(n)) for n in names]
+                found = [(n, tuple(engine.get_tensor_shape(n)), engine.get_tensor_dtype(n)) for n in names]
                 raise self._refused(f"sees {found} where its card promises one uint8 tensor of {shape}")
-        (self._input,), (self._output,) = inputs, outputs
-        smallest, _, largest = (tuple(dims) for dims in self._engine.get_tensor_profile_shape(self._input, 0))
-        self._min_batch, self.max_batch = smallest[0], largest[0]
-
-        # Not the default stream: TensorRT would synchronise the whole device around every call on it.
-        self._stream = self._device.cuda.Stream()
-        for name, shape in ((self._input, (largest[0], h, w, 3)), (self._output, (largest[0], h, w))):
-            self._buffers.append(TransferBuffer(self._device, shape))
-            if not self._context.set_tensor_address(name, self._buffers[-1].address):
-                raise self._refused(f"does not take an address for '{name}'")
-        self._rows = 0
+        smallest, _, largest = (tuple(dims) for dims in engine.get_tensor_profile_shape(inputs[0], 0))
+        return Signature(inputs[0], outputs[0], (h, w), smallest[0], largest[0])
 
     def _refused(self, problem: str) -> ModelError:
         said = f" It says: {self._log.problems[-1].rstrip('.')}." if self._log.problems else ""
@@ -104,39 +120,64 @@ class TensorRtRuntime:
             f"{self.path}: {self._trt.title} {problem}.{said} Build it again with: {rebuild_command(self.card)}"
         )
 
+    @property
+    def depth(self) -> int:
+        """See `PipelinedRuntime.depth`."""
+        return self._open().depth
+
     def infer(self, images: UInt8Array) -> UInt8Array:
         """See `Runtime.infer`. Returns when the result is in host memory."""
-        if self._stream is None:
-            raise ModelError(f"{self.path}: this runtime is closed")
+        return self.collect(self.submit(images))
+
+    def submit(self, images: UInt8Array) -> SlotTicket:
+        """See `PipelinedRuntime.submit`."""
+        pool = self._open()
         check_batch(images, self.card, self.max_batch)
-        count = len(images)
-        rows = max(count, self._min_batch)
-        source, result = self._buffers
-        source.host[:count] = images
-        source.host[count:rows] = 0
-        with self._device.errors(f"segment a batch of {count}"), self._device.current():
-            if rows != self._rows:
-                if not self._context.set_input_shape(self._input, (rows, *images.shape[1:])):
-                    raise self._refused(f"does not take a batch of {rows}")
-                self._rows = rows
-            try:
-                source.upload(rows, self._stream)
-                if not self._context.execute_async_v3(self._stream.handle):
-                    raise self._refused(f"could not run a batch of {rows}")
-                result.download(rows, self._stream)
-            finally:
-                # Also on an error: what is in flight reads and writes the buffers.
-                self._stream.synchronize()
-        return np.array(result.host[:count])
+        return pool.submit(images)
+
+    def collect(self, ticket: SlotTicket) -> UInt8Array:
+        """See `PipelinedRuntime.collect`."""
+        return self._open().collect(ticket)
+
+    def time(self, images: UInt8Array) -> Timing:
+        """How long the two transfers and the network of one batch take, without a CUDA graph, nothing beside it.
+
+        Raises:
+            ModelError: as `infer`.
+            RuntimeError: batches are in flight.
+        """
+        pool = self._open()
+        check_batch(images, self.card, self.max_batch)
+        if pool.busy:
+            raise RuntimeError("collect the batches in flight first: they would be in the figures")
+        return self._slots[0].time(images)
+
+    @property
+    def slots(self) -> list[TensorRtSlot]:
+        """For whoever writes pixels to the device by other ways than `infer`; see `isicrt.engine.gpu_chain`."""
+        self._open()
+        return self._slots
+
+    def _open(self) -> SlotPool:
+        if self._pool is None:
+            raise ModelError(f"{self.path}: this runtime is closed")
+        return self._pool
 
     def close(self) -> None:
-        """See `Runtime.close`."""
-        with self._device.current():
-            for buffer in self._buffers:
-                buffer.free()
-            self._buffers = []
-            # TensorRT's objects go before the stream and while the context is current, children first.
-            self._context = self._engine = self._runtime = self._stream = None
+        """See `Runtime.close`. Batches in flight are waited for and lost."""
+        self._pool = None
+        slots, self._slots = self._slots, []
+        with self.device.current():
+            try:
+                if self._kernels is not None:
+                    self._kernels.save()
+                if slots:
+                    SlotPool(slots).free()
+            finally:
+                # TensorRT's objects go while the context is current, children first.
+                self._kernels = None
+                self._engine = None
+                self._runtime = None
 
     def __enter__(self) -> TensorRtRuntime:
         return self
@@ -145,6 +186,21 @@ class TensorRtRuntime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def rebuild_command(card: ModelCard) -> str:
+    """The command line that builds a plan again, with the options of the builder that its card records."""
+    options = card.builder.get("options")
+    words = [str(word) for word in options] if isinstance(options, list) else []
+    return " ".join([plain_rebuild_command(card), shlex.join(words)]).rstrip()
+
+
+def check_flavour(path: Path, card: ModelCard) -> str:
+    """The product that built a plan. Raises ModelError if it is none that this isicrt knows."""
+    flavour = card.builder.get("flavour")
+    if flavour not in tensorrt_api.FLAVOURS:
+        raise ModelError(f"{path}: built by {flavour!r}; this isicrt knows {', '.join(tensorrt_api.FLAVOURS)}")
+    return str(flavour)
 
 
 def check_version(path: Path, card: ModelCard, trt: tensorrt_api.TensorRt) -> None:
@@ -161,11 +217,17 @@ def check_version(path: Path, card: ModelCard, trt: tensorrt_api.TensorRt) -> No
 def check_gpu(path: Path, card: ModelCard, gpu: Gpu) -> None:
     """Raise ModelError if a plan of `tensorrt` was built for another compute capability.
 
-    Plans of TensorRT for RTX are finished on the GPU that runs them and have no such tie.
+    One that was built with ``--hardware-compatibility ampere-plus`` takes any from 8.0. Plans of TensorRT for RTX are
+    finished on the GPU that runs them; whether it can, TensorRT for RTX says itself.
     """
     built = card.builder.get("compute_capability")
-    if card.builder.get("flavour") == "tensorrt" and built != gpu.compute_capability:
-        raise ModelError(
-            f"{path}: built for {card.builder.get('gpu')} (compute capability {built}), but this GPU is {gpu.name} "
-            f"(compute capability {gpu.compute_capability}). Build it again with: {rebuild_command(card)}"
-        )
+    if card.builder.get("flavour") != "tensorrt" or built == gpu.compute_capability:
+        return
+    anywhere = card.builder.get("hardware_compatibility") == "ampere-plus"
+    if anywhere and float(gpu.compute_capability) >= 8.0:
+        return
+    made_for = "Ampere and newer GPUs, 8.0 and up, on" if anywhere else "for"
+    raise ModelError(
+        f"{path}: built {made_for} {card.builder.get('gpu')} (compute capability {built}), but this GPU is {gpu.name} "
+        f"(compute capability {gpu.compute_capability}). Build it again with: {rebuild_command(card)}"
+    )

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from isicrt._version import __version__
 from isicrt.engine import tensorrt_api
 from isicrt.engine.card import ModelCard
@@ -22,17 +20,16 @@ from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.masks import replace_file
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import write_plan
-from isicrt.engine.tensorrt_runtime import TensorRtRuntime
 
 try:
     import onnx
 except ImportError as error:
     raise MissingDependencyError("onnx", "train", str(error)) from error
 
-from isicrt.export import half, onnx_graph
+from isicrt.export import half, onnx_graph, trials
 from isicrt.export.inspection import half_share
 from isicrt.export.parity import Compute, Levels, OnnxLevels, Parity, Sample, measure_parity, require_parity
-from isicrt.export.tensorrt_build import Engine, Profile, build_engine
+from isicrt.export.tensorrt_build import NO_TUNING, Engine, Profile, Tuning, build_engine, require_tuning
 
 if TYPE_CHECKING:
     from isicrt.export.onnx_export import Deployed
@@ -153,6 +150,7 @@ def build(
     out: Path,
     images: str,
     report: Report,
+    tuning: Tuning = NO_TUNING,
 ) -> Built:
     """Export, convert, compare, build, and only then write.
 
@@ -165,10 +163,12 @@ def build(
         out: folder; made if it is not there.
         images: what the samples are, for people.
         report: called as the work goes on.
+        tuning: of the builder.
 
     Raises:
         BuildError: see the steps; nothing is written then.
     """
+    check_tuning(destination, tuning)
     clock = _Clock()
     report("export to ONNX", None)
     exact = _exact_graph(source, precision)
@@ -199,19 +199,19 @@ def build(
     with _writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".isicrt-") as folder:
         path = Path(folder) / ONNX_NAME
         path.write_bytes(onnx_bytes)
-        check_batches(path, (1, 3, min(profile.largest, 32)))
+        trials.check_batches(path, (1, 3, min(profile.largest, 32)))
     clock.lap("check")
     if destination.flavour is None:
         with _writing(out):
             replace_file(onnx_path, onnx_bytes)
         return Built(card, onnx_path, None, parity, None, "", clock.seconds)
 
-    engine, card = _plan(source, card, onnx_bytes, profile, destination, report)
+    engine, card = _plan(source, card, onnx_bytes, profile, tuning, destination, report)
     clock.lap("build")
     plan_parity, note = None, "The plan was built but not run: no NVIDIA GPU is here."
     if destination.gpu is not None:
         report("compare the plan on images", None)
-        plan_parity, note = _plan_parity(card, engine.plan, reference, samples, images, out)
+        plan_parity, note = trials.plan_parity(card, engine.plan, reference, samples, images, out)
         clock.lap("plan parity")
     if plan_parity is not None:
         card = card.replace(builder=dict(card.builder) | {"parity": plan_parity.to_dict()})
@@ -292,8 +292,24 @@ def _finished(source: Source, graph: onnx.ModelProto, precision: str, parity: Pa
     return card, graph.SerializeToString(deterministic=True)
 
 
+def check_tuning(destination: Destination, tuning: Tuning) -> None:
+    """Raise BuildError if what is built there has no such tuning: before anything is exported and compared."""
+    if destination.flavour is not None:
+        require_tuning(tensorrt_api.load(destination.flavour), tuning)
+    elif words := tuning.to_words():
+        raise BuildError(f"{words[0]}: it is about TensorRT plans, and only ONNX is written here")
+    if "current" in tuning.compute_capabilities and destination.gpu is None:
+        raise BuildError("--compute-capability current: it is that of the GPU in this machine, and none is here")
+
+
 def _plan(
-    source: Source, card: ModelCard, onnx_bytes: bytes, profile: Profile, destination: Destination, report: Report
+    source: Source,
+    card: ModelCard,
+    onnx_bytes: bytes,
+    profile: Profile,
+    tuning: Tuning,
+    destination: Destination,
+    report: Report,
 ) -> tuple[Engine, ModelCard]:
     """The engine, and the card that goes in front of it."""
     assert destination.flavour is not None
@@ -305,6 +321,7 @@ def _plan(
         onnx_bytes,
         profile,
         half=card.precision == "fp16",
+        tuning=tuning,
         gpu=destination.gpu,
         on_progress=lambda fraction: report(title, fraction),
     )
@@ -318,63 +335,10 @@ def _plan(
         "half_layers": half_share(engine.layers),
         "gpu": gpu.name if gpu else None,
         "compute_capability": gpu.compute_capability if gpu else None,
+        "driver": gpu.driver if gpu else None,
         "driver_cuda": gpu.cuda if gpu else None,
+        "options": tuning.to_words(),
+        "hardware_compatibility": tuning.hardware_compatibility,
+        "compute_capabilities": list(tuning.compute_capabilities),
     }
     return engine, card.replace(builder=builder)
-
-
-def check_batches(path: Path, sizes: Sequence[int]) -> None:
-    """Run an ONNX file at several batch sizes and compare first and last image with a batch of one.
-
-    Raises:
-        BuildError: a size fails, or an image's result depends on its neighbours by more than one level of 255.
-    """
-    with OnnxRuntime(path) as runtime:
-        h, w = runtime.card.input_size
-        rng = np.random.default_rng(0)
-        for size in sizes:
-            images = rng.integers(0, 256, (size, h, w, 3), dtype=np.uint8)
-            try:
-                batch = runtime.infer(images)
-            except Exception as error:  # ONNX Runtime's exceptions have no common root
-                raise BuildError(f"the exported ONNX file fails at a batch of {size}: {error}") from error
-            for index in {0, size - 1}:
-                alone = runtime.infer(images[index : index + 1])[0]
-                if np.abs(alone.astype(int) - batch[index]).max() > 1:
-                    raise BuildError(f"the exported ONNX file mixes the images of a batch of {size}")
-
-
-def _plan_parity(
-    card: ModelCard,
-    plan: bytes,
-    reference: tuple[str, Compute],
-    samples: Sequence[Sample],
-    images: str,
-    out: Path,
-) -> tuple[Parity | None, str]:
-    """Parity of the plan on this machine's GPU; or None, and why it was not run.
-
-    Raises:
-        BuildError: it runs and does not agree, or a plan of `tensorrt` does not even load where it was built.
-    """
-    with tempfile.TemporaryDirectory(dir=out, prefix=".isicrt-") as folder:
-        path = Path(folder) / PLAN_NAME
-        write_plan(path, card, plan)
-        try:
-            runtime = TensorRtRuntime(path)
-        except MissingDependencyError as error:
-            return None, f"The plan was built but not run: {error}"
-        except ModelError as error:
-            if card.builder["flavour"] == "tensorrt":
-                raise BuildError(f"the plan was built but does not load: {error}") from error
-            return None, f"The plan was built but does not load on this GPU: {error}"
-        with runtime:
-            largest = runtime.max_batch or 1
-
-            def levels(batch: UInt8Array) -> Levels:
-                parts = [runtime.infer(batch[i : i + largest]) for i in range(0, len(batch), largest)]
-                return np.concatenate(parts).astype(np.float32)
-
-            parity = measure_parity(reference, (f"the plan on {runtime.name}", levels), samples, card, source=images)
-    require_parity(parity)
-    return parity, ""

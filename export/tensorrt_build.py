@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
@@ -16,10 +14,17 @@ from typing import Any
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import BuildError
 from isicrt.engine.masks import replace_file
-from isicrt.engine.tensorrt_api import TensorRt, make_logger
+from isicrt.engine.tensorrt_api import TensorRt, cache_folder, make_logger
 from isicrt.export.inspection import Layer, inspect_network, require_half
 
 _SHOWN = 5
+
+COMPATIBILITIES = {
+    "none": "NONE",
+    "ampere-plus": "AMPERE_PLUS",
+    "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
+}
+"""``--hardware-compatibility``, and what TensorRT calls it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,36 @@ class Profile:
     def __post_init__(self) -> None:
         if not 1 <= self.smallest <= self.best <= self.largest:
             raise BuildError(f"batch sizes {self.smallest},{self.best},{self.largest}: expected 1 <= MIN <= OPT <= MAX")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What may be asked of a builder beside profile and precision. What is not asked for stays as TensorRT has it."""
+
+    hardware_compatibility: str = "none"
+    """A key of `COMPATIBILITIES`: which other GPUs a plan of `tensorrt` has to run on, at the price of speed."""
+    compute_capabilities: tuple[str, ...] = ()
+    """As ``"8.9"``, or ``("current",)``: for which GPUs TensorRT for RTX prepares its plan."""
+    opt_level: int | None = None
+    """0 to 5: how long the builder looks for faster kernels."""
+    workspace_mib: int | None = None
+    """Device memory that one layer may use for itself."""
+
+    def to_words(self) -> list[str]:
+        """The options of `isicrt build-engine` that ask for this; none for the defaults."""
+        words = []
+        if self.hardware_compatibility != "none":
+            words += ["--hardware-compatibility", self.hardware_compatibility]
+        if self.compute_capabilities:
+            words += ["--compute-capability", ",".join(self.compute_capabilities)]
+        if self.opt_level is not None:
+            words += ["--opt-level", str(self.opt_level)]
+        if self.workspace_mib is not None:
+            words += ["--workspace", str(self.workspace_mib)]
+        return words
+
+
+NO_TUNING = Tuning()
 
 
 @dataclass(frozen=True)
@@ -50,6 +85,7 @@ def build_engine(
     profile: Profile,
     *,
     half: bool,
+    tuning: Tuning = NO_TUNING,
     gpu: Gpu | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Engine:
@@ -62,13 +98,15 @@ def build_engine(
         model: an ONNX file's bytes, with one input.
         profile: batch sizes.
         half: refuse a network with a convolution that is not FP16. The precision itself is in the graph.
+        tuning: see there.
         gpu: names the timing cache, which only `tensorrt` has.
         on_progress: called with 0..1, from another thread.
 
     Raises:
-        BuildError: the parser refuses the graph (its nodes and reasons are named), a layer is not half, or the
-            builder fails.
+        BuildError: the parser refuses the graph (its nodes and reasons are named), a layer is not half, the flavour
+            has no such tuning, or the builder fails.
     """
+    require_tuning(trt, tuning)
     module, log = trt.module, make_logger(trt)
     try:
         builder = module.Builder(log)
@@ -88,8 +126,9 @@ def build_engine(
     # TensorFloat-32 has the mantissa of half: what is called fp32 here is float32.
     config.clear_flag(module.BuilderFlag.TF32)
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+    _tune(trt, log, config, tuning)
     _add_profile(trt, log, builder, network, config, profile)
-    cache = _TimingCache(trt, config, gpu) if trt.flavour == "tensorrt" and gpu is not None else None
+    cache = _TimingCache(trt, config, gpu, tuning) if trt.flavour == "tensorrt" and gpu is not None else None
     cancelled = threading.Event()
     monitor = _make_monitor(trt, BuildProgress(on_progress or (lambda fraction: None)), cancelled)
     config.progress_monitor = monitor
@@ -129,6 +168,52 @@ def _created(thing: Any, what: str, trt: TensorRt, log: Any) -> Any:
     if thing is None:
         raise _failure(trt, log, f"could not create a {what}")
     return thing
+
+
+def require_tuning(trt: TensorRt, tuning: Tuning) -> None:
+    """Raise BuildError if this flavour does not have what is asked for; the message says what to use instead."""
+    if trt.flavour == "tensorrt" and tuning.compute_capabilities:
+        raise BuildError(
+            f"--compute-capability: {trt.title} builds for the GPU that it runs on. Use --hardware-compatibility for a "
+            "plan that other GPUs can run, or --target tensorrt-rtx."
+        )
+    if trt.flavour != "tensorrt" and tuning.hardware_compatibility != "none":
+        raise BuildError(
+            f"--hardware-compatibility: {trt.title} has no such setting, its plans are finished on the GPU that runs "
+            "them. Use --compute-capability to say which GPUs those are, or --target tensorrt."
+        )
+    known = known_capabilities(trt) if tuning.compute_capabilities else {}
+    for capability in tuning.compute_capabilities:
+        if capability not in known:
+            raise BuildError(f"--compute-capability {capability}: {trt.title} knows {', '.join(known)}")
+    if "current" in tuning.compute_capabilities and len(tuning.compute_capabilities) > 1:
+        raise BuildError("--compute-capability: 'current' stands alone, it cannot be joined with others")
+
+
+def known_capabilities(trt: TensorRt) -> dict[str, str]:
+    """Compute capabilities that TensorRT for RTX can be told, and its names of them: ``{"8.9": "SM89"}``."""
+    names = [name for name in trt.module.ComputeCapability.__members__ if name.startswith("SM")]
+    return {f"{name[2:-1]}.{name[-1]}": name for name in names} | {"current": "CURRENT"}
+
+
+def _tune(trt: TensorRt, log: Any, config: Any, tuning: Tuning) -> None:
+    module = trt.module
+    if tuning.hardware_compatibility != "none":
+        level = getattr(module.HardwareCompatibilityLevel, COMPATIBILITIES[tuning.hardware_compatibility])
+        config.hardware_compatibility_level = level
+    if tuning.compute_capabilities:
+        known = known_capabilities(trt)
+        config.num_compute_capabilities = len(tuning.compute_capabilities)
+        for index, capability in enumerate(tuning.compute_capabilities):
+            if not config.set_compute_capability(getattr(module.ComputeCapability, known[capability]), index):
+                raise _failure(trt, log, f"does not take compute capability {capability}")
+    if tuning.opt_level is not None:
+        config.builder_optimization_level = tuning.opt_level
+    if tuning.workspace_mib is not None:
+        pool, wanted = module.MemoryPoolType.WORKSPACE, tuning.workspace_mib << 20
+        config.set_memory_pool_limit(pool, wanted)
+        if config.get_memory_pool_limit(pool) != wanted:  # a size that it refuses leaves the old one in place
+            raise _failure(trt, log, f"does not take a workspace of {tuning.workspace_mib} MiB")
 
 
 def _add_profile(trt: TensorRt, log: Any, builder: Any, network: Any, config: Any, profile: Profile) -> None:
@@ -214,9 +299,9 @@ def _make_monitor(trt: TensorRt, progress: BuildProgress, cancelled: threading.E
 class _TimingCache:
     """Kernel timings of earlier builds by this TensorRT on this GPU with this driver, in the user's cache folder."""
 
-    def __init__(self, trt: TensorRt, config: Any, gpu: Gpu) -> None:
+    def __init__(self, trt: TensorRt, config: Any, gpu: Gpu, tuning: Tuning) -> None:
         self._config = config
-        self._path = timing_cache_path(trt.version, gpu)
+        self._path = timing_cache_path(trt.version, gpu, tuning)
         with contextlib.suppress(OSError):
             if config.set_timing_cache(config.create_timing_cache(self._path.read_bytes()), ignore_mismatch=False):
                 return
@@ -230,11 +315,8 @@ class _TimingCache:
             replace_file(self._path, bytes(self._config.get_timing_cache().serialize()))
 
 
-def timing_cache_path(version: str, gpu: Gpu) -> Path:
-    """Where the timing cache of a TensorRT version, GPU and driver lies."""
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = re.sub(r"[^A-Za-z0-9.]+", "-", f"{version}-{gpu.name}-sm{gpu.compute_capability}-cuda{gpu.cuda}")
-    return root / "isicrt" / f"timing-{key}.bin"
+def timing_cache_path(version: str, gpu: Gpu, tuning: Tuning = NO_TUNING) -> Path:
+    """Where the timing cache of a TensorRT version, GPU, driver and tuning lies."""
+    parts = [version, gpu.name, f"sm{gpu.compute_capability}", f"cuda{gpu.cuda}", gpu.driver, *tuning.to_words()]
+    key = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(part for part in parts if part))
+    return cache_folder() / f"timing-{key}.bin"

@@ -177,7 +177,7 @@ def test_batch_sizes_that_make_no_sense(value: str) -> None:
         (["--parity-images", "0"], 2, "0 is not in the range"),
         (["none.pt", "--target", "onnx"], 1, "none.pt: no such model file"),
         (["broken.pt", "--target", "onnx"], 1, "not a checkpoint"),
-        (["broken.onnx", "--target", "onnx"], 1, "ONNX Runtime cannot load it"),
+        (["broken.onnx", "--target", "onnx"], 1, "broken.onnx: not an ONNX file"),
         (["broken.plan", "--target", "onnx"], 1, "a plan cannot be compiled again"),
         (["darkness.onnx", "--target", "onnx", "--images", "empty"], 1, "no image found"),
         (["darkness.onnx", "--target", "onnx", "--images", "nowhere"], 1, "nowhere: no such file or folder"),
@@ -194,6 +194,42 @@ def test_bad_input(
     result = _run(*arguments)
     assert (result.exit_code, message in result.stderr) == (code, True), result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_options_of_the_builder_are_recorded_and_shown(darkness_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    result = _run(
+        *(darkness_onnx, "--target", "tensorrt-rtx", "--parity-images", "1", "--out", tmp_path, "--batch-size", "2"),
+        *("--compute-capability", "8.6, 8.9", "--opt-level", "2", "--workspace", "256"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "batch 1,2,2, --compute-capability 8.6,8.9 --opt-level 2 --workspace 256)" in result.stdout
+    assert "A plan is code that runs on the GPU" in result.stdout
+    assert read_plan(tmp_path / "model.plan")[0].builder["compute_capabilities"] == ["8.6", "8.9"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--opt-level", "6"], 2, "6 is not in the range 0<=x<=5"),
+        (["--workspace", "0"], 2, "0 is not in the range"),
+        (["--compute-capability", "sm89"], 2, "expected compute capabilities such as 8.0,8.9"),
+        (["--compute-capability", "8.9,8.9"], 2, "expected compute capabilities such as 8.0,8.9"),
+        (["--hardware-compatibility", "all"], 2, "'all' is not one of"),
+        (["--target", "onnx", "--opt-level", "1"], 1, "--opt-level: it is about TensorRT plans"),
+        (["--target", "onnx", "--compute-capability", "8.9"], 1, "--compute-capability: it is about TensorRT plans"),
+        (["--target", "tensorrt-rtx", "--hardware-compatibility", "ampere-plus"], 1, "has no such setting"),
+        (["--target", "tensorrt-rtx", "--compute-capability", "9.0"], 1, "knows 7.5, 8.0"),
+    ],
+)
+def test_options_of_the_builder_that_cannot_be(
+    darkness_onnx: Path, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    if "tensorrt-rtx" in arguments:
+        pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    result = _run(darkness_onnx, "--out", tmp_path / "out", *arguments)
+    assert (result.exit_code, message in result.stderr) == (code, True), result.output
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")

@@ -9,11 +9,11 @@ import pytest
 
 from isicrt.engine import runtime as runtime_module
 from isicrt.engine.cuda_driver import Gpu, find_gpu
-from isicrt.engine.errors import ModelError
+from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import write_plan
 from isicrt.engine.tensorrt_api import TensorRt
-from isicrt.engine.tensorrt_runtime import TensorRtRuntime, check_gpu, check_version
+from isicrt.engine.tensorrt_runtime import TensorRtRuntime, check_flavour, check_gpu, check_version, rebuild_command
 from tests.tiny_models import darkness_card
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0")
@@ -61,12 +61,63 @@ def test_another_version_names_both_and_the_rebuild() -> None:
     check_version(Path("a.plan"), card, TensorRt("tensorrt", None, "11.3.0.99"))
 
 
+@pytest.mark.parametrize(
+    ("options", "command"),
+    [
+        ([], REBUILD),
+        (["--opt-level", "5", "--workspace", "64"], f"{REBUILD} --opt-level 5 --workspace 64"),
+        (["--compute-capability", "8.0,8.9"], f"{REBUILD} --compute-capability 8.0,8.9"),
+        ("rubbish", REBUILD),
+    ],
+)
+def test_the_rebuild_command_has_the_options_of_the_builder(options: object, command: str) -> None:
+    card = darkness_card(precision="fp16", builder=BUILDER | {"options": options})
+    assert rebuild_command(card) == command
+    with pytest.raises(ModelError) as error:
+        check_version(Path("a.plan"), card, TensorRt("tensorrt", None, "11.4.0.106"))
+    assert str(error.value).endswith(command)
+
+
 def test_another_gpu_names_both_and_the_rebuild() -> None:
     card = darkness_card(precision="fp16", builder=BUILDER)
     with pytest.raises(ModelError) as error:
         check_gpu(Path("a.plan"), card, H100)
     assert all(part in str(error.value) for part in ("A100", "8.0", "H100", "9.0", REBUILD))
     check_gpu(Path("a.plan"), darkness_card(builder=BUILDER | {"compute_capability": "9.0"}), H100)
+
+
+@pytest.mark.parametrize(
+    ("level", "capability", "runs"),
+    [
+        ("ampere-plus", "9.0", True),
+        ("ampere-plus", "8.6", True),
+        ("ampere-plus", "7.5", False),
+        ("same-compute-capability", "8.0", True),
+        ("same-compute-capability", "9.0", False),
+        ("none", "8.0", True),
+        ("none", "8.6", False),
+    ],
+)
+def test_hardware_compatibility_says_which_gpus_a_plan_runs_on(level: str, capability: str, runs: bool) -> None:
+    card = darkness_card(builder=BUILDER | {"hardware_compatibility": level})
+    gpu = Gpu("another", capability, "13.0")
+    if runs:
+        check_gpu(Path("a.plan"), card, gpu)
+    else:
+        with pytest.raises(ModelError, match=r"A100.*compute capability 8\.0.*another"):
+            check_gpu(Path("a.plan"), card, gpu)
+
+
+def test_a_version_that_is_not_installed_names_its_extra(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="built by 'tensorrt-next'; this isicrt knows tensorrt, tensorrt-rtx"):
+        check_flavour(Path("a.plan"), darkness_card(builder=BUILDER | {"flavour": "tensorrt-next"}))
+    assert check_flavour(Path("a.plan"), darkness_card(builder=BUILDER)) == "tensorrt"
+
+
+@pytest.mark.parametrize("depth", [0, 9])
+def test_batches_in_flight_are_bounded(tmp_path: Path, depth: int) -> None:
+    with pytest.raises(SettingsError, match="expected 1 to 8"):
+        TensorRtRuntime(tmp_path / "a.plan", depth=depth)
 
 
 def test_a_plan_of_tensorrt_for_rtx_is_not_tied_to_a_gpu() -> None:
@@ -102,6 +153,14 @@ def test_a_plan_runs_and_equals_onnx_runtime(darkness_onnx: Path, tmp_path: Path
         for count in (8, 3, 1, 8):  # 1 is below the profile's smallest batch
             difference = plan.infer(images[:count]).astype(int) - onnx.infer(images[:count])
             assert np.abs(difference).max() <= 1
+        # Several in flight, twice each so that the full batch runs as a graph, collected out of order.
+        for _ in range(2):
+            tickets = [plan.submit(images[n:] if n else images) for n in range(plan.depth)]
+            for n in reversed(range(plan.depth)):
+                difference = plan.collect(tickets[n]).astype(int) - onnx.infer(images[n:])
+                assert np.abs(difference).max() <= 1
+        timing = plan.time(images)
+        assert min(timing.upload, timing.network, timing.download) > 0
         with pytest.raises(ModelError, match="batches of at most 8"):
             plan.infer(np.zeros((9, 64, 64, 3), np.uint8))
     plan.close()

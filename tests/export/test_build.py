@@ -16,7 +16,7 @@ from isicrt.engine.plan import read_plan
 from isicrt.export.build import Built, Destination, Source, build, choose_target, open_source
 from isicrt.export.onnx_export import Deployed
 from isicrt.export.parity import Sample
-from isicrt.export.tensorrt_build import Profile
+from isicrt.export.tensorrt_build import Profile, Tuning
 from tests.export.tiny_network import tiny_card, tiny_network
 
 ONNX_ONLY = Destination(None, None, "")
@@ -166,9 +166,50 @@ def test_a_plan_carries_all_that_is_known_of_it(
     with OnnxRuntime(built.onnx) as runtime:
         assert runtime.card == card.replace(builder={})
     assert stages[-1][1] is None or stages[-1][1] == 1.0
+    assert builder["options"] == []
+    assert builder["hardware_compatibility"] == "none"
+    assert builder["compute_capabilities"] == []
+    assert card.input_size == (64, 96)  # preprocessing
+    assert {"resize", "colour_order", "mean", "std", "threshold"} <= set(card.to_dict())
+    if precision == "fp16":
+        assert card.parity["candidate"].startswith("the FP16 graph")
     if find_gpu() is None:
-        assert builder["gpu"] is None
+        assert [builder[key] for key in ("gpu", "compute_capability", "driver", "driver_cuda")] == [None] * 4
         assert built.notes == ["The plan was built but not run: no NVIDIA GPU is here."]
+
+
+def test_the_tuning_is_in_the_card(darkness_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    built = _build(
+        open_source(darkness_onnx, "the source"),
+        [Sample("grey", np.full((64, 64, 3), 128, np.uint8))],
+        tmp_path,
+        destination=choose_target("tensorrt-rtx"),
+        tuning=Tuning("none", ("8.0", "8.9"), 1, 256),
+    )
+    assert built.plan is not None
+    builder = read_plan(built.plan)[0].builder
+    assert builder["options"] == ["--compute-capability", "8.0,8.9", "--opt-level", "1", "--workspace", "256"]
+    assert builder["compute_capabilities"] == ["8.0", "8.9"]
+
+
+@pytest.mark.parametrize(
+    ("target", "tuning", "message"),
+    [
+        ("onnx", Tuning(opt_level=2), "--opt-level: it is about TensorRT plans, and only ONNX is written here"),
+        ("tensorrt-rtx", Tuning("ampere-plus"), "--hardware-compatibility: TensorRT for RTX"),
+        ("tensorrt-rtx", Tuning("none", ("current",)), "that of the GPU in this machine, and none is here"),
+    ],
+)
+def test_a_tuning_that_cannot_be_is_refused_before_anything_is_done(
+    darkness_onnx: Path, samples: list[Sample], tmp_path: Path, target: str, tuning: Tuning, message: str
+) -> None:
+    if target != "onnx":
+        pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    destination = dataclasses.replace(choose_target(target), gpu=None)
+    with pytest.raises(BuildError, match=message):
+        _build(open_source(darkness_onnx, "x"), samples, tmp_path / "out", destination=destination, tuning=tuning)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_engine_that_fails_leaves_nothing_behind(fp32_file: Path, samples: list[Sample], tmp_path: Path) -> None:
@@ -185,7 +226,7 @@ def test_an_engine_that_fails_leaves_nothing_behind(fp32_file: Path, samples: li
     ("name", "content", "message"),
     [
         ("a.plan", b"plan", "a plan cannot be compiled again"),
-        ("a.onnx", b"not a model", "ONNX Runtime cannot load it"),
+        ("a.onnx", b"not a model", r"a\.onnx: not an ONNX file"),
         ("a.pt", b"not a checkpoint", "not a checkpoint"),
     ],
 )

@@ -14,9 +14,9 @@ from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import BuildError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.export import onnx_graph
-from isicrt.export.build import check_batches
 from isicrt.export.onnx_export import Deployed, export_onnx
 from isicrt.export.parity import OnnxLevels
+from isicrt.export.trials import check_batches
 from tests.export.tiny_network import tiny_card, tiny_network
 
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -20,7 +21,15 @@ from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import BuildError
 from isicrt.export.half import to_half
 from isicrt.export.inspection import Layer, half_share, require_half
-from isicrt.export.tensorrt_build import BuildProgress, Profile, build_engine, timing_cache_path
+from isicrt.export.tensorrt_build import (
+    BuildProgress,
+    Profile,
+    Tuning,
+    build_engine,
+    known_capabilities,
+    require_tuning,
+    timing_cache_path,
+)
 
 PROFILE = Profile(1, 4, 8)
 
@@ -28,6 +37,11 @@ PROFILE = Profile(1, 4, 8)
 @pytest.fixture(scope="module")
 def trt() -> tensorrt_api.TensorRt:
     return tensorrt_api.load("tensorrt-rtx")
+
+
+@pytest.fixture(scope="module")
+def tiny_half(tiny_onnx: onnx.ModelProto) -> bytes:
+    return to_half(tiny_onnx).SerializeToString()
 
 
 def test_builds_an_fp16_engine_with_every_convolution_half(
@@ -142,8 +156,89 @@ def test_matrix_products_are_counted_apart() -> None:
     assert half_share(layers) == "1 of 1 convolutions, 0 of 1 matrix products"
 
 
-def test_the_timing_cache_is_named_by_version_gpu_and_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "timing-11.4.0.106-NVIDIA-H100-80GB-HBM3-sm9.0-cuda13.0-580.95.05.bin"),
+        ({"driver": ""}, "timing-11.4.0.106-NVIDIA-H100-80GB-HBM3-sm9.0-cuda13.0.bin"),
+        (
+            {"tuning": Tuning("ampere-plus", (), 5, 64)},
+            "timing-11.4.0.106-NVIDIA-H100-80GB-HBM3-sm9.0-cuda13.0-580.95.05"
+            "-hardware-compatibility-ampere-plus-opt-level-5-workspace-64.bin",
+        ),
+    ],
+)
+def test_the_timing_cache_is_named_by_version_gpu_driver_and_tuning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, Any], name: str
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
-    path = timing_cache_path("11.4.0.106", Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0"))
-    assert path == tmp_path / "isicrt" / "timing-11.4.0.106-NVIDIA-H100-80GB-HBM3-sm9.0-cuda13.0.bin"
+    gpu = Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0", changes.get("driver", "580.95.05"))
+    assert timing_cache_path("11.4.0.106", gpu, changes.get("tuning", Tuning())) == tmp_path / "isicrt" / name
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        Tuning(opt_level=0),
+        Tuning(opt_level=5, workspace_mib=512),
+        Tuning(compute_capabilities=("8.9",)),
+        Tuning(compute_capabilities=("8.0", "12.0"), opt_level=1),
+    ],
+    ids=lambda tuning: " ".join(tuning.to_words()),
+)
+def test_a_tuned_builder_builds(trt: tensorrt_api.TensorRt, tiny_half: bytes, tuning: Tuning) -> None:
+    engine = build_engine(trt, tiny_half, PROFILE, half=True, tuning=tuning)
+    assert half_share(engine.layers) == "6 of 6 convolutions"
+
+
+def test_the_compute_capability_reaches_the_plan(trt: tensorrt_api.TensorRt, tiny_half: bytes) -> None:
+    plans = [
+        build_engine(trt, tiny_half, PROFILE, half=True, tuning=Tuning(compute_capabilities=those)).plan
+        for those in (("8.0",), ("8.9",), ("8.0", "8.6", "8.9", "12.0"))
+    ]
+    assert plans[0] != plans[1]
+    assert len(plans[2]) != len(plans[0])
+
+
+def test_a_workspace_that_is_too_small_is_the_builders_own_error(
+    trt: tensorrt_api.TensorRt, darkness_onnx: Path
+) -> None:
+    with pytest.raises(BuildError, match=r"(?s)could not build the engine.*workspace limit"):
+        build_engine(trt, darkness_onnx.read_bytes(), PROFILE, half=False, tuning=Tuning(workspace_mib=1))
+
+
+def test_the_compute_capabilities_that_tensorrt_for_rtx_knows(trt: tensorrt_api.TensorRt) -> None:
+    known = known_capabilities(trt)
+    assert known["8.9"] == "SM89"
+    assert known["12.0"] == "SM120"
+    assert known["current"] == "CURRENT"
+    assert all(hasattr(trt.module.ComputeCapability, name) for name in known.values())
+
+
+@pytest.mark.parametrize(
+    ("flavour", "tuning", "message"),
+    [
+        ("tensorrt-rtx", Tuning("ampere-plus"), "--hardware-compatibility: TensorRT for RTX .* --compute-capability"),
+        (
+            "tensorrt",
+            Tuning(compute_capabilities=("8.9",)),
+            "--compute-capability: TensorRT .* --hardware-compatibility",
+        ),
+        (
+            "tensorrt-rtx",
+            Tuning(compute_capabilities=("9.0",)),
+            r"--compute-capability 9.0: TensorRT for RTX .* knows 7.5",
+        ),
+        ("tensorrt-rtx", Tuning(compute_capabilities=("current", "8.9")), "'current' stands alone"),
+    ],
+)
+def test_what_a_flavour_does_not_have_is_refused_with_what_it_has(
+    trt: tensorrt_api.TensorRt, flavour: str, tuning: Tuning, message: str
+) -> None:
+    with pytest.raises(BuildError, match=message):
+        require_tuning(tensorrt_api.TensorRt(flavour, trt.module, "1"), tuning)
+
+
+def test_tensorrt_takes_its_own_tuning() -> None:
+    require_tuning(tensorrt_api.TensorRt("tensorrt", None, "11"), Tuning("ampere-plus", (), 5, 64))

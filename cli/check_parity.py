@@ -1,0 +1,207 @@
+"""`isicrt check-parity`: two models on the same images; do they give the same masks?"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isicrt.engine.errors import DataError
+
+if TYPE_CHECKING:
+    from isicrt.benchmarks.agreement import Agreement, Limits
+
+
+@click.command("check-parity")
+@click.argument("reference")
+@click.argument("candidate")
+@click.option(
+    "--images",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A folder (searched recursively), a quoted glob pattern, or a .txt file with a path in each line.",
+)
+@click.option(
+    "--masks",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Their ground truth: the change of the score counts then too.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Compare on at most this many images, spread evenly.")
+@click.option(
+    "--min-jaccard",
+    type=click.FloatRange(0, 1),
+    default=0.995,
+    show_default=True,
+    help="Smallest mean Jaccard index of the two masks that passes.",
+)
+@click.option(
+    "--max-change",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.001,
+    show_default=True,
+    help="The mean score must change by less.",
+)
+@click.option(
+    "--decode",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
+    help="Where CANDIDATE, a .plan then, gets its pixels from and restores its masks. REFERENCE stays on the CPU.",
+)
+@click.option("--worst", type=click.IntRange(min=0), default=5, show_default=True, help="Show the worst images.")
+@click.option(
+    "--json",
+    "report_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write every image's figures as JSON.",
+)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    reference: str,
+    candidate: str,
+    images: Path,
+    masks: Path | None,
+    limit: int | None,
+    min_jaccard: float,
+    max_change: float,
+    decode: str,
+    worst: int,
+    report_path: Path | None,
+) -> None:
+    """Compare the masks of two models, image by image: REFERENCE and CANDIDATE.
+
+    Each is an .onnx or a .plan file or the name of a shipped model, and is used as `isicrt segment` uses it: with its
+    own input size, threshold and clean-up. Before a plan goes into use, compare it with the ONNX file behind it:
+
+        isicrt check-parity model.onnx model.plan --images DIR --masks DIR
+
+    The exit code is 1 if the two do not agree. Images that cannot be read are left out and named.
+    """
+    from isicrt.benchmarks.agreement import Limits, cpu_masker, measure_agreement
+    from isicrt.benchmarks.workload import open_workload
+    from isicrt.engine import shipped
+    from isicrt.engine.runtime import open_runtime
+
+    paths = [shipped.resolve(model) for model in (reference, candidate)]
+    with tempfile.TemporaryDirectory() as folder:
+        workload = open_workload(images, masks, Path(folder))
+    picks = _spread(len(workload.files), limit)
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(open_runtime(path)) for path in paths)
+        candidate_masker = cpu_masker(second)
+        if decode == "gpu":
+            from isicrt.engine.gpu_chain import GpuChain
+
+            candidate_masker = stack.enter_context(GpuChain(second)).segment_files
+        with _Bar() as bar:
+            agreement = measure_agreement(
+                cpu_masker(first),
+                candidate_masker,
+                [workload.files[n] for n in picks],
+                [workload.names[n] for n in picks],
+                dict(workload.truths),
+                chunk=second.max_batch or 8,
+                on_progress=bar.show,
+            )
+        if masks is not None and agreement.scores is None:
+            raise DataError(f"{masks}: has no ground truth that fits the images compared. {_first(agreement.left_out)}")
+        limits = Limits(min_jaccard, max_change)
+        problems = agreement.problems(limits)
+        models = [
+            {"model": name, "file": path.name, "runtime": runtime.name, "precision": runtime.card.precision}
+            for name, path, runtime in zip((reference, candidate), paths, (first, second), strict=True)
+        ]
+        models[1]["decode"] = decode
+    if report_path is not None:
+        _write(report_path, models, images, limits, problems, agreement)
+    _print(agreement, models, worst, problems)
+    if problems:
+        ctx.exit(1)
+
+
+def _first(problems: tuple[str, ...]) -> str:
+    return f"The first problem: {problems[0]}" if problems else "Try a larger --limit."
+
+
+def _spread(count: int, limit: int | None) -> list[int]:
+    if limit is None or limit >= count:
+        return list(range(count))
+    return sorted({round(n * (count - 1) / max(1, limit - 1)) for n in range(limit)})
+
+
+def _print(agreement: Agreement, models: list[dict[str, str]], worst: int, problems: list[str]) -> None:
+    for text in agreement.left_out:
+        click.echo(f"Left out: {text}", err=True)
+    first, second = (f"{model['model']} ({model['runtime']})" for model in models)
+    click.echo(f"{first} against {second}, {len(agreement.images)} images")
+    click.echo(
+        f"  masks: Jaccard index {agreement.jaccard_mean:.5f} in the mean, {agreement.jaccard_min:.5f} at worst; "
+        f"{agreement.differing_share:.4%} of the pixels differ; {agreement.identical} images are the same"
+    )
+    if agreement.scores is not None:
+        before, after = agreement.scores
+        click.echo(
+            f"  score with the ground truth: {before:.5f} -> {after:.5f} ({after - before:+.5f}; "
+            f"{agreement.scored} images)"
+        )
+    for image in agreement.worst(worst):
+        click.echo(f"  {image.jaccard:.5f}  {image.pixels_differing} of {image.pixels} pixels  {image.name}")
+    if problems:
+        click.echo(f"They do NOT agree: {'; '.join(problems)}.", err=True)
+    else:
+        click.echo("They agree.")
+
+
+def _write(
+    path: Path,
+    models: list[dict[str, str]],
+    images: Path,
+    limits: Limits,
+    problems: list[str],
+    agreement: Agreement,
+) -> None:
+    from dataclasses import asdict
+
+    from isicrt.benchmarks.environment import read_environment
+    from isicrt.engine.masks import replace_file
+
+    report: dict[str, Any] = {
+        "format": 1,
+        "reference": models[0],
+        "candidate": models[1],
+        "source": "/".join(images.absolute().parts[-2:]),
+        "limits": asdict(limits),
+        "problems": problems,
+        "environment": read_environment().to_dict(),
+        "agreement": agreement.to_dict(),
+    }
+    try:
+        replace_file(path, (json.dumps(report, indent=1) + "\n").encode())
+    except OSError as error:
+        raise DataError(f"--json {path}: cannot be written: {error.strerror}") from error
+
+
+class _Bar:
+    """A progress bar on stderr, where that is a terminal."""
+
+    def __enter__(self) -> _Bar:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(stderr=True)
+        self._progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task("Comparing", total=1.0)
+        self._progress.start()
+        return self
+
+    def show(self, fraction: float) -> None:
+        self._progress.update(self._task, completed=fraction)
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()

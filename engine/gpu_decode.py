@@ -1,0 +1,134 @@
+"""JPEG files into pixels on the GPU, through nvImageCodec: its hardware decoder, its CUDA decoder, and both.
+
+EXIF orientation is ignored, as everywhere in isicrt, and chroma is upsampled as libjpeg-turbo does it
+(``fancy_upsampling``). What is not an ordinary, whole JPEG is left to the CPU, whose verdict counts.
+https://docs.nvidia.com/cuda/nvimagecodec/
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import simplejpeg
+
+from isicrt.engine.errors import MissingDependencyError
+from isicrt.engine.images import MAX_PIXELS
+
+HARDWARE_LOAD = 0.65
+"""Share of a batch for the hardware decoder of data-centre GPUs; the CUDA cores take the rest. DALI's default."""
+_MARKERS = (b"\xff\xd8\xff", b"\xff\xd9")
+_TAIL = 1024
+
+
+@dataclass(frozen=True)
+class DeviceImage:
+    """A decoded image in device memory."""
+
+    address: int
+    pitch: int
+    """Bytes from one row to the next."""
+    size: tuple[int, int]
+    """(height, width) in pixels; uint8, RGB interleaved."""
+    owner: Any
+    """Keeps the memory; to be held until the stream has read it."""
+
+
+def suits_gpu(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that the GPU decodes as the CPU would; None for everything else.
+
+    The GPU's decoder is content with half a file and has no CMYK: so a file must have its end marker, and be grey or
+    RGB.
+    """
+    if not data.startswith(_MARKERS[0]) or _MARKERS[1] not in data[-_TAIL:]:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colours not in ("Gray", "RGB", "YCbCr") or width * height > MAX_PIXELS:
+        return None
+    return height, width
+
+
+class GpuDecoder:
+    """nvImageCodec on one GPU. Used by one thread at a time.
+
+    Args:
+        device: index of the GPU; `CPU_ONLY` runs nvImageCodec's own CPU decoders, into host memory.
+        hardware_load: share of a batch for the hardware decoder, 0..1.
+        cpu_threads: of nvImageCodec, for parsing and Huffman decoding; None for one a core.
+
+    Raises:
+        MissingDependencyError: nvImageCodec is not installed.
+    """
+
+    CPU_ONLY = -99999  # NVIMGCODEC_DEVICE_CPU_ONLY
+
+    def __init__(
+        self, device: int = 0, *, hardware_load: float = HARDWARE_LOAD, cpu_threads: int | None = None
+    ) -> None:
+        try:
+            nvimgcodec: Any = importlib.import_module("nvidia.nvimgcodec")
+        except (ImportError, OSError) as error:
+            raise MissingDependencyError("nvImageCodec", "gpu", str(error)) from error
+        self._codec = nvimgcodec
+        kind = nvimgcodec.BackendKind
+        if device == self.CPU_ONLY:
+            backends = [nvimgcodec.Backend(kind.CPU_ONLY)]
+        else:
+            hardware = nvimgcodec.Backend(
+                kind.HW_GPU_ONLY, load_hint=hardware_load, load_hint_policy=nvimgcodec.LoadHintPolicy.FIXED
+            )
+            backends = [hardware, nvimgcodec.Backend(kind.GPU_ONLY), nvimgcodec.Backend(kind.HYBRID_CPU_GPU)]
+        self._decoder: Any = nvimgcodec.Decoder(
+            device_id=device,
+            max_num_cpu_threads=cpu_threads or 0,
+            backends=backends,
+            options=":fancy_upsampling=1",
+        )
+        self._parameters: Any = nvimgcodec.DecodeParams(
+            apply_exif_orientation=False,
+            color_spec=nvimgcodec.ColorSpec.SRGB,
+            sample_format=nvimgcodec.SampleFormat.I_RGB,
+        )
+
+    def decode(self, files: Sequence[bytes], stream: int) -> list[DeviceImage | None]:
+        """Decode a batch; what follows on the stream sees the pixels.
+
+        Args:
+            files: JPEGs that `suits_gpu` let through.
+            stream: handle of the CUDA stream.
+
+        Returns:
+            An image for each file, in order; None for one that could not be decoded.
+        """
+        streams: list[Any] = []
+        readable = []
+        for index, data in enumerate(files):
+            try:
+                streams.append(self._codec.CodeStream(data))
+            except (RuntimeError, ValueError):  # a header that it does not understand
+                continue
+            readable.append(index)
+        images: list[DeviceImage | None] = [None] * len(files)
+        decoded = self._decoder.decode(streams, params=self._parameters, cuda_stream=stream) if streams else []
+        for index, image in zip(readable, decoded, strict=True):
+            images[index] = None if image is None else _described(image)
+        return images
+
+    def close(self) -> None:
+        """Give the decoder's memory back."""
+        self._decoder = None
+
+
+def _described(image: Any) -> DeviceImage | None:
+    on_device = image.buffer_kind.name == "STRIDED_DEVICE"
+    interface = image.__cuda_array_interface__ if on_device else image.__array_interface__
+    height, width, channels = interface["shape"]
+    if channels != 3 or interface["typestr"] != "|u1":
+        return None
+    strides = interface.get("strides")
+    return DeviceImage(int(interface["data"][0]), strides[0] if strides else 3 * width, (height, width), image)

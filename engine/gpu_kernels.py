@@ -1,0 +1,196 @@
+"""CUDA kernels that give the same bytes as the CPU: Pillow's antialiased resize, OpenCV's upsampling, packed masks.
+
+The arithmetic is that of the two libraries, integer where theirs is. Doubles are used as they use them, and no product
+is fused with a sum (``--fmad=false``), so that not one rounding differs. The source is plain C++ but for the indices of
+threads: a test compiles it for the CPU and compares it byte by byte.
+
+Pillow 13 shrinks the height of a tall portrait first, which is less work. The kernels always begin with the width, as
+Pillow did before, and differ by one level of 255 there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isicrt.engine.cuda_memory import CudaDevice
+from isicrt.engine.errors import ModelError
+
+SOURCE = r"""
+typedef unsigned char uint8;
+
+#define FIRST(axis) (blockIdx.axis * blockDim.axis + threadIdx.axis)
+#define STEP(axis) (gridDim.axis * blockDim.axis)
+
+// Pillow, libImaging/Resample.c: precompute_coeffs with the triangle filter, then normalize_coeffs_8bpc.
+// `first` and `count` have one number for each output pixel, `weights` has `taps` of them, in units of 2^-22.
+extern "C" __global__ void triangle_weights(int size_in, int size_out, int taps, int *first, int *count, int *weights)
+{
+    const double scale = (double)size_in / size_out;
+    const double stretch = scale < 1.0 ? 1.0 : scale;
+    for (int out = FIRST(x); out < size_out; out += STEP(x)) {
+        const double center = (out + 0.5) * scale;
+        int low = (int)(center - stretch + 0.5);
+        if (low < 0) low = 0;
+        int high = (int)(center + stretch + 0.5);
+        if (high > size_in) high = size_in;
+        double sum = 0.0;
+        for (int i = 0; i < high - low; i++) {
+            double x = (i + low - center + 0.5) * (1.0 / stretch);
+            if (x < 0.0) x = -x;
+            sum += x < 1.0 ? 1.0 - x : 0.0;
+        }
+        for (int i = 0; i < taps; i++) {
+            double x = (i + low - center + 0.5) * (1.0 / stretch);
+            if (x < 0.0) x = -x;
+            double weight = i < high - low && x < 1.0 ? 1.0 - x : 0.0;
+            if (sum != 0.0) weight /= sum;
+            weights[(long long)out * taps + i] = (int)(0.5 + weight * (1 << 22));
+        }
+        first[out] = low;
+        count[out] = high - low;
+    }
+}
+
+__device__ inline uint8 clipped(int sum)
+{
+    sum >>= 22;
+    return sum < 0 ? 0 : sum > 255 ? 255 : sum;
+}
+
+// height x width x 3 (rows `pitch` bytes apart) to height x width_out x 3.
+extern "C" __global__ void resize_rows(
+    const uint8 *image, long long pitch, int height, int width_out, int taps,
+    const int *first, const int *count, const int *weights, uint8 *result)
+{
+    for (int y = FIRST(y); y < height; y += STEP(y))
+        for (int x = FIRST(x); x < width_out; x += STEP(x)) {
+            const uint8 *source = image + y * pitch + 3LL * first[x];
+            const int *weight = weights + (long long)x * taps;
+            int red = 1 << 21, green = 1 << 21, blue = 1 << 21;
+            for (int i = 0; i < count[x]; i++, source += 3) {
+                red += source[0] * weight[i];
+                green += source[1] * weight[i];
+                blue += source[2] * weight[i];
+            }
+            uint8 *target = result + ((long long)y * width_out + x) * 3;
+            target[0] = clipped(red);
+            target[1] = clipped(green);
+            target[2] = clipped(blue);
+        }
+}
+
+// height x row bytes to height_out x row bytes.
+extern "C" __global__ void resize_columns(
+    const uint8 *image, int row, int height_out, int taps,
+    const int *first, const int *count, const int *weights, uint8 *result)
+{
+    for (int y = FIRST(y); y < height_out; y += STEP(y))
+        for (int x = FIRST(x); x < row; x += STEP(x)) {
+            const uint8 *source = image + (long long)first[y] * row + x;
+            const int *weight = weights + (long long)y * taps;
+            int sum = 1 << 21;
+            for (int i = 0; i < count[y]; i++) sum += source[(long long)i * row] * weight[i];
+            result[(long long)y * row + x] = clipped(sum);
+        }
+}
+
+// OpenCV, imgproc/resize.cpp: INTER_LINEAR of 8-bit pixels; neighbours and their weights (2^-11) of one output pixel.
+// At the left and right border OpenCV gives all the weight to one pixel; at the upper and lower one it takes the same
+// row twice, each with its own weight, which rounds differently.
+__device__ inline void linear(
+    int out, double scale, int size, bool is_row, int &low, int &high, int &at_low, int &at_high)
+{
+    float fraction = (float)((out + 0.5) * scale - 0.5);
+    low = (int)floorf(fraction);
+    fraction -= low;
+    if (!is_row && (low < 0 || low >= size - 1)) fraction = 0.0f;
+    high = low + 1 < size ? low + 1 : size - 1;
+    if (high < 0) high = 0;
+    if (low < 0) low = 0;
+    if (low >= size) low = size - 1;
+    at_low = (int)rintf((1.0f - fraction) * 2048.0f);
+    at_high = (int)rintf(fraction * 2048.0f);
+}
+
+// A probability map of h x w to a mask of height x width: 1 bit a pixel, the first one highest, rows of whole bytes.
+extern "C" __global__ void restore_mask(
+    const uint8 *probability, int h, int w, int height, int width,
+    double scale_y, double scale_x, int cutoff, uint8 *packed)
+{
+    const int row_bytes = (width + 7) / 8;
+    for (int y = FIRST(y); y < height; y += STEP(y)) {
+        int top, bottom, at_top, at_bottom;
+        linear(y, scale_y, h, true, top, bottom, at_top, at_bottom);
+        const uint8 *above = probability + (long long)top * w, *below = probability + (long long)bottom * w;
+        for (int byte = FIRST(x); byte < row_bytes; byte += STEP(x)) {
+            int bits = 0;
+            for (int bit = 0; bit < 8; bit++) {
+                const int x = byte * 8 + bit;
+                bits <<= 1;
+                if (x >= width) continue;
+                int left, right, at_left, at_right;
+                linear(x, scale_x, w, false, left, right, at_left, at_right);
+                const int upper = above[left] * at_left + above[right] * at_right;
+                const int lower = below[left] * at_left + below[right] * at_right;
+                const int level = (((at_top * (upper >> 4)) >> 16) + ((at_bottom * (lower >> 4)) >> 16) + 2) >> 2;
+                bits |= level >= cutoff;
+            }
+            packed[(long long)y * row_bytes + byte] = (uint8)bits;
+        }
+    }
+}
+"""
+
+NAMES = {
+    "triangle_weights": "iiiPPP",
+    "resize_rows": "PqiiiPPPP",
+    "resize_columns": "PiiiPPPP",
+    "restore_mask": "PiiiiddiP",
+}
+"""Kernels and the types of their arguments, in the letters of `struct`."""
+OPTIONS = ("--fmad=false", "-O3")
+_MAX_GRID_Y = 65535
+
+
+def taps(size_in: int, size_out: int) -> int:
+    """Input pixels that one output pixel may need, as Pillow counts them."""
+    support = max(1.0, size_in / size_out)
+    return int(-(-support // 1)) * 2 + 1
+
+
+def linear_scale(size_in: int, size_out: int) -> float:
+    """Input pixels an output pixel, with OpenCV's two divisions."""
+    return 1.0 / (size_out / size_in)
+
+
+class Kernels:
+    """The kernels on a GPU, compiled by nvcc through PyCUDA, which keeps the result in the user's cache.
+
+    Args:
+        device: whose context is current.
+
+    Raises:
+        ModelError: nvcc is missing or fails.
+    """
+
+    def __init__(self, device: CudaDevice) -> None:
+        import pycuda.compiler
+
+        try:
+            module = pycuda.compiler.SourceModule(SOURCE, options=list(OPTIONS), no_extern_c=True)
+        except (OSError, device.cuda.Error) as error:
+            raise ModelError(
+                f"the GPU's kernels could not be compiled: {error}. They need nvcc of the CUDA toolkit on the PATH; "
+                "--decode cpu works without it."
+            ) from error
+        self._module = module  # the functions live as long as it does
+        self._functions = {name: module.get_function(name).prepare(types) for name, types in NAMES.items()}
+
+    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], stream: Any, *arguments: Any) -> None:
+        """Queue a kernel. `grid` and `block` are (x, y)."""
+        self._functions[name].prepared_async_call((*grid, 1), (*block, 1), stream, *arguments)
+
+
+def cover(width: int, height: int, block: tuple[int, int]) -> tuple[int, int]:
+    """Blocks, (x, y), that cover that many threads; the kernels go round again where the grid ends earlier."""
+    return -(-width // block[0]), min(_MAX_GRID_Y, -(-height // block[1]))

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from isicrt.cli.main import group
+from isicrt.engine.cuda_driver import find_gpu
+from tests.tiny_models import write_darkness_model
+
+
+def _run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(group, ["check-parity", *map(str, arguments)])
+
+
+@pytest.fixture
+def other_onnx(tmp_path: Path) -> Path:
+    """The same model with another threshold."""
+    write_darkness_model(tmp_path / "other.onnx", threshold=0.3)
+    return tmp_path / "other.onnx"
+
+
+def test_a_model_agrees_with_itself(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    report = tmp_path / "parity.json"
+    result = _run(
+        *(darkness_onnx, darkness_onnx, "--images", rendered_pairs / "images"),
+        *("--masks", rendered_pairs / "masks", "--limit", "5", "--json", report),
+    )
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith("(onnxruntime-cpu), 5 images")
+    assert "Jaccard index 1.00000 in the mean, 1.00000 at worst" in lines[1]
+    assert lines[1].endswith("5 images are the same")
+    assert "(+0.00000; 5 images)" in lines[2]
+    assert lines[-1] == "They agree."
+    data = json.loads(report.read_text())
+    assert data["problems"] == []
+    assert data["agreement"]["images"] == data["agreement"]["images_with_truth"] == 5
+    names = [image["name"] for image in data["agreement"]["per_image"]]
+    assert names == [f"ISIC_{n:07d}" for n in (0, 3, 6, 8, 11)]
+    assert data["source"] == f"{rendered_pairs.name}/images"
+    assert str(tmp_path) not in json.dumps({**data, "reference": 0, "candidate": 0})
+
+
+def test_two_that_differ_exit_with_1_and_show_the_worst(
+    darkness_onnx: Path, other_onnx: Path, rendered_pairs: Path
+) -> None:
+    result = _run(darkness_onnx, other_onnx, "--images", rendered_pairs / "images", "--worst", "2")
+    assert result.exit_code == 1, result.output
+    assert "They do NOT agree: mean Jaccard index of the masks 0." in result.stderr
+    assert "at least 0.995 wanted" in result.stderr
+    assert len([line for line in result.stdout.splitlines() if " pixels  ISIC_" in line]) == 2
+
+
+def test_the_limits_are_options(darkness_onnx: Path, other_onnx: Path, rendered_pairs: Path) -> None:
+    images, masks = rendered_pairs / "images", rendered_pairs / "masks"
+    pair = (darkness_onnx, other_onnx, "--images", images, "--min-jaccard", "0.1")
+    assert _run(*pair).exit_code == 0
+    with_truth = _run(*pair, "--masks", masks, "--max-change", "0.0000001")
+    assert with_truth.exit_code == 1
+    assert "the score changes by" in with_truth.stderr
+    assert _run(*pair, "--masks", masks, "--max-change", "0.9").exit_code == 0
+
+
+def test_a_broken_image_is_left_out_and_named(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(rendered_pairs / "images" / "ISIC_0000000.jpg", images)
+    (images / "broken.jpg").write_bytes(b"broken")
+    result = _run(darkness_onnx, darkness_onnx, "--images", images)
+    assert result.exit_code == 0, result.output
+    assert "Left out: " in result.stderr
+    assert "broken.jpg" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "Missing argument"),
+        (["MODEL", "MODEL"], 2, "Missing option '--images'"),
+        (["MODEL", "none.onnx", "--images", "IMAGES"], 1, "none.onnx: no such model file"),
+        (["MODEL", "MODEL", "--images", "nowhere"], 1, "nowhere"),
+        (["MODEL", "MODEL", "--images", "IMAGES", "--limit", "0"], 2, "0 is not in the range"),
+        (["MODEL", "MODEL", "--images", "IMAGES", "--min-jaccard", "1.1"], 2, "1.1 is not in the range"),
+        (["MODEL", "MODEL", "--images", "IMAGES", "--json", "no/such/folder.json"], 1, "cannot be written"),
+        (["MODEL", "MODEL", "--images", "IMAGES", "--decode", "gpu"], 2, "--decode gpu needs a .plan"),
+    ],
+)
+def test_bad_input(
+    darkness_onnx: Path,
+    rendered_pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"MODEL": str(darkness_onnx), "IMAGES": str(rendered_pairs / "images")}
+    result = _run(*(places.get(argument, argument) for argument in arguments))
+    assert (result.exit_code, message in result.stderr) == (code, True), result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decode", ["cpu", "gpu"])
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_the_shipped_model_as_an_fp16_plan(flavour: str, decode: str, real_data: Path, tmp_path: Path) -> None:
+    if find_gpu() is None:
+        pytest.skip("no NVIDIA GPU with a driver here")
+    module = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}[flavour]
+    pytest.importorskip("pycuda.driver", reason="PyCUDA is not installed (extra gpu)", exc_type=ImportError)
+    pytest.importorskip(module, reason=f"{flavour} is not installed", exc_type=ImportError)
+    if decode == "gpu":
+        pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed (extra gpu)")
+    test = real_data / "isic2016" / "test"
+    built = CliRunner().invoke(
+        group,
+        ["build-engine", "unet-light", "--fp16", "--batch-size", "16", "--target", flavour, "--out", str(tmp_path)]
+        + ["--images", str(test / "images"), "--parity-images", "8"],
+    )
+    assert built.exit_code == 0, built.output
+    if "does not load on this GPU" in built.output:
+        pytest.skip(built.output.splitlines()[-3])
+    result = _run(
+        *("unet-light", tmp_path / "model.plan", "--images", test / "images"),
+        *("--masks", test / "masks", "--decode", decode),
+    )
+    assert result.exit_code == 0, result.output

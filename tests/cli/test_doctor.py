@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from isicrt.cli.doctor import abilities, check_disk, verdict
+from isicrt.cli.main import group
+from isicrt.engine.cuda_driver import find_gpu
+from isicrt.engine.gpu_components import STATUSES, Component
+
+
+def _doctor(*arguments: str, path: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    command = [sys.executable, "-m", "isicrt.cli.main", "doctor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=300)
+
+
+def test_says_what_is_here_and_that_segment_runs() -> None:
+    done = _doctor("--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    components = {component["name"]: component for component in report["components"]}
+    assert report["can"]["segment"] is True
+    for name in ("base packages", "CPU cores", "disk", "NVIDIA driver", "TensorRT", "PyCUDA"):
+        assert components[name]["status"] in STATUSES
+    assert "unet-light: an image in" in components["shipped model"]["detail"]
+    assert "providers: " in components["ONNX Runtime"]["detail"]
+    if find_gpu() is None:
+        assert components["NVIDIA driver"]["status"] == "missing"
+        assert report["can"]["run_plans"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("cv2.py", "raise ImportError('libGL.so.1: cannot open shared object file')", "libGL.so.1"),
+        ("onnxruntime.py", "raise OSError('not for this processor')", "not for this processor"),
+        ("numpy.py", "import os; os.abort()", "crashed"),
+    ],
+)
+def test_a_broken_base_package_is_reported_and_not_suffered(tmp_path: Path, name: str, text: str, problem: str) -> None:
+    (tmp_path / name).write_text(text)
+    done = _doctor(path=tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert "BROKEN  segmenting" in done.stdout
+    assert problem in done.stdout
+    assert "-> pip install --force-reinstall isicrt" in done.stdout
+    assert "isicrt segment: NO" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broken_extra_leaves_segment_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.11: cannot open shared object file')")
+    (tmp_path / "torch.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    done = _doctor(path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "BROKEN  TensorRT " in done.stdout
+    assert "libnvinfer.so.11" in done.stdout
+    assert "BROKEN  PyTorch" in done.stdout
+    assert "-> pip install 'isicrt[gpu]'" in done.stdout
+    assert "isicrt train: no (extra train)" in done.stdout
+
+
+def test_takes_no_arguments() -> None:
+    result = CliRunner().invoke(group, ["doctor", "please"])
+    assert result.exit_code == 2
+    assert "unexpected extra argument" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "expected", "says"),
+    [
+        ([], (False, [], [], False), "isicrt segment: NO"),
+        (["shipped model"], (True, [], [], False), "yes, on the CPU"),
+        (["shipped model", "TensorRT for RTX", "ONNX"], (True, [], ["tensorrt-rtx"], False), "plans of tensorrt-rtx"),
+        (["shipped model", "TensorRT", "ONNX"], (True, [], [], False), "no plans"),
+        (
+            ["shipped model", "NVIDIA driver", "TensorRT", "PyCUDA", "ONNX", "TensorRT for RTX", "PyTorch", "DALI"],
+            (True, ["tensorrt", "tensorrt-rtx"], ["tensorrt", "tensorrt-rtx"], True),
+            "isicrt train: yes, on the GPU",
+        ),
+        (["shipped model", "PyTorch", "DALI", "ONNX"], (True, [], [], True), "on the CPU, which takes hours"),
+    ],
+)
+def test_what_can_be_done_with_what(names: list[str], expected: tuple[Any, ...], says: str) -> None:
+    everything = ["shipped model", "NVIDIA driver", "TensorRT", "TensorRT for RTX", "PyCUDA", "ONNX", "PyTorch", "DALI"]
+    parts = [Component(name, "ok" if name in names else "broken") for name in everything]
+    can = abilities([], parts)
+    assert (can["segment"], can["run_plans"], can["build_plans"], can["train"]) == expected
+    assert says in "\n".join(verdict(can))
+
+
+def test_a_full_disk_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert check_disk(tmp_path).status in ("ok", "note")
+    monkeypatch.setattr("isicrt.cli.doctor._LITTLE_DISK", 10**18)
+    assert check_disk(tmp_path).status == "note"
+    assert check_disk(tmp_path / "nowhere").status == "note"

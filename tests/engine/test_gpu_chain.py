@@ -1,0 +1,143 @@
+"""The whole GPU chain on a CPU: nvImageCodec's CPU decoder, the kernels compiled for the CPU, ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from isicrt.benchmarks.agreement import cpu_masker
+from isicrt.engine.errors import ImageError, ModelError, SettingsError
+from isicrt.engine.gpu_chain import GpuChain
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from tests.engine.cpu_kernels import CpuKernels
+from tests.engine.host_plan import HostPlan
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> CpuKernels:
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed (extra gpu)")
+    return CpuKernels(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def host(darkness_onnx: Path, kernels: CpuKernels) -> Iterator[HostPlan]:
+    host = HostPlan(darkness_onnx, kernels)
+    yield host
+    host.chain.close()
+    host.chain.close()
+    for slot in host.slots:
+        slot.free()
+    assert host.device.allocated == 0
+    assert host.device.pushed == 0
+
+
+def _jaccard(first: Any, second: Any) -> float:
+    union = np.count_nonzero(first | second)
+    return np.count_nonzero(first & second) / union if union else 1.0
+
+
+def test_masks_are_those_of_the_cpu(host: HostPlan, rendered_pairs: Path) -> None:
+    files = sorted((rendered_pairs / "images").iterdir())[:10]  # batches of 4, 4 and 2, in two lanes
+    found = host.chain.segment_files(files)
+    expected = cpu_masker(host.onnx)(files)
+    for one, other in zip(found, expected, strict=True):
+        assert not isinstance(one, ImageError)
+        assert not isinstance(other, ImageError)
+        assert one.dtype == bool
+        assert one.shape == other.shape
+        assert 0 < one.mean() < 1
+        assert _jaccard(one, other) > 0.98  # the decoders may differ by a level or two
+
+
+def test_what_is_no_jpeg_is_decoded_on_the_cpu_and_equals_it(
+    host: HostPlan, rendered_pairs: Path, tmp_path: Path
+) -> None:
+    source = sorted((rendered_pairs / "images").iterdir())
+    files = [source[0], tmp_path / "a.png", tmp_path / "cmyk.jpg"]
+    Image.open(source[1]).save(files[1])
+    Image.open(source[2]).convert("CMYK").save(files[2])
+    found, expected = host.chain.segment_files(files), cpu_masker(host.onnx)(files)
+    for index in (1, 2):
+        np.testing.assert_array_equal(found[index], expected[index])
+
+
+def test_a_bad_file_costs_itself_only(host: HostPlan, rendered_pairs: Path, tmp_path: Path) -> None:
+    good = sorted((rendered_pairs / "images").iterdir())[0]
+    half, text, gone = tmp_path / "half.jpg", tmp_path / "text.jpg", tmp_path / "gone.jpg"
+    half.write_bytes(good.read_bytes()[:2000])
+    text.write_text("not an image")
+    found = host.chain.segment_files([half, good, text, gone, good])
+    assert [isinstance(mask, ImageError) for mask in found] == [True, False, True, True, False]
+    assert [str(found[n]).startswith(str(path)) for n, path in ((0, half), (2, text), (3, gone))] == [True] * 3
+    np.testing.assert_array_equal(found[1], found[4])
+    assert all(isinstance(mask, ImageError) for mask in host.chain.segment_files([text, gone]))
+
+
+def test_a_file_that_the_gpu_cannot_decode_gets_a_second_chance(
+    host: HostPlan, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted((rendered_pairs / "images").iterdir())[:3]
+    monkeypatch.setattr(host.chain._decoder, "decode", lambda contents, stream: [None] * len(contents))
+    expected = cpu_masker(host.onnx)(files)
+    for mask, other in zip(host.chain.segment_files(files), expected, strict=True):
+        np.testing.assert_array_equal(mask, other)
+
+
+def test_several_batches_are_in_flight_and_come_back_in_any_order(host: HostPlan, rendered_pairs: Path) -> None:
+    files = sorted((rendered_pairs / "images").iterdir())[:6]
+    alone = host.chain.segment_files(files)
+    first, second = host.chain.submit(files[:4]), host.chain.submit(files[4:])
+    with pytest.raises(RuntimeError, match="2 batches are in flight already"):
+        host.chain.submit(files[:1])
+    found = [*host.chain.collect(second), *host.chain.collect(first)]
+    for mask, other in zip([*found[2:], *found[:2]], alone, strict=True):
+        np.testing.assert_array_equal(mask, other)
+    with pytest.raises(RuntimeError, match="collected already"):
+        host.chain.collect(first)
+
+
+def test_an_error_of_the_device_is_ours_and_frees_the_lane(host: HostPlan, rendered_pairs: Path) -> None:
+    files = sorted((rendered_pairs / "images").iterdir())[:2]
+    for context in host.contexts:
+        context.fails = True
+    for _ in range(3):
+        with pytest.raises(ModelError, match="could not segment a batch of 2: an illegal memory access"):
+            host.chain.segment_files(files)
+    for context in host.contexts:
+        context.fails, context.refuses = False, True
+    for _ in range(3):
+        with pytest.raises(ModelError, match="it could not run a batch of 2"):
+            host.chain.segment_files(files)
+    for context in host.contexts:
+        context.refuses = False
+    assert not any(isinstance(mask, ImageError) for mask in host.chain.segment_files(files))
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_batch_has_a_size(host: HostPlan, rendered_pairs: Path, count: int) -> None:
+    files = [*(rendered_pairs / "images").iterdir()][:count]
+    with pytest.raises(ModelError, match=f"batches of 1 to 4 files are taken, not {count}"):
+        host.chain.submit(files)
+    assert host.chain.segment_files([]) == []
+
+
+def test_images_of_growing_size_need_more_memory_and_get_it(host: HostPlan, tmp_path: Path) -> None:
+    from isicrt.benchmarks.rendered import render
+
+    for n, size in enumerate([(40, 30), (600, 900), (33, 500), (1200, 800)]):
+        Image.fromarray(render(n, size)[0]).save(tmp_path / f"{n}.jpg")
+    files = sorted(tmp_path.glob("*.jpg"))
+    for one, other in zip(host.chain.segment_files(files), cpu_masker(host.onnx)(files), strict=True):
+        assert not isinstance(one, ImageError)
+        assert not isinstance(other, ImageError)
+        assert one.shape == other.shape
+
+
+def test_only_a_plan_can_be_fed_by_the_gpu(darkness_onnx: Path) -> None:
+    with OnnxRuntime(darkness_onnx) as runtime, pytest.raises(SettingsError, match=r"--decode gpu needs a \.plan"):
+        GpuChain(runtime)

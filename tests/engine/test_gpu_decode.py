@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from isicrt.benchmarks.rendered import render
+from isicrt.engine.gpu_decode import DeviceImage, GpuDecoder, suits_gpu
+from isicrt.engine.images import read_image
+from tests.engine.stand_ins import memory_at
+
+
+def _jpeg(size: tuple[int, int] = (30, 44), mode: str = "RGB", **options: object) -> bytes:
+    image, _ = render(1, size)
+    buffer = io.BytesIO()
+    Image.fromarray(image).convert(mode).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def _png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (_jpeg(), (30, 44)),
+        (_jpeg(progressive=True), (30, 44)),
+        (_jpeg(mode="L"), (30, 44)),
+        (_jpeg() + b"\0" * 100, (30, 44)),
+        (_jpeg(mode="CMYK"), None),
+        (_jpeg()[:-400], None),
+        (_jpeg()[:100] + b"\xff\xd9", None),
+        (_png(), None),
+        (b"", None),
+        (b"\xff\xd8\xff\xd9", None),
+    ],
+    ids=["RGB", "progressive", "grey", "padded", "CMYK", "half", "no frame", "PNG", "empty", "markers"],
+)
+def test_what_is_left_to_the_cpu(data: bytes, size: tuple[int, int] | None) -> None:
+    assert suits_gpu(data) == size
+
+
+@pytest.fixture(scope="module")
+def decoder() -> GpuDecoder:
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed (extra gpu)")
+    return GpuDecoder(GpuDecoder.CPU_ONLY, cpu_threads=1)
+
+
+def _pixels(image: DeviceImage) -> np.ndarray:
+    height, width = image.size
+    rows = memory_at(image.address, (height, image.pitch))
+    return rows[:, : 3 * width].reshape(height, width, 3)
+
+
+def test_nvimagecodec_decodes_what_libjpeg_turbo_decodes(decoder: GpuDecoder, rendered_pairs: Path) -> None:
+    files = sorted((rendered_pairs / "images").iterdir())[:4]
+    images = decoder.decode([file.read_bytes() for file in files], 0)
+    for file, image in zip(files, images, strict=True):
+        assert image is not None
+        expected = read_image(file)
+        assert image.size == expected.shape[:2]
+        assert np.abs(_pixels(image).astype(int) - expected).max() <= 2
+
+
+def test_a_grey_jpeg_has_three_equal_channels(decoder: GpuDecoder) -> None:
+    (image,) = decoder.decode([_jpeg(mode="L")], 0)
+    assert image is not None
+    assert np.ptp(_pixels(image), axis=2).max() == 0
+
+
+def test_orientation_is_ignored(decoder: GpuDecoder) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, plain = decoder.decode([_jpeg(exif=exif), _jpeg()], 0)
+    assert turned is not None
+    assert plain is not None
+    assert turned.size == plain.size == (30, 44)
+    np.testing.assert_array_equal(_pixels(turned), _pixels(plain))
+
+
+def test_what_cannot_be_decoded_costs_itself(decoder: GpuDecoder, capfd: pytest.CaptureFixture[str]) -> None:
+    images = decoder.decode([_jpeg(), b"\xff\xd8\xff rubbish", _jpeg()], 0)
+    assert [image is None for image in images] == [False, True, False]
+    assert decoder.decode([], 0) == []
+    capfd.readouterr()  # nvImageCodec speaks for itself
