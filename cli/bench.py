@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,23 +18,15 @@ from isicrt.benchmarks.result import Protocol, Report, read_report
 from isicrt.benchmarks.tables import Table as Figures
 from isicrt.benchmarks.tables import machine, tables, to_csv, to_markdown
 from isicrt.benchmarks.workload import RENDERED_NOTE
+from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.engine.errors import DataError, SettingsError
 
-_ARGUMENTS = "isicrt.arguments"
 _FILE_WIDTH = 100
 """Letters a line where the output goes to a file or a pipe, which has no width of its own."""
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-class _Recording(click.Command):
-    """Keeps the arguments as they were typed, for the report."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[_ARGUMENTS] = list(args)
-        return super().parse_args(ctx, args)
-
-
-@click.command(cls=_Recording)
+@click.command("bench", cls=RecordingCommand)
 @click.option(
     "--model",
     "models",
@@ -184,7 +175,7 @@ def command(
             images=images,
             masks=masks,
             rendered=8 if quick else 48,
-            command=shlex.join(["isicrt", "bench", *ctx.meta[_ARGUMENTS]]),
+            command=command_line(ctx),
             on_step=_show_step,
         )
     except OSError as error:

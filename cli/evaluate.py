@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -18,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.cli.candidates import last_names, open_candidates
+from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from isicrt.benchmarks.evaluation_result import Evaluation
     from isicrt.benchmarks.scoring_protocol import ScoringProtocol
 
-_ARGUMENTS = "isicrt.arguments"
 _SHOWN = 20
 _PLAIN_SECONDS = 10.0
 _FILE_WIDTH = 120
@@ -33,15 +32,7 @@ _FILE_WIDTH = 120
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-class _Recording(click.Command):
-    """Keeps the arguments as they were typed, for the result."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[_ARGUMENTS] = list(args)
-        return super().parse_args(ctx, args)
-
-
-@click.command("evaluate", cls=_Recording)
+@click.command("evaluate", cls=RecordingCommand)
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option(
     "--data",
@@ -128,7 +119,7 @@ def command(
         # Pillow warns of odd metadata; what matters here is whether the pixels can be read.
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        candidates = _open(models, stack, threads)
+        candidates = open_candidates(models, stack, threads)
         for candidate in candidates:
             check_batch_size(batch_size, candidate.runtime)
         scored = []
@@ -140,7 +131,7 @@ def command(
             inside = tuple(problem.replace(f"{data}{os.sep}", "") for problem in result.problems)
             scored.append(dataclasses.replace(result, problems=inside))
         evaluation = Evaluation(
-            command=shlex.join(["isicrt", "evaluate", *ctx.meta[_ARGUMENTS]]),
+            command=command_line(ctx),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             environment=environment,
             protocol=protocol,
@@ -204,55 +195,9 @@ def _find(data: Path, split: str) -> tuple[list[Case], str]:
     if not pairs:
         raise DataError(f"{data}: no pair of image and mask to score")
     images, _ = find_folders(data, split)
-    return [Case(pair.id, pair.image, pair.mask) for pair in pairs], _last_names(
+    return [Case(pair.id, pair.image, pair.mask) for pair in pairs], last_names(
         images.parent if images.name == "images" else images
     )
-
-
-def _last_names(path: Path) -> str:
-    return "/".join(path.absolute().parts[-2:])
-
-
-def _open(models: Sequence[str], stack: ExitStack, threads: int | None) -> list[Candidate]:
-    """The models, loaded; they are closed with the stack."""
-    from isicrt.benchmarks.evaluation import Candidate, labels
-    from isicrt.engine import shipped
-    from isicrt.engine.runtime import open_runtime
-
-    wanted = models or (shipped.DEFAULT,)
-    paths = [shipped.resolve(model) for model in wanted]
-    # A shipped model is known by its name; a folder tells one best.pt from the other.
-    named = [_last_names(path) if Path(w).is_file() else path.name for w, path in zip(wanted, paths, strict=True)]
-    runtimes = []
-    for path, name in zip(paths, named, strict=True):
-        file = path
-        if path.suffix == ".pt":
-            click.echo(f"Exporting {name} to ONNX", err=True)
-            file = _export(path, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isicrt-evaluate-"))))
-        runtimes.append(stack.enter_context(open_runtime(file, threads=threads)))
-    names = labels([(runtime.card.name, name) for runtime, name in zip(runtimes, named, strict=True)])
-    return [
-        Candidate(label, name, hashlib.sha256(path.read_bytes()).hexdigest(), runtime)
-        for label, name, path, runtime in zip(names, named, paths, runtimes, strict=True)
-    ]
-
-
-def _export(checkpoint: Path, folder: Path) -> Path:
-    """A checkpoint as ONNX, so that what is scored runs as it would run anywhere."""
-    try:
-        import onnx
-
-        from isicrt.export.onnx_export import Deployed, export_onnx
-        from isicrt.export.onnx_graph import set_card
-        from isicrt.trainer.checkpoint import load_model
-    except ImportError as error:
-        raise MissingDependencyError("PyTorch with ONNX", "train", str(error)) from error
-    network, card = load_model(checkpoint)
-    graph = export_onnx(Deployed(network, card).eval(), card)
-    set_card(graph, card)
-    path = folder / "model.onnx"
-    onnx.save(graph, path)
-    return path
 
 
 @contextmanager

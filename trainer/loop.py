@@ -113,6 +113,8 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
         _write_config(settings, identity)
+        if history:  # a kill may have come between the checkpoint and its row
+            _write_metrics(history, out / checkpoint.METRICS)
     except OSError as error:
         raise SettingsError(
             f"{out}: the run folder cannot be written: {error.strerror}. Name another with --out"
@@ -211,12 +213,12 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
         }
         history.append(row)
         weights = judged.state_dict()
-        scored = card.replace(
-            scores={"validation": _validation_scores(scores, recipe, settings.fold)} if scores else {}
-        )
+        is_best = not scores or row["val_jaccard"] == max(r["val_jaccard"] for r in history)
+        scored = card.replace(scores=_noted(scores, recipe, settings.fold))
         try:
-            if not scores or row["val_jaccard"] == max(r["val_jaccard"] for r in history):
-                checkpoint.save(out / checkpoint.BEST, card=scored, weights=weights, epoch=epoch + 1)
+            if is_best:
+                chosen = card.replace(scores=_noted(scores, recipe, settings.fold, "; chose the epoch"))
+                checkpoint.save(out / checkpoint.BEST, card=chosen, weights=weights, epoch=epoch + 1)
             if epoch + 1 == stage_start + stage.epochs:
                 checkpoint.save(out / f"{stage.name}.pt", card=scored, weights=weights, epoch=epoch + 1)
             checkpoint.save(
@@ -284,10 +286,13 @@ def _title(settings: RunSettings) -> str:
     return f"{settings.recipe.name}, {fold}"
 
 
-def _validation_scores(scores: Mapping[str, Any], recipe: Recipe, fold: int | None) -> dict[str, Any]:
+def _noted(scores: Mapping[str, Any], recipe: Recipe, fold: int | None, remark: str = "") -> dict[str, Any]:
+    """What a card says of the validation; nothing where there was none."""
+    if not scores:
+        return {}
     kept = ("images", "jaccard", "dice", "threshold_jaccard", "jaccard_low", "jaccard_high")
-    protocol = "official, without clean-up; chose the epoch"
-    return {name: scores[name] for name in kept} | {"protocol": protocol, "fold": f"{fold} of {recipe.folds}"}
+    protocol = {"protocol": f"official, without clean-up{remark}", "fold": f"{fold} of {recipe.folds}"}
+    return {"validation": {name: scores[name] for name in kept} | protocol}
 
 
 def _check_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

@@ -1,0 +1,64 @@
+"""Models to score, from what the command line names: shipped names, ONNX files, plans and checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from isicrt.engine.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from isicrt.benchmarks.evaluation import Candidate
+
+
+def last_names(path: Path) -> str:
+    """The last two names of a path: they tell files apart and tell nothing of the machine."""
+    return "/".join(path.absolute().parts[-2:])
+
+
+def open_candidates(models: Sequence[str], stack: ExitStack, threads: int | None) -> list[Candidate]:
+    """The models, loaded; they are closed with the stack."""
+    from isicrt.benchmarks.evaluation import Candidate, labels
+    from isicrt.engine import shipped
+    from isicrt.engine.runtime import open_runtime
+
+    wanted = models or (shipped.DEFAULT,)
+    paths = [shipped.resolve(model) for model in wanted]
+    # A shipped model is known by its name; a folder tells one best.pt from the other.
+    named = [last_names(path) if Path(w).is_file() else path.name for w, path in zip(wanted, paths, strict=True)]
+    runtimes = []
+    for path, name in zip(paths, named, strict=True):
+        file = path
+        if path.suffix == ".pt":
+            click.echo(f"Exporting {name} to ONNX", err=True)
+            file = _export(path, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isicrt-evaluate-"))))
+        runtimes.append(stack.enter_context(open_runtime(file, threads=threads)))
+    names = labels([(runtime.card.name, name) for runtime, name in zip(runtimes, named, strict=True)])
+    return [
+        Candidate(label, name, hashlib.sha256(path.read_bytes()).hexdigest(), runtime)
+        for label, name, path, runtime in zip(names, named, paths, runtimes, strict=True)
+    ]
+
+
+def _export(checkpoint: Path, folder: Path) -> Path:
+    """A checkpoint as ONNX, so that what is scored runs as it would run anywhere."""
+    try:
+        import onnx
+
+        from isicrt.export.onnx_export import Deployed, export_onnx
+        from isicrt.export.onnx_graph import set_card
+        from isicrt.trainer.checkpoint import load_model
+    except ImportError as error:
+        raise MissingDependencyError("PyTorch with ONNX", "train", str(error)) from error
+    network, card = load_model(checkpoint)
+    graph = export_onnx(Deployed(network, card).eval(), card)
+    set_card(graph, card)
+    path = folder / "model.onnx"
+    onnx.save(graph, path)
+    return path

@@ -1,0 +1,371 @@
+"""`isicrt reproduce`: train the rows of the report's table, score them, and write the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isicrt.cli.candidates import open_candidates
+from isicrt.cli.recording import RecordingCommand, command_line
+from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
+
+if TYPE_CHECKING:
+    from isicrt.benchmarks.evaluation import Case
+    from isicrt.benchmarks.report_table import ReportTable, TestSet, Trials
+    from isicrt.trainer.report_runs import Run
+
+ROWS = ("unet", "segnet-attention", "segnet-attention-atrous", "segnet-attention-atrous-augmented")
+SEARCHED = ROWS[0]
+"""The row of `--search-lr` without a name."""
+SHORT_EPOCHS = 40
+TABLE, PAGE = Path("benchmarks/results/report-table.json"), Path("docs/results.md")
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class RowsType(click.ParamType):  # type: ignore[type-arg]
+    """Names of rows with commas between them, ``all`` or ``none``."""
+
+    name = "row,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        if value in ("all", "none"):
+            return ROWS if value == "all" else ()
+        names = [name.strip() for name in str(value).split(",")]
+        for name in names:
+            if name not in ROWS:
+                self.fail(f"{name!r} is not a row: choose from {', '.join(ROWS)}, or all, or none", param, ctx)
+        return tuple(row for row in ROWS if row in names)
+
+
+@click.command("reproduce", cls=RecordingCommand)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    envvar="ISICRT_DATA",
+    required=True,
+    help="ISIC 2016 with its train and test split, see `isicrt data isic2016`. Default: $ISICRT_DATA.",
+)
+@click.option(
+    "--rows",
+    type=RowsType(),
+    default="all",
+    show_default=True,
+    help=f"Rows to train, with commas between them: {', '.join(ROWS)}; or `none`.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=2),
+    help="Of a row in all, half of them with the encoder frozen.  [default: the report's, 100 and 100]",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(("light", "report")),
+    default="light",
+    show_default=True,
+    help="Widths: `report` has the report's own, up to 140 million parameters. Without a GPU its cells stay "
+    "empty, unless --device cpu asks for them.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/report"),
+    show_default=True,
+    help="Folder of the runs.",
+)
+@click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads to use.  [default: all cores]")
+@click.option("--seed", type=click.IntRange(min=0), help="[default: 0]")
+@click.option(
+    "--search-lr",
+    "searched",
+    type=click.Choice(ROWS),
+    is_flag=False,
+    flag_value=SEARCHED,
+    help=f"First find the encoder's rate among 1e-4, 1e-5 and 1e-6 with short runs of this row ({SEARCHED} if none is "
+    "named); rows that begin after it take the best.",
+)
+@click.option("--cross-validate", "validated", type=click.Choice(ROWS), help="Also train this row on every fold.")
+@click.option("--folds", type=click.IntRange(min=2), help="Of --cross-validate.  [default: 5]")
+@click.option(
+    "--short-epochs",
+    type=click.IntRange(min=2),
+    default=SHORT_EPOCHS,
+    show_default=True,
+    help="Of each run of --search-lr and --cross-validate, in all.",
+)
+@click.option(
+    "--encoder-weights",
+    envvar="ISICRT_ENCODER_WEIGHTS",
+    default="imagenet",
+    show_default="torchvision's ImageNet weights, downloaded",
+    help="File of MobileNetV2's weights, or `none`. Environment: ISICRT_ENCODER_WEIGHTS.",
+)
+@click.option(
+    "--score/--no-score",
+    default=False,
+    show_default=True,
+    help="At the end, score the finished rows on the test split by both protocols. A model that the table has "
+    "scores of is not scored again.",
+)
+@click.option("--label", help="What the test split is, for the table.  [default: its folder and number of images]")
+@click.option(
+    "--figures",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="With --score: draw cases of each row that is scored now, frozen beside tuned, as PNG.",
+)
+@click.option(
+    "--table",
+    "table_file",
+    type=_FILE,
+    help="JSON of the table; rows that are in it stay.  "
+    f"[default: {TABLE} where that folder is, else OUT/{TABLE.name}]",
+)
+@click.option(
+    "--markdown",
+    "page",
+    type=_FILE,
+    help=f"Page that has the table between its markers.  [default: {PAGE} where that page has them]",
+)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    data: Path,
+    rows: tuple[str, ...],
+    epochs: int | None,
+    layout: str,
+    out: Path,
+    device: str,
+    threads: int | None,
+    seed: int | None,
+    searched: str | None,
+    validated: str | None,
+    folds: int | None,
+    short_epochs: int,
+    encoder_weights: str,
+    score: bool,
+    label: str | None,
+    figures: Path | None,
+    table_file: Path | None,
+    page: Path | None,
+) -> None:
+    """Reproduce the report's table: U-Net, SegNet with attention, with atrous convolutions, and on augmented data.
+
+    Each row is one run with two stages, encoder frozen and then tuned, and gives both columns of the table. Runs that
+    were stopped go on with the same command; runs that are finished are left alone. Only --score reads the test split.
+
+    isicrt reproduce --data data/isic2016 --search-lr --cross-validate unet
+
+    isicrt reproduce --data data/isic2016 --score
+    """
+    if folds is not None and validated is None:
+        raise SettingsError("--folds needs --cross-validate ROW")
+    if not score and (figures is not None or label is not None):
+        raise SettingsError("--figures and --label belong to --score")
+    try:
+        import torch
+
+        from isicrt.trainer import report_runs
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "torch", "train", str(error)) from error
+
+    gpu = torch.cuda.is_available()
+    if device == "cuda" and not gpu:
+        raise SettingsError("--device cuda: torch finds no GPU here. Use --device cpu, or see docs/gpu.md.")
+    trains = layout == "light" or gpu or device == "cpu"
+    if threads is not None:
+        torch.set_num_threads(threads)
+    pretrained = None if encoder_weights == "none" else encoder_weights
+    from isicrt.benchmarks.report_markdown import has_markers, write_page
+    from isicrt.benchmarks.report_table import merge, read_table
+    from isicrt.cli.run_queue import RunQueue
+
+    training = RunQueue(data, "cuda" if gpu and device != "cpu" else "cpu", pretrained)
+    table_file = table_file or (TABLE if TABLE.parent.is_dir() else out / TABLE.name)
+    page = page or (PAGE if has_markers(PAGE) else None)
+    test = _test_split(data, label, read_table(table_file)) if score else None
+
+    search: list[Run] = []
+    fold_runs: list[Run] = []
+    if searched is not None and trains:
+        search = report_runs.plan_search(out, searched, layout, epochs=short_epochs, seed=seed)
+        training.run(f"Search of the encoder's rate, layout {layout}", search)
+    rates = {row: report_runs.found_rate(out, row, layout) for row in ROWS}
+    planned = [report_runs.plan_row(out, row, layout, epochs=epochs, seed=seed, encoder_lr=rates[row]) for row in rows]
+    if trains:
+        training.run(f"Rows, layout {layout}", planned)
+    if validated is not None and trains:
+        fold_runs = report_runs.plan_folds(
+            out, validated, layout, epochs=short_epochs, folds=folds, seed=seed, encoder_lr=rates[validated]
+        )
+        training.run(f"Cross-validation, layout {layout}", fold_runs)
+
+    found, folders = _collect(out, training.failures, gpu=gpu)
+    found = replace(
+        found,
+        search=_trials(search, lambda run: run.recipe.stages[-1].encoder_lr),
+        cross_validation=_trials(fold_runs, lambda run: run.fold),
+        command=command_line(ctx),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    # Read again: another process may have scored while this one trained.
+    table = merge(read_table(table_file), found)
+    problems = 0
+    if test is not None:
+        table, problems = _score(table, folders, test, threads=threads, figures=figures, file=table_file)
+    _write(table_file, table)
+    click.echo(f"Wrote {table_file}")
+    if page is not None:
+        write_page(page, table)
+        click.echo(f"Wrote {page}")
+    _draw_runs(out, [*folders.values()], fold_runs)
+    _say_next(table, folders, data, out)
+    if training.failures or problems:
+        ctx.exit(1)
+
+
+def _test_split(data: Path, label: str | None, table: ReportTable) -> tuple[TestSet, list[Case]]:
+    """The test split, checked.
+
+    Raises:
+        DataError: there is none.
+        SettingsError: the table has scores on another one.
+    """
+    from isicrt.benchmarks.evaluation import Case
+    from isicrt.benchmarks.report_table import TestSet
+    from isicrt.trainer.dataset import checked_pairs, find_folders
+
+    if find_folders(data, "test") == find_folders(data, "train"):
+        raise DataError(
+            f"{data}: has no test split of its own; what was learned from cannot be scored. Score without it"
+        )
+    pairs, report = checked_pairs((data,), "test")
+    kept = table.test_set
+    if kept is not None and kept.sha256 != report.sha256:
+        raise SettingsError(
+            f"the table holds scores on {kept.label}, which are other images: name another with --table"
+        )
+    default = f"{'/'.join(data.absolute().parts[-2:])} test, {len(pairs)} images"
+    test_set = TestSet(label or (kept.label if kept else default), len(pairs), report.sha256)
+    return test_set, [Case(pair.id, pair.image, pair.mask) for pair in pairs]
+
+
+def _collect(out: Path, failures: Mapping[Path, str], *, gpu: bool) -> tuple[ReportTable, dict[tuple[str, str], Path]]:
+    """The rows that are finished, why the others are not, and the folders of the first."""
+    from isicrt.benchmarks.report_table import LAYOUTS, NotRun, ReportTable, read_row
+    from isicrt.trainer.report_runs import count_parameters, plan_row
+
+    rows, missing, folders = [], [], {}
+    for layout in LAYOUTS:
+        for name in ROWS:
+            run = plan_row(out, name, layout)
+            if run.finished:
+                rows.append(read_row(run.folder, name))
+                folders[name, layout] = run.folder
+                continue
+            reason = "not trained yet"
+            if run.epochs_done:
+                reason = f"stopped after epoch {run.epochs_done} of {run.recipe.epochs}"
+            elif layout == "report" and not gpu:
+                reason = "no GPU on this machine; `isicrt reproduce --layout report` trains it on one that has"
+            reason = failures.get(run.folder, reason)
+            missing.append(NotRun(name, layout, count_parameters(run.recipe), reason))
+    return ReportTable(rows=tuple(rows), not_run=tuple(missing)), folders
+
+
+def _trials(runs: Sequence[Run], setting: Callable[[Run], float]) -> Trials | None:
+    from isicrt.benchmarks.report_table import read_trials
+
+    if not runs or not all(run.finished for run in runs):
+        return None
+    return read_trials([(setting(run), run.folder) for run in runs], runs[0].row)
+
+
+def _score(
+    table: ReportTable,
+    folders: Mapping[tuple[str, str], Path],
+    test: tuple[TestSet, Sequence[Case]],
+    *,
+    threads: int | None,
+    figures: Path | None,
+    file: Path,
+) -> tuple[ReportTable, int]:
+    """Score what has no scores, and write the table after each row: no model meets the test images twice.
+
+    Returns:
+        The table, and how many images could not be scored.
+    """
+    from isicrt.benchmarks.evaluation import score_model
+    from isicrt.benchmarks.figures import draw_panels
+    from isicrt.benchmarks.report_protocol import ReportProtocol
+    from isicrt.benchmarks.report_table import with_scores
+    from isicrt.benchmarks.scoring_protocol import OfficialProtocol
+
+    test_set, cases = test
+    problems = 0
+    for row in table.rows:
+        folder = folders.get((row.name, row.layout))
+        if row.scored or folder is None:
+            click.echo(f"{row.name}, {row.layout}: {'scored before' if row.scored else 'its run is not here'}")
+            continue
+        click.echo(f"{row.name}, {row.layout}: scoring {len(cases)} images of {test_set.label}")
+        with ExitStack() as stack:
+            candidates = open_candidates([str(folder / f"{cell.stage}.pt") for cell in row.cells], stack, threads)
+            scores: dict[str, dict[str, Any]] = {candidate.sha256: {} for candidate in candidates}
+            for protocol in (OfficialProtocol(), ReportProtocol()):
+                scored = [score_model(candidate, cases, protocol, threads=threads) for candidate in candidates]
+                for one in scored:
+                    problems += len(one.problems)
+                    scores[one.sha256][protocol.name] = one.summary | {
+                        "threshold": one.threshold,
+                        "clean_up": list(one.clean_up),
+                        "unscored": len(one.problems),
+                        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                    }
+                if figures is not None and protocol.name == "official":
+                    panels = figures / f"{row.name}-{row.layout}"
+                    panels.mkdir(parents=True, exist_ok=True)
+                    for path in draw_panels(candidates[::-1], scored[::-1], protocol, panels):
+                        click.echo(f"Wrote {path}")
+        table = with_scores(table, test_set, scores)
+        _write(file, table)
+    return table, problems
+
+
+def _write(file: Path, table: ReportTable) -> None:
+    from isicrt.engine.masks import replace_file
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, table.to_json().encode())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be written: {error.strerror}") from error
+
+
+def _draw_runs(out: Path, rows: Sequence[Path], folds: Sequence[Run]) -> None:
+    """Loss curves of the rows in one figure, and of the folds in another."""
+    from isicrt.benchmarks.curves import draw_runs
+
+    for folders, path in ((rows, out / "rows.png"), ([run.folder for run in folds if run.finished], None)):
+        if folders:
+            path = path or folders[0].parent / "folds.png"
+            draw_runs(folders, path)
+            click.echo(f"Wrote {path}")
+
+
+def _say_next(table: ReportTable, folders: Mapping[tuple[str, str], Path], data: Path, out: Path) -> None:
+    unscored = [row.name for row in table.rows if not row.scored and (row.name, row.layout) in folders]
+    for missing in table.not_run:
+        click.echo(f"Not run: {missing.name}, {missing.layout}: {missing.reason}")
+    if unscored:
+        click.echo(
+            f"Next: isicrt reproduce --data {data} --out {out} --rows none --score  (scores {', '.join(unscored)})"
+        )

@@ -1,0 +1,235 @@
+"""`isicrt reproduce` as a user calls it, on rendered images and with few epochs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from isicrt.benchmarks.rendered import render
+from isicrt.cli.main import group
+from isicrt.engine.errors import TrainingError
+from isicrt.trainer import loop
+from isicrt.trainer.loop import Listener, RunSettings
+from isicrt.trainer.report_runs import plan_row
+
+MARKERS = "<!-- report-table:begin -->\n<!-- report-table:end -->\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with a train and a test split."""
+    root = tmp_path_factory.mktemp("isic")
+    for split, seeds in (("train", range(12)), ("test", range(20, 23))):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for n in seeds:
+            image, mask = render(n, (60, 80))
+            Image.fromarray(image).save(root / split / "images" / f"ISIC_{n:07d}.jpg", quality=92)
+            Image.fromarray(mask).save(root / split / "masks" / f"ISIC_{n:07d}_Segmentation.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Not in the repository, whose table and page are the defaults there; torch's threads as they were."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def reproduce(data: Path, out: Path, *options: object) -> Result:
+    base = ["reproduce", "--data", data, "--out", out, "--encoder-weights", "none", "--threads", 1]
+    return CliRunner().invoke(group, [str(x) for x in (*base, *options)])
+
+
+def read(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "report-table.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One row, trained and not scored; its table is in the folder."""
+    folder = tmp_path_factory.mktemp("runs") / "report"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        result = reproduce(data, folder, "--rows", "unet", "--epochs", 2, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "unet  to do, 2 epochs" in result.output
+    assert "unet: epoch 2 of 2, tuned, loss" in result.output
+    assert "images/s" in result.output
+    assert f"Next: isicrt reproduce --data {data} --out {folder} --rows none --score" in result.output
+    return folder
+
+
+def test_a_row_is_trained_and_the_others_say_why_not(out: Path) -> None:
+    assert {p.name for p in (out / "unet-light").iterdir()} >= {"frozen.pt", "tuned.pt", "metrics.csv", "run.json"}
+    assert (out / "rows.png").is_file()
+    table = read(out)
+    done = [row for row in table["rows"] if row["status"] == "done"]
+    missing = [row for row in table["rows"] if row["status"] == "not run"]
+    assert [(row["name"], row["layout"], row["parameters"]) for row in done] == [("unet", "light", 1_987_113)]
+    assert [(cell["stage"], cell["epochs"], cell["scores"]) for cell in done[0]["cells"]] == [
+        ("frozen", 1, {}),
+        ("tuned", 1, {}),
+    ]
+    assert done[0]["training_images"] + done[0]["validation_images"] == 12
+    assert len(missing) == 7
+    assert {row["reason"] for row in missing if row["layout"] == "light"} == {"not trained yet"}
+    assert table["test_set"] is None
+
+
+def test_finished_rows_are_left_alone_and_scored_once(data: Path, out: Path, tmp_path: Path) -> None:
+    page, table_file, figures = tmp_path / "results.md", tmp_path / "t.json", tmp_path / "figures"
+    page.write_text(f"# Results\n\n{MARKERS}\nmore\n")
+    weights = (out / "unet-light" / "tuned.pt").read_bytes()
+    options = (
+        "--table",
+        table_file,
+        "--markdown",
+        page,
+        "--rows",
+        "unet",
+        "--score",
+        "--label",
+        "three rendered images",
+    )
+    result = reproduce(data, out, *options, "--figures", figures)
+    assert result.exit_code == 0, result.output
+    assert "unet  done, 2 epochs" in result.output
+    assert "unet, light: scoring 3 images of three rendered images" in result.output
+    assert (out / "unet-light" / "tuned.pt").read_bytes() == weights
+    assert {p.name for p in (figures / "unet-light").iterdir()} == {"best.png", "median.png", "worst.png"}
+    found = json.loads(table_file.read_text())
+    for cell in found["rows"][0]["cells"]:
+        assert cell["scores"].keys() == {"official", "report"}
+        for protocol, summary in cell["scores"].items():
+            assert (summary["images"], summary["unscored"]) == (3, 0)
+            assert 0 <= summary["jaccard_low"] <= summary["jaccard"] <= summary["jaccard_high"] <= 1
+            assert ("sensitivity" in summary) is (protocol == "official")
+    text = page.read_text()
+    assert text.startswith("# Results\n")
+    assert text.endswith("more\n")
+    assert "Scored on: three rendered images" in text
+
+    # A figure that scoring would not give shows that nothing is scored again.
+    found["rows"][0]["cells"][1]["scores"]["report"]["jaccard"] = 0.123
+    table_file.write_text(json.dumps(found))
+    again = reproduce(data, out, "--table", table_file, "--markdown", page, "--rows", "none", "--score")
+    assert again.exit_code == 0, again.output
+    assert "unet, light: scored before" in again.output
+    assert "scoring" not in again.output
+    assert json.loads(table_file.read_text())["rows"][0]["cells"][1]["scores"]["report"]["jaccard"] == 0.123
+    assert "Scored on: three rendered images" in page.read_text()
+
+
+def test_scores_on_other_images_are_refused(data: Path, out: Path, tmp_path: Path) -> None:
+    found = read(out)
+    found["test_set"] = {"label": "another set", "images": 1, "sha256": "0" * 64}
+    (tmp_path / "t.json").write_text(json.dumps(found))
+    result = reproduce(data, out, "--rows", "none", "--score", "--table", tmp_path / "t.json")
+    assert result.exit_code == 2
+    assert "scores on another set" in result.output
+
+
+def test_images_that_were_learned_from_are_not_scored(rendered_pairs: Path, tmp_path: Path) -> None:
+    result = reproduce(rendered_pairs, tmp_path / "runs", "--rows", "none", "--score")
+    assert result.exit_code == 1
+    assert "no test split of its own" in result.output
+
+
+def test_a_stopped_row_goes_on(data: Path, tmp_path: Path) -> None:
+    class Stop(Listener):
+        def finished(self, row: Any) -> None:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "runs"
+    run = plan_row(out, "unet", "light", epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(RunSettings(recipe=run.recipe, data=(data,), out=run.folder, pretrained=None), Stop())
+    waiting = reproduce(data, out, "--rows", "none")
+    assert waiting.exit_code == 0, waiting.output
+    assert "Not run: unet, light: stopped after epoch 1 of 2" in waiting.output
+    result = reproduce(data, out, "--rows", "unet", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "unet  stopped after epoch 1 of 2" in result.output
+    assert "going on after epoch 1" in result.output
+    assert run.finished
+    assert read(out)["rows"][0]["status"] == "done"
+
+
+def test_a_run_that_fails_does_not_stop_the_others(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def fail(settings: RunSettings, listener: Listener | None = None) -> Path:
+        begun.append(settings.out.name)
+        raise TrainingError(f"{settings.out}: the loss became nan in epoch 1.")
+
+    monkeypatch.setattr(loop, "train", fail)
+    out = tmp_path / "runs"
+    result = reproduce(data, out, "--rows", "unet,segnet-attention", "--device", "cpu")
+    assert result.exit_code == 1
+    assert begun == ["unet-light", "segnet-attention-light"]
+    reasons = [row["reason"] for row in read(out)["rows"]]
+    assert reasons[:3] == ["failed: the loss became nan in epoch 1."] * 2 + ["not trained yet"]
+
+
+def test_scores_that_were_written_meanwhile_are_kept(
+    data: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table_file = tmp_path / "t.json"
+    scored = read(out)
+    scored["test_set"] = {"label": "scored meanwhile", "images": 3, "sha256": "0" * 64}
+    scored["rows"][0]["cells"][0]["scores"] = {"official": {"jaccard": 0.5}}
+
+    def train_while_another_scores(settings: RunSettings, listener: Listener | None = None) -> Path:
+        table_file.write_text(json.dumps(scored))
+        raise TrainingError("no more")
+
+    monkeypatch.setattr(loop, "train", train_while_another_scores)
+    reproduce(data, out, "--rows", "segnet-attention", "--device", "cpu", "--table", table_file)
+    found = json.loads(table_file.read_text())
+    assert found["test_set"]["label"] == "scored meanwhile"
+    assert found["rows"][0]["cells"][0]["scores"] == {"official": {"jaccard": 0.5}}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: it would be used")
+def test_the_reports_widths_wait_for_a_gpu(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    result = reproduce(data, out, "--layout", "report", "--search-lr", "--cross-validate", "unet")
+    assert result.exit_code == 0, result.output
+    rows = read(out)["rows"]
+    assert {row["status"] for row in rows} == {"not run"}
+    assert all(row["reason"].startswith("no GPU on this machine") for row in rows if row["layout"] == "report")
+    refused = reproduce(data, out, "--device", "cuda")
+    assert refused.exit_code == 2
+    assert "torch finds no GPU" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--rows", "vnet"], 2, "'vnet' is not a row: choose from unet, segnet-attention"),
+        (["--epochs", "1"], 2, "1 is not in the range"),
+        (["--folds", "3"], 2, "--folds needs --cross-validate"),
+        (["--figures", "f"], 2, "--figures and --label belong to --score"),
+        (["--label", "x"], 2, "--figures and --label belong to --score"),
+        (["--search-lr", "vnet"], 2, "'vnet' is not one of"),
+        (["--rows", "unet", "--epochs", "4"], 2, "began with epochs 2, not 4"),
+        (["--rows", "unet", "--seed", "1"], 2, "began with seed 0, not 1"),
+        (["--rows", "none", "--table", __file__], 1, "not a table of `isicrt reproduce`"),
+        (["--rows", "none", "--markdown", __file__], 1, "needs one line <!-- report-table:begin -->"),
+    ],
+)
+def test_bad_input_is_named(data: Path, out: Path, options: list[str], code: int, message: str) -> None:
+    result = reproduce(data, out, "--device", "cpu", *options)
+    assert result.exit_code == code, result.output
+    assert message in " ".join(result.output.split())
