@@ -14,12 +14,24 @@ if TYPE_CHECKING:
 
 
 @click.command("models")
-@click.argument("model", required=False)
+@click.argument("model", required=False, metavar="[MODEL | verify FILE]")
+@click.argument("file", required=False, metavar="", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the card, or all cards, as JSON.")
-def command(model: str | None, as_json: bool) -> None:
-    """List the models that ship with isicrt, or show what is known about one: MODEL is a name or a file."""
+def command(model: str | None, file: Path | None, as_json: bool) -> None:
+    """List the models that ship with isicrt, or show what is known about one: MODEL is a name or a file.
+
+    `isicrt models verify FILE` checks an .onnx, a .plan, a checkpoint (.pt) or a recipe (.yaml) before you trust it,
+    and says what it checked; the exit code is 1 if it did not pass.
+    """
     from isicrt.engine import shipped
 
+    if model == "verify" and not (file is None and Path(model).is_file()):
+        if file is None:
+            raise click.UsageError("Missing argument 'FILE': isicrt models verify FILE")
+        _verify(file, as_json)
+        return
+    if file is not None:
+        raise click.UsageError(f"Got unexpected extra argument ({file})")
     if model is not None:
         card = _read_card(shipped.resolve(model))
         click.echo(json.dumps(card.to_dict(), indent=2) if as_json else _describe(card))
@@ -32,6 +44,18 @@ def command(model: str | None, as_json: bool) -> None:
         _print_table(cards)
     else:
         click.echo("No model ships with this copy of isicrt. Train one with: isicrt train")
+
+
+def _verify(file: Path, as_json: bool) -> None:
+    from isicrt.cli.model_check import verify
+
+    checked = verify(file)
+    if as_json:
+        click.echo(json.dumps({"file": str(file), "passed": True, "checked": checked}, indent=2))
+        return
+    click.echo(f"{file}: passed")
+    for line in checked:
+        click.echo(f"  {line}")
 
 
 def _read_card(path: Path) -> ModelCard:

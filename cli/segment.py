@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import os
-import secrets
+import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from isicrt.engine.errors import DataError, SettingsError
+from isicrt.cli.segment_report import OutcomeFile, Progress, RunReport, Tally, describe_run, printable
+from isicrt.engine.errors import IsicrtError, SettingsError
 
 if TYPE_CHECKING:
-    from isicrt.engine.pipeline import Outcome
+    from isicrt.engine.outcome import Outcome, RunSummary
 
-_SHOWN = 20
-_PLAIN_SECONDS = 10.0
+
+class _Named(click.Path):
+    """A path that is not empty: to `Path` an empty one is the current folder, which nobody who says "" means."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; the current folder is .", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Number(click.FloatRange):
+    """A number in a range; what is not finite is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number to go by", param, ctx)
+        return number
 
 
 @click.command("segment")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=_Named(path_type=Path))
 @click.option(
     "--out",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the masks. It is made; masks that are in it already are written again.",
+    type=_Named(file_okay=False, path_type=Path),
+    help="Folder for the masks and for the journal. It is made.",
 )
+@click.option(
+    "--resume/--overwrite",
+    "resume",
+    default=True,
+    show_default=True,
+    help="Skip the images whose mask an earlier run made with the same model and settings, or make all masks again.",
+)
+@click.option("--retry-failed", is_flag=True, help="Try unchanged files again that failed because of what is in them.")
 @click.option("--model", metavar="FILE|NAME", help="An .onnx or .plan file, or a shipped model. [default: unet-light]")
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Images in one network call. [default: 8]")
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=_Number(0, 1, min_open=True, max_open=True),
     help="A pixel whose probability is above it is lesion. [default: the model's]",
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads to use. [default: all cores]")
@@ -53,16 +75,70 @@ _PLAIN_SECONDS = 10.0
 )
 @click.option(
     "--overlay",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_Named(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Also draw each mask's outline on its image, as a JPEG of at most 1024 pixels a side.",
 )
 @click.option(
     "--json",
     "report_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=_Named(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write settings, versions and every image's outcome as JSON.",
+)
+@click.option(
+    "--report",
+    "summary_path",
+    type=_Named(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a summary as JSON: counts, settings, versions, the model's hash, times.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="What an image that fails does to the run: nothing, or it ends it.",
+)
+@click.option("--max-failures", type=click.IntRange(0), metavar="N", help="End the run when more than N images failed.")
+@click.option(
+    "--on-clash",
+    type=click.Choice(["refuse", "fail", "extension"]),
+    default="refuse",
+    show_default=True,
+    help="Where two images claim one mask (a.jpg beside a.png): refuse to start, fail these images, or name the masks "
+    "a.jpg.png and a.png.png.",
+)
+@click.option(
+    "--max-megapixels",
+    type=_Number(0, 10_000, min_open=True),
+    default=400,
+    show_default=True,
+    help="Refuse larger images from their header.",
+)
+@click.option(
+    "--isolate",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Which images are decoded in processes of their own, so that a crash costs one image: auto is all but JPEG "
+    "and PNG.",
+)
+@click.option(
+    "--decode-timeout",
+    type=_Number(0, min_open=True),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="An image that takes longer to read and decode has failed.",
+)
+@click.option(
+    "--fsync",
+    type=click.Choice(["never", "batch", "always"]),
+    default="batch",
+    show_default=True,
+    help="Against power cuts: leave the masks to the system, bring them to the disk every ten seconds and at the end, "
+    "or each before it appears.",
 )
 @click.pass_context
 def command(
@@ -76,6 +152,16 @@ def command(
     mask_bits: str,
     overlay: Path | None,
     report_path: Path | None,
+    summary_path: Path | None,
+    resume: bool,
+    retry_failed: bool,
+    on_error: str,
+    max_failures: int | None,
+    on_clash: str,
+    max_megapixels: float,
+    isolate: str,
+    decode_timeout: float,
+    fsync: str,
 ) -> None:
     """Segment IMAGES into masks: NAME.png for each image, at the image's own size, 0 background, 255 lesion.
 
@@ -84,9 +170,12 @@ def command(
     orientation is ignored.
 
     An image that cannot be read costs that image: the others are done, the failures are listed, and the exit code is
-    1. Every run segments all images again. Interrupt it when you like: a mask is there whole or not at all.
+    1. Interrupt it when you like: a mask is there whole or not at all, and the same command goes on where it stopped.
+    What became of every image stands in .isicrt-journal.jsonl among the masks, a line of JSON each.
     """
     from isicrt.engine import shipped
+    from isicrt.engine.isolation import ImageDecoder
+    from isicrt.engine.ledger import Ledger, mask_settings
     from isicrt.engine.overlay import OverlayFolder
     from isicrt.engine.pipeline import default_threads, run_jobs
     from isicrt.engine.runtime import open_runtime
@@ -94,31 +183,75 @@ def command(
 
     if overlay is not None and overlay.absolute() == out.absolute():
         raise SettingsError("--overlay and --out must be different folders")
-    jobs = find_jobs(images, out, overlays=overlay)
+    started = time.perf_counter()
+    jobs = find_jobs(images, out, overlays=overlay, on_clash=on_clash)
     model_path = shipped.resolve(model)
     decode_threads, write_threads = default_threads(threads) if threads is not None else (None, None)
     with open_runtime(model_path, threads=threads) as runtime, warnings.catch_warnings():
         # Pillow warns of odd metadata; what matters here is whether the pixels can be read.
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        card = runtime.card
         batch_size = batch_size or min(8, runtime.max_batch or 8)
         settings = {
             "images": [str(argument) for argument in images],
             "out": str(out),
             "batch_size": batch_size,
-            "threshold": runtime.card.threshold if threshold is None else threshold,
+            "threshold": card.threshold if threshold is None else threshold,
             "threads": threads,
             "mask_bits": int(mask_bits),
             "overlay": None if overlay is None else str(overlay),
         }
-        _make_folder(out)
-        tally = _Tally()
-        with _Report(report_path, settings, model_path, runtime) as report, _Progress(len(jobs)) as progress:
+        about = describe_run(model_path, runtime, settings)
+        report, tally = RunReport(summary_path), Tally(len(jobs))
+        with (
+            Ledger(
+                out,
+                jobs,
+                model={name: about["model"][name] for name in ("name", "sha256")},
+                settings=mask_settings(card, threshold, int(mask_bits)),
+                existing="resume" if resume else "overwrite",
+                retry_failed=retry_failed,
+                overlays=overlay,
+                fsync=fsync,
+            ) as ledger,
+            ImageDecoder(isolate, timeout=decode_timeout, max_pixels=round(max_megapixels * 1e6)) as decoder,
+            OutcomeFile(report_path, about) as file,
+            Progress(len(jobs)) as progress,
+            _stop_signals() as should_stop,
+        ):
+            draw = None if overlay is None else OverlayFolder(out, overlay, run=ledger.run)
+            if not ledger.locked:
+                click.echo(f"{printable(out)}: this file system has no locks; start no second run there", err=True)
 
             def note(outcome: Outcome) -> None:
                 tally.add(outcome)
-                report.add(outcome)
+                file.add(outcome)
                 progress.advance()
 
+            def end(status: str, reason: str | None, summary: RunSummary | None) -> None:
+                counts = _counts(tally, status, time.perf_counter() - started, summary)
+                file.finish(counts)
+                report.write(
+                    {key: value for key, value in about.items() if key != "settings"}
+                    | {"settings": {**settings, **extra}, "journal": str(ledger.journal), "reason": reason, **counts}
+                )
+                # "status" in the journal is an image's.
+                ledger.finish(
+                    {"result": status} | {k: v for k, v in counts.items() if k != "status"},
+                    sync=status != "interrupted",
+                )
+
+            extra = {
+                "resume": resume,
+                "retry_failed": retry_failed,
+                "on_error": on_error,
+                "max_failures": max_failures,
+                "on_clash": on_clash,
+                "max_megapixels": max_megapixels,
+                "isolate": isolate,
+                "decode_timeout": decode_timeout,
+                "fsync": fsync,
+            }
             try:
                 summary = run_jobs(
                     jobs,
@@ -128,195 +261,93 @@ def command(
                     decode_threads=decode_threads,
                     write_threads=write_threads,
                     mask_bits=int(mask_bits),
-                    overlay=None if overlay is None else OverlayFolder(out, overlay),
+                    overlay=draw,
                     on_outcome=note,
+                    ledger=ledger,
+                    decode=decoder,
+                    decode_timeout=decode_timeout,
+                    max_failures=0 if on_error == "fail" else max_failures,
+                    should_stop=should_stop,
                 )
             except KeyboardInterrupt:
-                report.finish({"interrupted": True, "images": tally.images, "failed": tally.failed})
+                with suppress(IsicrtError):
+                    end("interrupted", None, None)
                 progress.close()
                 click.echo(f"Stopped after {tally.images} of {len(jobs)} images.", err=True)
-                _leave_if_stuck()
+                _leave_if_stuck(decoder.close)
                 raise
-            report.finish(
-                {
-                    "interrupted": False,
-                    "images": summary.images,
-                    "failed": summary.failed,
-                    "seconds": round(summary.seconds, 3),
-                    "images_per_second": round(summary.images_per_second, 2),
-                    "megapixels_per_second": round(summary.megapixels_per_second, 2),
-                    "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
-                }
-            )
+            except IsicrtError as error:
+                progress.close()
+                with suppress(IsicrtError):  # a full disk is what is being said already
+                    end("stopped", str(error), None)
+                tally.list_failures(report_path)
+                raise
+            end("failed" if tally.failed else "done", None, summary)
     tally.list_failures(report_path)
+    before = f"{summary.skipped} done before, " if summary.skipped else ""
     click.echo(
-        f"{summary.images - summary.failed} masks in {_printable(out)}, {summary.failed} failed, "
+        f"{summary.images - summary.failed} masks in {printable(out)}, {summary.failed} failed, {before}"
         f"{summary.seconds:.1f} s: {summary.images_per_second:.1f} images/s, "
-        f"{summary.megapixels_per_second:.1f} MP/s (model {runtime.card.name}, {runtime.name})"
+        f"{summary.megapixels_per_second:.1f} MP/s (model {card.name}, {runtime.name})"
     )
     if summary.failed:
         ctx.exit(1)
 
 
-def _make_folder(folder: Path) -> None:
+def _counts(tally: Tally, status: str, seconds: float, summary: RunSummary | None) -> dict[str, Any]:
+    """The end of a run in numbers. `seconds` is all of it, `segmenting_seconds` without the search before it."""
+    counts: dict[str, Any] = {
+        "status": status,
+        "exit_code": {"done": 0, "interrupted": 130}.get(status, 1),
+        "interrupted": status == "interrupted",
+        "images": tally.images,
+        "total": tally.total,
+        **tally.counts(),
+        "seconds": round(seconds, 3),
+    }
+    if summary is not None:
+        counts |= {
+            "segmenting_seconds": round(summary.seconds, 3),
+            "images_per_second": round(summary.images_per_second, 2),
+            "megapixels_per_second": round(summary.megapixels_per_second, 2),
+            "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
+        }
+    return counts
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C or SIGTERM only makes the function that this gives say True; the second is as ever.
+
+    An exception in the middle of the bookkeeping could lose an image from the counts.
+    """
+    asked: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, ask)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: the folder for the masks cannot be made: {error.strerror}") from error
+        yield lambda: bool(asked)
+    finally:
+        if not asked:
+            restore()
 
 
-def _printable(text: object) -> str:
-    """File names may hold what a terminal would obey or could not show."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
-def _leave_if_stuck() -> None:
+def _leave_if_stuck(before: Callable[[], None]) -> None:
     """End the process if a thread is still inside a native call, which the interpreter's own exit might crash."""
     from isicrt.engine.pipeline import THREAD_PREFIX
 
     if any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate()):
+        before()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(130)
-
-
-class _Tally:
-    """Counts, and the first failures; not all of them, because there may be a million."""
-
-    def __init__(self) -> None:
-        self.images = self.failed = 0
-        self._first: list[str] = []
-
-    def add(self, outcome: Outcome) -> None:
-        self.images += 1
-        if outcome.error is not None:
-            self.failed += 1
-            if len(self._first) < _SHOWN:
-                self._first.append(outcome.error)
-
-    def list_failures(self, report_path: Path | None) -> None:
-        if not self.failed:
-            return
-        click.echo(f"{self.failed} of {self.images} images failed:", err=True)
-        for error in self._first:
-            click.echo(f"  {_printable(error)}", err=True)
-        if self.failed > len(self._first):
-            where = f"all in {report_path}" if report_path else "--json FILE lists all"
-            click.echo(f"  ... and {self.failed - len(self._first)} more ({where})", err=True)
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere a line now and then, which a log can hold."""
-
-    def __init__(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self._total, self._done = total, 0
-        self._started = self._spoken = time.monotonic()
-        self._bar = Progress(
-            TextColumn("Segmenting"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=total, speed="")
-
-    def advance(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        speed = f"{self._done / max(now - self._started, 1e-9):.1f} images/s"
-        self._bar.update(self._task, completed=self._done, speed=speed)
-        if self._bar.disable and now - self._spoken >= _PLAIN_SECONDS:
-            self._spoken = now
-            click.echo(f"{self._done} of {self._total} images, {speed}", err=True)
-
-    def close(self) -> None:
-        self._bar.stop()
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class _Report:
-    """The JSON report. Outcomes are written as they come, so that a million of them need no memory; the file has a
-    temporary name until `finish`. Without a path nothing is written."""
-
-    def __init__(self, path: Path | None, settings: Mapping[str, Any], model: Path, runtime: Any) -> None:
-        self._path = path
-        self._first = True
-        if path is None:
-            return
-        from isicrt.benchmarks.environment import read_environment
-
-        head = {
-            "format": 1,
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "settings": settings,
-            "model": {
-                "name": runtime.card.name,
-                "file": str(model),
-                "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
-                "runtime": runtime.name,
-            },
-            "versions": dict(read_environment().versions),
-        }
-        self._temporary = path.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
-        try:
-            self._file = self._temporary.open("x", encoding="ascii")
-        except OSError as error:
-            raise SettingsError(f"--json {path}: cannot be written: {error.strerror}") from error
-        self._write(json.dumps(head, indent=1)[:-2] + ',\n "images": [')
-
-    def _write(self, text: str) -> None:
-        try:
-            self._file.write(text)
-        except OSError as error:
-            raise DataError(f"--json {self._path}: cannot be written: {error.strerror}") from error
-
-    def add(self, outcome: Outcome) -> None:
-        if self._path is None:
-            return
-        height, width = outcome.native_size or (None, None)
-        entry = {
-            "image": str(outcome.job.image),
-            "mask": str(outcome.job.mask) if outcome.error is None else None,
-            "height": height,
-            "width": width,
-            "lesion_share": None if outcome.lesion_fraction is None else round(outcome.lesion_fraction, 6),
-            "error": outcome.error,
-        }
-        self._write(("\n  " if self._first else ",\n  ") + json.dumps(entry))
-        self._first = False
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        if self._path is None:
-            return
-        self._write(f'\n ],\n "summary": {json.dumps(summary)}\n}}\n')
-        try:
-            self._file.close()
-            self._temporary.replace(self._path)
-        except OSError as error:
-            raise DataError(f"--json {self._path}: cannot be written: {error.strerror}") from error
-
-    def __enter__(self) -> _Report:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._path is not None:
-            with suppress(OSError):  # of a full disk `finish` has spoken already
-                self._file.close()
-            self._temporary.unlink(missing_ok=True)

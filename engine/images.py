@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
+from isal import isal_zlib
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.geometry import UInt8Array, resize_image
+from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.scores import FOREGROUND_ABOVE
 
 MAX_PIXELS = 400_000_000
@@ -30,17 +31,30 @@ MAX_PIXELS = 400_000_000
 MAX_BYTES = 2**31
 """A larger file is refused before it is read."""
 
-_JPEG = b"\xff\xd8\xff"
+JPEG_SIGNATURE = b"\xff\xd8\xff"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+Admit = Callable[[int], AbstractContextManager[None]]
+"""Told the pixels of an image; it is decoded inside."""
 
 # Only these are tried: Pillow knows formats (PostScript among them) that a folder of strangers must not reach.
 # The classes are called directly because `Image.open` compares sizes with a limit that is global to the process.
 _FORMATS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
-    ((_JPEG,), JpegImagePlugin.JpegImageFile),
-    ((b"\x89PNG\r\n\x1a\n",), PngImagePlugin.PngImageFile),
+    ((JPEG_SIGNATURE,), JpegImagePlugin.JpegImageFile),
+    ((PNG_SIGNATURE,), PngImagePlugin.PngImageFile),
     ((b"BM",), BmpImagePlugin.BmpImageFile),
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
     ((b"RIFF",), WebPImagePlugin.WebPImageFile),
 )
+
+_SCRUTINISED = (JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile)
+RISKY_SIGNATURES = tuple(
+    signature for signatures, kind in _FORMATS for signature in signatures if kind not in _SCRUTINISED
+)
+"""Of formats whose codecs `isicrt.engine.isolation` keeps out of the run's process."""
+
+# A FIFO that took the file's place after it was looked at must not hold the thread.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UNDO_ORIENTATION = {
@@ -55,6 +69,26 @@ _UNDO_ORIENTATION = {
 
 
 @dataclass(frozen=True)
+class FileStamp:
+    """What tells a file from a changed one."""
+
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Time of its last change, in nanoseconds since 1970."""
+    crc: int
+    """CRC-32 of all its bytes."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that was read whole."""
+
+    data: bytes
+    stamp: FileStamp
+
+
+@dataclass(frozen=True)
 class Decoded:
     """An image as a model takes it."""
 
@@ -62,27 +96,59 @@ class Decoded:
     """uint8, h x w x 3, RGB, at the model's input size."""
     native_size: tuple[int, int]
     """(height, width) of the stored pixel grid, which is the mask's."""
+    stamp: FileStamp | None = None
+    """Of the file, while it was read."""
 
 
-def decode_image(path: str | os.PathLike[str], size: tuple[int, int]) -> Decoded:
+class DamagedImageError(ImageError):
+    """An image whose bytes were all read and are no good: trying again does not help while the file is the same."""
+
+    def __init__(self, message: str, stamp: FileStamp) -> None:
+        super().__init__(message)
+        self.stamp = stamp
+
+
+def decode_image(
+    path: str | os.PathLike[str], size: tuple[int, int], *, max_pixels: int = MAX_PIXELS, admit: Admit = BUDGET.admit
+) -> Decoded:
     """Decode an image and resize it to a model's input.
 
     Args:
         path: JPEG, PNG, BMP, TIFF or WebP. The first frame or page counts; alpha is dropped; 16-bit grey is scaled.
         size: (height, width) in pixels.
+        max_pixels: an image of more is refused from its header.
+        admit: makes large images take turns.
 
     Raises:
-        ImageError: not a regular file, not one of these formats, damaged, or more than `MAX_PIXELS`.
+        ImageError: not a regular file, changed while it was read, or more than `max_pixels`.
+        DamagedImageError: not one of these formats, or damaged.
     """
-    with _image_errors(path):
-        pixels, native_size = _decode(path, size)
-        return Decoded(resize_image(pixels, size), native_size)
+    return decode_source(path, read_source(path), size, max_pixels=max_pixels, admit=admit)
+
+
+def decode_source(
+    path: str | os.PathLike[str],
+    source: Source,
+    size: tuple[int, int],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    admit: Admit = BUDGET.admit,
+) -> Decoded:
+    """`decode_image` of a file that `read_source` has read; `path` is for messages."""
+    try:
+        with _image_errors(path):
+            pixels, native_size = _decode(source.data, size, max_pixels, admit)
+            return Decoded(resize_image(pixels, size), native_size, source.stamp)
+    except ImageError as error:
+        if isinstance(error.__cause__, (OverflowError, MemoryError)):  # another limit, another day
+            raise
+        raise DamagedImageError(str(error), source.stamp) from error
 
 
 def read_image(path: str | os.PathLike[str]) -> UInt8Array:
     """The whole image: uint8, H x W x 3, RGB, at its stored pixel grid. Raises ImageError as `decode_image`."""
     with _image_errors(path):
-        return _decode(path, None)[0]
+        return _decode(read_source(path).data, None, MAX_PIXELS, BUDGET.admit)[0]
 
 
 def read_mask(path: str | os.PathLike[str]) -> npt.NDArray[np.bool_]:
@@ -92,7 +158,7 @@ def read_mask(path: str | os.PathLike[str]) -> npt.NDArray[np.bool_]:
         DataError: neither a 1-bit nor an 8-bit greyscale image, or one that cannot be decoded.
     """
     with _image_errors(path):
-        image = _open(_read_file(path))
+        image = _open(read_source(path).data, MAX_PIXELS)
         if image.mode not in ("1", "L"):
             raise DataError(f"{path}: a mask must be a 1-bit or an 8-bit greyscale image, not of mode {image.mode}")
         pixels = np.asarray(_stored_grid(image))
@@ -107,36 +173,69 @@ def _image_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except DataError:
         raise
     except OSError as error:
-        raise ImageError(f"{os.fspath(path)}: {error.strerror or error}") from error
+        reason = error.strerror or f"cannot be decoded: {error}"  # the codecs' own have no number
+        raise ImageError(f"{os.fspath(path)}: {reason}") from error
     except Exception as error:  # on damaged bytes the decoders raise whatever they run into
         raise ImageError(f"{os.fspath(path)}: cannot be decoded: {error or type(error).__name__}") from error
 
 
-def _decode(path: str | os.PathLike[str], size: tuple[int, int] | None) -> tuple[UInt8Array, tuple[int, int]]:
-    """RGB pixels, at least of `size` on both sides where the image has them, and the native (height, width)."""
-    data = _read_file(path)
-    if data.startswith(_JPEG) and (fast := _decode_jpeg(data, size)):
-        return fast
-    pixels = _to_rgb(_stored_grid(_open(data)))
-    return pixels, (pixels.shape[0], pixels.shape[1])
+def read_source(path: str | os.PathLike[str]) -> Source:
+    """Read a whole file.
+
+    Raises:
+        ImageError: not a regular file, empty, more than `MAX_BYTES`, or changed while it was read.
+    """
+    with _image_errors(path):
+        _check_regular(path, os.stat(path))  # noqa: PTH116 (a Path costs more than the call); opening may wait for ever
+        file = os.open(path, _OPEN_FLAGS)
+        try:
+            before = os.fstat(file)
+            _check_regular(path, before)
+            data = _read_all(file, before.st_size)
+            after = os.fstat(file)
+        finally:
+            os.close(file)
+        if len(data) != after.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise ImageError(f"{os.fspath(path)}: changed while it was read")
+        return Source(data, FileStamp(len(data), after.st_mtime_ns, isal_zlib.crc32(data)))
 
 
-def _read_file(path: str | os.PathLike[str]) -> bytes:
-    status = Path(path).stat()
-    if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{os.fspath(path)}: not a regular file")
     if status.st_size > MAX_BYTES:
         raise ImageError(f"{os.fspath(path)}: {status.st_size / 2**30:.1f} GiB is more than isicrt reads")
     if not status.st_size:
         raise ImageError(f"{os.fspath(path)}: the file is empty")
-    return Path(path).read_bytes()
 
 
-def _decode_jpeg(data: bytes, size: tuple[int, int] | None) -> tuple[UInt8Array, tuple[int, int]] | None:
+def _read_all(file: int, size: int) -> bytes:
+    """Up to one byte more than `size`, which would show that the file grew."""
+    data = os.read(file, size + 1)
+    while 0 < len(data) <= size and (more := os.read(file, size + 1 - len(data))):
+        data += more
+    return data
+
+
+def _decode(
+    data: bytes, size: tuple[int, int] | None, max_pixels: int, admit: Admit
+) -> tuple[UInt8Array, tuple[int, int]]:
+    """RGB pixels, at least of `size` on both sides where the image has them, and the native (height, width)."""
+    if data.startswith(JPEG_SIGNATURE) and (fast := _decode_jpeg(data, size, max_pixels, admit)):
+        return fast
+    image = _open(data, max_pixels)
+    with admit(image.size[0] * image.size[1]):
+        pixels = _to_rgb(_stored_grid(image))
+    return pixels, (pixels.shape[0], pixels.shape[1])
+
+
+def _decode_jpeg(
+    data: bytes, size: tuple[int, int] | None, max_pixels: int, admit: Admit
+) -> tuple[UInt8Array, tuple[int, int]] | None:
     """The fast path; None where it does not apply and Pillow has to look."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        _check_pixels(width, height)
+        _check_pixels(width, height, max_pixels)
         if colours not in ("Gray", "RGB", "YCbCr"):
             return None
         smallest = (0, 0)
@@ -149,24 +248,25 @@ def _decode_jpeg(data: bytes, size: tuple[int, int] | None) -> tuple[UInt8Array,
                     break
             else:
                 smallest = (height, width)
-        pixels: UInt8Array = simplejpeg.decode_jpeg(data, "RGB", min_height=smallest[0], min_width=smallest[1])
+        with admit(width * height):
+            pixels: UInt8Array = simplejpeg.decode_jpeg(data, "RGB", min_height=smallest[0], min_width=smallest[1])
     except ValueError:  # an error, or a warning, from libjpeg-turbo
         return None
     return pixels, (height, width)
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
+def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     for signatures, kind in _FORMATS:
         if data.startswith(signatures):
             image = kind(BytesIO(data))
-            _check_pixels(*image.size)
+            _check_pixels(*image.size, max_pixels)
             return image
     raise ValueError("it is not a JPEG, PNG, BMP, TIFF or WebP image")
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise OverflowError(f"{width} x {height} is more than {MAX_PIXELS // 1_000_000} megapixels")
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise OverflowError(f"{width} x {height} is more than {max_pixels / 1e6:g} megapixels")
 
 
 def _stored_grid(image: ImageFile.ImageFile) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,8 @@ import simplejpeg
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image
-from isicrt.engine.masks import Mask, replace_file
+from isicrt.engine.masks import Mask
+from isicrt.engine.output import OutputError, OutputFolder, make_folder
 from isicrt.engine.sources import Job, overlay_path
 
 MAX_SIDE = 1024
@@ -25,12 +27,18 @@ class OverlayFolder:
 
     Args:
         out: the folder of the masks.
-        folder: the folder of the overlays.
+        folder: the folder of the overlays. It is made.
+        run: 12 hexadecimal digits, see `OutputFolder`; None for random ones.
+
+    Raises:
+        OutputError: the folder cannot be made or written.
     """
 
-    def __init__(self, out: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+    def __init__(self, out: str | os.PathLike[str], folder: str | os.PathLike[str], *, run: str | None = None) -> None:
         self._out = Path(out)
         self._folder = Path(folder)
+        make_folder(self._folder)
+        self._output = OutputFolder(self._folder, run or secrets.token_hex(6))
 
     def __call__(self, job: Job, mask: Mask) -> None:
         """Write the overlay of one job as a JPEG of at most `MAX_SIDE` pixels a side.
@@ -42,14 +50,16 @@ class OverlayFolder:
         Raises:
             ImageError: the image cannot be decoded (any more).
             DataError: the overlay cannot be written.
+            OutputError: none can be.
         """
         scale = min(1.0, MAX_SIDE / max(mask.shape))
         size = max(1, round(mask.shape[0] * scale)), max(1, round(mask.shape[1] * scale))
         overlay = draw_outline(decode_image(job.image, size).pixels, mask)
         path = overlay_path(job.mask, self._out, self._folder)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, simplejpeg.encode_jpeg(overlay, quality=90))
+            self._output.write(path, simplejpeg.encode_jpeg(overlay, quality=90))
+        except OutputError:
+            raise
         except OSError as error:
             raise DataError(f"{path}: the overlay cannot be written: {error.strerror or error}") from error
 

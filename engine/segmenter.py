@@ -13,6 +13,7 @@ from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import SettingsError
 from isicrt.engine.geometry import UInt8Array, resize_image
 from isicrt.engine.images import decode_image
+from isicrt.engine.ledger import Ledger, file_sha256, mask_settings
 from isicrt.engine.masks import restore_mask
 from isicrt.engine.overlay import OverlayFolder
 from isicrt.engine.pipeline import Outcome, RunSummary, default_threads, run_jobs
@@ -51,7 +52,8 @@ class Segmenter:
             raise SettingsError(f"batch_size ({batch_size}) and threads ({threads}) must be at least 1")
         if threshold is not None and not 0 < threshold < 1:
             raise SettingsError(f"threshold ({threshold}) must lie between 0 and 1")
-        self.runtime: Runtime = open_runtime(shipped.resolve(model), threads=threads)
+        self._model = shipped.resolve(model)
+        self.runtime: Runtime = open_runtime(self._model, threads=threads)
         self._threshold = threshold
         self._batch_size = min(batch_size, self.runtime.max_batch or batch_size)
         self._threads = default_threads(threads) if threads is not None else (None, None)
@@ -97,32 +99,52 @@ class Segmenter:
         mask_bits: int = 1,
         overlays: str | os.PathLike[str] | None = None,
         on_outcome: Callable[[Outcome], None] | None = None,
+        existing: str = "resume",
+        retry_failed: bool = False,
     ) -> RunSummary:
         """Segment a folder, a glob pattern, a list or some files into masks; an image that fails costs itself only.
 
         Args:
             images: see `isicrt.engine.sources.find_jobs`.
-            out: the folder for the masks. Masks that are there are written again.
+            out: the folder for the masks and their journal, see `isicrt.engine.ledger.Ledger`.
             mask_bits: 1 or 8 bits a pixel.
             overlays: a folder for JPEGs of the images with the outline of the mask.
             on_outcome: called for each image as it ends.
+            existing: ``resume`` skips what an earlier run did with this model and these settings; ``overwrite``.
+            retry_failed: try unchanged files again that failed because of what is in them.
 
         Raises:
-            DataError: no image, or masks that would clash.
+            DataError: no image, masks that would clash, files of somebody else in their place, another run in `out`,
+                or a folder that cannot be written (any more).
             SettingsError, ModelError: see `isicrt.engine.pipeline.run_jobs`.
         """
         decode_threads, write_threads = self._threads
-        return run_jobs(
-            find_jobs(images, out, overlays=overlays),
-            self.runtime,
-            batch_size=self._batch_size,
-            threshold=self._threshold,
-            decode_threads=decode_threads,
-            write_threads=write_threads,
-            mask_bits=mask_bits,
-            overlay=None if overlays is None else OverlayFolder(out, overlays),
-            on_outcome=on_outcome,
+        jobs = find_jobs(images, out, overlays=overlays)
+        ledger = Ledger(
+            out,
+            jobs,
+            model={"name": self.card.name, "sha256": file_sha256(self._model)},
+            settings=mask_settings(self.card, self._threshold, mask_bits),
+            existing=existing,
+            retry_failed=retry_failed,
+            overlays=overlays,
         )
+        with ledger:
+            summary = run_jobs(
+                jobs,
+                self.runtime,
+                batch_size=self._batch_size,
+                threshold=self._threshold,
+                decode_threads=decode_threads,
+                write_threads=write_threads,
+                mask_bits=mask_bits,
+                overlay=None if overlays is None else OverlayFolder(out, overlays, run=ledger.run),
+                on_outcome=on_outcome,
+                ledger=ledger,
+            )
+            done = summary.images - summary.failed
+            ledger.finish({"done": done, "failed": summary.failed, "skipped": summary.skipped})
+        return summary
 
     def close(self) -> None:
         """Give back the model's threads and memory."""

@@ -7,17 +7,23 @@ import itertools
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
-from isicrt.engine.errors import DataError
+from isicrt.engine.errors import DataError, SettingsError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 """What counts as an image in a folder, in any case."""
 
 Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+ON_CLASH = ("refuse", "fail", "extension")
+"""What becomes of images whose masks would have one name, see `find_jobs`."""
+
+_LONGEST_NAME = 255
+"""Bytes of one name that every usual file system takes."""
 
 # Folder and name. A folder may hold a million images: what can be said of it is said once, and not for every image.
 _Image = tuple[str, str]
@@ -31,6 +37,8 @@ class Job:
 
     image: Path
     mask: Path
+    problem: str | None = None
+    """Why the image cannot be segmented, where that was found out before it was read."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,11 @@ class _Source:
 
 
 def find_jobs(
-    images: Images, out: str | os.PathLike[str], *, overlays: str | os.PathLike[str] | None = None
+    images: Images,
+    out: str | os.PathLike[str],
+    *,
+    overlays: str | os.PathLike[str] | None = None,
+    on_clash: str = "refuse",
 ) -> list[Job]:
     """Find the images and give each a mask ``NAME.png`` below `out`, in the tree in which the images lie.
 
@@ -56,45 +68,67 @@ def find_jobs(
             those of several arguments and of a list as below the folder that all of them share.
         out: the folder for the masks. It may lie inside a folder of images and is not searched.
         overlays: a folder for overlays (see `overlay_path`), which is kept apart in the same way.
+        on_clash: where two images claim one mask (``a.jpg`` beside ``a.png``, or names that differ in case or Unicode
+            normal form only) ``refuse`` raises; ``fail`` gives these images a `Job.problem` and leaves the others
+            alone; ``extension`` keeps the extension in their masks' names, ``a.jpg.png`` and ``a.png.png``, and
+            raises where that does not help.
 
     Returns:
-        Sorted by folder, then by name; each image once.
+        Sorted by folder, then by name; each image once. A mask's name that would be too long is a `Job.problem`.
 
     Raises:
-        DataError: no image; an argument that does not exist; a folder that cannot be read; two images whose masks
-            would have one name (also where only the case differs); a mask or an overlay that would replace an image,
-            or land in a folder that is read as input.
+        SettingsError: an unknown `on_clash`.
+        DataError: no image; an argument that is empty or does not exist; a folder that cannot be read; two images
+            whose masks would have one name (also where only the case differs); a mask or an overlay that would replace
+            an image, or land in a folder that is read as input.
     """
+    if on_clash not in ON_CLASH:
+        raise SettingsError(f"on_clash {on_clash!r}: must be one of {', '.join(ON_CLASH)}")
+    if not os.fspath(out):
+        raise DataError("the folder for the masks has no name; the current folder is .")
     out = Path(out)
     written = [out] + ([Path(overlays)] if overlays is not None else [])
-    arguments = [Path(images)] if isinstance(images, (str, os.PathLike)) else [Path(i) for i in images]
-    if not arguments:
+    named = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+    if not named:
         raise DataError("no images were named")
+    if not all(os.fspath(name) for name in named):
+        raise DataError("an empty name is no file and no folder; the current folder is .")
+    arguments = [Path(name) for name in named]
     search = _Search(written)
     found = [search.expand(argument, alone=len(arguments) == 1) for argument in arguments]
     root = _normal(found[0].root if len(found) == 1 else _common(source.anchor for source in found))
-    normal, mask_folder = cache(_normal), cache(lambda folder: out / Path(_normal(folder)).relative_to(root))
+    normal = cache(_normal)
     # An image that two arguments name is one image.
     images_by_name = {(normal(folder), name): (folder, name) for source in found for folder, name in source.images}
     if not images_by_name:
         raise DataError(
             f"{', '.join(map(str, arguments[:_SHOWN]))}: no image found (looked for {', '.join(sorted(EXTENSIONS))})"
         )
-    jobs = [
-        Job(Path(folder, name), Path(mask_folder(folder), _stem(name) + ".png"))
-        for _, (folder, name) in sorted(images_by_name.items())
-    ]
-    _check_masks_differ(jobs)
-    _check_images_safe(jobs, (job.mask for job in jobs), "mask", "--out", search.folders)
+    # Paths are made once for a folder; to join a name to one costs a fifth of parsing it all.
+    folder_of, mask_folder_of = cache(Path), cache(lambda folder: out / Path(_normal(folder)).relative_to(root))
+    places = [place for _, place in sorted(images_by_name.items())]
+    jobs = [Job(folder_of(folder) / name, mask_folder_of(folder) / (_stem(name) + ".png")) for folder, name in places]
+    _settle_clashes(jobs, on_clash)
+    for n, job in enumerate(jobs):
+        if len(os.fsencode(job.mask.name)) > _LONGEST_NAME:
+            jobs[n] = replace(job, problem=f"{job.image}: its mask's name would be longer than {_LONGEST_NAME} bytes")
+    folders = {job.mask.parent for job in jobs}
+    _check_images_safe(jobs, folders, lambda mask: mask, "mask", "--out", search.folders)
     if overlays is not None:
-        drawn = (overlay_path(job.mask, out, overlays) for job in jobs)
-        _check_images_safe(jobs, drawn, "overlay", "--overlay", search.folders)
+        drawn = {overlay_folder(folder, out, overlays) for folder in folders}
+        place = partial(overlay_path, out=out, overlays=overlays)
+        _check_images_safe(jobs, drawn, place, "overlay", "--overlay", search.folders)
     return jobs
 
 
 def overlay_path(mask: Path, out: str | os.PathLike[str], overlays: str | os.PathLike[str]) -> Path:
     """Where the overlay of a mask goes: the same place below `overlays` as the mask's below `out`, as ``NAME.jpg``."""
-    return (Path(overlays) / mask.relative_to(out)).with_suffix(".jpg")
+    return overlay_folder(mask.parent, out, overlays) / f"{mask.stem}.jpg"
+
+
+def overlay_folder(folder: Path, out: str | os.PathLike[str], overlays: str | os.PathLike[str]) -> Path:
+    """The folder of the overlays of the masks in a folder."""
+    return Path(overlays) / folder.relative_to(out)
 
 
 class _Search:
@@ -141,7 +175,7 @@ class _Search:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     pending.append(entry.path)
                 elif _is_image(entry.name):
                     yield current, entry.name
@@ -177,6 +211,13 @@ def _read_list(path: Path) -> _Source:
     return _Source(images, root, root)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: reading it says so
+        return False
+
+
 def _is_image(name: str) -> bool:
     stem, dot, extension = name.rpartition(".")
     return bool(stem) and f"{dot}{extension}".lower() in EXTENSIONS
@@ -198,33 +239,69 @@ def _common(folders: Iterable[str]) -> str:
         raise DataError("images on different drives have no common folder; segment each drive by itself") from None
 
 
-def _key(folder: str, name: str) -> str:
-    """Equal for paths that some file system takes for one: case and Unicode normal form do not count."""
-    return unicodedata.normalize("NFC", f"{folder}/{name}").casefold()
+def name_key(name: str) -> str:
+    """Equal for names and paths that some file system takes for one: case and Unicode normal form do not count."""
+    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 
 
-def _check_masks_differ(jobs: Sequence[Job]) -> None:
-    claims: defaultdict[str, list[Job]] = defaultdict(list)
-    for job in jobs:
-        claims[_key("", str(job.mask))].append(job)
-    clashes = [claim for claim in claims.values() if len(claim) > 1]
-    if clashes:
-        lines = [f"{' and '.join(str(job.image) for job in claim)} -> {claim[0].mask}" for claim in clashes]
+def _settle_clashes(jobs: list[Job], on_clash: str) -> None:
+    clashes = _clashes(jobs)
+    if on_clash == "extension" and clashes:
+        for n in itertools.chain.from_iterable(clashes):
+            jobs[n] = replace(jobs[n], mask=jobs[n].mask.with_name(jobs[n].image.name + ".png"))
+        clashes = _clashes(jobs)
+    if on_clash == "fail":
+        for numbers in clashes:
+            for n in numbers:
+                other = jobs[next(m for m in numbers if m != n)].image
+                jobs[n] = replace(jobs[n], problem=f"{jobs[n].image}: {other} would have the same mask, {jobs[n].mask}")
+    elif clashes:
+        lines = [f"{' and '.join(str(jobs[n].image) for n in claim)} -> {jobs[claim[0]].mask}" for claim in clashes]
         raise DataError(
             f"{len(clashes)} masks would belong to more than one image:\n{_listed(lines)}\n"
-            "Rename the images, or segment them in separate runs with a different --out."
+            "Rename the images, segment them in separate runs with a different --out, or see --on-clash."
         )
 
 
-def _check_images_safe(jobs: Sequence[Job], written: Iterable[Path], what: str, option: str, folders: set[str]) -> None:
-    real = cache(os.path.realpath)
-    images = {_key(real(folder), name) for folder, name in (os.path.split(job.image) for job in jobs)}
+def _clashes(jobs: Sequence[Job]) -> list[list[int]]:
+    """Numbers of the jobs that claim one mask."""
+    first: dict[tuple[str, str], int] = {}
+    claims: defaultdict[int, list[int]] = defaultdict(list)
+    folder_key = cache(lambda folder: name_key(str(folder)))
+    for n, job in enumerate(jobs):
+        holder = first.setdefault((folder_key(job.mask.parent), name_key(job.mask.name)), n)
+        if holder != n:
+            claims[holder].append(n)
+    return [[holder, *others] for holder, others in claims.items()]
+
+
+def _check_images_safe(
+    jobs: Sequence[Job],
+    folders: set[Path],
+    place: Callable[[Path], Path],
+    what: str,
+    option: str,
+    read: set[str],
+) -> None:
+    """Raise DataError where `place` puts what is written for a mask on an image, or among images that were searched.
+
+    Args:
+        folders: all that are written.
+        read: real paths of the folders that were searched.
+    """
+    real = cache(lambda folder: os.path.realpath(folder))
+    key = cache(lambda folder: name_key(real(folder)))
+    # Folders are few and images many: mostly it ends here.
+    if not {key(job.image.parent) for job in jobs} & {key(folder) for folder in folders} and not (
+        {real(folder) for folder in folders} & read
+    ):
+        return
+    images = {(key(job.image.parent), name_key(job.image.name)) for job in jobs}
     replaced, inside = [], []
-    for path in written:
-        folder, name = os.path.split(path)
-        if _key(real(folder), name) in images:
+    for path in (place(job.mask) for job in jobs):
+        if (key(path.parent), name_key(path.name)) in images:
             replaced.append(str(path))
-        elif real(folder) in folders:
+        elif real(path.parent) in read:
             inside.append(str(path))
     if replaced:
         raise DataError(

@@ -20,6 +20,8 @@ from PIL import Image
 from isicrt import __version__
 from isicrt.cli.main import group
 from isicrt.engine.images import read_mask
+from isicrt.engine.journal import JOURNAL_NAME
+from isicrt.engine.lock import LOCK_NAME
 
 
 @pytest.fixture
@@ -52,20 +54,21 @@ def test_a_folder_becomes_a_folder_of_masks(segment, images: Path, tmp_path: Pat
     assert f"3 masks in {out}, 0 failed" in result.stdout
     assert "images/s" in result.stdout
     assert "MP/s (model darkness, onnxruntime-cpu)" in result.stdout
-    found = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
+    assert sorted(p.name for p in out.glob(".*")) == [JOURNAL_NAME]
+    found = sorted(p.relative_to(out) for p in out.rglob("*.png"))
     assert [str(p) for p in found] == ["ISIC_0000000.png", "ISIC_0000001.png", "more/ISIC_0000002.png"]
     for mask in found:
         with Image.open(out / mask) as opened, Image.open((images / mask).with_suffix(".jpg")) as image:
             assert (opened.mode, opened.size) == ("1", image.size)
 
 
-def test_a_second_run_writes_the_masks_again(segment, images: Path, tmp_path: Path) -> None:
+def test_a_second_run_makes_again_what_is_damaged(segment, images: Path, tmp_path: Path) -> None:
     assert segment(images, "--out", images / "masks").exit_code == 0
     mask = images / "masks" / "ISIC_0000000.png"
     mask.write_bytes(b"old")
     result = segment(images, "--out", images / "masks")
     assert result.exit_code == 0
-    assert "3 masks" in result.stdout
+    assert f"1 masks in {images / 'masks'}, 0 failed, 2 done before" in result.stdout
     assert read_mask(mask).any()
 
 
@@ -231,11 +234,12 @@ def test_ctrl_c_leaves_whole_masks_and_says_130(rendered_pairs: Path, tmp_path: 
     assert "of 5000 images" in stderr
     assert "Interrupted." in stderr
     assert "Traceback" not in stderr
-    masks = list(out.iterdir())
+    assert not list(out.glob("*.tmp"))
+    masks = list(out.glob("*.png"))
     assert 0 < len(masks) < 5_000
     for mask in masks[:200]:
         assert read_mask(mask).shape in {(96, 128), (120, 90)}
-    assert all(mask.suffix == ".png" for mask in masks)
+    assert {path.name for path in out.iterdir() if path not in masks} <= {JOURNAL_NAME, LOCK_NAME}
     data = json.loads(report.read_text())
     assert data["summary"]["interrupted"] is True
     assert data["summary"]["images"] == len(data["images"]) <= len(masks)

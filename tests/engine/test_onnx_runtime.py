@@ -11,8 +11,9 @@ from onnx import helper
 
 from isicrt.engine.card import METADATA_KEY
 from isicrt.engine.errors import ModelError
+from isicrt.engine.in_flight import infer_batches
 from isicrt.engine.onnx_runtime import OnnxRuntime
-from isicrt.engine.runtime import Runtime
+from isicrt.engine.runtime import PipelinedRuntime, Runtime
 from tests.tiny_models import darkness_card, write_darkness_model
 
 
@@ -23,6 +24,28 @@ def test_any_batch_gives_each_image_its_own_probability(darkness_onnx: Path, bat
         probability = runtime.infer(images)
     assert probability.dtype == np.uint8
     np.testing.assert_array_equal(probability, 255 - images[..., 1])
+
+
+def test_batches_in_flight_come_back_as_themselves(darkness_onnx: Path) -> None:
+    rng = np.random.default_rng(0)
+    batches = [rng.integers(0, 256, (1 + n % 3, 64, 64, 3), np.uint8) for n in range(7)]
+    with OnnxRuntime(darkness_onnx, threads=2) as runtime:
+        assert isinstance(runtime, PipelinedRuntime)
+        assert runtime.depth == 3
+        results = list(infer_batches(runtime, enumerate(batches)))
+        ticket = runtime.submit(batches[0])
+        alone = runtime.infer(batches[1])
+        written_over = batches[2].copy()
+        second = runtime.submit(written_over)
+        written_over[:] = 0
+        np.testing.assert_array_equal(runtime.collect(second), 255 - batches[2][..., 1])
+        np.testing.assert_array_equal(runtime.collect(ticket), 255 - batches[0][..., 1])
+    assert [n for n, _ in results] == list(range(7))
+    for batch, (_, probability) in zip(batches, results, strict=True):
+        np.testing.assert_array_equal(probability, 255 - batch[..., 1])
+    np.testing.assert_array_equal(alone, 255 - batches[1][..., 1])
+    with pytest.raises(ModelError, match="closed"):
+        runtime.submit(batches[0])
 
 
 def test_it_is_a_runtime(darkness_onnx: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from isicrt.engine.errors import DataError
+from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.sources import EXTENSIONS, find_jobs, overlay_path
 
 
@@ -182,6 +182,76 @@ def test_masks_with_one_name_are_found_up_front(here: Path, names: list[str]) ->
     assert "1 masks would belong to more than one image" in message
     assert "Rename the images" in message
     assert "good" not in message
+
+
+@pytest.mark.parametrize(
+    ("names", "rule", "expected"),
+    [
+        pytest.param(
+            ["a.jpg", "a.png", "b.jpg"],
+            "extension",
+            {"in/a.jpg": "out/a.jpg.png", "in/a.png": "out/a.png.png", "in/b.jpg": "out/b.png"},
+            id="extension",
+        ),
+        pytest.param(
+            ["a.jpg", "A.jpg", "b.jpg"],
+            "fail",
+            {"in/a.jpg": "out/a.png", "in/A.jpg": "out/A.png", "in/b.jpg": "out/b.png"},
+            id="fail",
+        ),
+    ],
+)
+def test_clashes_can_cost_only_themselves(here: Path, names: list[str], rule: str, expected: dict[str, str]) -> None:
+    _touch(*(f"in/{name}" for name in names))
+    jobs = find_jobs("in", "out", on_clash=rule)
+    assert {str(job.image): str(job.mask) for job in jobs} == expected
+    problems = {str(job.image): job.problem for job in jobs if job.problem}
+    assert set(problems) == ({"in/a.jpg", "in/A.jpg"} if rule == "fail" else set())
+    if problems:
+        assert problems["in/a.jpg"] == "in/a.jpg: in/A.jpg would have the same mask, out/a.png"
+
+
+def test_clashes_that_an_extension_does_not_settle(here: Path) -> None:
+    _touch("in/a.jpg", "in/A.jpg")
+    with pytest.raises(DataError, match="1 masks would belong"):
+        find_jobs("in", "out", on_clash="extension")
+    with pytest.raises(SettingsError, match="on_clash"):
+        find_jobs("in", "out", on_clash="perhaps")
+
+
+@pytest.mark.parametrize("images", ["", [""], ["in", ""]])
+def test_an_empty_name_is_not_the_current_folder(here: Path, images) -> None:
+    _touch("in/a.jpg", "a.jpg")
+    with pytest.raises(DataError, match="empty name"):
+        find_jobs(images, "out")
+    with pytest.raises(DataError, match="no name"):
+        find_jobs("in", "")
+
+
+def test_a_mask_whose_name_is_too_long_costs_its_image(here: Path) -> None:
+    long, longest = "x" * 252 + ".ab", "y" * 251 + ".jpg"
+    _touch(f"in/{long}", f"in/{longest}")
+    jobs = find_jobs([f"in/{long}", f"in/{longest}"], "out")
+    assert {job.image.name: job.problem for job in jobs} == {
+        long: f"in/{long}: its mask's name would be longer than 255 bytes",
+        longest: None,
+    }
+
+
+def test_a_link_to_itself_is_one_bad_image(here: Path) -> None:
+    _touch("in/a.jpg")
+    Path("in/b.jpg").symlink_to("b.jpg")
+    Path("in/folder").symlink_to("folder")
+    assert list(_pairs("in")) == ["in/a.jpg", "in/b.jpg"]
+
+
+def test_many_entries(here: Path) -> None:
+    for folder in range(4):
+        Path(f"in/{folder}").mkdir(parents=True)
+        for n in range(2500):
+            os.close(os.open(f"in/{folder}/{n}.jpg", os.O_CREAT))
+    jobs = find_jobs("in", "in/masks")
+    assert len({job.mask for job in jobs}) == 10_000
 
 
 def test_a_long_list_of_clashes_is_cut(here: Path) -> None:

@@ -1,0 +1,223 @@
+"""What `isicrt segment` says of a run: progress, the first failures, and its files in JSON."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isicrt.engine.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from isicrt.engine.outcome import Outcome
+
+_SHOWN = 20
+_PLAIN_SECONDS = 10.0
+
+
+def describe_run(model: Path, runtime: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What both JSON files say about a run before it starts."""
+    from isicrt.benchmarks.environment import read_environment
+    from isicrt.engine.ledger import file_sha256
+
+    return {
+        "format": 1,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "settings": dict(settings),
+        "model": {
+            "name": runtime.card.name,
+            "file": str(model),
+            "sha256": file_sha256(model),
+            "runtime": runtime.name,
+        },
+        "versions": dict(read_environment().versions),
+    }
+
+
+def printable(text: object) -> str:
+    """File names may hold what a terminal would obey or could not show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+class RunReport:
+    """The ``--report`` file: one summary of a run, written at its end, however that came. Without a path, nothing.
+
+    Raises:
+        SettingsError: it cannot be written there.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        if path is None:
+            return
+        probe = path.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
+        try:
+            if path.is_dir():
+                raise IsADirectoryError(0, "it is a folder")
+            probe.touch(exist_ok=False)
+            probe.unlink()
+        except OSError as error:
+            raise SettingsError(f"--report {path}: cannot be written: {error.strerror}") from error
+
+    def write(self, data: Mapping[str, Any]) -> None:
+        """Write it; a problem is said on the standard error, where the run's own outcome matters more."""
+        from isicrt.engine.masks import replace_file
+
+        if self._path is None:
+            return
+        try:
+            replace_file(self._path, json.dumps(data, indent=1).encode("ascii") + b"\n")
+        except OSError as error:
+            click.echo(f"--report {self._path}: cannot be written: {error.strerror}", err=True)
+
+
+class Tally:
+    """Counts, and the first failures; not all of them, because there may be a million."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = self.failed = self.skipped = 0
+        self._first: list[str] = []
+
+    @property
+    def images(self) -> int:
+        """Masks and failures of this run."""
+        return self.done + self.failed
+
+    def counts(self) -> dict[str, int]:
+        """How many images ended how. Together they are all images."""
+        left = self.total - self.images - self.skipped
+        return {"done": self.done, "failed": self.failed, "skipped": self.skipped, "not_reached": left}
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.skipped:
+            self.skipped += 1
+        elif outcome.error is None:
+            self.done += 1
+        if outcome.error is not None:
+            self.failed += 1
+            if len(self._first) < _SHOWN:
+                self._first.append(outcome.error)
+
+    def list_failures(self, where: Path | None) -> None:
+        if not self.failed:
+            return
+        click.echo(f"{self.failed} of {self.images} images failed:", err=True)
+        for error in self._first:
+            click.echo(f"  {printable(error)}", err=True)
+        if self.failed > len(self._first):
+            listed = f"all in {where}" if where else "--json FILE lists all"
+            click.echo(f"  ... and {self.failed - len(self._first)} more ({listed})", err=True)
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line now and then, which a log can hold."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        self._total, self._done = total, 0
+        self._started = self._spoken = time.monotonic()
+        self._bar = Bar(
+            TextColumn("Segmenting"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=total, speed="")
+
+    def advance(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        speed = f"{self._done / max(now - self._started, 1e-9):.1f} images/s"
+        self._bar.update(self._task, completed=self._done, speed=speed)
+        if self._bar.disable and now - self._spoken >= _PLAIN_SECONDS:
+            self._spoken = now
+            click.echo(f"{self._done} of {self._total} images, {speed}", err=True)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class OutcomeFile:
+    """The JSON report. Outcomes are written as they come, so that a million of them need no memory; the file has a
+    temporary name until `finish`. Without a path nothing is written."""
+
+    def __init__(self, path: Path | None, head: Mapping[str, Any]) -> None:
+        self._path = path
+        self._first = True
+        if path is None:
+            return
+        self._temporary = path.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
+        try:
+            self._file = self._temporary.open("x", encoding="ascii")
+        except OSError as error:
+            raise SettingsError(f"--json {path}: cannot be written: {error.strerror}") from error
+        self._write(json.dumps(head, indent=1)[:-2] + ',\n "images": [')
+
+    def _write(self, text: str) -> None:
+        try:
+            self._file.write(text)
+        except OSError as error:
+            raise DataError(f"--json {self._path}: cannot be written: {error.strerror}") from error
+
+    def add(self, outcome: Outcome) -> None:
+        if self._path is None:
+            return
+        height, width = outcome.native_size or (None, None)
+        entry = {
+            "image": str(outcome.job.image),
+            "mask": str(outcome.job.mask) if outcome.error is None else None,
+            "height": height,
+            "width": width,
+            "skipped": outcome.skipped,
+            "lesion_share": None if outcome.lesion_fraction is None else round(outcome.lesion_fraction, 6),
+            "error": outcome.error,
+        }
+        self._write(("\n  " if self._first else ",\n  ") + json.dumps(entry))
+        self._first = False
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        if self._path is None:
+            return
+        self._write(f'\n ],\n "summary": {json.dumps(summary)}\n}}\n')
+        try:
+            self._file.close()
+            self._temporary.replace(self._path)
+        except OSError as error:
+            raise DataError(f"--json {self._path}: cannot be written: {error.strerror}") from error
+
+    def __enter__(self) -> OutcomeFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._path is not None:
+            with suppress(OSError):  # of a full disk `finish` has spoken already
+                self._file.close()
+            self._temporary.unlink(missing_ok=True)

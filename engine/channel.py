@@ -1,0 +1,105 @@
+"""What stands between two stages of the pipeline: bounded channels, and the clock of each stage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from isicrt.engine.outcome import STAGES
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The channel was cut off."""
+
+
+class Ended(Exception):
+    """The channel is empty and every producer has finished."""
+
+
+class Channel(Generic[T]):
+    """A bounded queue from some producers to some consumers, which ends when the last producer closes it.
+
+    Iterating takes items until the end. After `stop` every waiting or later call raises `Stopped`.
+    """
+
+    def __init__(self, capacity: int, producers: int) -> None:
+        self._items: deque[T] = deque()
+        self._capacity = capacity
+        self._producers = producers
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def put(self, item: T) -> None:
+        """Append an item; waits while the channel is full."""
+        with self._changed:
+            while len(self._items) >= self._capacity and not self._stopped:
+                self._changed.wait()
+            if self._stopped:
+                raise Stopped
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def poll(self, seconds: float) -> T | None:
+        """Take an item; None where none came for so long. Raises `Ended` after the last one."""
+        with self._changed:
+            if not self._items and self._producers and not self._stopped:
+                self._changed.wait(seconds)
+            if self._stopped:
+                raise Stopped
+            if not self._items:
+                if self._producers:
+                    return None
+                raise Ended
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            try:
+                # Windows delivers Ctrl-C to a waiting main thread only when the wait ends.
+                item = self.poll(0.5)
+            except Ended:
+                return
+            if item is not None:
+                yield item
+
+    def close(self) -> None:
+        """One producer has finished."""
+        with self._changed:
+            self._producers -= 1
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Cut off producers and consumers, now."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+class BusyTime:
+    """Seconds that threads spent working in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time inside to a stage, also when it raises."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - started)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Adds time to a stage."""
+        with self._lock:
+            self.seconds[name] += seconds

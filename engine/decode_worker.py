@@ -1,0 +1,70 @@
+"""The process behind `isicrt.engine.isolation`: takes paths on its standard input, gives pixels on its output.
+
+It ends when its input does, which is when the run is gone, however that went.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import IO
+
+import numpy as np
+
+from isicrt.engine.errors import ImageError
+from isicrt.engine.images import DamagedImageError, decode_image
+from isicrt.engine.isolation import receive, send
+from isicrt.engine.pixel_budget import LARGE_PIXELS
+
+MEMORY_BYTES = 12 << 30
+"""Address space of a worker, where the system can limit it: four times what the largest image needs."""
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    warnings.simplefilter("ignore")
+    _limit_memory()
+    commands, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    # What a codec prints must not get between the messages.
+    os.dup2(2, 1)
+    try:
+        while True:
+            _serve(commands, replies)
+    except (EOFError, BrokenPipeError):
+        pass
+
+
+def _serve(commands: IO[bytes], replies: IO[bytes]) -> None:
+    request = receive(commands)
+
+    @contextmanager
+    def admit(pixels: int) -> Iterator[None]:
+        if pixels >= LARGE_PIXELS:  # large images take turns, and the run says whose it is
+            send(replies, {"wants": pixels})
+            receive(commands)
+        yield
+
+    try:
+        height, width = request["size"]
+        image = decode_image(request["path"], (height, width), max_pixels=request["max_pixels"], admit=admit)
+    except ImageError as error:
+        stamp = asdict(error.stamp) if isinstance(error, DamagedImageError) else None
+        send(replies, {"error": str(error), "stamp": stamp})
+        return
+    pixels = np.ascontiguousarray(image.pixels)
+    native, stamp = image.native_size, None if image.stamp is None else asdict(image.stamp)
+    send(replies, {"native": native, "shape": pixels.shape[:2], "stamp": stamp}, pixels.tobytes())
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

@@ -1,0 +1,244 @@
+"""Decoders in processes of their own: one that crashes, hangs or eats memory costs its image and not the run.
+
+Decoding JPEG and PNG inside the run's process is fast, and libjpeg-turbo and zlib have had the world's scrutiny. The
+codecs behind TIFF, WebP and BMP are fed by a process that can be lost: a worker takes one path at a time and gives
+back pixels at the model's size, which are few.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from isicrt.engine.errors import ImageError, SettingsError
+from isicrt.engine.images import (
+    MAX_PIXELS,
+    RISKY_SIGNATURES,
+    DamagedImageError,
+    Decoded,
+    FileStamp,
+    Source,
+    decode_source,
+    read_source,
+)
+from isicrt.engine.pixel_budget import BUDGET
+
+ISOLATE = ("auto", "always", "never")
+DECODE_TIMEOUT = 60.0
+"""Seconds for one image, unless said otherwise."""
+LENGTH = struct.Struct("<I")
+"""In front of each message between a run and its workers; a message is JSON, pixels follow it as they are."""
+
+# Not `-m`: the worker must find the isicrt that this process runs.
+_START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from isicrt.engine.decode_worker import main; main()"
+
+
+class ImageDecoder:
+    """Decodes images in this process or in workers. Any thread may call it; close it after the last call.
+
+    Args:
+        isolate: ``auto`` (all but JPEG and PNG in workers), ``always`` or ``never``.
+        timeout: seconds that a worker may take for one image. In this process nothing can stop a decoder.
+        max_pixels: larger images are refused.
+        command: starts a worker; None for the one that isicrt has.
+
+    Raises:
+        SettingsError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        isolate: str = "auto",
+        *,
+        timeout: float = DECODE_TIMEOUT,
+        max_pixels: int = MAX_PIXELS,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        if isolate not in ISOLATE:
+            raise SettingsError(f"isolate {isolate!r}: must be one of {', '.join(ISOLATE)}")
+        if not timeout > 0 or max_pixels < 1:
+            raise SettingsError(f"timeout ({timeout}) and max_pixels ({max_pixels}) must be above 0")
+        self.timeout = timeout
+        self._isolate = isolate
+        self._max_pixels = max_pixels
+        self._command = list(command or (sys.executable, "-c", _START, json.dumps(sys.path)))
+        self._idle: list[_Worker] = []
+        self._busy: set[_Worker] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __call__(self, path: str | os.PathLike[str], size: tuple[int, int]) -> Decoded:
+        """See `isicrt.engine.images.decode_image`; also ImageError where a worker crashed or took too long."""
+        source = read_source(path)
+        if self._is_trusted(source.data):
+            return decode_source(path, source, size, max_pixels=self._max_pixels)
+        return self._decode_in_worker(path, source, size)
+
+    def _is_trusted(self, data: bytes) -> bool:
+        if self._isolate == "auto":
+            return not data.startswith(RISKY_SIGNATURES)  # what is no image at all meets no codec
+        return self._isolate == "never"
+
+    def _decode_in_worker(self, path: str | os.PathLike[str], source: Source, size: tuple[int, int]) -> Decoded:
+        with self._lock:
+            if self._closed:
+                raise ImageError(f"{os.fspath(path)}: the run is over")
+            worker = self._idle.pop() if self._idle else None
+        if worker is None:
+            worker = _Worker(self._command)
+        with self._lock:
+            self._busy.add(worker)
+        try:
+            decoded = worker.decode(path, size, self._max_pixels, self.timeout)
+        except _WorkerLost as lost:
+            message = f"{os.fspath(path)}: cannot be decoded: {lost}"
+            # A worker that this object killed when it was closed says nothing about the image.
+            raise (
+                ImageError(message) if lost.again or self._closed else DamagedImageError(message, source.stamp)
+            ) from None
+        finally:
+            with self._lock:
+                self._busy.discard(worker)
+                keep = worker.is_alive() and not self._closed
+                if keep:
+                    self._idle.append(worker)
+            if not keep:
+                worker.kill()
+        return decoded
+
+    def close(self) -> None:
+        """End the workers."""
+        with self._lock:
+            self._closed = True
+            workers = [*self._idle, *self._busy]
+            self._idle.clear()
+        for worker in workers:
+            worker.kill()
+
+    def __enter__(self) -> ImageDecoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _WorkerLost(Exception):
+    """The worker is gone, and why; `again`: that may go better another time."""
+
+    def __init__(self, reason: str, *, again: bool) -> None:
+        super().__init__(reason)
+        self.again = again
+
+
+class _Worker:
+    """One process. Used by one thread at a time."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        # A session of its own: Ctrl-C is for the run, which then ends its workers.
+        options: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options
+            )
+        except OSError as error:
+            raise ImageError(
+                f"{command[0]}: cannot be started to decode an image: {error.strerror}. "
+                "--isolate never decodes in the run's own process"
+            ) from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin, self._process.stdout
+        self._overdue = False
+
+    def decode(self, path: str | os.PathLike[str], size: tuple[int, int], max_pixels: int, timeout: float) -> Decoded:
+        absolute = str(Path(path).absolute())
+        message: dict[str, Any] = {"path": absolute, "size": size, "max_pixels": max_pixels}
+        try:
+            reply, data = self._exchange(message, timeout)
+            while "wants" in reply:
+                with BUDGET.admit(int(reply["wants"])):
+                    reply, data = self._exchange({}, timeout)
+            stamp = FileStamp(**reply["stamp"]) if reply.get("stamp") else None
+            if "error" in reply:
+                error = os.fspath(path) + str(reply["error"]).removeprefix(absolute)
+                raise ImageError(error) if stamp is None else DamagedImageError(error, stamp)
+            pixels = np.frombuffer(data, np.uint8).reshape(*reply["shape"], 3)
+            return Decoded(pixels, (int(reply["native"][0]), int(reply["native"][1])), stamp)
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            self.kill()
+            if self._overdue:
+                raise _WorkerLost(f"it took more than {timeout:g} s (--decode-timeout)", again=True) from None
+            code = self._process.returncode
+            raise _WorkerLost(f"its decoder {_end(code)}", again=code == -getattr(signal, "SIGKILL", 0)) from error
+
+    def _exchange(self, message: dict[str, Any], timeout: float) -> tuple[dict[str, Any], bytes]:
+        """Send a message; the reply, and the pixels that follow it."""
+        timer = threading.Timer(timeout, self._expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            send(self._to, message)
+            reply = receive(self._from)
+            height, width = reply.get("shape", (0, 0))
+            return reply, read_exactly(self._from, height * width * 3)
+        finally:
+            timer.cancel()
+
+    def _expire(self) -> None:
+        self._overdue = True
+        with contextlib.suppress(OSError):
+            self._process.kill()
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        with contextlib.suppress(OSError):
+            self._process.kill()
+        self._process.wait()
+        for pipe in (self._to, self._from):
+            with contextlib.suppress(OSError, ValueError):
+                pipe.close()
+
+
+def send(stream: IO[bytes], message: dict[str, Any], pixels: bytes = b"") -> None:
+    """Write a message, and pixels after it."""
+    data = json.dumps(message).encode("ascii")
+    stream.write(LENGTH.pack(len(data)) + data + pixels)
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> dict[str, Any]:
+    """Read a message. Raises EOFError where the other side is gone, ValueError on rubbish."""
+    message = json.loads(read_exactly(stream, LENGTH.unpack(read_exactly(stream, LENGTH.size))[0]))
+    if not isinstance(message, dict):
+        raise ValueError("not a message")
+    return message
+
+
+def read_exactly(stream: IO[bytes], count: int) -> bytes:
+    """So many bytes. Raises EOFError where they end before."""
+    data = stream.read(count)
+    if len(data) < count:
+        raise EOFError
+    return data
+
+
+def _end(code: int | None) -> str:
+    if code is not None and code < 0:
+        try:
+            return f"crashed ({signal.Signals(-code).name})"
+        except ValueError:
+            return f"crashed (signal {-code})"
+    return f"ended (exit code {code})"

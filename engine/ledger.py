@@ -1,0 +1,372 @@
+"""One run in an output folder: what is there already, what is written, and the journal's line for every image."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from isal import isal_zlib
+
+from isicrt._version import __version__
+from isicrt.engine.card import ModelCard
+from isicrt.engine.errors import DataError, ImageError, SettingsError
+from isicrt.engine.images import PNG_SIGNATURE, FileStamp, read_source
+from isicrt.engine.journal import FORMAT, JOURNAL_NAME, Journal, JournalIndex, read_name, write_name
+from isicrt.engine.lock import FolderLock
+from isicrt.engine.outcome import Outcome
+from isicrt.engine.output import FSYNC, BackgroundSync, OutputError, OutputFolder, is_leftover, make_folder
+from isicrt.engine.sources import Job, name_key, overlay_folder, overlay_path
+
+EXISTING = ("resume", "overwrite")
+_SHOWN = 10
+_PNG_HEAD = struct.Struct(">8sI4sII")
+_PNG_END = b"IEND\xaeB`\x82"
+
+
+class Ledger:
+    """Knows what earlier runs did in a folder, and notes what this one does. A context manager, for one run.
+
+    While it is open no other run can open one on the folder. Its rules:
+
+    - ``resume``: an image is skipped where the journal says that its mask was made by the same model with the same
+      settings from the same file (path, size and time, or size and CRC), and the mask has the length and the CRC that
+      were noted. A file that failed because of its bytes and has not changed counts as failed again, unless
+      `retry_failed`. Everything else is done.
+    - ``overwrite``: everything is done.
+    - A file at a mask's place that no run here wrote, or that was made from another image, is never replaced by
+      ``resume``: the run is refused before it starts.
+
+    Args:
+        out: the folder; it is made.
+        jobs: all of the run. Their masks lie below `out`.
+        model: what identifies the model: a mapping with its ``sha256``.
+        settings: what else decides how a mask looks.
+        existing: one of `EXISTING`.
+        retry_failed: see above.
+        overlays: the folder of the overlays, if there are to be any; one that is missing is drawn again.
+        fsync: one of `isicrt.engine.output.FSYNC`.
+
+    Raises:
+        SettingsError: an argument out of its range.
+        OutputError: the folder cannot be made or written, or another run holds it.
+        DataError: files in the way.
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        jobs: Sequence[Job],
+        *,
+        model: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        existing: str = "resume",
+        retry_failed: bool = False,
+        overlays: str | os.PathLike[str] | None = None,
+        fsync: str = "never",
+    ) -> None:
+        for name, value, allowed in (("existing", existing, EXISTING), ("fsync", fsync, FSYNC)):
+            if value not in allowed:
+                raise SettingsError(f"{name} {value!r}: must be one of {', '.join(allowed)}")
+        self.run = secrets.token_hex(6)
+        """12 hexadecimal digits of this run."""
+        self._out = Path(out)
+        self.journal = self._out / JOURNAL_NAME
+        """The journal's file."""
+        self._overlays = None if overlays is None else Path(overlays)
+        self._resume, self._retry_failed = existing == "resume", retry_failed
+        self._key = {"model": dict(model), "settings": dict(settings)}
+        make_folder(self._out)
+        self._lock = FolderLock(self._out)
+        self.locked = self._lock.held
+        """False where the file system knows no locks: then nothing keeps a second run away."""
+        try:
+            self.output = OutputFolder(self._out, self.run, fsync)
+            self._sync = BackgroundSync(self.output)
+            self._known = JournalIndex(self._out)
+        except BaseException:
+            self._lock.release()
+            raise
+        try:
+            self._root = _root(jobs[0], self._out) if jobs else ""
+            self._survey(jobs)
+            self._journal = Journal(self._out)
+            self._journal.append(
+                {
+                    "run": self.run,
+                    "format": FORMAT,
+                    "started": _now(),
+                    "version": __version__,
+                    **self._key,
+                    "root": write_name(self._root),
+                    "images": len(jobs),
+                }
+            )
+        except BaseException:
+            self._known.close()
+            self._lock.release()
+            raise
+
+    def check(self, job: Job) -> Outcome | None:
+        """How an image has ended already; None where it is to be done. Any thread.
+
+        Raises:
+            ImageError: its mask's place is taken by the mask of another image.
+        """
+        found = self._known.find(self._name(job.mask)) if self._resume else None
+        if found is None:
+            return None
+        entry, run = found
+        status = entry.get("status")
+        try:
+            image = os.stat(job.image)  # noqa: PTH116 (once for each image)
+        except OSError:
+            return None  # to be found out again by reading it
+        same_place = self._source(entry, run) == _absolute(job.image)
+        same_stat = (entry.get("image_size"), entry.get("image_mtime_ns")) == (image.st_size, image.st_mtime_ns)
+        if status == "failed":
+            unchanged = same_place and same_stat and run.get("version") == __version__
+            if not unchanged or self._retry_failed:
+                return None
+            return Outcome(job, str(entry.get("reason")), None, None, damaged=_stamp(entry))
+        if status != "done":
+            return None
+        if not (same_place and same_stat) and not self._is_same_file(job, entry, image.st_size):
+            if same_place:
+                return None
+            raise ImageError(
+                f"{job.image}: {job.mask} is the mask of another image, {self._source(entry, run)}. "
+                "Use another --out, or --overwrite"
+            )
+        size = _size(entry)
+        if {"model": run.get("model"), "settings": run.get("settings")} != self._key or size is None:
+            return None
+        if not _is_whole(job.mask, size, entry) or (self._overlays is not None and not self._has_overlay(job)):
+            return None
+        lesion = entry.get("lesion_share")
+        return Outcome(job, None, size, lesion if isinstance(lesion, float) else None, skipped=True)
+
+    def announce(self, jobs: Iterable[Job]) -> None:
+        """These masks are about to be written: what a kill leaves of them is ours. Raises OutputError."""
+        self._journal.append({"writing": [write_name(self._name(job.mask)) for job in jobs]})
+
+    def write(
+        self, job: Job, png: bytes, native_size: tuple[int, int], lesion: float, stamp: FileStamp | None
+    ) -> dict[str, Any]:
+        """Write a mask that was announced, and return what `record` is to note of it.
+
+        Raises:
+            OSError: this mask cannot be written.
+            OutputError: none can be.
+        """
+        self.output.write(job.mask, png)
+        noted: dict[str, Any] = {
+            "height": native_size[0],
+            "width": native_size[1],
+            "lesion_share": round(lesion, 6),
+            "mask_size": len(png),
+            "mask_crc": isal_zlib.crc32(png),
+        }
+        return noted if stamp is None else noted | _stamp_fields(stamp)
+
+    def record(self, outcome: Outcome, noted: Mapping[str, Any] | None = None) -> None:
+        """Append the line of an image that has ended. Any thread. Raises OutputError."""
+        status = "failed" if outcome.error is not None else "skipped" if outcome.skipped else "done"
+        mask, source = self._name(outcome.job.mask), _absolute(outcome.job.image)
+        image = os.path.join(os.path.dirname(mask), outcome.job.image.name)  # noqa: PTH118, PTH120 (once for each image)
+        entry: dict[str, Any] = {"status": status, "image": write_name(image), "mask": write_name(mask)}
+        if source != os.path.join(self._root, image):  # noqa: PTH118
+            entry["source"] = write_name(source)
+        if outcome.error is not None:
+            entry["reason"] = outcome.error.encode("utf-8", "backslashreplace").decode()
+        if outcome.damaged is not None:
+            entry |= _stamp_fields(outcome.damaged)
+            self._remove_stale(outcome.job, mask)
+        self._journal.append(entry | dict(noted or {}))
+        self._sync.now_and_then()
+
+    def finish(self, summary: Mapping[str, Any], *, sync: bool = True) -> None:
+        """Append the run's last line and, with `sync`, bring everything to the disk. Raises OutputError."""
+        self._journal.append({"end": self.run, "ended": _now(), **summary})
+        if sync:
+            self.output.sync()
+
+    def close(self) -> None:
+        """Give the folder back."""
+        self._known.close()
+        self._journal.close()
+        self._lock.release()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _name(self, mask: Path) -> str:
+        """A mask's path relative to the folder, with slashes."""
+        return mask.relative_to(self._out).as_posix()
+
+    def _source(self, entry: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
+        """The absolute path of the image that a line is about."""
+        with suppress(DataError):
+            if "source" in entry:
+                return read_name(entry["source"])
+            return os.path.join(read_name(run.get("root")), read_name(entry.get("image")))  # noqa: PTH118
+        return None
+
+    def _is_same_file(self, job: Job, entry: Mapping[str, Any], size: int) -> bool:
+        """Whether an image that was moved or touched still has the bytes that its mask was made from."""
+        if entry.get("image_size") != size:
+            return False
+        with suppress(ImageError):
+            return read_source(job.image).stamp.crc == entry.get("image_crc")
+        return False
+
+    def _has_overlay(self, job: Job) -> bool:
+        assert self._overlays is not None
+        try:
+            return overlay_path(job.mask, self._out, self._overlays).stat().st_size > 0
+        except OSError:
+            return False
+
+    def _remove_stale(self, job: Job, mask: str) -> None:
+        """The mask of a file that has been replaced by a damaged one is nobody's mask any more."""
+        if self._known.wrote(mask):
+            with suppress(OSError):
+                job.mask.unlink(missing_ok=True)
+
+    def _survey(self, jobs: Sequence[Job]) -> None:
+        """Look at what lies where masks go: remove what killed runs left, refuse what is not ours."""
+        runs = {str(run["run"]) for run in self._known.runs}
+        by_folder: defaultdict[Path, list[int]] = defaultdict(list)
+        for n, job in enumerate(jobs):
+            if job.problem is not None:
+                continue
+            by_folder[job.mask.parent].append(n)
+        foreign = []
+        moved = any(run.get("root") != write_name(self._root) for run in self._known.runs)
+        for folder, numbers in by_folder.items():
+            there = {name_key(name) for name in _clean(folder, runs)}
+            if self._overlays is not None:
+                _clean(overlay_folder(folder, self._out, self._overlays), runs)
+            if not there or not self._resume:
+                continue
+            for n in numbers:
+                job = jobs[n]
+                if name_key(job.mask.name) in there and os.path.lexists(job.mask) and not self._is_ours(job, moved):
+                    foreign.append(str(job.mask))
+        if foreign:
+            shown = "".join(f"\n  {path}" for path in foreign[:_SHOWN])
+            more = f"\n  ... and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+            raise DataError(
+                f"{len(foreign)} files stand where masks go, and the journal of {self._out} does not say that isicrt "
+                f"made them from these images:{shown}{more}\n"
+                "Choose another --out, or replace them with --overwrite."
+            )
+
+    def _is_ours(self, job: Job, moved: bool) -> bool:
+        name = self._name(job.mask)
+        if not moved or not self._known.wrote(name):
+            return self._known.wrote(name)
+        found = self._known.find(name)
+        if found is None:
+            return False
+        entry, run = found
+        if "status" not in entry or self._source(entry, run) == _absolute(job.image):
+            return True
+        with suppress(OSError):  # another path: the same image where size and time agree; its CRC is looked at later
+            return job.image.stat().st_size == entry.get("image_size")
+        return False
+
+
+def mask_settings(card: ModelCard, threshold: float | None, mask_bits: int) -> dict[str, Any]:
+    """What decides how a model's masks look, beside the model; `threshold`: None for the card's."""
+    return {
+        "threshold": card.threshold if threshold is None else threshold,
+        "mask_bits": mask_bits,
+        "keep_largest": card.keep_largest,
+        "fill_holes": card.fill_holes,
+    }
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _clean(folder: Path, runs: set[str]) -> list[str]:
+    """Names in a folder, without the temporary files of runs that are over, which are removed."""
+    names = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_leftover(entry.name, runs):
+                    with suppress(OSError):
+                        os.unlink(entry.path)  # noqa: PTH108
+                else:
+                    names.append(entry.name)
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        pass  # each mask below it fails with this reason
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be read: {error.strerror}") from error
+    return names
+
+
+def _is_whole(path: Path, size: tuple[int, int], entry: Mapping[str, Any]) -> bool:
+    """Whether a mask is the PNG that was written: length, CRC, signature, height x width and end."""
+    try:
+        if path.is_symlink() or path.stat().st_size != entry.get("mask_size"):
+            return False
+        data = path.read_bytes()
+    except OSError:
+        return False
+    if len(data) < _PNG_HEAD.size or isal_zlib.crc32(data) != entry.get("mask_crc"):
+        return False
+    head = _PNG_HEAD.unpack_from(data)
+    return head == (PNG_SIGNATURE, 13, b"IHDR", size[1], size[0]) and data.endswith(_PNG_END)
+
+
+def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    height, width = entry.get("height"), entry.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def _stamp_fields(stamp: FileStamp) -> dict[str, int]:
+    return {"image_size": stamp.size, "image_mtime_ns": stamp.mtime_ns, "image_crc": stamp.crc}
+
+
+def _stamp(entry: Mapping[str, Any]) -> FileStamp:
+    return FileStamp(*(int(entry.get(name) or 0) for name in ("image_size", "image_mtime_ns", "image_crc")))
+
+
+def _root(job: Job, out: Path) -> str:
+    """The folder below which an image lies as its mask does below `out`."""
+    folder = os.path.dirname(_absolute(job.image))  # noqa: PTH120
+    for _ in job.mask.parent.relative_to(out).parts:
+        folder = os.path.dirname(folder)  # noqa: PTH120
+    return folder
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 (links stay as they are)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

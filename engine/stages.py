@@ -1,0 +1,303 @@
+"""The stages: decode threads -> one inference thread -> restore-and-write threads, between bounded channels.
+
+Memory does not depend on the number of images: jobs are taken from their iterable as they are needed, and a stage
+that is ahead waits. The work is done in native code that releases the GIL, so threads are enough. When a run is
+interrupted, every channel is cut off and the threads end after their current item.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isicrt.engine.channel import BusyTime, Channel, Ended, Stopped
+from isicrt.engine.decoding import MAX_LOST, Abandoned, DecodeSlot, DecodeWatch
+from isicrt.engine.errors import DataError, ImageError, IsicrtError, ModelError
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.images import DamagedImageError, Decoded, FileStamp
+from isicrt.engine.in_flight import infer_batches
+from isicrt.engine.ledger import Ledger
+from isicrt.engine.masks import Mask, encode_png, replace_file, restore_mask
+from isicrt.engine.outcome import Outcome
+from isicrt.engine.output import OutputError, is_fatal, output_error
+from isicrt.engine.pixel_budget import BUDGET
+from isicrt.engine.runtime import Runtime
+from isicrt.engine.sources import Job
+
+THREAD_PREFIX = "isicrt-"
+STOP_SECONDS = 1.5
+"""How long a run that stops early waits for its threads, so that Ctrl-C takes less than 2 s whatever they are doing."""
+_WATCH_SECONDS = 0.25
+
+Overlay = Callable[[Job, Mask], None]
+Decode = Callable[[Path, tuple[int, int]], Decoded]
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """Of a run; see `isicrt.engine.pipeline.run_jobs`."""
+
+    batch_size: int
+    threshold: float
+    mask_bits: int
+    overlay: Overlay | None
+    ledger: Ledger | None
+    decode: Decode
+    decode_timeout: float
+
+
+@dataclass(frozen=True)
+class _Item:
+    """An image on its way."""
+
+    job: Job
+    native_size: tuple[int, int]
+    array: UInt8Array
+    """Pixels before inference, probability after it."""
+    stamp: FileStamp | None
+
+
+class Pipeline:
+    """The threads and the channels of one run."""
+
+    def __init__(
+        self, jobs: Iterable[Job], runtime: Runtime, settings: StageSettings, decoders: int, writers: int
+    ) -> None:
+        self._jobs = iter(jobs)
+        self._jobs_lock = threading.Lock()
+        self._runtime = runtime
+        self._settings = settings
+        # Room for the next batch while one is in the network.
+        self._decoded: Channel[_Item] = Channel(settings.batch_size + decoders, producers=decoders)
+        self._inferred: Channel[_Item] = Channel(settings.batch_size + writers, producers=1)
+        self._outcomes: Channel[Outcome] = Channel(64, producers=decoders + writers)
+        self.busy = BusyTime()
+        self.error: BaseException | None = None
+        self.asked_to_stop = False
+        self._draining = self._is_cut = False
+        self._deadline = float("inf")
+        self._waited = 0.0
+        self._in_flight: deque[list[_Item]] = deque()
+        slots = [DecodeSlot(n) for n in range(decoders)]
+        # A worker that is overdue is killed first: a thread is given up where that does not help.
+        self._watch = DecodeWatch(slots, settings.decode_timeout * 1.25 + 0.25, self._start_decoder)
+        self._threads = [
+            *(self._decoder(slot) for slot in slots),
+            self._thread("infer", self._infer, self._inferred),
+            *(self._thread(f"write-{n}", self._write, self._outcomes) for n in range(writers)),
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def ended(self, should_stop: Callable[[], bool]) -> Iterator[Outcome]:
+        """Outcomes until the last one. Raises `Stopped` where the run was cut off."""
+        while True:
+            try:
+                outcome = self._outcomes.poll(_WATCH_SECONDS)
+            except Ended:
+                return
+            if outcome is not None:
+                yield outcome
+            for job in self._watch.stuck_jobs():
+                seconds = f"{self._settings.decode_timeout:g} s"
+                message = f"{job.image}: cannot be decoded: it took more than {seconds} (--decode-timeout)"
+                yield self._record(Outcome(job, message, None, None))
+                if self._watch.lost > MAX_LOST:
+                    self._fail(DataError(f"{message}, as did {MAX_LOST} others: the disk or the mount does not answer"))
+            if not self._draining and should_stop():
+                self.asked_to_stop = True
+                self.drain()
+            if time.monotonic() > self._deadline:
+                self._cut()
+
+    def drain(self) -> None:
+        """Take no more jobs, and be cut off when those that were taken have not ended in time."""
+        if not self._draining:
+            self._draining = True
+            self._deadline = time.monotonic() + STOP_SECONDS * 0.6
+
+    def stop(self) -> None:
+        """Cut off every channel and wait for the threads. After the end of the outcomes none is left to wait for."""
+        self._cut()
+        deadline = time.monotonic() + (STOP_SECONDS / 4 if self._draining else STOP_SECONDS)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _cut(self) -> None:
+        self._is_cut = True
+        for channel in (self._decoded, self._inferred, self._outcomes):
+            channel.stop()
+
+    def _fail(self, error: BaseException) -> None:
+        self.error = self.error or error
+        self._cut()
+
+    def _decoder(self, slot: DecodeSlot) -> threading.Thread:
+        return self._thread(
+            f"decode-{slot.number}", lambda: self._decode(slot), self._decoded, self._outcomes, slot=slot
+        )
+
+    def _start_decoder(self, slot: DecodeSlot) -> None:
+        # The thread that was given up is not waited for any more: it may never end.
+        name = f"{THREAD_PREFIX}decode-{slot.number}"
+        thread = self._decoder(slot)
+        self._threads = [t for t in self._threads if t.name != name] + [thread]
+        thread.start()
+
+    def _thread(
+        self,
+        name: str,
+        work: Callable[[], None],
+        *into: Channel[_Item] | Channel[Outcome],
+        slot: DecodeSlot | None = None,
+    ) -> threading.Thread:
+        def run() -> None:
+            try:
+                work()
+            except (Stopped, Abandoned):
+                pass
+            except BaseException as error:
+                if slot is None or not slot.abandoned:
+                    self._fail(error)
+            finally:
+                if slot is None or not slot.abandoned:  # its successor closes them
+                    for channel in into:
+                        channel.close()
+
+        # A daemon: a decoder that hangs on a file must not keep an interrupted process alive.
+        return threading.Thread(target=run, name=THREAD_PREFIX + name, daemon=True)
+
+    def _next_job(self) -> Job | None:
+        with self._jobs_lock:
+            return None if self._draining else next(self._jobs, None)
+
+    def _record(self, outcome: Outcome, noted: dict[str, Any] | None = None) -> Outcome:
+        if self._settings.ledger is not None:
+            if self._is_cut:  # what a run that was cut off thinks of an image may be wrong
+                raise Stopped
+            self._settings.ledger.record(outcome, noted)
+        return outcome
+
+    def _decode(self, slot: DecodeSlot) -> None:
+        while (job := self._next_job()) is not None:
+            slot.begin(job)
+            ended = self._decode_job(job)
+            slot.end()
+            if isinstance(ended, Outcome):
+                self._outcomes.put(self._record(ended))
+            else:
+                self._decoded.put(ended)
+
+    def _decode_job(self, job: Job) -> _Item | Outcome:
+        """The pixels of an image, or how it has ended without them."""
+        if job.problem is not None:
+            return Outcome(job, job.problem, None, None)
+        ledger = self._settings.ledger
+        try:
+            if ledger is not None and (before := ledger.check(job)) is not None:
+                return before
+            with self.busy.stage("decode"):
+                image = self._settings.decode(job.image, self._runtime.card.input_size)
+        except ImageError as error:
+            damaged = error.stamp if isinstance(error, DamagedImageError) else None
+            return Outcome(job, str(error), None, None, damaged=damaged)
+        return _Item(job, image.native_size, image.pixels, image.stamp)
+
+    def _infer(self) -> None:
+        ledger, batches = self._settings.ledger, self._batches()
+        results = infer_batches(self._runtime, batches)
+        while True:
+            started, waited = time.perf_counter(), self._waited
+            try:
+                batch, probabilities = next(results)
+            except StopIteration:
+                return
+            except (IsicrtError, Stopped):
+                raise
+            except Exception as error:  # runtimes have no common root of their errors
+                raise self._inference_error(error) from error
+            self._in_flight.popleft()
+            self.busy.add("infer", time.perf_counter() - started - (self._waited - waited))
+            if ledger is not None:
+                ledger.announce([item.job for item in batch])
+            for item, probability in zip(batch, probabilities, strict=True):
+                self._inferred.put(replace(item, array=probability))
+
+    def _batches(self) -> Iterator[tuple[list[_Item], UInt8Array]]:
+        """Full batches, and what is left in the end; the array is written over for the next one."""
+        size = self._settings.batch_size
+        buffer = np.empty((size, *self._runtime.card.input_size, 3), np.uint8)
+        batch: list[_Item] = []
+        started = time.perf_counter()
+        for item in self._decoded:
+            buffer[len(batch)] = item.array
+            batch.append(item)
+            if len(batch) == size:
+                self._waited += time.perf_counter() - started
+                self._in_flight.append(batch)
+                yield batch, buffer
+                batch = []
+                started = time.perf_counter()
+        self._waited += time.perf_counter() - started
+        if batch:
+            self._in_flight.append(batch)
+            yield batch, buffer[: len(batch)]
+
+    def _inference_error(self, error: Exception) -> ModelError:
+        # Results come in order, so it was the oldest batch in flight that failed.
+        batch = self._in_flight[0] if self._in_flight else []
+        if not batch:
+            return ModelError(f"model '{self._runtime.card.name}' failed: {error}")
+        names = f"{batch[0].job.image} and {len(batch) - 1} more" if len(batch) > 1 else str(batch[0].job.image)
+        return ModelError(f"model '{self._runtime.card.name}' failed on a batch of {len(batch)} ({names}): {error}")
+
+    def _write(self) -> None:
+        for item in self._inferred:
+            outcome, noted = self._finish(item)
+            self._outcomes.put(self._record(outcome, noted))
+
+    def _finish(self, item: _Item) -> tuple[Outcome, dict[str, Any] | None]:
+        """How an image ended, and what the journal notes of its mask."""
+        card, job, ledger = self._runtime.card, item.job, self._settings.ledger
+        noted = None
+        try:
+            with BUDGET.admit(item.native_size[0] * item.native_size[1]):
+                with self.busy.stage("restore"):
+                    mask = restore_mask(
+                        item.array,
+                        item.native_size,
+                        threshold=self._settings.threshold,
+                        keep_largest=card.keep_largest,
+                        fill_holes=card.fill_holes,
+                    )
+                    lesion = np.count_nonzero(mask) / mask.size
+                with self.busy.stage("write"):
+                    png = encode_png(mask, self._settings.mask_bits)
+                    if ledger is not None:
+                        noted = ledger.write(job, png, item.native_size, lesion, item.stamp)
+                    else:
+                        job.mask.parent.mkdir(parents=True, exist_ok=True)
+                        replace_file(job.mask, png)
+                    if self._settings.overlay is not None:
+                        self._settings.overlay(job, mask)
+        except OutputError:
+            raise
+        except IsicrtError as error:
+            return Outcome(job, str(error), item.native_size, None), None
+        except OSError as error:
+            if is_fatal(error):
+                raise output_error(job.mask.parent, error) from error
+            return Outcome(job, f"{job.mask}: {error.strerror or error}", item.native_size, None), None
+        except Exception as error:  # whatever it was, it was about this image: the others go on
+            return Outcome(job, f"{job.mask}: {type(error).__name__}: {error}", item.native_size, None), None
+        return Outcome(job, None, item.native_size, lesion), noted

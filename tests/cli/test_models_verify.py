@@ -1,0 +1,113 @@
+"""`isicrt models verify`: what is checked of a stranger's file, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from isicrt.cli.main import group
+from isicrt.engine.plan import write_plan
+from tests.tiny_models import darkness_card, write_darkness_model
+
+
+def _verify(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(group, ["models", "verify", *map(str, arguments)])
+    assert "Traceback" not in result.output
+    return result.exit_code, result.output
+
+
+def test_an_onnx_file(darkness_onnx: Path) -> None:
+    code, output = _verify(darkness_onnx)
+    assert code == 0
+    assert output.startswith(f"{darkness_onnx}: passed\n")
+    assert "the card: darkness, test, 64 x 64, fp32" in output
+    code, output = _verify(darkness_onnx, "--json")
+    assert json.loads(output)["passed"] is True
+
+
+def test_a_plan(tmp_path: Path) -> None:
+    write_plan(tmp_path / "m.plan", darkness_card(), b"plan")
+    assert _verify(tmp_path / "m.plan")[0] == 0
+    data = bytearray((tmp_path / "m.plan").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "m.plan").write_bytes(data)
+    code, output = _verify(tmp_path / "m.plan")
+    assert code == 1
+    assert "altered" in output
+
+
+def test_a_recipe_that_ships(tmp_path: Path) -> None:
+    recipe = Path(__file__).resolve().parents[2] / "trainer" / "recipes"
+    code, output = _verify(sorted(recipe.glob("*.yaml"))[0])
+    assert code == 0
+    assert "no object was built" in output
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return Path.touch, (Path("exploded"),)  # type: ignore[return-value]
+
+
+def _pickled(path: Path) -> None:
+    path.write_bytes(pickle.dumps(_Bomb()))
+
+
+def _pickled_in_a_checkpoint(path: Path) -> None:
+    import torch
+
+    torch.save({"isicrt": 1, "card": darkness_card().to_json(), "weights": {}, "x": _Bomb()}, path)
+
+
+def _other_weights(path: Path) -> None:
+    import torch
+
+    torch.save({"isicrt": 1, "card": darkness_card().to_json(), "weights": {"x": torch.zeros(1)}}, path)
+
+
+def _wrong_size(path: Path) -> None:
+    write_darkness_model(path, (64, 64))
+    path.write_bytes(path.read_bytes().replace(b'"input_height": 64', b'"input_height": 32'))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        pytest.param("absent.onnx", lambda path: None, "no such file", id="absent"),
+        pytest.param("m.bin", lambda path: path.touch(), "expected one of .onnx", id="suffix"),
+        pytest.param("m.onnx", lambda path: path.write_bytes(b"rubbish"), "not an ONNX file", id="onnx_rubbish"),
+        pytest.param("m.onnx", _wrong_size, "as its card says", id="onnx_wrong_size"),
+        pytest.param("m.plan", lambda path: path.write_bytes(b"rubbish"), "not a plan", id="plan_rubbish"),
+        pytest.param("m.pt", lambda path: path.write_bytes(b"rubbish"), "checkpoint", id="checkpoint_rubbish"),
+        pytest.param("m.pt", _pickled, "read safely", id="pickle"),
+        pytest.param("m.pt", _pickled_in_a_checkpoint, "read safely", id="pickle_in_a_checkpoint"),
+        pytest.param("m.pt", _other_weights, "test", id="architecture_of_a_stranger"),
+        pytest.param(
+            "r.yaml",
+            lambda path: path.write_text("!!python/object/apply:os.system ['touch exploded']"),
+            "r.yaml",
+            id="yaml_object",
+        ),
+        pytest.param("r.yaml", lambda path: path.write_text("nonsense: 3"), "stages", id="recipe_field"),
+        pytest.param("r.yaml", lambda path: path.write_text("[" * 5000), "r.yaml", id="recipe_depth"),
+        pytest.param("r.yml", lambda path: path.write_bytes(bytes(2 << 20)), "larger than 1 MiB", id="recipe_size"),
+    ],
+)
+def test_what_does_not_pass(
+    tmp_path: Path, name: str, make: Callable[[Path], object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / name)
+    code, output = _verify(tmp_path / name)
+    assert code == 1
+    assert message in output
+    assert not Path("exploded").exists()
+
+
+def test_usage() -> None:
+    assert _verify()[0] == 2
+    assert CliRunner().invoke(group, ["models", "unet-light", "another"]).exit_code == 2

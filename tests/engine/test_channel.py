@@ -1,0 +1,62 @@
+"""Channels between stages: everything arrives, and whoever waits can be freed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from isicrt.engine.channel import Channel, Ended, Stopped
+
+
+def _in_threads(*works: Callable[[], object]) -> list[object]:
+    """What each function returned or raised, run in a thread each."""
+    results: list[object] = [None] * len(works)
+
+    def run(n: int) -> None:
+        try:
+            results[n] = works[n]()
+        except Stopped as error:
+            results[n] = error
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    return results
+
+
+def test_a_channel_carries_everything_and_ends() -> None:
+    channel: Channel[int] = Channel(2, producers=2)
+
+    def produce() -> None:
+        for n in range(50):
+            channel.put(n)
+        channel.close()
+
+    *_, first, second = _in_threads(produce, produce, lambda: list(channel), lambda: list(channel))
+    assert sorted(first + second) == sorted([*range(50)] * 2)
+
+
+def test_a_stopped_channel_frees_whoever_waits() -> None:
+    full: Channel[int] = Channel(1, producers=1)
+    full.put(1)
+    empty: Channel[int] = Channel(1, producers=1)
+    put, get, *_ = _in_threads(lambda: full.put(2), lambda: next(iter(empty)), full.stop, empty.stop)
+    assert isinstance(put, Stopped)
+    assert isinstance(get, Stopped)
+    with pytest.raises(Stopped):
+        next(iter(full))
+
+
+def test_polling_tells_nothing_yet_from_nothing_more() -> None:
+    channel: Channel[int] = Channel(2, producers=1)
+    assert channel.poll(0) is None
+    channel.put(1)
+    channel.close()
+    assert channel.poll(0) == 1
+    with pytest.raises(Ended):
+        channel.poll(0)

@@ -1,0 +1,161 @@
+"""Decoders in processes of their own: what one of them does costs its image."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from isicrt.benchmarks.rendered import render
+from isicrt.engine.errors import ImageError, SettingsError
+from isicrt.engine.images import DamagedImageError, decode_image
+from isicrt.engine.isolation import ImageDecoder
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.pipeline import run_jobs
+from isicrt.engine.pixel_budget import PixelBudget
+from isicrt.engine.sources import find_jobs
+
+SIZE = (24, 32)
+
+# A worker whose codec does what the file's name says: a real crash, a real hang, in a real process.
+TREACHEROUS = [
+    sys.executable,
+    "-c",
+    f"""
+import sys; sys.path[:] = {sys.path!r}
+import ctypes, os, signal, time
+from isicrt.engine import decode_worker
+plain = decode_worker.decode_image
+def decode(path, *arguments, **options):
+    if "segfault" in path: ctypes.string_at(0)
+    if "abort" in path: os.abort()
+    if "killed" in path: os.kill(os.getpid(), signal.SIGKILL)
+    if "exit" in path: os._exit(3)
+    if "hang" in path: time.sleep(600)
+    if "chatter" in path: os.write(1, b"rubbish")
+    return plain(path, *arguments, **options)
+decode_worker.decode_image = decode
+decode_worker.main()
+""",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    names = ("a", "b", "segfault", "c", "abort", "exit", "killed", "chatter", "hang", "d", "e")
+    (tmp_path / "in").mkdir()
+    for n, name in enumerate(names):
+        Image.fromarray(render(n, (40, 60))[0]).save(tmp_path / "in" / f"{name}.bmp")
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize("isolate", ["auto", "always", "never"])
+def test_the_pixels_are_the_same(tmp_path: Path, isolate: str) -> None:
+    pixels = render(3, (60, 90))[0]
+    with ImageDecoder(isolate) as decoder:
+        for name in ("a.png", "a.tif", "a.jpg"):
+            Image.fromarray(pixels).save(tmp_path / name)
+            found, expected = decoder(tmp_path / name, SIZE), decode_image(tmp_path / name, SIZE)
+            np.testing.assert_array_equal(found.pixels, expected.pixels)
+            assert (found.native_size, found.stamp) == (expected.native_size, expected.stamp)
+
+
+@pytest.mark.parametrize("isolate", ["always", "never"])
+def test_errors_name_the_file_as_it_was_named(tmp_path: Path, isolate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.tif").write_bytes(b"II*\0")
+    with ImageDecoder(isolate, max_pixels=10) as decoder:
+        with pytest.raises(DamagedImageError, match=r"^a\.tif: cannot be decoded"):
+            decoder("a.tif", SIZE)
+        Image.new("RGB", (4, 4)).save("b.tif")
+        with pytest.raises(ImageError, match=r"^b\.tif: .*4 x 4 is more than") as caught:
+            decoder("b.tif", SIZE)
+        assert not isinstance(caught.value, DamagedImageError)
+
+
+def test_a_crash_costs_one_image_and_not_the_run(folder: Path, darkness_onnx: Path, tmp_path: Path) -> None:
+    jobs = find_jobs(folder, tmp_path / "out")
+    errors: dict[str, str | None] = {}
+    with (
+        OnnxRuntime(darkness_onnx, threads=1) as runtime,
+        ImageDecoder("auto", timeout=30, command=TREACHEROUS) as decoder,
+    ):
+        run_jobs(
+            jobs,
+            runtime,
+            decode=decoder,
+            decode_threads=2,
+            on_outcome=lambda o: errors.update({o.job.image.stem: o.error}),
+        )
+    reasons = {
+        "segfault": "its decoder crashed (SIGSEGV)",
+        "abort": "its decoder crashed (SIGABRT)",
+        "killed": "its decoder crashed (SIGKILL)",
+        "exit": "its decoder ended (exit code 3)",
+        "hang": "it took more than 30 s (--decode-timeout)",
+    }
+    failed = {name: error for name, error in errors.items() if error}
+    assert failed == {name: f"{folder / name}.bmp: cannot be decoded: {reason}" for name, reason in reasons.items()}
+    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == ["a", "b", "c", "chatter", "d", "e"]
+
+
+def test_a_worker_that_is_killed_from_outside(folder: Path) -> None:
+    with ImageDecoder("always") as decoder:
+        decoder(folder / "a.bmp", SIZE)
+        (worker,) = decoder._idle
+        os.kill(worker._process.pid, signal.SIGKILL)
+        worker._process.wait()
+        with pytest.raises(ImageError, match="SIGKILL"):
+            decoder(folder / "b.bmp", SIZE)
+        assert decoder(folder / "b.bmp", SIZE).native_size == (40, 60)
+
+
+def test_no_process_is_left(folder: Path) -> None:
+    with ImageDecoder("always") as decoder:
+        decoder(folder / "a.bmp", SIZE)
+        (worker,) = decoder._idle
+    assert worker._process.poll() is not None
+    with pytest.raises(ImageError, match="the run is over"):
+        decoder(folder / "a.bmp", SIZE)
+
+
+def test_a_worker_that_cannot_be_started(folder: Path) -> None:
+    with ImageDecoder("always", command=["/nowhere/python"]) as decoder, pytest.raises(ImageError, match="--isolate"):
+        decoder(folder / "a.bmp", SIZE)
+
+
+@pytest.mark.parametrize(
+    ("isolate", "options"), [("sometimes", {}), ("auto", {"timeout": 0}), ("auto", {"max_pixels": 0})]
+)
+def test_settings_out_of_range(isolate: str, options: dict[str, int]) -> None:
+    with pytest.raises(SettingsError):
+        ImageDecoder(isolate, **options)
+
+
+def test_large_images_take_turns() -> None:
+    budget, inside, most = PixelBudget(100, large=10), 0, 0
+    lock = threading.Lock()
+
+    def work(pixels: int) -> None:
+        nonlocal inside, most
+        with budget.admit(pixels):
+            with lock:
+                inside += pixels
+                most = max(most, inside)
+            with lock:
+                inside -= pixels
+
+    threads = [threading.Thread(target=work, args=(40,)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert 40 <= most <= 80
+    with budget.admit(1000):  # one alone is always let in
+        assert not budget.is_waiting(threading.get_ident())
