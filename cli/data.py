@@ -1,19 +1,26 @@
-"""`isicrt data`: download the ISIC 2016 data set, or check a copy of it."""
+"""`isicrt data`: download the ISIC 2016 data set, check a copy of it, or look for images of one lesion."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from isicrt.engine.errors import DataError
+from isicrt.engine.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from isicrt.trainer.duplicates import Twin
 
 _SPLITS = ("train", "test")
 
 
 @click.group("data")
 def command() -> None:
-    """Download the ISIC 2016 data set, or check a copy of it."""
+    """Download the ISIC 2016 data set, check a copy of it, or look for images of one lesion."""
 
 
 @command.command("isic2016")
@@ -91,3 +98,137 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
             failed = True
     if failed:
         ctx.exit(1)
+
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@command.command("audit")
+@click.option("--data", "folders", required=True, multiple=True, type=_FOLDER, help="Training images. Repeatable.")
+@click.option("--against", type=_FOLDER, help="Test images: look for pairs between --data and these.")
+@click.option("--json", "json_file", type=_FILE, help="Write the pairs there.")
+@click.option("--sheet", type=_FILE, help="Draw the pairs side by side there (.jpg or .png), the least sure first.")
+@click.option(
+    "--candidates",
+    type=click.IntRange(min=1),
+    default=40,
+    show_default=True,
+    help="Images that each image is registered with, the most alike ones. More find more and take longer.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Images at a time. [default: one a core]")
+@click.pass_context
+def audit(
+    ctx: click.Context,
+    folders: tuple[Path, ...],
+    against: Path | None,
+    json_file: Path | None,
+    sheet: Path | None,
+    candidates: int,
+    threads: int | None,
+) -> None:
+    """Find images that show one lesion, by registering them with each other.
+
+    Without --against: among the training images, where a fold of cross-validation must not part them. With it: between
+    training and test images; exit code 1 if training would not leave one of those out.
+
+    A folder is a data set in a layout of `isicrt train`, or holds images.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    from isicrt.trainer.duplicates import find_twins
+
+    for file in filter(None, (json_file, sheet)):
+        if not file.parent.is_dir():
+            raise SettingsError(f"{file}: its folder does not exist")
+    if sheet and sheet.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+        raise SettingsError(f"{sheet}: a sheet is a .jpg or a .png")
+    images = [path for folder in folders for path in _images(folder, "train")]
+    others = _images(against, "test") if against else []
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        rows: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in rows:
+                rows[stage] = progress.add_task(stage, total=total)
+            progress.update(rows[stage], completed=done)
+
+        twins = find_twins(images, others, candidates=candidates, threads=threads, on_progress=show)
+
+    named = [(twin, *_verdict(twin, against is not None)) for twin in twins]
+    for twin, verdict, _ in named:
+        click.echo(f"{twin.a} {twin.b}: {twin.inliers} places, correlation {twin.correlation:.2f}, {verdict}")
+    known = sum(good for _, _, good in named)
+    side = f" against {len(others)}" if against else ""
+    click.echo(f"{len(images)} images{side}: {len(twins)} pairs of one lesion, {len(twins) - known} of them not known")
+    if json_file:
+        found = {"images": len(images), "against": len(others), "pairs": [_record(*entry) for entry in named]}
+        json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if sheet and twins:
+        _write_sheet(twins[::-1], sheet)
+    if against and known < len(twins):
+        click.echo("Leave these images out of training: isicrt.trainer.twins has the table.")
+        ctx.exit(1)
+
+
+def _images(folder: Path, split: str) -> list[Path]:
+    """Images of a data set, or of a folder that only holds images."""
+    from isicrt.trainer.dataset import IMAGE_SUFFIXES, find_folders
+
+    def listed(place: Path) -> list[Path]:
+        return sorted(p for p in place.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+
+    try:
+        return listed(find_folders(folder, split)[0])
+    except DataError:
+        if images := listed(folder):
+            return images
+        raise
+
+
+def _id(path: Path) -> str:
+    match = re.search(r"ISIC_\d{7}", path.stem)
+    return match.group() if match else path.stem
+
+
+def _verdict(twin: Twin, with_test: bool) -> tuple[str, bool]:
+    """What training does about the pair, and whether that is right."""
+    from isicrt.trainer.dataset import LEFT_OUT
+    from isicrt.trainer.twins import group_of
+
+    a, b = _id(twin.a), _id(twin.b)
+    if a in LEFT_OUT or (not with_test and b in LEFT_OUT):
+        return "left out of training", True
+    if with_test:
+        return "NOT left out of training", False
+    return ("kept in one fold", True) if group_of(a) == group_of(b) else ("NOT kept in one fold", False)
+
+
+def _record(twin: Twin, verdict: str, known: bool) -> dict[str, Any]:
+    import cmath
+    import math
+
+    scale = twin.registration.scale
+    return {
+        "a": str(twin.a),
+        "b": str(twin.b),
+        "inliers": twin.inliers,
+        "correlation": round(twin.correlation, 4),
+        "magnification": round(abs(scale), 4),
+        "rotation_degrees": round(math.degrees(cmath.phase(scale)), 2),
+        "verdict": verdict,
+        "known": known,
+    }
+
+
+def _write_sheet(twins: Sequence[Twin], file: Path) -> None:
+    from PIL import Image
+
+    from isicrt.trainer.twin_sheet import MAX_PAIRS, draw_sheet
+
+    Image.fromarray(draw_sheet(twins)).save(file, quality=90)
+    more = f", of {len(twins)}" if len(twins) > MAX_PAIRS else ""
+    click.echo(f"{file}: {min(len(twins), MAX_PAIRS)} pairs{more}")

@@ -250,6 +250,8 @@ def _exact_graph(source: Source, precision: str) -> onnx.ModelProto:
 
         return export_onnx(source.deployed, source.card)
     assert source.graph is not None
+    if source.card.precision == "int8":
+        raise BuildError(f"{source.path}: is int8 already, for ONNX Runtime. Build from the model that it was made of.")
     if source.card.precision == "fp16" and precision == "fp32":
         raise BuildError(
             f"{source.path}: its weights were rounded to half, and fp32 would not bring them back. Build with --fp16, "

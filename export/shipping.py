@@ -1,9 +1,9 @@
-"""Put a model into the package: give its card a name and the scores that `isicrt bench` measured.
+"""Put a model into the package: give its card a name and the scores that `isicrt evaluate` or `isicrt bench` measured.
 
-    python -m isicrt.export.shipping model.onnx --name unet-light --as "ISIC 2016 test" bench.json engine/models
+    python -m isicrt.export.shipping model.onnx --name unet-light --as "ISIC 2016 test" scores.json engine/models
 
 For maintainers: run it once for each model that ships, after it was frozen and scored. Only the metadata change; the
-SHA-256 in the benchmark's JSON is that of the file before it was given its scores.
+SHA-256 in the result's JSON is that of the file before it was given its scores.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SCORES = (
     "specificity",
     "failures",
 )
-"""What the card keeps of a benchmark's summary."""
+"""What the card keeps of a summary."""
 
 
 def ship(model: Path, name: str, scores: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
@@ -66,19 +66,22 @@ def ship(model: Path, name: str, scores: Mapping[str, Mapping[str, Any]], folder
 
 
 def read_scores(result: Path, model: Path) -> dict[str, Any]:
-    """The summary that a JSON file of `isicrt bench` has of a model, known by its SHA-256, with its protocol.
+    """The summary that a JSON of `isicrt evaluate` or `isicrt bench` has of a model, known by its SHA-256.
 
     Raises:
         BuildError: not such a file, or no scores of this model in it.
     """
     sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
     try:
-        measured = {m["sha256"]: m["accuracy"] for m in json.loads(result.read_text(encoding="utf-8"))["models"]}
+        found = json.loads(result.read_text(encoding="utf-8"))
+        if (protocol := found.get("protocol", {}).get("name", "official")) != "official":
+            raise ValueError(f"scored by protocol {protocol}")
+        measured = {m["sha256"]: m.get("accuracy", m) for m in found["models"]}
         return {"protocol": "official", "model_sha256": sha256} | {
             key: measured[sha256]["summary"][key] for key in SCORES
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BuildError(f"{result}: not a result of `isicrt bench` with scores of {model}: {error!r}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BuildError(f"{result}: holds no official scores of {model}: {error!r}") from error
 
 
 @click.command()
@@ -88,7 +91,7 @@ def read_scores(result: Path, model: Path) -> dict[str, Any]:
 @click.option("--name", required=True, help="Name under which --model finds it.")
 @click.option("--as", "data_set", required=True, help="What the scores were measured on, as tables show it.")
 def main(model: Path, result: Path, folder: Path, name: str, data_set: str) -> None:
-    """Put MODEL into FOLDER with the scores in RESULT, the JSON of `isicrt bench`."""
+    """Put MODEL into FOLDER with the scores in RESULT, the JSON of `isicrt evaluate` or `isicrt bench`."""
     try:
         path = ship(model, name, {data_set: read_scores(result, model)}, folder)
     except IsicrtError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import threading
 import zipfile
@@ -16,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from isicrt.benchmarks.rendered import render
 from isicrt.cli.main import group
 from isicrt.trainer import download
 from isicrt.trainer.download import ISIC2016, Archive
@@ -149,3 +151,75 @@ def test_check_of_a_folder_that_is_no_data_set(tmp_path: Path) -> None:
     result = isicrt("check", tmp_path)
     assert result.exit_code == 1
     assert result.stdout.count("isicrt data isic2016 --out") == 2
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """``train``: a data set in which 1 and 2 are one lesion. ``test``: images alone; 3 is new, 4 is the lesion of 5."""
+    images = {n: render(n, (200, 200))[0] for n in (1, 3, 5, 6)}
+    images[2], images[4] = np.rot90(images[1]), np.rot90(images[5], 2)
+    for part, numbers in (("train/images", (1, 2, 5, 6)), ("test", (3, 4))):
+        (tmp_path / part).mkdir(parents=True)
+        for n in numbers:
+            Image.fromarray(images[n]).save(tmp_path / part / f"ISIC_990000{n}.jpg", quality=92)
+    (tmp_path / "train" / "masks").mkdir()
+    return tmp_path
+
+
+def test_audit_finds_twins_among_training_images(photographs: Path) -> None:
+    result = isicrt("audit", "--data", photographs / "train", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    first, summary = result.stdout.splitlines()
+    assert "ISIC_9900001.jpg" in first
+    assert "ISIC_9900002.jpg" in first
+    assert first.endswith("NOT kept in one fold")
+    assert summary == "4 images: 1 pairs of one lesion, 1 of them not known"
+
+
+def test_audit_fails_on_a_leak_and_writes_what_it_found(photographs: Path) -> None:
+    found, sheet = photographs / "found.json", photographs / "sheet.png"
+    arguments = ("--data", photographs / "train", "--against", photographs / "test", "--json", found, "--sheet", sheet)
+    result = isicrt("audit", *arguments)
+    assert result.exit_code == 1
+    assert "NOT left out of training" in result.stdout
+    assert "4 images against 2: 1 pairs of one lesion, 1 of them not known" in result.stdout
+    record = json.loads(found.read_text())
+    assert (record["images"], record["against"]) == (4, 2)
+    (pair,) = record["pairs"]
+    assert pair["a"].endswith("ISIC_9900005.jpg")
+    assert pair["b"].endswith("ISIC_9900004.jpg")
+    assert pair["magnification"] == pytest.approx(1, abs=0.02)
+    assert abs(pair["rotation_degrees"]) == pytest.approx(180, abs=1)
+    assert pair["correlation"] > 0.8
+    assert not pair["known"]
+    with Image.open(sheet) as picture:
+        assert picture.size == (408, 216)
+
+
+def test_audit_passes_what_training_leaves_out(photographs: Path) -> None:
+    (photographs / "train/images/ISIC_9900005.jpg").rename(photographs / "train/images/ISIC_0011082.jpg")
+    result = isicrt("audit", "--data", photographs / "train", "--against", photographs / "test")
+    assert result.exit_code == 0, result.output
+    assert "left out of training" in result.stdout
+    assert "1 pairs of one lesion, 0 of them not known" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "--data"),
+        (["--data", "no-such-folder"], 2, "does not exist"),
+        (["--data", "train", "--sheet", "sheet.gif"], 2, ".png"),
+        (["--data", "train", "--json", "nowhere/found.json"], 2, "its folder does not exist"),
+        (["--data", "train", "--threads", "0"], 2, "--threads"),
+        (["--data", "train/masks"], 1, "not a data set"),
+        (["--data", "train", "--against", "train"], 1, "compared with itself"),
+    ],
+)
+def test_audit_says_what_is_wrong(
+    arguments: list[str], code: int, message: str, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photographs)
+    result = isicrt("audit", *arguments)
+    assert result.exit_code == code, result.output
+    assert message in " ".join(result.output.split())

@@ -49,13 +49,27 @@ def test_name_and_scores_are_added_and_nothing_else_changes(tmp_path: Path) -> N
         }
 
 
+def test_the_result_of_evaluate_is_read_too(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    write_darkness_model(model)
+    sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
+    result = {"protocol": {"name": "official"}, "models": [{"sha256": sha256, "summary": SUMMARY}]}
+    (tmp_path / "r.json").write_text(json.dumps(result))
+    assert call(model, tmp_path / "r.json", tmp_path)[0] == 0
+    with OnnxRuntime(tmp_path / "dark.onnx") as shipped:
+        assert shipped.card.scores["rendered"]["jaccard"] == SUMMARY["jaccard"]
+    (tmp_path / "r.json").write_text(json.dumps(result | {"protocol": {"name": "report"}}))
+    code, output = call(model, tmp_path / "r.json", tmp_path)
+    assert (code, "scored by protocol report" in output) == (1, True)
+
+
 @pytest.mark.parametrize("content", ["[]", "{", '{"models": []}', '{"models": [{"accuracy": null}]}'])
 def test_a_result_without_scores_is_refused(tmp_path: Path, content: str) -> None:
     write_darkness_model(tmp_path / "m.onnx")
     (tmp_path / "r.json").write_text(content)
     code, output = call(tmp_path / "m.onnx", tmp_path / "r.json", tmp_path)
     assert code == 1
-    assert "not a result of `isicrt bench`" in output
+    assert "holds no official scores" in output
     assert not (tmp_path / "dark.onnx").exists()
 
 
@@ -64,7 +78,7 @@ def test_scores_of_another_model_are_refused(tmp_path: Path) -> None:
     write_darkness_model(tmp_path / "other.onnx", threshold=0.4)
     code, output = call(tmp_path / "m.onnx", write_result(tmp_path / "r.json", tmp_path / "other.onnx"), tmp_path)
     assert code == 1
-    assert "not a result of `isicrt bench`" in output
+    assert "holds no official scores" in output
 
 
 def test_a_model_without_card_is_refused(tmp_path: Path) -> None:

@@ -33,10 +33,12 @@ def test_the_reports_recipes_are_the_reports() -> None:
     assert load_recipe("report-segnet-attention-atrous-augmented").augmented_copies == 1
 
 
-@pytest.mark.parametrize(("epochs", "expected"), [(1, [0, 1]), (2, [0, 2]), (10, [1, 9]), (40, [3, 37]), (80, [6, 74])])
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(1, [0, 0, 1]), (2, [0, 1, 1]), (10, [0, 5, 5]), (46, [1, 21, 24]), (92, [2, 42, 48])]
+)
 def test_epochs_are_shared_out_in_proportion(epochs: int, expected: list[int]) -> None:
     recipe = load_recipe("unet-light")
-    assert [s.epochs for s in recipe.stages] == [3, 37]
+    assert [s.epochs for s in recipe.stages] == [1, 21, 24]
     shortened = recipe.with_epochs(epochs)
     assert [s.epochs for s in shortened.stages] == expected
     assert shortened.epochs == epochs
@@ -44,10 +46,10 @@ def test_epochs_are_shared_out_in_proportion(epochs: int, expected: list[int]) -
 
 def test_stage_of_an_epoch_skips_stages_without_epochs() -> None:
     recipe = load_recipe("unet-light").with_epochs(10)
-    assert [(recipe.stage_of(e)[0].name, recipe.stage_of(e)[1]) for e in (0, 1, 9)] == [
-        ("frozen", 0),
-        ("tuned", 1),
-        ("tuned", 1),
+    assert [(recipe.stage_of(e)[0].name, recipe.stage_of(e)[1]) for e in (0, 4, 9)] == [
+        ("small", 0),
+        ("small", 0),
+        ("tuned", 5),
     ]
     assert load_recipe("unet-light").with_epochs(1).stage_of(0)[0].name == "tuned"
 

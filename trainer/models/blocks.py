@@ -7,6 +7,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class DepthwiseConvolution(nn.Conv2d):
+    """A depthwise 3x3 convolution that keeps the size.
+
+    An atrous one computes in float32 on a CPU, whatever autocast says: oneDNN's bfloat16 gradients of dilated depthwise
+    convolutions are not always finite (seen with torch 2.14 at 32 channels of 32 x 32 pixels).
+    """
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        if self.dilation == (1, 1) or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
 def convolution(
     in_channels: int, out_channels: int, *, separable: bool = False, norm: bool = True, dilation: int = 1
 ) -> nn.Sequential:
@@ -20,9 +38,7 @@ def convolution(
     """
     layers: list[nn.Module] = []
     if separable:
-        layers.append(
-            nn.Conv2d(in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels, bias=False)
-        )
+        layers.append(DepthwiseConvolution(in_channels, dilation))
         layers.append(nn.Conv2d(in_channels, out_channels, 1, bias=not norm))
     else:
         layers.append(nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=not norm))
