@@ -35,7 +35,7 @@ SMI = """#!/bin/sh
 echo "1980, 2619, 350.5, 1200, 97, 45"
 echo "1755, 2619, [N/A], 1300, 99, 46"
 echo "cut off"
-sleep 60
+exec sleep 60
 """
 
 
