@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import base64
 import bisect
+import errno
 import hashlib
 import json
 import os
+import stat
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -32,6 +34,8 @@ JOURNAL_NAME = ".isicrt-journal.jsonl"
 FORMAT = 1
 _LINE = 4096
 """Bytes that nearly every line fits into."""
+_LONGEST_LINE = 1 << 26
+"""Bytes; no run writes a longer one."""
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
@@ -39,20 +43,25 @@ class Journal:
     """Appends lines to the journal of a folder. Any thread may call it; one process at a time (see `FolderLock`).
 
     Raises:
-        OutputError: it cannot be opened or, from `append`, written; then it ends with a whole line.
+        OutputError: it cannot be opened or, from `append`, written (then it ends with a whole line), or it was removed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        self._file = -1
         try:
-            self._file = os.open(folder / JOURNAL_NAME, flags, 0o644)
-            self._size = os.fstat(self._file).st_size
-            if self._size and not self._ends_with_newline():
+            self._file = _open(folder / JOURNAL_NAME, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+            status = os.fstat(self._file)
+            self._links = status.st_nlink
+            if status.st_size and not self._ends_with_newline():
                 self._append(b"\n")
-        except OSError as error:
-            raise output_error(folder, error) from error
+        except BaseException as error:
+            if self._file >= 0:
+                os.close(self._file)
+            if isinstance(error, OSError):
+                raise output_error(folder, error) from error
+            raise
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Add one line."""
@@ -75,15 +84,17 @@ class Journal:
         os.close(self._file)
 
     def _append(self, line: bytes) -> None:
+        before = os.fstat(self._file)
+        if self._links and not before.st_nlink:  # the lines would be lost, and the masks would be nobody's
+            raise FileNotFoundError(errno.ENOENT, f"its journal {JOURNAL_NAME} was removed")
         try:
             written = os.write(self._file, line)
             while written < len(line):  # a disk that is nearly full takes a part and says no to the rest
                 written += os.write(self._file, line[written:])
         except OSError:
             with suppress(OSError):
-                os.ftruncate(self._file, self._size)
+                os.ftruncate(self._file, before.st_size)
             raise
-        self._size += len(line)
 
     def _ends_with_newline(self) -> bool:
         os.lseek(self._file, -1, os.SEEK_END)
@@ -106,17 +117,20 @@ class JournalIndex:
         self.runs: list[Mapping[str, Any]] = []
         """The first line of each run."""
         try:
-            self._file: int | None = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._file: int | None = _open(self._path, os.O_RDONLY)
         except FileNotFoundError:
             self._file = None
             return
         except OSError as error:
             raise OutputError(f"{self._path}: cannot be read: {error.strerror}") from error
-        offset = 0
-        with open(self._file, "rb", buffering=1 << 20, closefd=False) as lines:
-            for line in lines:
-                self._add(parse_line(line), offset)
-                offset += len(line)
+        try:
+            self._read_all()
+        except OSError as error:
+            self.close()
+            raise OutputError(f"{self._path}: cannot be read: {error.strerror}") from error
+        except BaseException:
+            self.close()
+            raise
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -147,6 +161,16 @@ class JournalIndex:
             os.close(self._file)
             self._file = None
 
+    def _read_all(self) -> None:
+        assert self._file is not None
+        offset, whole = 0, True
+        with open(self._file, "rb", buffering=1 << 20, closefd=False) as lines:
+            while line := lines.readline(_LONGEST_LINE):
+                ends = line.endswith(b"\n")
+                if whole and (ends or len(line) < _LONGEST_LINE):
+                    self._add(parse_line(line), offset)
+                offset, whole = offset + len(line), ends
+
     def _read(self, offset: int) -> bytes:
         line = b""
         with self._lock:
@@ -174,6 +198,24 @@ class JournalIndex:
                 self._lines[number] = ~offset if gone else offset
 
 
+def _open(path: Path, flags: int) -> int:
+    """Open a journal. What lies under its name came with the folder: it must neither hold the run for ever, as a FIFO
+    does, nor lead to a file elsewhere, as a link does. Raises OSError."""
+    for name in ("O_CLOEXEC", "O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):
+        flags |= getattr(os, name, 0)
+    strange = OSError(errno.EINVAL, "it is a link, or no plain file: move it away")
+    try:
+        file = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise strange from error
+        raise
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise strange
+    return file
+
+
 def parse_line(line: bytes) -> Mapping[str, Any]:
     """The object of a line; empty where the line is torn or is no object."""
     try:
@@ -194,9 +236,10 @@ def write_name(name: str) -> str | dict[str, str]:
 
 def read_name(value: object) -> str:
     """The inverse of `write_name`. Raises DataError."""
-    if isinstance(value, str):
-        return value
     try:
+        if isinstance(value, str):
+            os.fsencode(value)  # JSON can spell what is no name on this system
+            return value
         if isinstance(value, dict):
             return os.fsdecode(base64.b64decode(value["base64"], validate=True))
     except (KeyError, TypeError, ValueError):

@@ -353,7 +353,8 @@ def _stamp_fields(stamp: FileStamp) -> dict[str, int]:
 
 
 def _stamp(entry: Mapping[str, Any]) -> FileStamp:
-    return FileStamp(*(int(entry.get(name) or 0) for name in ("image_size", "image_mtime_ns", "image_crc")))
+    values = (entry.get(name) for name in ("image_size", "image_mtime_ns", "image_crc"))
+    return FileStamp(*(value if isinstance(value, int) else 0 for value in values))
 
 
 def _root(job: Job, out: Path) -> str:

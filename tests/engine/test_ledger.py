@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import pytest
 from PIL import Image
 
 from isicrt.benchmarks.rendered import render
+from isicrt.engine import journal
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.images import read_mask
-from isicrt.engine.journal import JOURNAL_NAME, JournalIndex, read_journal, read_name, write_name
+from isicrt.engine.journal import JOURNAL_NAME, Journal, JournalIndex, read_journal, read_name, write_name
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.lock import LOCK_NAME, FolderLock
 from isicrt.engine.masks import encode_png
@@ -200,19 +202,64 @@ def test_the_journal(here: Path, segmenter: Segmenter) -> None:
     assert read_name(write_name(name)) == name
 
 
-@pytest.mark.parametrize("value", [3, None, [], {}, {"base64": "*"}, {"base64": 3}])
+@pytest.mark.parametrize("value", [3, None, [], {}, {"base64": "*"}, {"base64": 3}, "\ud800.png"])
 def test_what_is_no_name_in_a_journal(value: object) -> None:
     with pytest.raises(DataError, match="no file name"):
         read_name(value)
 
 
-def test_rubbish_in_a_journal_is_passed_over_and_another_format_is_refused(tmp_path: Path) -> None:
+def test_rubbish_in_a_journal_is_passed_over_and_another_format_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_LONGEST_LINE", 100)
     lines = [b"", b"[]", b"{", b'{"status":"done"}', b'{"status":"done","mask":3}', b'{"writing":"x"}', b"\xff\0", b"3"]
+    lines += [rb'{"status":"done","mask":"\ud800.png"}', b'{"status":"done","mask":"' + b"x" * 500 + b'"}']
     (tmp_path / JOURNAL_NAME).write_bytes(b"\n".join(lines))
     assert len(JournalIndex(tmp_path)) == 0
+    (tmp_path / JOURNAL_NAME).write_bytes(b"\n".join([*lines, b'{"status":"done","mask":"a.png"}']))
+    assert JournalIndex(tmp_path).wrote("a.png")
     (tmp_path / JOURNAL_NAME).write_bytes(b'{"run":"x","format":99}\n')
     with pytest.raises(OutputError, match="format 99"):
         JournalIndex(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda path: path.mkdir(), id="folder"),
+        pytest.param(lambda path: os.mkfifo(path), id="fifo"),
+        pytest.param(lambda path: path.symlink_to("/dev/zero"), id="device"),
+        pytest.param(lambda path: path.symlink_to("../a_file"), id="link"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs there")
+def test_what_is_no_journal(here: Path, segmenter: Segmenter, make: Callable[[Path], object]) -> None:
+    Path("out").mkdir()
+    Path("a_file").touch()
+    make(Path("out", JOURNAL_NAME))
+    with pytest.raises(OutputError, match=f"{JOURNAL_NAME}: cannot be read: it is a link, or no plain file"):
+        _run(segmenter)
+    assert Path("a_file").stat().st_size == 0
+    assert not Path("out", LOCK_NAME).exists()
+
+
+def test_a_journal_that_vanishes_ends_the_run(tmp_path: Path) -> None:
+    lines = Journal(tmp_path)
+    lines.append({"a": 1})
+    (tmp_path / JOURNAL_NAME).unlink()
+    with pytest.raises(OutputError, match=r"journal .* was removed"):
+        lines.append({"a": 2})
+    lines.close()
+
+
+@pytest.mark.parametrize("crc", ["x", [], 1e300, None])
+def test_a_failure_that_somebody_edited(here: Path, segmenter: Segmenter, crc: object) -> None:
+    _run(segmenter)
+    path = Path("out", JOURNAL_NAME)
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    edited = [line | ({"image_crc": crc} if "image_crc" in line else {}) for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in edited))
+    assert _run(segmenter) == NONE_AGAIN
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
