@@ -69,9 +69,9 @@ def find_jobs(
         out: the folder for the masks. It may lie inside a folder of images and is not searched.
         overlays: a folder for overlays (see `overlay_path`), which is kept apart in the same way.
         on_clash: where two images claim one mask (``a.jpg`` beside ``a.png``, or names that differ in case or Unicode
-            normal form only) ``refuse`` raises; ``fail`` gives these images a `Job.problem` and leaves the others
-            alone; ``extension`` keeps the extension in their masks' names, ``a.jpg.png`` and ``a.png.png``, and
-            raises where that does not help.
+            normal form only), or a mask the name of a folder (``a.jpg`` beside ``a.png/b.jpg``), ``refuse`` raises;
+            ``fail`` gives these images a `Job.problem` and leaves the others alone; ``extension`` keeps the extension
+            in their masks' names, ``a.jpg.png`` and ``a.png.png``, and raises where that does not help.
 
     Returns:
         Sorted by folder, then by name; each image once. A mask's name that would be too long is a `Job.problem`.
@@ -245,22 +245,37 @@ def name_key(name: str) -> str:
 
 
 def _settle_clashes(jobs: list[Job], on_clash: str) -> None:
-    clashes = _clashes(jobs)
-    if on_clash == "extension" and clashes:
-        for n in itertools.chain.from_iterable(clashes):
+    clashes, blocked = _clashes(jobs), _named_like_folders(jobs)
+    if on_clash == "extension" and (clashes or blocked):
+        for n in {*itertools.chain.from_iterable(clashes), *blocked}:
             jobs[n] = replace(jobs[n], mask=jobs[n].mask.with_name(jobs[n].image.name + ".png"))
-        clashes = _clashes(jobs)
+        clashes, blocked = _clashes(jobs), _named_like_folders(jobs)
     if on_clash == "fail":
+        for n in blocked:
+            problem = f"{jobs[n].image}: its mask, {jobs[n].mask}, would stand where a folder of masks goes"
+            jobs[n] = replace(jobs[n], problem=problem)
         for numbers in clashes:
             for n in numbers:
                 other = jobs[next(m for m in numbers if m != n)].image
                 jobs[n] = replace(jobs[n], problem=f"{jobs[n].image}: {other} would have the same mask, {jobs[n].mask}")
-    elif clashes:
+    elif clashes or blocked:
         lines = [f"{' and '.join(str(jobs[n].image) for n in claim)} -> {jobs[claim[0]].mask}" for claim in clashes]
+        lines += [f"{jobs[n].image} -> {jobs[n].mask}, a folder" for n in blocked]
         raise DataError(
-            f"{len(clashes)} masks would belong to more than one image:\n{_listed(lines)}\n"
+            f"{len(lines)} masks would belong to more than one image, or stand where a folder of masks goes:\n"
+            f"{_listed(lines)}\n"
             "Rename the images, segment them in separate runs with a different --out, or see --on-clash."
         )
+
+
+def _named_like_folders(jobs: Sequence[Job]) -> list[int]:
+    """Numbers of the jobs whose mask would have the name of a folder of masks: ``x.jpg`` beside ``x.png/``."""
+    folders = {job.mask.parent for job in jobs}
+    keys = {name_key(str(folder)) for below in folders for folder in (below, *below.parents)}
+    # A folder called .png is rare, and a million names need not be looked at.
+    if not any(key.endswith(".png") for key in keys):
+        return []
+    return [n for n, job in enumerate(jobs) if name_key(str(job.mask)) in keys]
 
 
 def _clashes(jobs: Sequence[Job]) -> list[list[int]]:

@@ -211,6 +211,28 @@ def test_clashes_can_cost_only_themselves(here: Path, names: list[str], rule: st
         assert problems["in/a.jpg"] == "in/a.jpg: in/A.jpg would have the same mask, out/a.png"
 
 
+@pytest.mark.parametrize(
+    ("rule", "expected", "problems"),
+    [
+        ("extension", {"in/a.jpg": "out/a.jpg.png", "in/a.png/b.jpg": "out/a.png/b.png"}, {}),
+        (
+            "fail",
+            {"in/a.jpg": "out/a.png", "in/a.png/b.jpg": "out/a.png/b.png"},
+            {"in/a.jpg": "in/a.jpg: its mask, out/a.png, would stand where a folder of masks goes"},
+        ),
+    ],
+)
+def test_a_mask_and_a_folder_of_one_name(
+    here: Path, rule: str, expected: dict[str, str], problems: dict[str, str]
+) -> None:
+    _touch("in/a.jpg", "in/a.png/b.jpg")
+    with pytest.raises(DataError, match=r"1 masks would (.|\n)*  in/a.jpg -> out/a.png, a folder\n"):
+        find_jobs("in", "out")
+    jobs = find_jobs("in", "out", on_clash=rule)
+    assert {str(job.image): str(job.mask) for job in jobs} == expected
+    assert {str(job.image): job.problem for job in jobs if job.problem} == problems
+
+
 def test_clashes_that_an_extension_does_not_settle(here: Path) -> None:
     _touch("in/a.jpg", "in/A.jpg")
     with pytest.raises(DataError, match="1 masks would belong"):
