@@ -56,6 +56,11 @@ MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
     metavar="auto|PATH",
     help="Go on from a checkpoint. `auto`: from the run folder's last.pt if there is one, else from the start.",
 )
+@click.option(
+    "--start-from",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A checkpoint of the same network whose weights the run begins with, in place of ImageNet's.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--fold",
@@ -86,6 +91,7 @@ def command(
     device: str,
     out: Path | None,
     resume: str | None,
+    start_from: Path | None,
     seed: int,
     fold: int | None,
     cache: bool,
@@ -100,6 +106,7 @@ def command(
     try:
         import torch
 
+        from isicrt.trainer.allocator import keep_freed_memory
         from isicrt.trainer.checkpoint import LAST
         from isicrt.trainer.loop import RunSettings, train
     except ImportError as error:
@@ -128,10 +135,13 @@ def command(
         cache=cache,
         pretrained=None if encoder_weights == "none" else encoder_weights,
         resume=checkpoint,
+        start_from=start_from,
     )
     click.echo(
         f"{chosen.name}: {chosen.architecture}, {chosen.input_size} px, {chosen.epochs} epochs on {device} -> {out}"
     )
+    if device == "cpu":
+        keep_freed_memory()
     with _progress() as listener:
         try:
             best = train(settings, listener)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import datetime
+import hashlib
 import math
 import os
 import platform
@@ -53,6 +54,9 @@ class RunSettings:
     """Of the encoder, see `MobileNetV2Encoder`."""
     resume: Path | None = None
     """A ``last.pt`` to go on from."""
+    start_from: Path | None = None
+    """A checkpoint whose weights this run begins with, in place of `pretrained`: the same architecture and widths,
+    any input size. Its last epoch where it has one, else its average."""
 
 
 class Listener:
@@ -90,15 +94,26 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
         raise SettingsError(f"{out} holds a run already: go on with --resume auto, or name another folder with --out")
     pairs, report = checked_pairs(settings.data, "train")
     training, validation = (pairs, []) if settings.fold is None else split_fold(pairs, recipe.folds, settings.fold)
-    identity = {"recipe": recipe.to_dict(), "data_sha256": report.sha256, "fold": settings.fold, "seed": settings.seed}
+    identity: dict[str, Any] = {
+        "recipe": recipe.to_dict(),
+        "data_sha256": report.sha256,
+        "fold": settings.fold,
+        "seed": settings.seed,
+    }
+    start = None if settings.start_from is None else _Start.read(settings.start_from, recipe)
+    if start is not None:
+        identity["start_from"] = start.origin
 
     torch.manual_seed(settings.seed)
     channels = {} if recipe.decoder_channels is None else {"decoder_channels": list(recipe.decoder_channels)}
     network: dict[str, Any] = {"layout": recipe.layout} | channels
-    card = _card(settings, network, report.sha256, len(training), len(validation))
-    weights_source = None if settings.resume else settings.pretrained
+    card = _card(settings, network, report.sha256, len(training), len(validation), start)
+    given = settings.resume or settings.start_from
+    weights_source = None if given else settings.pretrained
     model = build_model(recipe.architecture, pretrained=weights_source, **network)
     model = model.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if start is not None:
+        model.load_state_dict(start.weights)
     average = optimisation.make_average(model, recipe.ema_decay)
     history: list[dict[str, Any]] = []
     optimiser_state: dict[str, Any] | None = None
@@ -147,11 +162,12 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
         begun = time.perf_counter()
         stage, stage_start = recipe.stage_of(epoch)
         if stage is not previous_stage or optimiser is None:
+            optimisation.set_stage(model, stage, recipe.frozen_layers)
             optimiser = optimisation.make_optimiser(model, stage, recipe.weight_decay)
             if optimiser_state is not None and epoch != stage_start:
                 optimiser.load_state_dict(optimiser_state)
             optimiser_state, previous_stage, features = None, stage, None
-        optimisation.set_stage(model, stage)
+        optimisation.set_stage(model, stage, recipe.frozen_layers)
         size, seed = stage.input_size or recipe.input_size, epoch_seed(settings.seed, epoch)
         still = stage.frozen and online is None and resized is not None and size == recipe.input_size
         if still and resized is not None and FrozenFeatures.fit(len(training), size):
@@ -246,8 +262,36 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
     return out / checkpoint.BEST
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What a run begins with."""
+
+    weights: Mapping[str, Tensor]
+    origin: Mapping[str, Any]
+    """How the weights were learned, for the card and to know them again."""
+
+    @classmethod
+    def read(cls, path: Path, recipe: Recipe) -> _Start:
+        card, state = checkpoint.load(path)
+        channels = None if recipe.decoder_channels is None else list(recipe.decoder_channels)
+        then = (card.architecture, card.network.get("layout"), card.network.get("decoder_channels"))
+        if then != (recipe.architecture, recipe.layout, channels):
+            raise SettingsError(
+                f"{path}: holds {then[0]}, {then[1]}, decoder_channels {then[2]}; the recipe asks for "
+                f"{recipe.architecture}, {recipe.layout}, {channels}. Start from a model of the same network."
+            )
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        # The average lags behind the weights; an optimiser that begins anew wants the weights themselves.
+        return cls(state.get("model", state["weights"]), {"sha256": digest, **card.training})
+
+
 def _card(
-    settings: RunSettings, network: Mapping[str, Any], data_sha256: str, training: int, validation: int
+    settings: RunSettings,
+    network: Mapping[str, Any],
+    data_sha256: str,
+    training: int,
+    validation: int,
+    start: _Start | None,
 ) -> ModelCard:
     recipe = settings.recipe
     return ModelCard(
@@ -267,6 +311,7 @@ def _card(
             "fold": settings.fold,
             "seed": settings.seed,
             "arithmetic": str(half_type(settings.device) or torch.float32).removeprefix("torch."),
+            **({} if start is None else {"start_from": dict(start.origin)}),
         },
         versions={"isicrt": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
         created=datetime.date.today().isoformat(),

@@ -13,17 +13,19 @@ from isicrt.trainer.models import SegmentationModel
 from isicrt.trainer.recipe import Stage
 
 
-def set_stage(model: SegmentationModel, stage: Stage) -> None:
-    """Train mode, with the encoder's weights and batch-norm statistics frozen where the stage says so."""
+def set_stage(model: SegmentationModel, stage: Stage, frozen_layers: int = 0) -> None:
+    """Train mode, with the weights and the batch-norm statistics of the encoder, or of its first `frozen_layers`,
+    frozen where the stage or the recipe says so."""
     model.train()
     model.encoder.requires_grad_(not stage.frozen)
-    if stage.frozen:
-        model.encoder.eval()
+    kept = model.encoder.layers if stage.frozen else model.encoder.layers[:frozen_layers]
+    kept.eval().requires_grad_(False)
 
 
 def make_optimiser(model: SegmentationModel, stage: Stage, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); one group for each of encoder and decoder, with weight
-    decay and without: biases and batch norms do not decay. A group's own rate is in its ``base_lr``."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) of what `set_stage` has not frozen; one group for each of
+    encoder and decoder, with weight decay and without: biases and batch norms do not decay. A group's own rate is in
+    its ``base_lr``."""
     groups = []
     for part, rate in (
         (model.encoder, stage.encoder_lr),
@@ -31,7 +33,7 @@ def make_optimiser(model: SegmentationModel, stage: Stage, weight_decay: float) 
     ):
         if rate == 0:
             continue
-        parameters = list(part.parameters())
+        parameters = [p for p in part.parameters() if p.requires_grad]
         for chosen, decay in (
             ([p for p in parameters if p.ndim > 1], weight_decay),
             ([p for p in parameters if p.ndim <= 1], 0.0),

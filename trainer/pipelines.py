@@ -152,7 +152,7 @@ class TrainingBatches:
                 images, masks = warp(images, masks, drawn[0], a, self._source_size, self._size)
                 if a.artefacts:
                     images, masks = lay_over(images, masks, drawn[1].gpu() if gpu else drawn[1])
-                images = colour(images, a)
+                images = colour(images, a, self._size, seed)
             pipe.set_outputs(images, masks)
         pipe.build()
         return pipe

@@ -130,6 +130,9 @@ class Recipe:
     augmented_copies: int = 0
     """The report's offline scheme: so many augmented copies of each image are made once and added to the originals,
     and nothing is augmented online."""
+    frozen_layers: int = 0
+    """So many of the encoder's first layers (of 18 or 19) keep ImageNet's weights and statistics in every stage: they
+    see edges and colours, and their large maps are what a training step spends most of its time on."""
     weight_decay: float = 0.01
     """Of AdamW; biases and batch norms are left out."""
     ema_decay: float = 0.0
@@ -142,6 +145,7 @@ class Recipe:
         _require(self.layout in LAYOUTS, "layout", f"is one of {', '.join(LAYOUTS)}")
         _require(self.input_size > 0 and self.input_size % STRIDE == 0, "input_size", f"is a multiple of {STRIDE}")
         _require(1 <= self.batch_size <= 4096, "batch_size", "lies from 1 to 4096")
+        _require(0 <= self.frozen_layers <= 18, "frozen_layers", "lies from 0 to 18")
         _require(0 <= self.weight_decay < 1, "weight_decay", "lies in [0, 1)")
         _require(0 <= self.ema_decay < 1, "ema_decay", "lies in [0, 1)")
         _require(self.folds >= 2, "folds", "is at least 2")

@@ -17,10 +17,11 @@ from isicrt.engine.runtime import PipelinedRuntime, Runtime
 from tests.tiny_models import darkness_card, write_darkness_model
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_any_batch_gives_each_image_its_own_probability(darkness_onnx: Path, batch: int) -> None:
+def test_any_batch_gives_each_image_its_own_probability(darkness_onnx: Path, batch: int, threads: int) -> None:
     images = np.random.default_rng(batch).integers(0, 256, (batch, 64, 64, 3), np.uint8)
-    with OnnxRuntime(darkness_onnx) as runtime:
+    with OnnxRuntime(darkness_onnx, threads=threads) as runtime:
         probability = runtime.infer(images)
     assert probability.dtype == np.uint8
     np.testing.assert_array_equal(probability, 255 - images[..., 1])

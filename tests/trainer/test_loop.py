@@ -109,9 +109,36 @@ def test_a_stopped_run_resumes_to_the_very_same_weights(run: Path, rendered_pair
     assert len(resumed["history"]) == 3
 
 
+def test_a_run_starts_from_the_weights_of_another(run: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    still = (Stage("still", epochs=1, decoder_lr=1e-12, warmup_epochs=0),)
+    changes = {"recipe": tiny(stages=still, input_size=96, ema_decay=0), "start_from": run / "last.pt"}
+    train(settings(rendered_pairs, tmp_path / "next", **changes))
+    _, before = checkpoint.load(run / "last.pt")
+    card, after = checkpoint.load(tmp_path / "next" / "last.pt")
+    for name in ("encoder.layers.0.0.weight", "encoder.layers.17.conv.2.weight", "head.weight"):
+        torch.testing.assert_close(after["weights"][name], before["model"][name])
+    assert card.training["start_from"]["epochs"] == 3
+    assert card.input_size == (96, 96)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"recipe": tiny(decoder_channels=(8, 8, 8, 16))}, r"the recipe asks for unet, light, \[8, 8, 8, 16\]"),
+        ({"start_from": Path("nowhere.pt")}, "no such checkpoint"),
+    ],
+)
+def test_what_a_run_cannot_start_from_is_named(
+    run: Path, rendered_pairs: Path, tmp_path: Path, change: dict, message: str
+) -> None:
+    with pytest.raises((ModelError, SettingsError), match=message):
+        train(settings(rendered_pairs, tmp_path / "next", **({"start_from": run / "last.pt"} | change)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start_from": "whole"}, "start_from"),
         ({"recipe": tiny(batch_size=5)}, r"recipe\.batch_size: 4 then, 5 now"),
         ({"recipe": tiny(stages=STAGES[:1])}, r"recipe\.stages"),
         ({"seed": 1}, "seed: 0 then, 1 now"),
@@ -119,6 +146,8 @@ def test_a_stopped_run_resumes_to_the_very_same_weights(run: Path, rendered_pair
     ],
 )
 def test_other_settings_cannot_be_resumed(run: Path, rendered_pairs: Path, change: dict, message: str) -> None:
+    if "start_from" in change:
+        change = {"start_from": run / "last.pt"}
     with pytest.raises(SettingsError, match=message):
         train(settings(rendered_pairs, run, resume=run / "last.pt", **change))
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from isicrt.engine.errors import ModelError
 from isicrt.trainer.models import ARCHITECTURES, SegmentationModel, build_model, normalise
 from isicrt.trainer.models.blocks import DepthwiseConvolution
+from isicrt.trainer.models.encoder import StridedDepthwiseConvolution
 
 NARROW = [16, 12, 8, 8]
 """Widths that keep the report's layers quick enough for a test."""
@@ -128,3 +129,14 @@ def test_atrous_depthwise_gradients_are_those_of_float32() -> None:
         gradients.append(layer.weight.grad.clone())
     for gradient in gradients[1:]:
         torch.testing.assert_close(gradient, gradients[0])
+
+
+def test_strided_depthwise_convolutions_compute_in_float32_under_autocast() -> None:
+    model = build_model("unet", decoder_channels=[8, 8, 8, 8])
+    strided = [m for m in model.encoder.modules() if isinstance(m, StridedDepthwiseConvolution)]
+    assert [m.in_channels for m in strided] == [96, 144, 192, 576]
+    images = torch.randn(2, 96, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = strided[0](images)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, strided[0](images))

@@ -31,6 +31,21 @@ def test_a_frozen_encoder_keeps_weights_and_statistics(stage: Stage, moves: bool
     assert any(k.startswith("decoder.") for k in changed)
 
 
+def test_the_first_layers_stay_as_they_are_and_the_others_learn() -> None:
+    torch.manual_seed(0)
+    model = build_model("unet", decoder_channels=[8, 8, 8, 8])
+    before = {k: v.clone() for k, v in model.state_dict().items() if v.is_floating_point()}
+    set_stage(model, TUNED, frozen_layers=3)
+    optimiser = make_optimiser(model, TUNED, weight_decay=0.1)
+    model(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    optimiser.step()
+    changed = {k for k, v in model.state_dict().items() if k in before and not torch.equal(v, before[k])}
+    layers = {int(k.split(".")[2]) for k in changed if k.startswith("encoder.layers.")}
+    assert layers == set(range(3, 18))
+    set_stage(model, TUNED)
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_a_model_learns_one_batch_by_heart() -> None:
     torch.manual_seed(0)
     rendered = [render(seed, (64, 64)) for seed in range(4)]

@@ -104,6 +104,25 @@ def test_augmentation_changes_pixels(marked: list[Pair]) -> None:
         assert not torch.equal(plain, changed), change
 
 
+def test_noise_is_gaussian_without_a_bias_and_of_another_strength_for_each_image(tmp_path: Path) -> None:
+    pairs = []
+    for number in range(8):
+        image, mask = tmp_path / f"{number}.png", tmp_path / f"{number}-mask.png"
+        Image.new("RGB", (64, 64), (100, 120, 140)).save(image)
+        Image.new("L", (64, 64)).save(mask)
+        pairs.append(Pair(str(number), image, mask))
+    augmentation = dataclasses.replace(STILL, max_noise=12.0)
+    (noisy, _), *_ = one_epoch(pairs, augmentation=augmentation, batch_size=8)
+    noise = noisy.float() - torch.tensor([100.0, 120.0, 140.0])
+    spreads = noise.flatten(1).std(1)
+    assert spreads.max() < 13
+    assert len(spreads.unique()) == 8
+    for image, spread in zip(noise, spreads, strict=True):
+        assert abs(image.mean()) < 0.05 * max(spread, 1)
+        if spread > 2:  # rounding to levels is no matter then
+            assert (image.abs() < spread).float().mean() == pytest.approx(0.683, abs=0.06)
+
+
 def test_corners_that_rotate_in_are_black_background(marked: list[Pair]) -> None:
     augmentation = dataclasses.replace(STILL, rotate_probability=1.0, max_angle=180.0, contrast=0.5)
     images, masks = one_epoch(marked, augmentation=augmentation, batch_size=8)[0]

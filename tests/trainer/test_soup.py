@@ -1,0 +1,64 @@
+"""The mean of weights: of relatives only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from isicrt.engine.card import ModelCard
+from isicrt.engine.errors import ModelError
+from isicrt.trainer import checkpoint
+from isicrt.trainer.models import build_model
+from isicrt.trainer.soup import average, main
+
+WIDTHS = [8, 8, 8, 8]
+
+
+def write(path: Path, value: float, *, start: str | None = "one", size: int = 64, **changes: Any) -> Path:
+    """A checkpoint in which every weight is `value`."""
+    training = {"seed": 1, "recipe": "r"} | ({} if start is None else {"start_from": {"sha256": start}})
+    network = {"layout": "light", "decoder_channels": WIDTHS}
+    card = ModelCard(
+        **({"name": "a", "architecture": "unet", "network": network, "training": training} | changes),
+        input_height=size,
+        input_width=size,
+        scores={"validation": {"jaccard": 0.5}},
+    )
+    state = build_model("unet", decoder_channels=WIDTHS).state_dict()
+    weights = {k: torch.full_like(v, value) if v.is_floating_point() else v for k, v in state.items()}
+    checkpoint.save(path, card=card, weights=weights)
+    return path
+
+
+def test_the_mean_of_three(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{n}.pt", n) for n in (1.0, 2.0, 6.0)]
+    result = CliRunner().invoke(main, [*map(str, paths), "--out", str(tmp_path / "mean.pt"), "--name", "soup"])
+    assert result.exit_code == 0, result.output
+    model, card = checkpoint.load_model(tmp_path / "mean.pt")
+    assert {v for p in model.parameters() for v in p.unique().tolist()} == {3.0}
+    assert (card.name, card.scores, len(card.training["mean_of"])) == ("soup", {}, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start": "another"}, "not started from the same checkpoint"),
+        ({"start": None}, "not started from the same checkpoint"),
+        ({"size": 96}, "another network or input size"),
+    ],
+)
+def test_strangers_have_no_mean(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    a, b = write(tmp_path / "a.pt", 1.0), write(tmp_path / "b.pt", 2.0, **change)
+    with pytest.raises(ModelError, match=message):
+        average([a, b], tmp_path / "mean.pt")
+    assert not (tmp_path / "mean.pt").exists()
+
+
+def test_one_has_no_mean(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, [str(write(tmp_path / "a.pt", 1.0)), "--out", str(tmp_path / "mean.pt")])
+    assert result.exit_code == 1
+    assert "two checkpoints or more" in result.output
