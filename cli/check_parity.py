@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.engine.errors import DataError
 
 if TYPE_CHECKING:
@@ -86,19 +87,21 @@ def command(
     from isicrt.benchmarks.agreement import Limits, cpu_masker, measure_agreement
     from isicrt.benchmarks.workload import open_workload
     from isicrt.engine import shipped
+    from isicrt.engine.gpu_stages import check_decode, open_chain
     from isicrt.engine.runtime import open_runtime
 
     paths = [shipped.resolve(model) for model in (reference, candidate)]
+    check_decode(decode, paths[1])
+    for path in paths:
+        say_plan_is_code(path)
     with tempfile.TemporaryDirectory() as folder:
         workload = open_workload(images, masks, Path(folder))
     picks = _spread(len(workload.files), limit)
     with ExitStack() as stack:
         first, second = (stack.enter_context(open_runtime(path)) for path in paths)
         candidate_masker = cpu_masker(second)
-        if decode == "gpu":
-            from isicrt.engine.gpu_chain import GpuChain
-
-            candidate_masker = stack.enter_context(GpuChain(second)).segment_files
+        if (chain := open_chain(second, decode)) is not None:
+            candidate_masker = stack.enter_context(chain).segment_files
         with _Bar() as bar:
             agreement = measure_agreement(
                 cpu_masker(first),

@@ -10,12 +10,13 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.segment_report import OutcomeFile, Progress, RunReport, Tally, describe_run, printable
 from isicrt.engine.errors import IsicrtError, SettingsError
 
@@ -59,7 +60,11 @@ class _Number(click.FloatRange):
 )
 @click.option("--retry-failed", is_flag=True, help="Try unchanged files again that failed because of what is in them.")
 @click.option("--model", metavar="FILE|NAME", help="An .onnx or .plan file, or a shipped model. [default: unet-light]")
-@click.option("--batch-size", type=click.IntRange(1, 4096), help="Images in one network call. [default: 8]")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 4096),
+    help="Images in one network call. [default: 8; of a plan, the largest that it takes]",
+)
 @click.option(
     "--threshold",
     type=_Number(0, 1, min_open=True, max_open=True),
@@ -125,6 +130,21 @@ class _Number(click.FloatRange):
     "and PNG.",
 )
 @click.option(
+    "--decode",
+    type=click.Choice(["auto", "gpu", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="Where images are decoded and masks restored: auto is the GPU for a plan, if all is there that it takes. What "
+    "the GPU cannot decode, all but ordinary JPEG, is decoded on the CPU.",
+)
+@click.option(
+    "--cpu-share",
+    type=_Number(0, 1),
+    default=0,
+    show_default=True,
+    help="Share of the JPEGs that CPU threads decode beside the GPU; the same ones in each run.",
+)
+@click.option(
     "--decode-timeout",
     type=_Number(0, min_open=True),
     default=60,
@@ -160,6 +180,8 @@ def command(
     on_clash: str,
     max_megapixels: float,
     isolate: str,
+    decode: str,
+    cpu_share: float,
     decode_timeout: float,
     fsync: str,
 ) -> None:
@@ -172,8 +194,12 @@ def command(
     An image that cannot be read costs that image: the others are done, the failures are listed, and the exit code is
     1. Interrupt it when you like: a mask is there whole or not at all, and the same command goes on where it stopped.
     What became of every image stands in .isicrt-journal.jsonl among the masks, a line of JSON each.
+
+    A .plan is code that runs on this machine: open only plans that you trust. One whose SHA-256 is not that in its
+    model card is refused unopened.
     """
     from isicrt.engine import shipped
+    from isicrt.engine.gpu_stages import check_decode, open_chain
     from isicrt.engine.isolation import ImageDecoder
     from isicrt.engine.ledger import Ledger, mask_settings
     from isicrt.engine.overlay import OverlayFolder
@@ -184,20 +210,33 @@ def command(
     if overlay is not None and overlay.absolute() == out.absolute():
         raise SettingsError("--overlay and --out must be different folders")
     started = time.perf_counter()
+    if isolate == "always":
+        if decode == "gpu":
+            raise SettingsError("--isolate always keeps every decoder out of this process, and --decode gpu runs in it")
+        decode = "cpu"
     jobs = find_jobs(images, out, overlays=overlay, on_clash=on_clash)
     model_path = shipped.resolve(model)
-    decode_threads, write_threads = default_threads(threads) if threads is not None else (None, None)
-    with open_runtime(model_path, threads=threads) as runtime, warnings.catch_warnings():
+    check_decode(decode, model_path)
+    say_plan_is_code(model_path)
+    with (
+        open_runtime(model_path, threads=threads) as runtime,
+        open_chain(runtime, decode, threshold=threshold) or nullcontext() as chain,
+        warnings.catch_warnings(),
+    ):
         # Pillow warns of odd metadata; what matters here is whether the pixels can be read.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         card = runtime.card
-        batch_size = batch_size or min(8, runtime.max_batch or 8)
+        batch_size = batch_size or runtime.max_batch or 8
+        decode_threads, write_threads = (None, None)
+        if threads is not None:
+            decode_threads, write_threads = default_threads(threads, on_gpu=chain is not None)
         settings = {
             "images": [str(argument) for argument in images],
             "out": str(out),
             "batch_size": batch_size,
             "threshold": card.threshold if threshold is None else threshold,
             "threads": threads,
+            "decode": "cpu" if chain is None else "gpu",
             "mask_bits": int(mask_bits),
             "overlay": None if overlay is None else str(overlay),
         }
@@ -249,6 +288,7 @@ def command(
                 "on_clash": on_clash,
                 "max_megapixels": max_megapixels,
                 "isolate": isolate,
+                "cpu_share": cpu_share,
                 "decode_timeout": decode_timeout,
                 "fsync": fsync,
             }
@@ -268,6 +308,9 @@ def command(
                     decode_timeout=decode_timeout,
                     max_failures=0 if on_error == "fail" else max_failures,
                     should_stop=should_stop,
+                    chain=chain,
+                    max_pixels=round(max_megapixels * 1e6),
+                    cpu_share=cpu_share,
                 )
             except KeyboardInterrupt:
                 with suppress(IsicrtError):
@@ -288,7 +331,8 @@ def command(
     click.echo(
         f"{summary.images - summary.failed} masks in {printable(out)}, {summary.failed} failed, {before}"
         f"{summary.seconds:.1f} s: {summary.images_per_second:.1f} images/s, "
-        f"{summary.megapixels_per_second:.1f} MP/s (model {card.name}, {runtime.name})"
+        f"{summary.megapixels_per_second:.1f} MP/s (model {card.name}, {runtime.name}"
+        f"{'' if chain is None else ', decoded on the GPU'})"
     )
     if summary.failed:
         ctx.exit(1)

@@ -48,6 +48,7 @@ class CudaDevice:
             import pycuda.driver as cuda
         except ImportError as error:
             raise MissingDependencyError("PyCUDA", "gpu", str(error)) from error
+        self.index = index
         self.gpu = gpu
         self.cuda: Any = cuda
         with self.errors("initialise CUDA"), _lock:

@@ -1,12 +1,13 @@
-"""Image files into masks on the GPU: decode, resize, network, upsample, threshold and pack, without a way back between.
+"""Images into masks on the GPU: decode, resize, network, upsample, threshold and pack, without a way back between.
 
-What comes from the host is the compressed file, and what returns is a mask of one bit a pixel. The largest component is
-kept and holes are filled on the CPU, on the mask, as everywhere. A file that is not an ordinary JPEG is decoded on the
-CPU and uploaded at the network's size; one that cannot be read costs itself.
+What comes from the host is the compressed file, and what returns is a mask of one bit a pixel, which is cleaned on the
+CPU as everywhere (`PackedMask.clean`). A file that is not an ordinary JPEG is decoded on the CPU and uploaded at the
+network's size; so is one that the GPU's decoder refuses. One that cannot be read at all costs itself.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,11 +21,12 @@ import numpy as np
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array, cutoff
-from isicrt.engine.gpu_decode import DeviceImage, GpuDecoder, suits_gpu
+from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image
+from isicrt.engine.gpu_decode import DeviceImage, GpuDecoder
 from isicrt.engine.gpu_kernels import Kernels, cover, linear_scale, taps
 from isicrt.engine.gpu_scratch import GrowingMemory, GrowingPinned
-from isicrt.engine.images import decode_image
-from isicrt.engine.masks import Mask, restore_mask
+from isicrt.engine.images import decode_source
+from isicrt.engine.masks import Mask
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
 
@@ -42,18 +44,18 @@ class Launcher(Protocol):
 
 @dataclass
 class _Row:
-    """One file of a batch."""
+    """One image of a batch."""
 
-    native_size: tuple[int, int] | None = None
-    error: ImageError | None = None
-    pixels: UInt8Array | None = None
+    image: ChainImage
+    pixels: UInt8Array | None
     """At the network's size, where the CPU decoded it."""
+    error: ImageError | None = None
     offset: int = 0
     """Of the packed mask, in bytes."""
 
     @property
     def packed_shape(self) -> tuple[int, int]:
-        height, width = self.native_size or (0, 0)
+        height, width = (0, 0) if self.error is not None else self.image.native_size
         return height, -(-width // 8)
 
 
@@ -77,7 +79,8 @@ class _Lane:
         self.packed = GrowingMemory(device)
         self.masks = GrowingPinned(device)
         self.uploads = GrowingPinned(device)
-        self.done = device.cuda.Event(device.cuda.event_flags.DISABLE_TIMING)
+        # Whoever waits sleeps: the CPU's cores have images to read and masks to write.
+        self.done = device.cuda.Event(device.cuda.event_flags.DISABLE_TIMING | device.cuda.event_flags.BLOCKING_SYNC)
 
     def free(self, device: Any) -> None:
         with suppress(device.cuda.Error):
@@ -88,13 +91,13 @@ class _Lane:
 
 
 class GpuChain:
-    """See the module. Several batches may be in flight, as `depth` says. One thread at a time.
+    """See the module. Several batches may be in flight, as `depth` says. Its methods take turns.
 
     Args:
-        runtime: an open `TensorRtRuntime`, used by nobody else meanwhile and closed by its owner.
+        runtime: an open `TensorRtRuntime`, used by nobody else meanwhile and closed by its owner, after this.
         threshold: in (0, 1); None for the model card's.
         decoder, kernels: for tests; None for nvImageCodec and the GPU.
-        cpu_threads: that decode what the GPU does not.
+        cpu_threads: that decode what the GPU's decoder refuses.
 
     Raises:
         SettingsError: the runtime is not TensorRT's.
@@ -112,20 +115,29 @@ class GpuChain:
         cpu_threads: int = 2,
     ) -> None:
         if decoder is None and not isinstance(runtime, TensorRtRuntime):
-            raise SettingsError(f"--decode gpu needs a .plan; {runtime.name} runs on the CPU and decodes there")
+            raise SettingsError(f"decoding on the GPU needs a .plan: {runtime.name} runs on the CPU")
         opened: Any = runtime
         self._device = opened.device
-        self._card: ModelCard = runtime.card
+        self.card: ModelCard = runtime.card
+        """The model's."""
         self._largest: int = runtime.max_batch or 1
-        self._cutoff = cutoff(self._card.threshold if threshold is None else threshold)
+        self.threshold = self.card.threshold if threshold is None else threshold
+        """In (0, 1); of the masks."""
+        self._cutoff = cutoff(self.threshold)
+        self._lock = threading.Lock()  # who closes it need not be who uses it
         self._lanes: list[_Lane] = []
         self._free: list[_Lane] = []
-        self._threads = ThreadPoolExecutor(cpu_threads, thread_name_prefix="isicrt-gpu-fallback")
         with self._device.errors("prepare decoding on the GPU"), self._device.current():
-            self._decoder = decoder or GpuDecoder()
             self._kernels = kernels or Kernels(self._device)
-            self._lanes = [_Lane(self._device, slot) for slot in opened.slots]
+            self._decoder = decoder or GpuDecoder(self._device.index)
+            try:
+                for slot in opened.slots:
+                    self._lanes.append(_Lane(self._device, slot))
+            except BaseException:
+                self._decoder.close()
+                raise
         self._free = list(self._lanes)
+        self._threads = ThreadPoolExecutor(cpu_threads, thread_name_prefix="gpu-chain")
 
     @property
     def depth(self) -> int:
@@ -138,97 +150,131 @@ class GpuChain:
         Raises:
             ModelError: the device failed.
         """
-        tickets: list[ChainTicket] = []
-        masks: list[Mask | ImageError] = []
-        for start in range(0, len(files), self._largest):
-            if len(tickets) == self.depth:
-                masks += self.collect(tickets.pop(0))
-            tickets.append(self.submit(files[start : start + self._largest]))
-        for ticket in tickets:
-            masks += self.collect(ticket)
-        return masks
+        masks: list[Mask | ImageError | None] = [None] * len(files)
+        tickets: list[tuple[list[int], ChainTicket]] = []
 
-    def submit(self, files: Sequence[Path]) -> ChainTicket:
-        """Begin a batch of at most the runtime's `max_batch` files; the GPU goes on when this returns.
+        def collect() -> None:
+            places, ticket = tickets.pop(0)
+            for place, found in zip(places, self.collect(ticket), strict=True):
+                masks[place] = found if isinstance(found, ImageError) else self._clean(found)
+
+        try:
+            for start in range(0, len(files), self._largest):
+                places, images = [], []
+                for place, image in enumerate(self._threads.map(self._read, files[start : start + self._largest])):
+                    if isinstance(image, ImageError):
+                        masks[start + place] = image
+                    else:
+                        places.append(start + place)
+                        images.append(image)
+                if len(tickets) == self.depth:
+                    collect()
+                if images:
+                    tickets.append((places, self.submit(images)))
+            while tickets:
+                collect()
+        finally:
+            for _, ticket in tickets:
+                with suppress(Exception):
+                    self.collect(ticket)
+        return [mask for mask in masks if mask is not None]
+
+    def _read(self, file: Path) -> ChainImage | ImageError:
+        try:
+            return read_chain_image(file, self.card.input_size)
+        except ImageError as error:
+            return error
+
+    def _clean(self, mask: PackedMask) -> Mask:
+        return mask.clean(keep_largest=self.card.keep_largest, fill_holes=self.card.fill_holes)
+
+    def submit(self, images: Sequence[ChainImage]) -> ChainTicket:
+        """Begin a batch of at most the runtime's `max_batch` images; the GPU goes on when this returns.
 
         Raises:
-            ModelError: the device failed, or the batch is too large.
+            ModelError: the device failed, the batch is too large, or the chain is closed.
             RuntimeError: `depth` batches are in flight.
         """
-        if not 0 < len(files) <= self._largest:
-            raise ModelError(f"batches of 1 to {self._largest} files are taken, not {len(files)}")
-        if not self._free:
-            raise RuntimeError(f"{self.depth} batches are in flight already: collect one first")
-        contents, rows = self._read(files)
-        lane = self._free.pop(0)
-        ticket = ChainTicket(lane, rows)
-        try:
-            with self._device.errors(f"segment a batch of {len(files)}"), self._device.current():
-                self._queue(lane, ticket, files, contents)
-        except BaseException:
-            with self._device.current(), suppress(self._device.cuda.Error):
-                lane.slot.stream.synchronize()
-            self._free.append(lane)
-            raise
+        if not 0 < len(images) <= self._largest:
+            raise ModelError(f"batches of 1 to {self._largest} images are taken, not {len(images)}")
+        with self._lock:
+            if not self._lanes:
+                raise ModelError("decoding on the GPU is closed")
+            if not self._free:
+                raise RuntimeError(f"{self.depth} batches are in flight already: collect one first")
+            lane = self._free.pop(0)
+            ticket = ChainTicket(lane, [_Row(image, image.pixels) for image in images])
+            try:
+                with self._device.errors(f"segment a batch of {len(images)}"), self._device.current():
+                    self._queue(lane, ticket)
+            except BaseException:
+                with self._device.current():
+                    with suppress(self._device.cuda.Error):
+                        lane.slot.stream.synchronize()
+                    ticket.held.clear()
+                self._free.append(lane)
+                raise
         return ticket
 
-    def collect(self, ticket: ChainTicket) -> list[Mask | ImageError]:
-        """Wait for a batch, and clean its masks. Raises as `segment_files`, and RuntimeError the second time."""
-        lane, ticket.lane = ticket.lane, None
-        if lane is None:
-            raise RuntimeError("this batch was collected already")
-        try:
-            with self._device.errors(f"segment a batch of {len(ticket.rows)}"), self._device.current():
-                lane.done.synchronize()
+    def collect(self, ticket: ChainTicket) -> list[PackedMask | ImageError]:
+        """Wait for a batch: a mask for each of its images, or why it has none, in their order.
+
+        Raises:
+            ModelError: the device failed, or the chain was closed meanwhile.
+            RuntimeError: it was collected before.
+        """
+        with self._lock:
+            lane, ticket.lane = ticket.lane, None
+            if lane is None:
+                raise RuntimeError("this batch was collected already")
+            if lane not in self._lanes:
                 ticket.held.clear()
-            return [row.error or self._clean(lane, row) for row in ticket.rows]
-        finally:
-            self._free.append(lane)
-
-    def _read(self, files: Sequence[Path]) -> tuple[dict[int, bytes], list[_Row]]:
-        """What the GPU shall decode, by index; the rest is decoded, or has its error, already."""
-        rows = [_Row() for _ in files]
-        contents: dict[int, bytes] = {}
-        for index, file in enumerate(files):
+                raise ModelError("decoding on the GPU is closed")
             try:
-                data = file.read_bytes() if file.is_file() else b""
-            except OSError:  # the CPU's decoder will say it
-                data = b""
-            rows[index].native_size = suits_gpu(data)
-            if rows[index].native_size is not None:
-                contents[index] = data
-        self._decode_on_cpu(files, rows, [n for n in range(len(files)) if n not in contents])
-        return contents, rows
+                with self._device.errors(f"segment a batch of {len(ticket.rows)}"), self._device.current():
+                    try:
+                        lane.done.synchronize()
+                    finally:
+                        ticket.held.clear()  # inside `current`: it frees memory of the device
+                return [row.error or _packed(lane, row) for row in ticket.rows]
+            finally:
+                self._free.append(lane)
 
-    def _decode_on_cpu(self, files: Sequence[Path], rows: list[_Row], indices: Sequence[int]) -> None:
-        def decode(index: int) -> None:
+    def _decode_on_cpu(self, rows: Sequence[_Row]) -> None:
+        """What the GPU's decoder has refused, from the bytes that were read."""
+
+        def decode(row: _Row) -> None:
+            source = row.image.source
+            assert source is not None
             try:
-                decoded = decode_image(files[index], self._card.input_size)
+                decoded = decode_source(row.image.path, source, self.card.input_size)
             except ImageError as error:
-                rows[index].error, rows[index].native_size = error, None
+                row.error = error
             else:
-                rows[index].pixels, rows[index].native_size = decoded.pixels, decoded.native_size
+                row.pixels = decoded.pixels
 
-        list(self._threads.map(decode, indices))
+        list(self._threads.map(decode, rows))
 
-    def _queue(self, lane: _Lane, ticket: ChainTicket, files: Sequence[Path], contents: dict[int, bytes]) -> None:
+    def _queue(self, lane: _Lane, ticket: ChainTicket) -> None:
         rows, slot = ticket.rows, lane.slot
-        images = self._decoder.decode(list(contents.values()), slot.stream.handle)
-        by_row = {
-            index: image
-            for index, image in zip(contents, images, strict=True)
-            if image is not None and image.size == rows[index].native_size
-        }
+        given = [(n, row.image.source) for n, row in enumerate(rows) if row.image.source is not None]
+        images = self._decoder.decode([source.data for _, source in given], slot.stream.handle)
         ticket.held += [image for image in images if image is not None]
-        self._decode_on_cpu(files, rows, [index for index in contents if index not in by_row])
-        height, width = self._card.input_size
+        decoded: dict[int, DeviceImage] = {}
+        for (index, _), image in zip(given, images, strict=True):
+            if image is not None and image.size == rows[index].image.native_size:
+                decoded[index] = image
+        self._decode_on_cpu([rows[index] for index, _ in given if index not in decoded])
+        height, width = self.card.input_size
         image_bytes = height * width * 3
-        self._upload(lane, rows, image_bytes)
-        scratch_rows = max((image.size[0] for image in by_row.values()), default=0)
-        weights = max((self._table_bytes(image.size) for image in by_row.values()), default=0)
+        self._upload(lane, [n for n in range(len(rows)) if n not in decoded], rows, image_bytes)
+        scratch_rows = max((image.size[0] for image in decoded.values()), default=0)
+        weights = max((self._table_bytes(image.size) for image in decoded.values()), default=0)
         tall, tables = lane.rows.at_least(scratch_rows * width * 3), lane.weights.at_least(weights)
-        for index, image in by_row.items():
-            self._resize(slot.stream, image, tall, tables, slot.input_address + index * image_bytes)
+        weighed: tuple[int, int] | None = None  # whose weights lie in `tables`: most images of a folder have one size
+        for index, image in decoded.items():
+            self._resize(slot.stream, image, tall, tables, slot.input_address + index * image_bytes, weighed)
+            weighed = image.size
         slot.start_network(len(rows))
         total = 0
         for row in rows:
@@ -237,31 +283,36 @@ class GpuChain:
             total += -(-size // _ALIGNMENT) * _ALIGNMENT
         packed = lane.packed.at_least(total)
         for index, row in enumerate(rows):
-            if row.native_size is not None:
-                self._restore(slot, index, row.native_size, packed + row.offset)
+            if row.error is None:
+                self._restore(slot, index, row.image.native_size, packed + row.offset)
         if total:
             lane.masks.download(packed, total, slot.stream)
         lane.done.record(slot.stream)
 
-    def _upload(self, lane: _Lane, rows: list[_Row], image_bytes: int) -> None:
+    def _upload(self, lane: _Lane, indices: Sequence[int], rows: list[_Row], image_bytes: int) -> None:
         """Pixels of the CPU; black where there are none, so that a broken file's row is at least defined."""
-        given = [index for index, row in enumerate(rows) if row.pixels is not None or row.error is not None]
-        host = lane.uploads.at_least(len(given) * image_bytes)
-        for place, index in enumerate(given):
+        host = lane.uploads.at_least(len(indices) * image_bytes)
+        for place, index in enumerate(indices):
             pixels = rows[index].pixels
             part = host[place * image_bytes : (place + 1) * image_bytes]
             part[:] = 0 if pixels is None else pixels.ravel()
             target = lane.slot.input_address + index * image_bytes
             lane.uploads.upload(part, target, lane.slot.stream)
 
-    def _table_bytes(self, size: tuple[int, int]) -> int:
-        (height, width), (h, w) = size, self._card.input_size
-        return 4 * (h * (2 + taps(height, h)) + w * (2 + taps(width, w)))
+    def _axis_bytes(self, size_in: int, size_out: int) -> int:
+        return 4 * size_out * (2 + taps(size_in, size_out))
 
-    def _resize(self, stream: Any, image: DeviceImage, tall: int, tables: int, target: int) -> None:
-        (height, width), (h, w) = image.size, self._card.input_size
-        tables, across = self._weigh(stream, width, w, tables)
-        _, down = self._weigh(stream, height, h, tables)
+    def _table_bytes(self, size: tuple[int, int]) -> int:
+        return sum(self._axis_bytes(*axis) for axis in zip(size, self.card.input_size, strict=True))
+
+    def _resize(
+        self, stream: Any, image: DeviceImage, tall: int, tables: int, target: int, weighed: tuple[int, int] | None
+    ) -> None:
+        (height, width), (h, w) = image.size, self.card.input_size
+        across, down = self._tables(w, tables), self._tables(h, tables + self._axis_bytes(width, w))
+        if weighed != image.size:
+            self._weigh(stream, width, w, across)
+            self._weigh(stream, height, h, down)
         launch = self._kernels.launch
         grid = cover(w, height, _BLOCK)
         launch(
@@ -270,44 +321,33 @@ class GpuChain:
         grid = cover(3 * w, h, _BLOCK)
         launch("resize_columns", grid, _BLOCK, stream, tall, 3 * w, h, taps(height, h), *down, target)
 
-    def _weigh(self, stream: Any, size_in: int, size_out: int, memory: int) -> tuple[int, tuple[int, int, int]]:
-        """The tables of one axis, laid into `memory`; where they end, and their addresses."""
-        count = taps(size_in, size_out)
-        tables = memory, memory + 4 * size_out, memory + 8 * size_out
+    def _tables(self, size_out: int, memory: int) -> tuple[int, int, int]:
+        """Where the tables of one axis lie: first pixels, counts, weights."""
+        return memory, memory + 4 * size_out, memory + 8 * size_out
+
+    def _weigh(self, stream: Any, size_in: int, size_out: int, tables: tuple[int, int, int]) -> None:
         grid = -(-size_out // 128), 1
+        count = taps(size_in, size_out)
         self._kernels.launch("triangle_weights", grid, (128, 1), stream, size_in, size_out, count, *tables)
-        return memory + 4 * size_out * (2 + count), tables
 
     def _restore(self, slot: Any, index: int, size: tuple[int, int], target: int) -> None:
-        (height, width), (h, w) = size, self._card.input_size
+        (height, width), (h, w) = size, self.card.input_size
         grid = cover(-(-width // 8), height, _BLOCK)
         source = slot.output_address + index * h * w
         scales = linear_scale(h, height), linear_scale(w, width)
         arguments = (source, h, w, height, width, *scales, self._cutoff, target)
         self._kernels.launch("restore_mask", grid, _BLOCK, slot.stream, *arguments)
 
-    def _clean(self, lane: _Lane, row: _Row) -> Mask:
-        assert row.native_size is not None
-        shape = row.packed_shape
-        packed = lane.masks.host[row.offset : row.offset + shape[0] * shape[1]].reshape(shape)
-        bits = np.unpackbits(packed, axis=1, count=row.native_size[1])
-        # At its own size nothing is interpolated, and what is 255 is above any threshold.
-        return restore_mask(
-            bits * np.uint8(255),
-            row.native_size,
-            threshold=0.5,
-            keep_largest=self._card.keep_largest,
-            fill_holes=self._card.fill_holes,
-        )
-
     def close(self) -> None:
         """Wait for what is in flight and give the memory back; the runtime stays open. May be called twice."""
+        with self._lock, self._device.current():
+            lanes, self._lanes, self._free = self._lanes, [], []
+            try:
+                for lane in lanes:
+                    lane.free(self._device)
+            finally:
+                self._decoder.close()
         self._threads.shutdown()
-        lanes, self._lanes, self._free = self._lanes, [], []
-        with self._device.current():
-            for lane in lanes:
-                lane.free(self._device)
-            self._decoder.close()
 
     def __enter__(self) -> GpuChain:
         return self
@@ -316,3 +356,10 @@ class GpuChain:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _packed(lane: _Lane, row: _Row) -> PackedMask:
+    height, width = row.packed_shape
+    # A copy: the lane's next batch writes there.
+    bits = np.array(lane.masks.host[row.offset : row.offset + height * width].reshape(height, width))
+    return PackedMask(bits, row.image.native_size)

@@ -114,7 +114,14 @@ class GpuDecoder:
                 continue
             readable.append(index)
         images: list[DeviceImage | None] = [None] * len(files)
-        decoded = self._decoder.decode(streams, params=self._parameters, cuda_stream=stream) if streams else []
+        if not streams:
+            return images
+        try:
+            decoded = self._decoder.decode(streams, params=self._parameters, cuda_stream=stream)
+        except RuntimeError:
+            # It says so of the whole batch, and it may be one file's fault. Where it is the device's, what is queued
+            # next on the stream fails too, and that is not passed over.
+            return images
         for index, image in zip(readable, decoded, strict=True):
             images[index] = None if image is None else _described(image)
         return images

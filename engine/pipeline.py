@@ -8,16 +8,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from isicrt.engine.channel import Stopped
 from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import DataError, SettingsError
+from isicrt.engine.images import MAX_PIXELS
 from isicrt.engine.isolation import DECODE_TIMEOUT, ImageDecoder
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.outcome import STAGES, Outcome, RunSummary
+from isicrt.engine.routes import Decode, HostRoute, Route
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
-from isicrt.engine.stages import THREAD_PREFIX, Decode, Overlay, Pipeline, StageSettings
+from isicrt.engine.stages import THREAD_PREFIX, Overlay, Pipeline, StageSettings
+
+if TYPE_CHECKING:
+    from isicrt.engine.gpu_chain import GpuChain
 
 __all__ = [
     "STAGES",
@@ -52,6 +58,9 @@ def run_jobs(
     decode_timeout: float = DECODE_TIMEOUT,
     max_failures: int | None = None,
     should_stop: Callable[[], bool] | None = None,
+    chain: GpuChain | None = None,
+    max_pixels: int = MAX_PIXELS,
+    cpu_share: float = 0.0,
 ) -> RunSummary:
     """Segment images into mask files. An image that cannot be read, or whose mask cannot be written, costs itself only.
 
@@ -73,6 +82,10 @@ def run_jobs(
         decode_timeout: seconds after which an image has failed whose decoding does not end.
         max_failures: the run stops when more images have failed.
         should_stop: asked several times a second; once it says so the run stops as by Ctrl-C.
+        chain: decodes and restores on the GPU, see `isicrt.engine.gpu_stages.open_chain`; made of `runtime`, with this
+            threshold. `decode` has what the GPU does not decode.
+        max_pixels: with a chain: a JPEG of more is for `decode` to refuse.
+        cpu_share: with a chain: the share of the JPEGs, in [0, 1], that CPU threads decode beside the GPU.
 
     Raises:
         SettingsError: an argument out of its range, or a batch that the model was not built for.
@@ -90,20 +103,28 @@ def run_jobs(
         raise SettingsError(f"threshold {threshold}: must lie between 0 and 1")
     if mask_bits not in (1, 8):
         raise SettingsError(f"mask bits {mask_bits}: must be 1 or 8")
-    decoders, writers = default_threads(available_cores())
+    if chain is not None and (chain.card != runtime.card or chain.threshold != threshold):
+        raise SettingsError(f"the chain has another model or threshold ({chain.threshold}) than the run ({threshold})")
+    decoders, writers = default_threads(available_cores(), on_gpu=chain is not None)
     decoders = decoders if decode_threads is None else decode_threads
     writers = writers if write_threads is None else write_threads
     if decoders < 1 or writers < 1:
         raise SettingsError("decode and write threads: at least 1 of each is needed")
-
+    if not 0 <= cpu_share <= 1:
+        raise SettingsError(f"CPU share {cpu_share}: must lie between 0 and 1")
     if decode_timeout <= 0 or (max_failures is not None and max_failures < 0):
         raise SettingsError(f"decode_timeout ({decode_timeout}) or max_failures ({max_failures}) is out of range")
 
     images = failed = skipped = pixels = 0
     started = time.perf_counter()
     with ImageDecoder(timeout=decode_timeout) if decode is None else nullcontext(decode) as decoder:
-        settings = StageSettings(batch_size, threshold, mask_bits, overlay, ledger, decoder, decode_timeout)
-        pipeline = Pipeline(jobs, runtime, settings, decoders, writers)
+        route: Route = HostRoute(runtime, decoder, batch_size, threshold)
+        if chain is not None:
+            from isicrt.engine.gpu_stages import GpuRoute
+
+            route = GpuRoute(chain, decoder, max_pixels=max_pixels, cpu_share=cpu_share)
+        settings = StageSettings(runtime.card.name, batch_size, mask_bits, overlay, ledger, decode_timeout)
+        pipeline = Pipeline(jobs, route, settings, decoders, writers)
         interrupted = False
         try:
             pipeline.start()
@@ -143,6 +164,9 @@ def run_jobs(
     return RunSummary(images, failed, time.perf_counter() - started, pixels / 1e6, pipeline.busy.seconds, skipped)
 
 
-def default_threads(cores: int) -> tuple[int, int]:
-    """Decode and write threads for a number of cores. Restoring and writing takes less time than decoding."""
-    return max(1, cores), max(1, cores // 2)
+def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:
+    """Decode and write threads for a number of cores, `on_gpu` if the GPU decodes.
+
+    Restoring and writing takes less time than decoding, and more than reading files for the GPU.
+    """
+    return (max(1, cores // 2), max(1, cores)) if on_gpu else (max(1, cores), max(1, cores // 2))

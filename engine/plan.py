@@ -89,18 +89,29 @@ def _read_card(file: BinaryIO, path: Path, size: int) -> tuple[ModelCard, int]:
     text = file.read(card_bytes)
     if len(text) == card_bytes and hashlib.sha256(text).digest() != header[-32:]:
         raise ModelError(f"{path}: altered: its model card does not have the SHA-256 in the header. {again}")
+    card, problem = None, ""
+    if len(text) == card_bytes:
+        try:
+            card = ModelCard.from_json(text)
+        except ModelError as error:
+            problem = f"{path}: {error}. {again}"
+        else:
+            again = f"Build it again with: {rebuild_command(card)}"
     if size < expected:
         raise ModelError(f"{path}: truncated: {size} of {expected} bytes are there. {again}")
     if size > expected:
         raise ModelError(f"{path}: altered: {size - expected} bytes follow the plan's end. {again}")
-    try:
-        return ModelCard.from_json(text), plan_bytes
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}. {again}") from None
+    if card is None:
+        raise ModelError(problem)
+    return card, plan_bytes
 
 
 def rebuild_command(card: ModelCard | None) -> str:
-    """The command line that builds a plan again, on the machine and with the versions that are there now."""
+    """The command line that builds a plan again, with its options, and with the versions that are there now.
+
+    Args:
+        card: of the plan; None where it cannot be read.
+    """
     if card is None:
         return "isicrt build-engine CHECKPOINT --fp16"
     words = ["isicrt", "build-engine", str(card.builder.get("source", "CHECKPOINT")), f"--{card.precision}"]
@@ -108,4 +119,6 @@ def rebuild_command(card: ModelCard | None) -> str:
         words += ["--batch-size", ",".join(map(str, profile))]
     if flavour := card.builder.get("flavour"):
         words += ["--target", str(flavour)]
+    if isinstance(options := card.builder.get("options"), list):
+        words += map(str, options)
     return shlex.join(words)

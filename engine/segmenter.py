@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import TracebackType
 
 import numpy as np
@@ -12,6 +13,7 @@ from isicrt.engine import shipped
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import SettingsError
 from isicrt.engine.geometry import UInt8Array, resize_image
+from isicrt.engine.gpu_stages import check_decode, open_chain
 from isicrt.engine.images import decode_image
 from isicrt.engine.ledger import Ledger, file_sha256, mask_settings
 from isicrt.engine.masks import restore_mask
@@ -31,6 +33,7 @@ class Segmenter:
     Args:
         model: an ``.onnx`` or ``.plan`` file, the name of a model that ships, or None for the default one.
         batch_size: images in one network call when a folder is segmented; a model that was built for less gets less.
+            None: 8, and of a plan the largest that it takes.
         threads: CPU threads for the network, and for decoding; None for all cores.
         threshold: in (0, 1); a pixel whose probability is above it is lesion. None for the model card's.
 
@@ -44,19 +47,20 @@ class Segmenter:
         self,
         model: str | os.PathLike[str] | None = None,
         *,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         threads: int | None = None,
         threshold: float | None = None,
     ) -> None:
-        if batch_size < 1 or (threads is not None and threads < 1):
+        if (batch_size is not None and batch_size < 1) or (threads is not None and threads < 1):
             raise SettingsError(f"batch_size ({batch_size}) and threads ({threads}) must be at least 1")
         if threshold is not None and not 0 < threshold < 1:
             raise SettingsError(f"threshold ({threshold}) must lie between 0 and 1")
         self._model = shipped.resolve(model)
         self.runtime: Runtime = open_runtime(self._model, threads=threads)
         self._threshold = threshold
-        self._batch_size = min(batch_size, self.runtime.max_batch or batch_size)
-        self._threads = default_threads(threads) if threads is not None else (None, None)
+        most = self.runtime.max_batch
+        self._batch_size = min(batch_size or most or 8, most or batch_size or 8)
+        self._threads = threads
 
     @property
     def card(self) -> ModelCard:
@@ -101,6 +105,7 @@ class Segmenter:
         on_outcome: Callable[[Outcome], None] | None = None,
         existing: str = "resume",
         retry_failed: bool = False,
+        decode: str = "auto",
     ) -> RunSummary:
         """Segment a folder, a glob pattern, a list or some files into masks; an image that fails costs itself only.
 
@@ -112,13 +117,15 @@ class Segmenter:
             on_outcome: called for each image as it ends.
             existing: ``resume`` skips what an earlier run did with this model and these settings; ``overwrite``.
             retry_failed: try unchanged files again that failed because of what is in them.
+            decode: ``auto``, ``gpu`` or ``cpu``, see `isicrt.engine.gpu_stages.open_chain`.
 
         Raises:
             DataError: no image, masks that would clash, files of somebody else in their place, another run in `out`,
                 or a folder that cannot be written (any more).
-            SettingsError, ModelError: see `isicrt.engine.pipeline.run_jobs`.
+            SettingsError, ModelError: see `isicrt.engine.pipeline.run_jobs` and `open_chain`.
+            MissingDependencyError: see `open_chain`.
         """
-        decode_threads, write_threads = self._threads
+        check_decode(decode, self._model)
         jobs = find_jobs(images, out, overlays=overlays)
         ledger = Ledger(
             out,
@@ -129,7 +136,10 @@ class Segmenter:
             retry_failed=retry_failed,
             overlays=overlays,
         )
-        with ledger:
+        with ledger, open_chain(self.runtime, decode, threshold=self._threshold) or nullcontext() as chain:
+            decode_threads, write_threads = (None, None)
+            if self._threads is not None:
+                decode_threads, write_threads = default_threads(self._threads, on_gpu=chain is not None)
             summary = run_jobs(
                 jobs,
                 self.runtime,
@@ -141,6 +151,7 @@ class Segmenter:
                 overlay=None if overlays is None else OverlayFolder(out, overlays, run=ledger.run),
                 on_outcome=on_outcome,
                 ledger=ledger,
+                chain=chain,
             )
             done = summary.images - summary.failed
             ledger.finish({"done": done, "failed": summary.failed, "skipped": summary.skipped})

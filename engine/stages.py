@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,13 @@ import numpy as np
 from isicrt.engine.channel import BusyTime, Channel, Ended, Stopped
 from isicrt.engine.decoding import MAX_LOST, Abandoned, DecodeSlot, DecodeWatch
 from isicrt.engine.errors import DataError, ImageError, IsicrtError, ModelError
-from isicrt.engine.geometry import UInt8Array
-from isicrt.engine.images import DamagedImageError, Decoded, FileStamp
-from isicrt.engine.in_flight import infer_batches
+from isicrt.engine.images import DamagedImageError
 from isicrt.engine.ledger import Ledger
-from isicrt.engine.masks import Mask, encode_png, replace_file, restore_mask
+from isicrt.engine.masks import Mask, encode_png, replace_file
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.output import OutputError, is_fatal, output_error
 from isicrt.engine.pixel_budget import BUDGET
-from isicrt.engine.runtime import Runtime
+from isicrt.engine.routes import Item, Route
 from isicrt.engine.sources import Job
 
 THREAD_PREFIX = "isicrt-"
@@ -37,46 +34,32 @@ STOP_SECONDS = 1.5
 _WATCH_SECONDS = 0.25
 
 Overlay = Callable[[Job, Mask], None]
-Decode = Callable[[Path, tuple[int, int]], Decoded]
 
 
 @dataclass(frozen=True)
 class StageSettings:
     """Of a run; see `isicrt.engine.pipeline.run_jobs`."""
 
+    model: str
+    """Its name, for messages."""
     batch_size: int
-    threshold: float
     mask_bits: int
     overlay: Overlay | None
     ledger: Ledger | None
-    decode: Decode
     decode_timeout: float
-
-
-@dataclass(frozen=True)
-class _Item:
-    """An image on its way."""
-
-    job: Job
-    native_size: tuple[int, int]
-    array: UInt8Array
-    """Pixels before inference, probability after it."""
-    stamp: FileStamp | None
 
 
 class Pipeline:
     """The threads and the channels of one run."""
 
-    def __init__(
-        self, jobs: Iterable[Job], runtime: Runtime, settings: StageSettings, decoders: int, writers: int
-    ) -> None:
+    def __init__(self, jobs: Iterable[Job], route: Route, settings: StageSettings, decoders: int, writers: int) -> None:
         self._jobs = iter(jobs)
         self._jobs_lock = threading.Lock()
-        self._runtime = runtime
+        self._route = route
         self._settings = settings
         # Room for the next batch while one is in the network.
-        self._decoded: Channel[_Item] = Channel(settings.batch_size + decoders, producers=decoders)
-        self._inferred: Channel[_Item] = Channel(settings.batch_size + writers, producers=1)
+        self._decoded: Channel[Item] = Channel(settings.batch_size + decoders, producers=decoders)
+        self._inferred: Channel[Item] = Channel(settings.batch_size + writers, producers=1)
         self._outcomes: Channel[Outcome] = Channel(64, producers=decoders + writers)
         self.busy = BusyTime()
         self.error: BaseException | None = None
@@ -84,7 +67,7 @@ class Pipeline:
         self._draining = self._is_cut = False
         self._deadline = float("inf")
         self._waited = 0.0
-        self._in_flight: deque[list[_Item]] = deque()
+        self._in_flight: deque[list[Item]] = deque()
         slots = [DecodeSlot(n) for n in range(decoders)]
         # A worker that is overdue is killed first: a thread is given up where that does not help.
         self._watch = DecodeWatch(slots, settings.decode_timeout * 1.25 + 0.25, self._start_decoder)
@@ -158,7 +141,7 @@ class Pipeline:
         self,
         name: str,
         work: Callable[[], None],
-        *into: Channel[_Item] | Channel[Outcome],
+        *into: Channel[Item] | Channel[Outcome],
         slot: DecodeSlot | None = None,
     ) -> threading.Thread:
         def run() -> None:
@@ -198,8 +181,8 @@ class Pipeline:
             else:
                 self._decoded.put(ended)
 
-    def _decode_job(self, job: Job) -> _Item | Outcome:
-        """The pixels of an image, or how it has ended without them."""
+    def _decode_job(self, job: Job) -> Item | Outcome:
+        """An image for the network, or how it has ended without it."""
         if job.problem is not None:
             return Outcome(job, job.problem, None, None)
         ledger = self._settings.ledger
@@ -207,19 +190,17 @@ class Pipeline:
             if ledger is not None and (before := ledger.check(job)) is not None:
                 return before
             with self.busy.stage("decode"):
-                image = self._settings.decode(job.image, self._runtime.card.input_size)
+                return self._route.read(job)
         except ImageError as error:
-            damaged = error.stamp if isinstance(error, DamagedImageError) else None
-            return Outcome(job, str(error), None, None, damaged=damaged)
-        return _Item(job, image.native_size, image.pixels, image.stamp)
+            return _damaged(job, error)
 
     def _infer(self) -> None:
-        ledger, batches = self._settings.ledger, self._batches()
-        results = infer_batches(self._runtime, batches)
+        ledger = self._settings.ledger
+        results = self._route.results(self._batches())
         while True:
             started, waited = time.perf_counter(), self._waited
             try:
-                batch, probabilities = next(results)
+                batch, contents = next(results)
             except StopIteration:
                 return
             except (IsicrtError, Stopped):
@@ -228,58 +209,63 @@ class Pipeline:
                 raise self._inference_error(error) from error
             self._in_flight.popleft()
             self.busy.add("infer", time.perf_counter() - started - (self._waited - waited))
+            done = [replace(item, content=new) for item, new in zip(batch, contents, strict=True)]
             if ledger is not None:
-                ledger.announce([item.job for item in batch])
-            for item, probability in zip(batch, probabilities, strict=True):
-                self._inferred.put(replace(item, array=probability))
+                ledger.announce([item.job for item in done if not isinstance(item.content, ImageError)])
+            for item in done:
+                if isinstance(item.content, ImageError):
+                    self._outcomes.put(self._record(_damaged(item.job, item.content)))
+                else:
+                    self._inferred.put(item)
 
-    def _batches(self) -> Iterator[tuple[list[_Item], UInt8Array]]:
-        """Full batches, and what is left in the end; the array is written over for the next one."""
-        size = self._settings.batch_size
-        buffer = np.empty((size, *self._runtime.card.input_size, 3), np.uint8)
-        batch: list[_Item] = []
+    def _batches(self) -> Iterator[list[Item]]:
+        """Full batches, and what is left in the end; one that would have too many pixels goes before it is full."""
+        size, most = self._settings.batch_size, self._route.batch_pixels
+        batch: list[Item] = []
+        pixels = 0
         started = time.perf_counter()
         for item in self._decoded:
-            buffer[len(batch)] = item.array
+            own = item.native_size[0] * item.native_size[1]
+            ready = []
+            if batch and pixels + own > most:
+                ready.append(batch)
+                batch, pixels = [], 0
             batch.append(item)
+            pixels += own
             if len(batch) == size:
+                ready.append(batch)
+                batch, pixels = [], 0
+            for full in ready:
                 self._waited += time.perf_counter() - started
-                self._in_flight.append(batch)
-                yield batch, buffer
-                batch = []
+                self._in_flight.append(full)
+                yield full
                 started = time.perf_counter()
         self._waited += time.perf_counter() - started
         if batch:
             self._in_flight.append(batch)
-            yield batch, buffer[: len(batch)]
+            yield batch
 
     def _inference_error(self, error: Exception) -> ModelError:
         # Results come in order, so it was the oldest batch in flight that failed.
         batch = self._in_flight[0] if self._in_flight else []
         if not batch:
-            return ModelError(f"model '{self._runtime.card.name}' failed: {error}")
+            return ModelError(f"model '{self._settings.model}' failed: {error}")
         names = f"{batch[0].job.image} and {len(batch) - 1} more" if len(batch) > 1 else str(batch[0].job.image)
-        return ModelError(f"model '{self._runtime.card.name}' failed on a batch of {len(batch)} ({names}): {error}")
+        return ModelError(f"model '{self._settings.model}' failed on a batch of {len(batch)} ({names}): {error}")
 
     def _write(self) -> None:
         for item in self._inferred:
             outcome, noted = self._finish(item)
             self._outcomes.put(self._record(outcome, noted))
 
-    def _finish(self, item: _Item) -> tuple[Outcome, dict[str, Any] | None]:
+    def _finish(self, item: Item) -> tuple[Outcome, dict[str, Any] | None]:
         """How an image ended, and what the journal notes of its mask."""
-        card, job, ledger = self._runtime.card, item.job, self._settings.ledger
+        job, ledger = item.job, self._settings.ledger
         noted = None
         try:
             with BUDGET.admit(item.native_size[0] * item.native_size[1]):
                 with self.busy.stage("restore"):
-                    mask = restore_mask(
-                        item.array,
-                        item.native_size,
-                        threshold=self._settings.threshold,
-                        keep_largest=card.keep_largest,
-                        fill_holes=card.fill_holes,
-                    )
+                    mask = self._route.restore(item)
                     lesion = np.count_nonzero(mask) / mask.size
                 with self.busy.stage("write"):
                     png = encode_png(mask, self._settings.mask_bits)
@@ -301,3 +287,8 @@ class Pipeline:
         except Exception as error:  # whatever it was, it was about this image: the others go on
             return Outcome(job, f"{job.mask}: {type(error).__name__}: {error}", item.native_size, None), None
         return Outcome(job, None, item.native_size, lesion), noted
+
+
+def _damaged(job: Job, error: ImageError) -> Outcome:
+    stamp = error.stamp if isinstance(error, DamagedImageError) else None
+    return Outcome(job, str(error), None, None, damaged=stamp)

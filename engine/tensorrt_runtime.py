@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +15,7 @@ from isicrt.engine.cuda_memory import CudaDevice
 from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.in_flight import SlotPool, SlotTicket
-from isicrt.engine.plan import read_plan
-from isicrt.engine.plan import rebuild_command as plain_rebuild_command
+from isicrt.engine.plan import read_plan, rebuild_command
 from isicrt.engine.runtime import check_batch
 from isicrt.engine.tensorrt_kernels import KernelCache, graph_context
 from isicrt.engine.tensorrt_slot import Signature, TensorRtSlot, Timing
@@ -188,18 +186,15 @@ class TensorRtRuntime:
         self.close()
 
 
-def rebuild_command(card: ModelCard) -> str:
-    """The command line that builds a plan again, with the options of the builder that its card records."""
-    options = card.builder.get("options")
-    words = [str(word) for word in options] if isinstance(options, list) else []
-    return " ".join([plain_rebuild_command(card), shlex.join(words)]).rstrip()
-
-
 def check_flavour(path: Path, card: ModelCard) -> str:
     """The product that built a plan. Raises ModelError if it is none that this isicrt knows."""
     flavour = card.builder.get("flavour")
     if flavour not in tensorrt_api.FLAVOURS:
-        raise ModelError(f"{path}: built by {flavour!r}; this isicrt knows {', '.join(tensorrt_api.FLAVOURS)}")
+        plain = card.replace(builder={name: value for name, value in card.builder.items() if name == "source"})
+        raise ModelError(
+            f"{path}: built by {flavour!r}; this isicrt knows {', '.join(tensorrt_api.FLAVOURS)}. "
+            f"Build it again with: {rebuild_command(plain)}"
+        )
     return str(flavour)
 
 

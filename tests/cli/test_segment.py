@@ -133,6 +133,7 @@ def test_the_report(segment, images: Path, tmp_path: Path, darkness_onnx: Path) 
         "batch_size": 2,
         "threshold": 0.4,
         "threads": None,
+        "decode": "cpu",
         "mask_bits": 1,
         "overlay": None,
     }

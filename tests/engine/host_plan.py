@@ -17,8 +17,18 @@ from tests.engine.stand_ins import HostDevice, OnnxContext
 SIGNATURE = Signature("image", "probability", (64, 64), smallest=1, largest=4)
 
 
+class HostRuntime(SimpleNamespace):
+    """What a chain and a run ask of a `TensorRtRuntime`; `HostPlan` closes it."""
+
+    def __enter__(self) -> HostRuntime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class HostPlan:
-    """`chain` is a `GpuChain` of batches of 4; `slots` are its runtime's, and `onnx` computes."""
+    """`chain` is a `GpuChain` of batches of 4 on `runtime`; `slots` are its, and `onnx` computes."""
 
     def __init__(self, path: Path, kernels: CpuKernels, depth: int = 2) -> None:
         self.device = HostDevice()
@@ -29,9 +39,19 @@ class HostPlan:
             TensorRtSlot(device, context, SIGNATURE, record=False, refused=lambda problem: ModelError(f"it {problem}"))
             for context in self.contexts
         ]
-        runtime: Any = SimpleNamespace(
+        runtime: Any = HostRuntime(
             card=self.onnx.card, max_batch=SIGNATURE.largest, name="host", device=self.device, slots=slots
         )
         self.slots = slots
+        self.runtime = runtime
         decoder = GpuDecoder(GpuDecoder.CPU_ONLY, cpu_threads=1)
         self.chain = GpuChain(runtime, decoder=decoder, kernels=kernels)
+
+    def close(self) -> None:
+        """Everything is given back, or the test fails."""
+        self.chain.close()
+        self.chain.close()
+        for slot in self.slots:
+            slot.free()
+        assert self.device.allocated == 0
+        assert self.device.pushed == 0

@@ -157,7 +157,7 @@ class HostDevice:
         self.cuda = SimpleNamespace(
             Error=CudaError,
             Event=HostEvent,
-            event_flags=SimpleNamespace(DISABLE_TIMING=2),
+            event_flags=SimpleNamespace(DISABLE_TIMING=2, BLOCKING_SYNC=1),
             Stream=self._make_stream,
             pagelocked_empty=self._pinned,
             mem_alloc=self._allocate,

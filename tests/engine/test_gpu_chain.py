@@ -12,6 +12,7 @@ from PIL import Image
 
 from isicrt.benchmarks.agreement import cpu_masker
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
+from isicrt.engine.gpu_batch import PackedMask, read_chain_image
 from isicrt.engine.gpu_chain import GpuChain
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from tests.engine.cpu_kernels import CpuKernels
@@ -28,12 +29,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> CpuKernels:
 def host(darkness_onnx: Path, kernels: CpuKernels) -> Iterator[HostPlan]:
     host = HostPlan(darkness_onnx, kernels)
     yield host
-    host.chain.close()
-    host.chain.close()
-    for slot in host.slots:
-        slot.free()
-    assert host.device.allocated == 0
-    assert host.device.pushed == 0
+    host.close()
 
 
 def _jaccard(first: Any, second: Any) -> float:
@@ -91,12 +87,15 @@ def test_a_file_that_the_gpu_cannot_decode_gets_a_second_chance(
 def test_several_batches_are_in_flight_and_come_back_in_any_order(host: HostPlan, rendered_pairs: Path) -> None:
     files = sorted((rendered_pairs / "images").iterdir())[:6]
     alone = host.chain.segment_files(files)
-    first, second = host.chain.submit(files[:4]), host.chain.submit(files[4:])
+    images = [read_chain_image(file, (64, 64)) for file in files]
+    first, second = host.chain.submit(images[:4]), host.chain.submit(images[4:])
     with pytest.raises(RuntimeError, match="2 batches are in flight already"):
-        host.chain.submit(files[:1])
+        host.chain.submit(images[:1])
     found = [*host.chain.collect(second), *host.chain.collect(first)]
     for mask, other in zip([*found[2:], *found[:2]], alone, strict=True):
-        np.testing.assert_array_equal(mask, other)
+        assert isinstance(mask, PackedMask)
+        assert mask.bits.shape == (mask.native_size[0], -(-mask.native_size[1] // 8))
+        np.testing.assert_array_equal(mask.clean(keep_largest=True, fill_holes=True), other)
     with pytest.raises(RuntimeError, match="collected already"):
         host.chain.collect(first)
 
@@ -120,9 +119,9 @@ def test_an_error_of_the_device_is_ours_and_frees_the_lane(host: HostPlan, rende
 
 @pytest.mark.parametrize("count", [0, 5])
 def test_a_batch_has_a_size(host: HostPlan, rendered_pairs: Path, count: int) -> None:
-    files = [*(rendered_pairs / "images").iterdir()][:count]
-    with pytest.raises(ModelError, match=f"batches of 1 to 4 files are taken, not {count}"):
-        host.chain.submit(files)
+    images = [read_chain_image(file, (64, 64)) for file in (rendered_pairs / "images").iterdir()][:count]
+    with pytest.raises(ModelError, match=f"batches of 1 to 4 images are taken, not {count}"):
+        host.chain.submit(images)
     assert host.chain.segment_files([]) == []
 
 
@@ -139,5 +138,8 @@ def test_images_of_growing_size_need_more_memory_and_get_it(host: HostPlan, tmp_
 
 
 def test_only_a_plan_can_be_fed_by_the_gpu(darkness_onnx: Path) -> None:
-    with OnnxRuntime(darkness_onnx) as runtime, pytest.raises(SettingsError, match=r"--decode gpu needs a \.plan"):
+    with (
+        OnnxRuntime(darkness_onnx) as runtime,
+        pytest.raises(SettingsError, match=r"decoding on the GPU needs a \.plan"),
+    ):
         GpuChain(runtime)

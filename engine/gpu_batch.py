@@ -1,0 +1,83 @@
+"""What goes into a batch of the GPU chain, an image, and what comes out of it, a mask of one bit a pixel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.gpu_decode import suits_gpu
+from isicrt.engine.images import MAX_PIXELS, Decoded, FileStamp, Source, decode_image, read_source
+from isicrt.engine.masks import Mask, restore_mask
+from isicrt.engine.pixel_budget import LARGE_PIXELS
+
+BATCH_PIXELS = 1 << 28
+"""Native pixels of the images of one batch: 0.8 GB of RGB on the GPU. One image alone may have more."""
+
+Decode = Callable[[Path, tuple[int, int]], Decoded]
+
+
+@dataclass(frozen=True)
+class ChainImage:
+    """An image on its way into the chain: a whole JPEG for the GPU, or pixels that the CPU decoded."""
+
+    path: Path
+    native_size: tuple[int, int]
+    """(height, width) in pixels."""
+    source: Source | None
+    """The file, for the GPU."""
+    pixels: UInt8Array | None
+    """uint8, h x w x 3, RGB, at the network's size, where `source` is None."""
+    stamp: FileStamp | None
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask as the GPU gives it: what is above the threshold, not cleaned."""
+
+    bits: UInt8Array
+    """uint8, height x ceil(width / 8); the first pixel of a row is the highest bit of its first byte."""
+    native_size: tuple[int, int]
+    """(height, width) in pixels."""
+
+    def clean(self, *, keep_largest: bool, fill_holes: bool) -> Mask:
+        """The finished mask, bool, height x width; see `isicrt.engine.masks.restore_mask`."""
+        bits = np.unpackbits(self.bits, axis=1, count=self.native_size[1])
+        # At its own size nothing is interpolated; a threshold of next to nothing tells 1 from 0.
+        return restore_mask(bits, self.native_size, threshold=1e-3, keep_largest=keep_largest, fill_holes=fill_holes)
+
+
+def read_chain_image(
+    path: str | os.PathLike[str],
+    size: tuple[int, int],
+    *,
+    decode: Decode = decode_image,
+    max_pixels: int = MAX_PIXELS,
+    cpu_share: float = 0.0,
+) -> ChainImage:
+    """Read an image for the chain. Any thread; an ordinary JPEG is not decoded here but on the GPU.
+
+    Args:
+        path: the file.
+        size: (height, width) of the network's input.
+        decode: of everything that the GPU does not decode, large images among it: they are scaled while they are
+            decoded on the CPU, and would take the GPU's memory.
+        max_pixels: `decode` has the say on a JPEG of more.
+        cpu_share: of the JPEGs, in [0, 1], that are decoded here all the same, beside the GPU. The CRC of a file
+            decides, so that the same file takes the same way in every run.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    path = Path(path)
+    source = read_source(path)
+    native_size = suits_gpu(source.data)
+    fits = native_size is not None and native_size[0] * native_size[1] <= min(max_pixels, LARGE_PIXELS)
+    if native_size is not None and fits and source.stamp.crc >= cpu_share * 2**32:
+        return ChainImage(path, native_size, source, None, source.stamp)
+    decoded = decode(path, size)
+    return ChainImage(path, decoded.native_size, None, decoded.pixels, decoded.stamp)

@@ -1,0 +1,129 @@
+"""The way of an image over the GPU: decode threads read files, the inference thread keeps the GPU supplied, write
+threads unpack, clean and write masks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from isicrt.engine.card import ModelCard
+from isicrt.engine.errors import ImageError, IsicrtError, MissingDependencyError, ModelError, SettingsError
+from isicrt.engine.gpu_batch import BATCH_PIXELS, ChainImage, Decode, PackedMask, read_chain_image
+from isicrt.engine.gpu_chain import ChainTicket, GpuChain
+from isicrt.engine.images import MAX_PIXELS
+from isicrt.engine.masks import Mask
+from isicrt.engine.routes import Item
+from isicrt.engine.runtime import Runtime
+from isicrt.engine.sources import Job
+from isicrt.engine.tensorrt_runtime import TensorRtRuntime
+
+DECODE = ("auto", "gpu", "cpu")
+"""Where images are decoded and masks restored; see `open_chain`."""
+
+
+class Chain(Protocol):
+    """What `isicrt.engine.gpu_chain.GpuChain` does for a run."""
+
+    card: ModelCard
+
+    @property
+    def depth(self) -> int: ...
+
+    def submit(self, images: Sequence[ChainImage]) -> ChainTicket: ...
+
+    def collect(self, ticket: ChainTicket) -> list[PackedMask | ImageError]: ...
+
+
+class GpuRoute:
+    """See `isicrt.engine.routes.Route`.
+
+    Args:
+        chain: used by this run alone.
+        decode: of what the GPU does not decode.
+        max_pixels: a JPEG of more is for `decode`, which refuses it.
+        cpu_share: see `isicrt.engine.gpu_batch.read_chain_image`.
+    """
+
+    batch_pixels: float = BATCH_PIXELS
+
+    def __init__(self, chain: Chain, decode: Decode, *, max_pixels: int = MAX_PIXELS, cpu_share: float = 0.0) -> None:
+        self._chain, self._decode, self._max_pixels, self._cpu_share = chain, decode, max_pixels, cpu_share
+
+    def read(self, job: Job) -> Item:
+        """See `Route.read`."""
+        image = read_chain_image(
+            job.image,
+            self._chain.card.input_size,
+            decode=self._decode,
+            max_pixels=self._max_pixels,
+            cpu_share=self._cpu_share,
+        )
+        return Item(job, image.native_size, image, image.stamp)
+
+    def results(self, batches: Iterator[list[Item]]) -> Iterator[tuple[list[Item], Sequence[PackedMask | ImageError]]]:
+        """See `Route.results`. As many batches are in flight as the chain takes."""
+        pending: deque[tuple[list[Item], ChainTicket]] = deque()
+        try:
+            for batch in batches:
+                if len(pending) == self._chain.depth:
+                    first, ticket = pending.popleft()
+                    yield first, self._chain.collect(ticket)
+                pending.append((batch, self._chain.submit([item.content for item in batch])))
+            while pending:
+                first, ticket = pending.popleft()
+                yield first, self._chain.collect(ticket)
+        finally:
+            while pending:
+                with suppress(Exception):
+                    self._chain.collect(pending.popleft()[1])
+
+    def restore(self, item: Item) -> Mask:
+        """See `Route.restore`."""
+        card, mask = self._chain.card, item.content
+        assert isinstance(mask, PackedMask)
+        return mask.clean(keep_largest=card.keep_largest, fill_holes=card.fill_holes)
+
+
+def check_decode(decode: str, model: Path) -> None:
+    """Raise SettingsError where `decode` is none of `DECODE`, or ``gpu`` with a model that no GPU runs."""
+    if decode not in DECODE:
+        raise SettingsError(f"decode {decode!r}: must be one of {', '.join(DECODE)}")
+    if decode == "gpu" and model.suffix == ".onnx":
+        raise SettingsError(
+            f"--decode gpu: {model} is an ONNX file, which runs on the CPU. Leave --decode out, or build a plan on a "
+            f"machine with an NVIDIA GPU (isicrt build-engine {model} --fp16) and give that to --model"
+        )
+
+
+def open_chain(runtime: Runtime, decode: str = "auto", *, threshold: float | None = None) -> GpuChain | None:
+    """The chain that a run uses; None where images are decoded and masks restored on the CPU.
+
+    Args:
+        runtime: the model's. It is closed after the chain, by whoever opened it.
+        decode: ``cpu``: None. ``gpu``: a chain, or an error. ``auto``: a chain where `runtime` is TensorRT's and
+            everything that a chain needs is there, else None.
+        threshold: in (0, 1); None for the model card's.
+
+    Raises:
+        SettingsError: ``gpu`` with a model that is no plan, or none of `DECODE`.
+        MissingDependencyError, ModelError: ``gpu``, and nvImageCodec, nvcc or the GPU's memory is missing.
+    """
+    if decode not in DECODE:
+        raise SettingsError(f"decode {decode!r}: must be one of {', '.join(DECODE)}")
+    if decode == "cpu" or (decode == "auto" and not isinstance(runtime, TensorRtRuntime)):
+        return None
+    try:
+        return GpuChain(runtime, threshold=threshold)
+    except (MissingDependencyError, ModelError) as error:
+        if decode == "auto":
+            return None
+        advice = "" if "--decode cpu" in str(error) else " Or leave the decoding to the CPU: --decode cpu"
+        raise _with_advice(error, advice) from error
+
+
+def _with_advice(error: IsicrtError, advice: str) -> IsicrtError:
+    error.args = (f"--decode gpu: {error}{advice}", *error.args[1:])
+    return error

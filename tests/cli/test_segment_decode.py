@@ -1,0 +1,141 @@
+"""`isicrt segment --decode`, and what is said and refused before a plan is opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from isicrt.cli.main import group
+from isicrt.engine import gpu_stages
+from isicrt.engine import runtime as runtime_module
+from isicrt.engine.cuda_driver import find_gpu
+from isicrt.engine.images import read_mask
+from isicrt.engine.plan import write_plan
+from tests.engine.cpu_kernels import CpuKernels
+from tests.engine.host_plan import HostPlan
+from tests.tiny_models import darkness_card
+
+BUILDER = {
+    "flavour": "tensorrt-rtx",
+    "version": "1.7.1.116",
+    "source": "runs/a/best.pt",
+    "profile": [1, 8, 8],
+    "options": ["--opt-level", "5"],
+}
+NOTICE = "model.plan: a plan is code that runs on this machine; open only plans that you trust."
+REBUILD = "isicrt build-engine runs/a/best.pt --fp16 --batch-size 1,8,8 --target tensorrt-rtx --opt-level 5"
+
+
+def _segment(*arguments: object) -> Result:
+    return CliRunner().invoke(group, ["segment", *map(str, arguments)])
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    path = tmp_path / "model.plan"
+    write_plan(path, darkness_card(precision="fp16", builder=BUILDER), b"plan" * 100)
+    return path
+
+
+def test_an_onnx_file_is_decoded_on_the_cpu_or_refused(
+    rendered_pairs: Path, darkness_onnx: Path, tmp_path: Path
+) -> None:
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    refused = _segment(rendered_pairs / "images", "--out", out, "--model", darkness_onnx, "--decode", "gpu")
+    assert refused.exit_code == 2
+    assert f"--decode gpu: {darkness_onnx} is an ONNX file, which runs on the CPU" in refused.stderr
+    assert f"isicrt build-engine {darkness_onnx} --fp16" in refused.stderr
+    assert not out.exists()
+    done = _segment(rendered_pairs / "images", "--out", out, "--model", darkness_onnx, "--report", report)
+    assert done.exit_code == 0
+    assert "a plan is code" not in done.stderr
+    assert json.loads(report.read_text())["settings"]["decode"] == "cpu"
+
+
+def test_isolation_and_the_gpu_exclude_each_other(rendered_pairs: Path, tmp_path: Path, plan: Path) -> None:
+    result = _segment(
+        rendered_pairs / "images", "--out", tmp_path / "out", "--model", plan, "--decode", "gpu", "--isolate", "always"
+    )
+    assert result.exit_code == 2
+    assert "--isolate always keeps every decoder out of this process" in result.stderr
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
+@pytest.mark.parametrize("decode", ["auto", "gpu", "cpu"])
+def test_a_plan_without_a_gpu(rendered_pairs: Path, tmp_path: Path, plan: Path, decode: str) -> None:
+    out = tmp_path / "out"
+    result = _segment(rendered_pairs / "images", "--out", out, "--model", plan, "--decode", decode)
+    assert result.exit_code == 1
+    assert result.stderr.count(NOTICE) == 1
+    assert "no NVIDIA GPU" in result.stderr
+    assert "--model model.onnx" in result.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:-1] + b"x", "altered: the plan's SHA-256 is"),
+        (lambda data: data[:-1], "truncated"),
+        (lambda data: data + b"x", "altered: 1 bytes follow the plan's end"),
+    ],
+)
+def test_a_plan_that_is_not_what_its_card_says_is_not_opened(
+    rendered_pairs: Path,
+    tmp_path: Path,
+    plan: Path,
+    change: object,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a GPU was looked for")
+
+    monkeypatch.setattr("isicrt.engine.tensorrt_runtime.CudaDevice", never)
+    assert callable(change)
+    plan.write_bytes(change(plan.read_bytes()))
+    result = _segment(rendered_pairs / "images", "--out", tmp_path / "out", "--model", plan)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stderr.rstrip().endswith(REBUILD)
+
+
+@pytest.fixture
+def host(
+    darkness_onnx: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HostPlan]:
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed (extra gpu)")
+    host = HostPlan(darkness_onnx, CpuKernels(tmp_path_factory.mktemp("kernels")))
+    monkeypatch.setattr(runtime_module, "open_runtime", lambda path, threads=None: host.runtime)
+    monkeypatch.setattr(
+        gpu_stages, "open_chain", lambda runtime, decode, threshold: None if decode == "cpu" else host.chain
+    )
+    yield host
+    host.close()
+
+
+def test_a_plan_is_fed_by_the_gpu(host: HostPlan, rendered_pairs: Path, tmp_path: Path, plan: Path) -> None:
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    images = tmp_path / "images"
+    images.mkdir()
+    for file in sorted((rendered_pairs / "images").iterdir())[:5]:
+        (images / file.name).write_bytes(file.read_bytes())
+    (images / "bad.jpg").write_text("not an image")
+    arguments = (images, "--out", out, "--model", plan, "--report", report)
+    result = _segment(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "5 masks in" in result.stdout
+    assert "(model darkness, host, decoded on the GPU)" in result.stdout
+    assert result.stderr.count(NOTICE) == 1
+    assert "bad.jpg: cannot be decoded" in result.stderr
+    written = json.loads(report.read_text())
+    assert (written["settings"]["decode"], written["settings"]["batch_size"]) == ("gpu", 4)
+    assert (written["done"], written["failed"]) == (5, 1)
+    assert all(read_mask(path).any() for path in out.glob("*.png"))
+    again = _segment(*arguments)  # the chain was closed with the first run; nothing is left for it to do
+    assert "0 masks in" in again.stdout
+    assert "5 done before" in again.stdout

@@ -1,0 +1,393 @@
+"""A run over the GPU's way, with all of the GPU on the CPU: scheduling, bad files, the journal, interruptions."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from isicrt.engine import gpu_stages, stages
+from isicrt.engine.errors import ImageError, MissingDependencyError, ModelError, SettingsError
+from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image
+from isicrt.engine.gpu_stages import GpuRoute, check_decode, open_chain
+from isicrt.engine.images import Decoded, decode_image, read_mask
+from isicrt.engine.isolation import ImageDecoder
+from isicrt.engine.journal import JOURNAL_NAME
+from isicrt.engine.ledger import Ledger
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.outcome import STAGES, Outcome
+from isicrt.engine.pipeline import THREAD_PREFIX, default_threads, run_jobs
+from isicrt.engine.sources import Job, find_jobs
+from isicrt.engine.tensorrt_runtime import TensorRtRuntime
+from tests.engine.cpu_kernels import CpuKernels
+from tests.engine.host_plan import HostPlan
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> CpuKernels:
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed (extra gpu)")
+    return CpuKernels(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def host(darkness_onnx: Path, kernels: CpuKernels) -> Iterator[HostPlan]:
+    host = HostPlan(darkness_onnx, kernels)
+    yield host
+    host.close()
+    assert [t.name for t in threading.enumerate() if t.name.startswith(THREAD_PREFIX)] == []
+
+
+@pytest.fixture
+def batches(host: HostPlan, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that are submitted."""
+    sizes: list[int] = []
+    submit = host.chain.submit
+
+    def counted(images: Any) -> Any:
+        sizes.append(len(images))
+        return submit(images)
+
+    monkeypatch.setattr(host.chain, "submit", counted)
+    return sizes
+
+
+def _run(host: HostPlan, jobs: Any, **options: Any) -> tuple[Any, dict[str, Outcome]]:
+    outcomes: dict[str, Outcome] = {}
+    options = {"batch_size": 4, "chain": host.chain, "decode_threads": 2, "write_threads": 2} | options
+    summary = run_jobs(jobs, host.runtime, on_outcome=lambda o: outcomes.update({o.job.image.name: o}), **options)
+    return summary, outcomes
+
+
+def _jaccard(first: Any, second: Any) -> float:
+    return float(np.count_nonzero(first & second) / np.count_nonzero(first | second))
+
+
+def test_masks_are_those_of_the_cpu_and_batches_are_full(
+    host: HostPlan, batches: list[int], rendered_pairs: Path, tmp_path: Path
+) -> None:
+    jobs = find_jobs(rendered_pairs / "images", tmp_path / "gpu")[:11]
+    summary, outcomes = _run(host, jobs)
+    assert batches == [4, 4, 3]
+    assert (summary.images, summary.failed) == (11, 0)
+    assert tuple(summary.stage_seconds) == STAGES
+    assert all(value > 0 for value in summary.stage_seconds.values())
+    others = find_jobs(rendered_pairs / "images", tmp_path / "cpu")[:11]
+    run_jobs(others, host.onnx)
+    for job, other in zip(jobs, others, strict=True):
+        mask = read_mask(job.mask)
+        assert mask.shape == outcomes[job.image.name].native_size
+        assert mask.mean() == outcomes[job.image.name].lesion_fraction
+        assert _jaccard(mask, read_mask(other.mask)) > 0.98
+
+
+def test_several_batches_are_in_flight(
+    host: HostPlan, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    for name in ("submit", "collect"):
+        call = getattr(host.chain, name)
+        monkeypatch.setattr(host.chain, name, lambda x, call=call, name=name: (log.append(name), call(x))[1])
+    _run(host, find_jobs(rendered_pairs / "images", tmp_path)[:12])
+    assert host.chain.depth == 2
+    assert log == ["submit", "submit", "collect", "submit", "collect", "collect"]
+
+
+@pytest.fixture
+def odd_files(rendered_pairs: Path, tmp_path: Path) -> dict[str, bool]:
+    """Files in tmp_path / "in", and whether they are images."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    good = sorted((rendered_pairs / "images").iterdir())
+    data = good[0].read_bytes()
+    for n in range(3):
+        (folder / f"good{n}.jpg").write_bytes(good[n].read_bytes())
+    with Image.open(good[1]) as image:
+        image.save(folder / "other.png")
+        image.convert("CMYK").save(folder / "cmyk.jpg")
+        image.save(folder / "web.webp")
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turned by a quarter
+        image.save(folder / "turned.jpg", exif=exif, quality=95)
+    (folder / "half.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "empty.jpg").touch()
+    (folder / "header.jpg").write_bytes(data[:300] + b"\xff\xd9")
+    fine = ("good0.jpg", "good1.jpg", "good2.jpg", "other.png", "cmyk.jpg", "web.webp", "turned.jpg")
+    return {path.name: path.name in fine for path in folder.iterdir()}
+
+
+def test_a_bad_file_costs_itself_and_the_journal_says_so(
+    host: HostPlan, odd_files: dict[str, bool], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    jobs = find_jobs(tmp_path / "in", out)
+    jobs = [*jobs, Job(tmp_path / "in" / "gone.jpg", out / "gone.png")]
+
+    def run(**options: Any) -> tuple[Any, dict[str, Outcome]]:
+        with (
+            Ledger(out, jobs, model={"sha256": "1"}, settings={}, **options) as ledger,
+            ImageDecoder(timeout=30) as decoder,
+        ):
+            return _run(host, jobs, ledger=ledger, decode=decoder)
+
+    summary, outcomes = run()
+    odd_files["gone.jpg"] = False
+    assert {name: outcome.error is None for name, outcome in outcomes.items()} == odd_files
+    assert (summary.images, summary.failed) == (12, 5)
+    with Image.open(tmp_path / "in" / "turned.jpg") as image:  # the stored grid, whatever EXIF says
+        assert outcomes["turned.jpg"].native_size == image.size[::-1] == read_mask(out / "turned.png").shape
+    assert outcomes["half.jpg"].damaged is not None
+    assert outcomes["gone.jpg"].damaged is None
+    lines = [json.loads(line) for line in (out / JOURNAL_NAME).read_text().splitlines()]
+    entries = {line["image"]: line for line in lines if "status" in line}
+    assert {name: line["status"] == "done" for name, line in entries.items()} == odd_files
+    announced = {name for line in lines for name in line.get("writing", ())}
+    assert announced == {f"{Path(name).stem}.png" for name, fine in odd_files.items() if fine}
+    for name in ("good0.jpg", "other.png", "half.jpg"):
+        stamp = decode_stamp(tmp_path / "in" / name)
+        assert (entries[name]["image_size"], entries[name]["image_crc"]) == stamp
+
+    summary, outcomes = run()  # what is done is skipped, and bytes that were no good are not tried again
+    assert (summary.images, summary.failed, summary.skipped) == (5, 5, 7)
+    summary, _ = run(existing="overwrite")
+    assert (summary.images, summary.failed, summary.skipped) == (12, 5, 0)
+
+
+def decode_stamp(path: Path) -> tuple[int, int]:
+    import zlib
+
+    data = path.read_bytes()
+    return len(data), zlib.crc32(data)
+
+
+def test_what_the_gpu_refuses_is_decoded_on_the_cpu(
+    host: HostPlan, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file of a batch, or the whole batch where the decoder raises; one that the CPU refuses too has failed."""
+    real = host.chain._decoder.decode
+
+    def decode(contents: Any, stream: int) -> Any:
+        return [None if n % 2 else image for n, image in enumerate(real(contents, stream))]
+
+    monkeypatch.setattr(host.chain._decoder, "decode", decode)
+    jobs = find_jobs(rendered_pairs / "images", tmp_path)[:6]
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(jobs[0].image.read_bytes().replace(b"\xff\xdb", b"\xff\xef"))  # no quantisation table any more
+    summary, outcomes = _run(host, [jobs[0], Job(bad, tmp_path / "bad.png"), *jobs[1:]], decode_threads=1)
+    assert (summary.images, summary.failed) == (7, 1)
+    assert str(outcomes["bad.jpg"].error).startswith(f"{bad}: ")
+    assert outcomes["bad.jpg"].damaged is not None
+
+    class Broken:
+        def decode(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("unsupported")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(host.chain._decoder, "_decoder", Broken())
+    others = find_jobs(rendered_pairs / "images", tmp_path / "again")[:6]
+    assert _run(host, others)[0].failed == 0
+    run_jobs(find_jobs(rendered_pairs / "images", tmp_path / "cpu")[:6], host.onnx)
+    for job in others:
+        np.testing.assert_array_equal(read_mask(job.mask), read_mask(tmp_path / "cpu" / job.mask.name))
+
+
+def test_a_batch_of_large_images_is_smaller(
+    host: HostPlan, batches: list[int], rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GpuRoute, "batch_pixels", 2 * 128 * 96)
+    jobs = [job for job in find_jobs(rendered_pairs / "images", tmp_path) if decode_size(job.image) == (96, 128)]
+    assert len(jobs) == 6
+    assert _run(host, jobs)[0].failed == 0
+    assert batches == [2, 2, 2]
+    batches.clear()
+    monkeypatch.setattr(GpuRoute, "batch_pixels", 1)  # one alone always goes
+    assert _run(host, jobs[:3])[0].failed == 0
+    assert batches == [1, 1, 1]
+
+
+def decode_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size[::-1]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (1.0, 12), (0.5, None)])
+def test_cpu_threads_decode_a_share_of_the_jpegs(
+    host: HostPlan, rendered_pairs: Path, tmp_path: Path, share: float, expected: int | None
+) -> None:
+    seen: list[set[str]] = []
+    for run in ("a", "b"):
+        names: set[str] = set()
+
+        def decode(path: Path, size: tuple[int, int], names: set[str] = names) -> Decoded:
+            names.add(path.name)
+            return decode_image(path, size)
+
+        jobs = find_jobs(rendered_pairs / "images", tmp_path / run)
+        assert _run(host, jobs, decode=decode, cpu_share=share)[0].failed == 0
+        seen.append(names)
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == expected if expected is not None else 0 < len(seen[0]) < 12
+
+
+def test_large_and_refused_jpegs_are_for_the_cpu(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = next((rendered_pairs / "images").iterdir())
+    assert read_chain_image(file, (64, 64)).pixels is None
+    with ImageDecoder(max_pixels=100) as decoder, pytest.raises(ImageError, match=r"more than 0\.0001 megapixels"):
+        read_chain_image(file, (64, 64), decode=decoder, max_pixels=100)
+    monkeypatch.setattr("isicrt.engine.gpu_batch.LARGE_PIXELS", 100)
+    image = read_chain_image(file, (64, 64))
+    assert image.source is None
+    assert image.pixels is not None
+    assert image.pixels.shape == (64, 64, 3)
+    assert image.stamp is not None
+
+
+@pytest.mark.parametrize("keep_largest", [True, False])
+def test_packed_masks_are_unpacked_and_cleaned(keep_largest: bool) -> None:
+    mask = np.zeros((3, 11), bool)
+    mask[0, :4] = mask[2, 10] = True
+    packed = PackedMask(np.packbits(mask, axis=1), (3, 11))
+    found = packed.clean(keep_largest=keep_largest, fill_holes=False)
+    assert found.dtype == bool
+    mask[2, 10] = not keep_largest
+    np.testing.assert_array_equal(found, mask)
+    assert not PackedMask(np.zeros((3, 2), np.uint8), (3, 11)).clean(keep_largest=True, fill_holes=True).any()
+
+
+def test_an_error_of_the_device_ends_the_run_and_leaves_whole_masks(
+    host: HostPlan, rendered_pairs: Path, tmp_path: Path
+) -> None:
+    endless = (job for _ in iter(int, 1) for job in find_jobs(rendered_pairs / "images", tmp_path))
+    seen: list[Outcome] = []
+
+    def fail_later(outcome: Outcome) -> None:
+        seen.append(outcome)
+        if len(seen) == 8:
+            for context in host.contexts:
+                context.fails = True
+
+    with pytest.raises(ModelError, match="could not segment a batch of 4: an illegal memory access"):
+        run_jobs(endless, host.runtime, batch_size=4, chain=host.chain, on_outcome=fail_later)
+    assert len(seen) >= 8
+    for path in tmp_path.iterdir():
+        read_mask(path)
+
+
+def test_an_interruption_drains(host: HostPlan, rendered_pairs: Path, tmp_path: Path) -> None:
+    endless = (job for _ in iter(int, 1) for job in find_jobs(rendered_pairs / "images", tmp_path))
+    seen: list[Outcome] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(
+            endless,
+            host.runtime,
+            batch_size=4,
+            chain=host.chain,
+            on_outcome=seen.append,
+            should_stop=lambda: len(seen) > 20,
+        )
+    assert len(seen) > 20
+    assert all(outcome.error is None for outcome in seen)
+    assert not list(tmp_path.glob(".*"))
+    assert len(host.chain._free) == host.chain.depth
+
+
+def test_a_gpu_that_hangs_does_not_hold_an_interrupted_run(
+    host: HostPlan, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "STOP_SECONDS", 0.4)
+    entered, released = threading.Event(), threading.Event()
+    collect = host.chain.collect
+
+    def hang(ticket: Any) -> Any:
+        entered.set()
+        assert released.wait(60)
+        return collect(ticket)
+
+    monkeypatch.setattr(host.chain, "collect", hang)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(
+            find_jobs(rendered_pairs / "images", tmp_path),
+            host.runtime,
+            batch_size=4,
+            chain=host.chain,
+            should_stop=entered.is_set,
+        )
+    hanging = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_PREFIX)]
+    assert hanging
+    released.set()
+    for thread in hanging:
+        thread.join(60)
+    assert list(tmp_path.iterdir()) == []
+    assert len(host.chain._free) == host.chain.depth
+
+
+def test_closing_a_chain_that_is_in_use_waits_and_ends_it(host: HostPlan, rendered_pairs: Path) -> None:
+    images = [read_chain_image(file, (64, 64)) for file in sorted((rendered_pairs / "images").iterdir())[:4]]
+    ticket = host.chain.submit(images)
+    host.chain.close()
+    with pytest.raises(ModelError, match="decoding on the GPU is closed"):
+        host.chain.collect(ticket)
+    with pytest.raises(ModelError, match="decoding on the GPU is closed"):
+        host.chain.submit(images)
+
+
+def test_a_chain_of_another_threshold_is_refused(host: HostPlan) -> None:
+    with pytest.raises(SettingsError, match=r"the chain has another model or threshold \(0.5\) than the run \(0.4\)"):
+        run_jobs([], host.runtime, batch_size=4, threshold=0.4, chain=host.chain)
+    with pytest.raises(SettingsError, match="CPU share 2"):
+        run_jobs([], host.runtime, batch_size=4, chain=host.chain, cpu_share=2)
+
+
+def test_the_way_is_chosen(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with OnnxRuntime(darkness_onnx, threads=1) as onnx:
+        assert open_chain(onnx) is open_chain(onnx, "cpu") is None
+        with pytest.raises(SettingsError, match=r"needs a \.plan"):
+            open_chain(onnx, "gpu")
+        with pytest.raises(SettingsError, match="decode 'fast': must be one of auto, gpu, cpu"):
+            open_chain(onnx, "fast")
+    plan = object.__new__(TensorRtRuntime)
+
+    def missing(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(gpu_stages, "GpuChain", missing)
+    for error in (MissingDependencyError("nvImageCodec", "gpu", "no module"), ModelError("H100: not enough memory")):
+        assert open_chain(plan) is open_chain(plan, "cpu") is None
+        with pytest.raises(type(error), match=r"^--decode gpu: .*--decode cpu"):
+            open_chain(plan, "gpu")
+    monkeypatch.setattr(gpu_stages, "GpuChain", lambda runtime, threshold: (runtime, threshold))
+    assert open_chain(plan, threshold=0.3) == open_chain(plan, "gpu", threshold=0.3) == (plan, 0.3)
+
+
+def test_an_onnx_file_cannot_be_fed_by_the_gpu() -> None:
+    with pytest.raises(SettingsError, match=r"--decode gpu: m\.onnx is an ONNX file.*build-engine m\.onnx --fp16"):
+        check_decode("gpu", Path("m.onnx"))
+    with pytest.raises(SettingsError, match="decode 'x'"):
+        check_decode("x", Path("m.plan"))
+    for decode, name in (("auto", "m.onnx"), ("cpu", "m.onnx"), ("gpu", "m.plan")):
+        check_decode(decode, Path(name))
+
+
+def test_writing_gets_more_threads_where_the_gpu_decodes() -> None:
+    assert default_threads(16) == (16, 8)
+    assert default_threads(16, on_gpu=True) == (8, 16)
+    assert default_threads(1, on_gpu=True) == (1, 1)
+
+
+def test_an_image_that_was_decoded_on_the_cpu_has_its_pixels(host: HostPlan) -> None:
+    """Rows of the CPU and of the GPU may be mixed in a batch, and the black row of an error is nobody's mask."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    image = ChainImage(Path("a.png"), (64, 64), None, pixels, None)
+    (mask,) = host.chain.collect(host.chain.submit([image]))
+    assert isinstance(mask, PackedMask)
+    expected = host.onnx.infer(pixels[None])[0] >= 128
+    np.testing.assert_array_equal(mask.clean(keep_largest=False, fill_holes=False), expected)
