@@ -84,7 +84,7 @@ def _check_tensor(message: memoryview, path: Path) -> None:
                 elements *= size
         elif number == _TENSOR_NAME and not isinstance(value, int):
             name = bytes(value[:200]).decode("utf-8", "backslashreplace")
-        elif number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value == 1):
+        elif number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value != 0):
             external = True
     if external:
         raise ModelError(
@@ -112,6 +112,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
+        if tag >> 32:  # ONNX Runtime drops the upper bits: what passes for another field here would be a weight there
+            raise ValueError(f"field {tag >> 3}")
         number, wire = tag >> 3, tag & 7
         value: int | memoryview
         if wire == 0:

@@ -59,6 +59,45 @@ def test_weights_in_other_files_are_refused(
             load(path)
 
 
+def _varint(value: int) -> bytes:
+    """A number as protocol buffers have it."""
+    data = bytearray([value & 127])
+    while value := value >> 7:
+        data[-1] |= 128
+        data.append(value & 127)
+    return bytes(data)
+
+
+def _delimited(number: int, data: bytes, upper: int = 0) -> bytes:
+    return _varint(number << 3 | 2 | upper << 32) + _varint(len(data)) + data
+
+
+@pytest.mark.parametrize(
+    ("upper", "location", "message"),
+    [
+        pytest.param(0, 1, "data in another file", id="as_it_should_be"),
+        pytest.param(1, 1, "not an ONNX file", id="fields_of_more_than_32_bits"),
+        pytest.param(2, 1 | 1 << 32, "not an ONNX file", id="also_the_location"),
+        pytest.param(0, 1 | 1 << 32, "data in another file", id="the_location_alone"),
+    ],
+)
+def test_what_only_onnx_runtime_would_take_for_weights_elsewhere(
+    darkness_onnx: Path, tmp_path: Path, upper: int, location: int, message: str
+) -> None:
+    # ONNX Runtime 1.32 reads 32 bits of a field's number and of an enumeration, and then the file beside the model.
+    where = onnx.StringStringEntryProto(key="location", value="secret").SerializeToString()
+    tensor = TensorProto(dims=[1], data_type=TensorProto.UINT8, name="outside").SerializeToString()
+    tensor += _delimited(13, where, upper) + _varint(14 << 3 | upper << 32) + _varint(location)
+    model = onnx.load(darkness_onnx)
+    graph = model.graph.SerializeToString() + _delimited(5, tensor)
+    model.ClearField("graph")
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString() + _delimited(7, graph))
+    for load in (read_onnx_card, OnnxRuntime):
+        with pytest.raises(ModelError, match=message):
+            load(path)
+
+
 def test_a_tensor_of_any_size_is_refused(darkness_onnx: Path, tmp_path: Path) -> None:
     model = onnx.load(darkness_onnx)
     model.graph.initializer.append(TensorProto(dims=[1 << 20, 1 << 20], data_type=TensorProto.FLOAT, name="huge"))
