@@ -299,10 +299,12 @@ def test_50_000_images_in_flat_memory(rendered_pairs: Path, tmp_path: Path, dark
             if "VmRSS" in fields and (out / "00000.png").exists():
                 seen.append((int(fields["VmRSS"].split()[0]), files, int(fields["Threads"])))
     assert run.returncode == 0
-    early, late = seen[len(seen) // 5], seen[-2]
-    assert late[0] - early[0] < 60_000
-    assert abs(late[1] - early[1]) <= 3
-    assert abs(late[2] - early[2]) <= 2
+    # Neither the start nor the end, when threads come and go.
+    steady = seen[len(seen) // 5 : len(seen) * 9 // 10]
+    memory, open_files, threads = zip(*steady, strict=True)
+    assert memory[-1] - memory[0] < 60_000
+    assert max(open_files) - min(open_files) <= 3
+    assert max(threads) - min(threads) <= 2
     assert len(list(out.glob("*.png"))) == 50_000
     with Image.open(out / "49999.png") as mask:
         assert mask.size in {(128, 96), (90, 120)}
