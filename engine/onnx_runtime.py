@@ -17,8 +17,8 @@ from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.engine.runtime import check_batch
 
 AT_ONCE = 2
-"""Images in one call on one thread. With more, what a layer writes has left the core's cache before the next reads it: 8
-took 20 % longer an image."""
+"""Images in one call on one thread. With more, what a layer writes has left the core's cache before the next reads it:
+8 took 20 % longer an image."""
 
 
 class OnnxRuntime:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import datetime
-import hashlib
 import math
 import os
 import platform
@@ -32,6 +31,7 @@ from isicrt.trainer.models import build_model, normalise
 from isicrt.trainer.offline import augment_offline
 from isicrt.trainer.pipelines import TrainingBatches, cache_size, epoch_seed
 from isicrt.trainer.recipe import Recipe
+from isicrt.trainer.start import Start
 from isicrt.trainer.validation import ValidationSet
 
 
@@ -100,7 +100,7 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
         "fold": settings.fold,
         "seed": settings.seed,
     }
-    start = None if settings.start_from is None else _Start.read(settings.start_from, recipe)
+    start = None if settings.start_from is None else Start.read(settings.start_from, recipe)
     if start is not None:
         identity["start_from"] = start.origin
 
@@ -262,36 +262,13 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
     return out / checkpoint.BEST
 
 
-@dataclass(frozen=True)
-class _Start:
-    """What a run begins with."""
-
-    weights: Mapping[str, Tensor]
-    origin: Mapping[str, Any]
-    """How the weights were learned, for the card and to know them again."""
-
-    @classmethod
-    def read(cls, path: Path, recipe: Recipe) -> _Start:
-        card, state = checkpoint.load(path)
-        channels = None if recipe.decoder_channels is None else list(recipe.decoder_channels)
-        then = (card.architecture, card.network.get("layout"), card.network.get("decoder_channels"))
-        if then != (recipe.architecture, recipe.layout, channels):
-            raise SettingsError(
-                f"{path}: holds {then[0]}, {then[1]}, decoder_channels {then[2]}; the recipe asks for "
-                f"{recipe.architecture}, {recipe.layout}, {channels}. Start from a model of the same network."
-            )
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        # The average lags behind the weights; an optimiser that begins anew wants the weights themselves.
-        return cls(state.get("model", state["weights"]), {"sha256": digest, **card.training})
-
-
 def _card(
     settings: RunSettings,
     network: Mapping[str, Any],
     data_sha256: str,
     training: int,
     validation: int,
-    start: _Start | None,
+    start: Start | None,
 ) -> ModelCard:
     recipe = settings.recipe
     return ModelCard(
