@@ -14,6 +14,7 @@ from typing import Any
 
 from isicrt.engine.cuda_memory import CudaDevice
 from isicrt.engine.errors import ModelError
+from isicrt.engine.gpu_ptx import read_ptx
 
 SOURCE = r"""
 typedef unsigned char uint8;
@@ -164,26 +165,18 @@ def linear_scale(size_in: int, size_out: int) -> float:
 
 
 class Kernels:
-    """The kernels on a GPU, compiled by nvcc through PyCUDA, which keeps the result in the user's cache.
+    """The kernels on a GPU. The driver compiles them from the PTX that isicrt brings; if it is too old for that, nvcc
+    does, through PyCUDA, which keeps the result in the user's cache.
 
     Args:
         device: whose context is current.
 
     Raises:
-        ModelError: nvcc is missing or fails.
+        ModelError: neither works.
     """
 
     def __init__(self, device: CudaDevice) -> None:
-        import pycuda.compiler
-
-        try:
-            module = pycuda.compiler.SourceModule(SOURCE, options=list(OPTIONS), no_extern_c=True)
-        except (OSError, device.cuda.Error) as error:
-            raise ModelError(
-                f"the GPU's kernels could not be compiled: {error}. They need nvcc of the CUDA toolkit on the PATH; "
-                "--decode cpu works without it."
-            ) from error
-        self._module = module  # the functions live as long as it does
+        module = _load(device)
         self._functions = {name: module.get_function(name).prepare(types) for name, types in NAMES.items()}
 
     def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], stream: Any, *arguments: Any) -> None:
@@ -194,3 +187,22 @@ class Kernels:
 def cover(width: int, height: int, block: tuple[int, int]) -> tuple[int, int]:
     """Blocks, (x, y), that cover that many threads; the kernels go round again where the grid ends earlier."""
     return -(-width // block[0]), min(_MAX_GRID_Y, -(-height // block[1]))
+
+
+def _load(device: CudaDevice) -> Any:
+    """A module with the kernels; the functions that it gives keep it."""
+    refusal = "the PTX is not that of this source"
+    if (ptx := read_ptx(SOURCE, OPTIONS)) is not None:
+        try:
+            return device.cuda.module_from_buffer(ptx)
+        except device.cuda.Error as error:
+            refusal = f"the driver refuses the PTX ({error})"
+    try:
+        import pycuda.compiler
+
+        return pycuda.compiler.SourceModule(SOURCE, options=list(OPTIONS), no_extern_c=True).module
+    except (ImportError, OSError, device.cuda.Error) as error:
+        raise ModelError(
+            f"the GPU's kernels cannot be compiled: {refusal}, and nvcc of the CUDA toolkit fails: {error}. Install a "
+            "driver for CUDA 13, or put nvcc on the PATH; --decode cpu works without them."
+        ) from error

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,8 +18,10 @@ from PIL import Image
 
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.cuda_memory import CudaDevice, TransferBuffer, make_stream
+from isicrt.engine.errors import ModelError
 from isicrt.engine.geometry import UInt8Array, cutoff, resize_image, upsample_probability
 from isicrt.engine.gpu_kernels import NAMES, OPTIONS, SOURCE, Kernels, cover, linear_scale, taps
+from isicrt.engine.gpu_ptx import PTX_FILE, compile_ptx, read_ptx
 from isicrt.engine.masks import restore_mask
 from tests.engine.cpu_kernels import CpuKernels
 
@@ -157,8 +163,6 @@ def test_masks_are_opencvs_on_the_gpu_too() -> None:
     if find_gpu() is None:
         pytest.skip("no NVIDIA GPU with a driver here")
     pytest.importorskip("pycuda.driver", reason="PyCUDA is not installed (extra gpu)", exc_type=ImportError)
-    if shutil.which("nvcc") is None:
-        pytest.skip("no nvcc of the CUDA toolkit on the PATH")
     device = CudaDevice()
     probability = np.random.default_rng(5).integers(0, 256, (64, 64), dtype=np.uint8)
     with device.current():
@@ -180,3 +184,58 @@ def test_masks_are_opencvs_on_the_gpu_too() -> None:
             source.free()
             result.free()
             np.testing.assert_array_equal(found, expected)
+
+
+def test_the_ptx_is_of_this_source() -> None:
+    ptx = read_ptx(SOURCE, OPTIONS)
+    assert ptx is not None, "after a change of the source: python -m isicrt.engine.gpu_ptx"
+    assert ptx.endswith(b"\0")
+    assert all(f".entry {name}(".encode() in ptx for name in NAMES)
+    assert b"fma." not in ptx
+    assert read_ptx(SOURCE + " ", OPTIONS) is None
+    assert read_ptx(SOURCE, OPTIONS[:1]) is None
+
+
+def test_nvcc_gives_the_ptx_again(tmp_path: Path) -> None:
+    nvcc, ptxas = shutil.which("nvcc"), shutil.which("ptxas")
+    if nvcc is None or ptxas is None:
+        pytest.skip("no nvcc of the CUDA toolkit on the PATH")
+    text = compile_ptx(SOURCE, OPTIONS, nvcc)
+    kept = PTX_FILE.read_text()
+    versions = [re.search(r"^\.version .*$", ptx, re.MULTILINE) for ptx in (text, kept)]
+    if versions[0] and versions[1] and versions[0][0] == versions[1][0]:  # another nvcc may choose other registers
+        assert text == kept
+    for architecture in ("sm_75", "sm_80", "sm_90", "sm_120"):
+        command = [ptxas, f"-arch={architecture}", str(PTX_FILE), "-o", "kernels.cubin"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+
+
+class _Cuda:
+    """What `Kernels` asks of PyCUDA."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, refuses: bool) -> None:
+        self._refuses = refuses
+        self.prepared: list[tuple[str, str]] = []
+
+    def module_from_buffer(self, ptx: bytes) -> Any:
+        if self._refuses:
+            raise self.Error("device kernel image is invalid")
+        return SimpleNamespace(get_function=self._function)
+
+    def _function(self, name: str) -> Any:
+        return SimpleNamespace(prepare=lambda types: self.prepared.append((name, types)))
+
+
+def test_the_driver_takes_the_ptx_or_nvcc_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = _Cuda(refuses=False)
+    device: Any = SimpleNamespace(cuda=cuda)
+    Kernels(device)
+    assert dict(cuda.prepared) == NAMES
+    device.cuda = _Cuda(refuses=True)
+    monkeypatch.setitem(sys.modules, "pycuda.compiler", None)
+    with pytest.raises(ModelError, match=r"the driver refuses the PTX \(device kernel image is invalid\), and nvcc"):
+        Kernels(device)
