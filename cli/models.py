@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.engine.errors import IsicrtError, ModelError
+
 if TYPE_CHECKING:
     from isicrt.engine.card import ModelCard
 
@@ -49,7 +51,13 @@ def command(model: str | None, file: Path | None, as_json: bool) -> None:
 def _verify(file: Path, as_json: bool) -> None:
     from isicrt.cli.model_check import verify
 
-    checked = verify(file)
+    try:
+        checked = verify(file)
+    except IsicrtError:
+        raise
+    except Exception as error:  # the libraries that read it raise whatever a stranger's file makes them run into
+        reason = str(error).strip() or "no reason given"
+        raise ModelError(f"{file}: did not pass: {type(error).__name__}: {reason}") from error
     if as_json:
         click.echo(json.dumps({"file": str(file), "passed": True, "checked": checked}, indent=2))
         return

@@ -31,7 +31,11 @@ _NESTED = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 _TENSOR_DIMS, _TENSOR_NAME, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 8, 13, 14
-_MODEL_METADATA = 14
+_NODE_OPERATOR, _MODEL_METADATA = 4, 14
+
+# A few bytes of these can keep a core busy for ever, or fill the memory while they are loaded: functions that call
+# each other twice double with each level. No model that isicrt exports has one.
+_ENDLESS = (b"Loop", b"Scan", b"SequenceMap")
 
 
 def read_onnx_card(path: str | os.PathLike[str]) -> ModelCard:
@@ -39,7 +43,7 @@ def read_onnx_card(path: str | os.PathLike[str]) -> ModelCard:
 
     Raises:
         ModelError: not an ONNX file, larger than `MAX_BYTES`, with weights in other files, with a tensor of more than
-            `MAX_ELEMENTS`, or without a valid card.
+            `MAX_ELEMENTS`, with loops or functions of its own, or without a valid card.
     """
     path = Path(path)
     try:
@@ -74,6 +78,10 @@ def _check(message: memoryview, kind: str, path: Path, depth: int) -> None:
             if isinstance(value, int):
                 raise ValueError(f"field {number} of a {kind} is a number")
             _check(value, nested[number], path, depth + 1)
+        elif kind == "node" and number == _NODE_OPERATOR and not isinstance(value, int) and bytes(value) in _ENDLESS:
+            raise ModelError(f"{path}: has a {bytes(value).decode()} node. That is refused: it may never end")
+    if kind == "function":
+        raise ModelError(f"{path}: has functions of its own. That is refused: export it with them inlined")
 
 
 def _check_tensor(message: memoryview, path: Path) -> None:

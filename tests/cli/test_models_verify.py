@@ -7,8 +7,11 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
+from onnx import helper, numpy_helper
 
 from isicrt.cli.main import group
 from isicrt.engine.plan import write_plan
@@ -74,6 +77,16 @@ def _wrong_size(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"input_height": 64', b'"input_height": 32'))
 
 
+def _too_large_when_it_runs(path: Path) -> None:
+    write_darkness_model(path)
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1 << 20, 1 << 20], np.int64), "shape"))
+    huge = helper.make_node("ConstantOfShape", ["shape"], ["huge"])
+    next(node for node in model.graph.node if node.op_type == "Sub").input[0] = "most"
+    model.graph.node.extend([huge, helper.make_node("ReduceMax", ["huge"], ["most"], keepdims=0)])
+    onnx.save(model, path)
+
+
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
@@ -81,6 +94,7 @@ def _wrong_size(path: Path) -> None:
         pytest.param("m.bin", lambda path: path.touch(), "expected one of .onnx", id="suffix"),
         pytest.param("m.onnx", lambda path: path.write_bytes(b"rubbish"), "not an ONNX file", id="onnx_rubbish"),
         pytest.param("m.onnx", _wrong_size, "as its card says", id="onnx_wrong_size"),
+        pytest.param("m.onnx", _too_large_when_it_runs, "did not pass", id="onnx_too_large_when_it_runs"),
         pytest.param("m.plan", lambda path: path.write_bytes(b"rubbish"), "not a plan", id="plan_rubbish"),
         pytest.param("m.pt", lambda path: path.write_bytes(b"rubbish"), "checkpoint", id="checkpoint_rubbish"),
         pytest.param("m.pt", _pickled, "read safely", id="pickle"),

@@ -117,6 +117,32 @@ def test_deep_graphs_are_refused(darkness_onnx: Path, tmp_path: Path) -> None:
         read_onnx_card(tmp_path / "m.onnx")
 
 
+def test_functions_of_its_own_are_refused(darkness_onnx: Path, tmp_path: Path) -> None:
+    # Each calls the next one twice: with 30 of them ONNX Runtime would load a billion nodes.
+    model = onnx.load(darkness_onnx)
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid("x", 1)]
+    for n in range(30):
+        twice = [helper.make_node(f"f{n + 1}", [a], [b], domain="x") for a, b in (("a", "b"), ("b", "c"))]
+        once = [helper.make_node("Identity", ["a"], ["c"])]
+        model.functions.append(helper.make_function("x", f"f{n}", ["a"], ["c"], twice if n < 29 else once, imports))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="functions of its own"):
+        OnnxRuntime(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("operator", ["Loop", "Scan", "SequenceMap"])
+def test_loops_are_refused(darkness_onnx: Path, tmp_path: Path, operator: str, inside: bool) -> None:
+    model = onnx.load(darkness_onnx)
+    node = helper.make_node(operator, ["x"], ["y"], body=helper.make_graph([], "body", [], []))
+    if inside:
+        node = helper.make_node("If", ["x"], ["y"], then_branch=helper.make_graph([node], "branch", [], []))
+    model.graph.node.append(node)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=f"has a {operator} node"):
+        OnnxRuntime(tmp_path / "m.onnx")
+
+
 def test_the_card_is_read(darkness_onnx: Path) -> None:
     assert read_onnx_card(darkness_onnx) == darkness_card()
 
