@@ -7,8 +7,10 @@ What a file is, its content decides and not its name.
 
 from __future__ import annotations
 
+import math
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 
 from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.geometry import UInt8Array, resize_image
-from isicrt.engine.pixel_budget import BUDGET
+from isicrt.engine.pixel_budget import BUDGET, LARGE_PIXELS
 from isicrt.engine.scores import FOREGROUND_ABOVE
 
 MAX_PIXELS = 400_000_000
@@ -33,6 +35,8 @@ MAX_BYTES = 2**31
 
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_SIZE, _PNG_SIZE_AT = struct.Struct(">II"), 16
+_PNG_SIZE_END = _PNG_SIZE_AT + _PNG_SIZE.size
 
 Admit = Callable[[int], AbstractContextManager[None]]
 """Told the pixels of an image; it is decoded inside."""
@@ -52,6 +56,11 @@ RISKY_SIGNATURES = tuple(
     signature for signatures, kind in _FORMATS for signature in signatures if kind not in _SCRUTINISED
 )
 """Of formats whose codecs `isicrt.engine.isolation` keeps out of the run's process."""
+
+MOST_SCANS = 32
+"""Of a JPEG that is sure to be decoded soon. The usual progressive one has 10; each may touch every pixel again, and a
+file of 500 KB that takes minutes is easily made."""
+_JPEG_SEQUENTIAL, _JPEG_SCAN, _JPEG_FILL = (0xC0, 0xC1), 0xDA, 0xFF
 
 # A FIFO that took the file's place after it was looked at must not hold the thread.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -140,7 +149,9 @@ def decode_source(
             pixels, native_size = _decode(source.data, size, max_pixels, admit)
             return Decoded(resize_image(pixels, size), native_size, source.stamp)
     except ImageError as error:
-        if isinstance(error.__cause__, (OverflowError, MemoryError)):  # another limit, another day
+        if isinstance(
+            error.__cause__, (OverflowError, MemoryError, Image.DecompressionBombError)
+        ):  # another limit, another day
             raise
         raise DamagedImageError(str(error), source.stamp) from error
 
@@ -175,6 +186,9 @@ def _image_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or f"cannot be decoded: {error}"  # the codecs' own have no number
         raise ImageError(f"{os.fspath(path)}: {reason}") from error
+    except Image.DecompressionBombError as error:  # Pillow looks at a WebP, and at the tiles of a TIFF, by itself
+        most = f"{(Image.MAX_IMAGE_PIXELS or 0) * 2 / 1e6:g}"
+        raise ImageError(f"{os.fspath(path)}: it, or one of its tiles, is more than {most} megapixels") from error
     except Exception as error:  # on damaged bytes the decoders raise whatever they run into
         raise ImageError(f"{os.fspath(path)}: cannot be decoded: {error or type(error).__name__}") from error
 
@@ -253,6 +267,26 @@ def _decode_jpeg(
     except ValueError:  # an error, or a warning, from libjpeg-turbo
         return None
     return pixels, (height, width)
+
+
+def may_take_long(data: bytes) -> bool:
+    """Whether a JPEG or a PNG could keep its decoder busy for long, as far as that can be told without decoding it."""
+    if data.startswith(PNG_SIGNATURE):
+        return len(data) >= _PNG_SIZE_END and math.prod(_PNG_SIZE.unpack_from(data, _PNG_SIZE_AT)) >= LARGE_PIXELS
+    return data.startswith(JPEG_SIGNATURE) and not _has_one_scan(data) and data.count(b"\xff\xda") > MOST_SCANS
+
+
+def _has_one_scan(data: bytes) -> bool:
+    """Whether a JPEG is sequential and its first scan has all components: libjpeg reads no other. False in doubt."""
+    position, components = 2, None
+    while position + 10 <= len(data) and data[position] == _JPEG_FILL:
+        marker = data[position + 1]
+        if marker in _JPEG_SEQUENTIAL:
+            components = data[position + 9]
+        elif marker == _JPEG_SCAN:
+            return data[position + 4] == components
+        position += 1 if marker == _JPEG_FILL else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
 
 
 def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:

@@ -1,8 +1,8 @@
 """Decoders in processes of their own: one that crashes, hangs or eats memory costs its image and not the run.
 
 Decoding JPEG and PNG inside the run's process is fast, and libjpeg-turbo and zlib have had the world's scrutiny. The
-codecs behind TIFF, WebP and BMP are fed by a process that can be lost: a worker takes one path at a time and gives
-back pixels at the model's size, which are few.
+codecs behind TIFF, WebP and BMP, and what could take them long, are fed by a process that can be lost: a worker takes
+one path at a time and gives back pixels at the model's size, which are few.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from isicrt.engine.images import (
     FileStamp,
     Source,
     decode_source,
+    may_take_long,
     read_source,
 )
 from isicrt.engine.pixel_budget import BUDGET
@@ -40,15 +41,19 @@ DECODE_TIMEOUT = 60.0
 LENGTH = struct.Struct("<I")
 """In front of each message between a run and its workers; a message is JSON, pixels follow it as they are."""
 
-# Not `-m`: the worker must find the isicrt that this process runs.
-_START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from isicrt.engine.decode_worker import main; main()"
+# Not `-m`: the worker must find the isicrt that this process runs. Pillow's limit, which refuses what has more than
+# twice as many pixels, is global to a process: only in one of our own is it ours to move.
+_START = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from PIL import Image; "
+    "Image.MAX_IMAGE_PIXELS = int(sys.argv[2]); from isicrt.engine.decode_worker import main; main()"
+)
 
 
 class ImageDecoder:
     """Decodes images in this process or in workers. Any thread may call it; close it after the last call.
 
     Args:
-        isolate: ``auto`` (all but JPEG and PNG in workers), ``always`` or ``never``.
+        isolate: ``auto`` (all but JPEG and PNG in workers, and those that may take long), ``always`` or ``never``.
         timeout: seconds that a worker may take for one image. In this process nothing can stop a decoder.
         max_pixels: larger images are refused.
         command: starts a worker; None for the one that isicrt has.
@@ -72,7 +77,7 @@ class ImageDecoder:
         self.timeout = timeout
         self._isolate = isolate
         self._max_pixels = max_pixels
-        self._command = list(command or (sys.executable, "-c", _START, json.dumps(sys.path)))
+        self._command = list(command or (sys.executable, "-c", _START, json.dumps(sys.path), str(max_pixels)))
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
         self._lock = threading.Lock()
@@ -87,7 +92,8 @@ class ImageDecoder:
 
     def _is_trusted(self, data: bytes) -> bool:
         if self._isolate == "auto":
-            return not data.startswith(RISKY_SIGNATURES)  # what is no image at all meets no codec
+            # What is no image at all meets no codec.
+            return not (data.startswith(RISKY_SIGNATURES) or may_take_long(data))
         return self._isolate == "never"
 
     def _decode_in_worker(self, path: str | os.PathLike[str], source: Source, size: tuple[int, int]) -> Decoded:

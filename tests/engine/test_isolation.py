@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import struct
 import sys
 import threading
 from pathlib import Path
@@ -14,7 +16,7 @@ from PIL import Image
 
 from isicrt.benchmarks.rendered import render
 from isicrt.engine.errors import ImageError, SettingsError
-from isicrt.engine.images import DamagedImageError, decode_image
+from isicrt.engine.images import DamagedImageError, decode_image, may_take_long
 from isicrt.engine.isolation import ImageDecoder
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.pipeline import run_jobs
@@ -64,6 +66,67 @@ def test_the_pixels_are_the_same(tmp_path: Path, isolate: str) -> None:
             found, expected = decoder(tmp_path / name, SIZE), decode_image(tmp_path / name, SIZE)
             np.testing.assert_array_equal(found.pixels, expected.pixels)
             assert (found.native_size, found.stamp) == (expected.native_size, expected.stamp)
+
+
+def _with_scans(count: int, first: str) -> bytes:
+    """A JPEG with so many more scans. `first`: whether its first one has all components, or it is progressive."""
+    file = io.BytesIO()
+    Image.fromarray(render(1, (40, 60))[0]).save(file, format="JPEG", progressive=first == "progressive")
+    data = file.getvalue()
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    if first == "one_of_three":
+        data = data.replace(b"\xff\xda\0\x0c\x03\x01\0\x02\x11\x03\x11", b"\xff\xda\0\x08\x01\x01\0")
+    return data[:-2] + scan * count + data[-2:]
+
+
+def _png_of(width: int, height: int) -> bytes:
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", width, height) + bytes(9)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        pytest.param(_with_scans(0, "all"), False, id="jpeg"),
+        pytest.param(_with_scans(0, "progressive"), False, id="progressive"),
+        pytest.param(_with_scans(40, "progressive"), True, id="progressive_of_many_scans"),
+        pytest.param(_with_scans(40, "all"), False, id="one_scan_and_rubbish"),
+        pytest.param(_with_scans(40, "one_of_three"), True, id="sequential_of_many_scans"),
+        pytest.param(b"\xff\xd8\xff\xd0" + b"\xff\xda" * 40, True, id="jpeg_without_order"),
+        pytest.param(b"\xff\xd8\xff", False, id="jpeg_without_anything"),
+        pytest.param(_png_of(1000, 1000), False, id="png"),
+        pytest.param(_png_of(8000, 8000), True, id="large_png"),
+        pytest.param(_png_of(8000, 8000)[:20], False, id="torn_png"),
+        pytest.param(b"BM", False, id="another_format"),
+    ],
+)
+def test_what_may_take_long(data: bytes, expected: bool) -> None:
+    assert may_take_long(data) is expected
+
+
+def test_a_jpeg_that_never_ends_costs_its_process(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (6000, 6000)).save(file, format="JPEG", progressive=True)
+    data = file.getvalue()
+    (tmp_path / "a.jpg").write_bytes(data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 5000 + data[-2:])
+    with (
+        ImageDecoder("auto", timeout=3) as decoder,
+        pytest.raises(ImageError, match=r"a\.jpg: cannot be decoded: it took more than 3 s"),
+    ):
+        decoder(tmp_path / "a.jpg", SIZE)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF"])
+def test_the_limit_on_pixels_is_ours_and_not_pillows(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    Image.new("RGB", (60, 50)).save(path, format=kind)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with ImageDecoder("auto", max_pixels=5000) as decoder:
+        assert decoder(path, SIZE).native_size == (50, 60)
+    with pytest.raises(ImageError, match=r"it, or one of its tiles, is more than 0\.0002 megapixels") as caught:
+        decode_image(path, SIZE)
+    assert not isinstance(caught.value, DamagedImageError)
 
 
 @pytest.mark.parametrize("isolate", ["always", "never"])
