@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from isicrt.engine.card import ModelCard
+from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array, cutoff
 from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image
@@ -97,12 +98,12 @@ class GpuChain:
         runtime: an open `TensorRtRuntime`, used by nobody else meanwhile and closed by its owner, after this.
         threshold: in (0, 1); None for the model card's.
         decoder, kernels: for tests; None for nvImageCodec and the GPU.
-        cpu_threads: that decode what the GPU's decoder refuses.
+        cpu_threads: that decode what the GPU's decoder refuses; None for one a core.
 
     Raises:
         SettingsError: the runtime is not TensorRT's.
         MissingDependencyError: nvImageCodec is not installed.
-        ModelError: the kernels cannot be compiled, or the GPU's memory does not suffice.
+        ModelError: the kernels cannot be compiled, the GPU decodes no JPEG, or its memory does not suffice.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class GpuChain:
         threshold: float | None = None,
         decoder: GpuDecoder | None = None,
         kernels: Launcher | None = None,
-        cpu_threads: int = 2,
+        cpu_threads: int | None = None,
     ) -> None:
         if decoder is None and not isinstance(runtime, TensorRtRuntime):
             raise SettingsError(f"decoding on the GPU needs a .plan: {runtime.name} runs on the CPU")
@@ -128,16 +129,19 @@ class GpuChain:
         self._lanes: list[_Lane] = []
         self._free: list[_Lane] = []
         with self._device.errors("prepare decoding on the GPU"), self._device.current():
-            self._kernels = kernels or Kernels(self._device)
+            self._kernels: Launcher | None = kernels or Kernels(self._device)
             self._decoder = decoder or GpuDecoder(self._device.index)
             try:
                 for slot in opened.slots:
                     self._lanes.append(_Lane(self._device, slot))
+                self._decoder.check(opened.slots[0].stream.handle)
+                opened.slots[0].stream.synchronize()
             except BaseException:
                 self._decoder.close()
+                self._lanes.clear()  # PyCUDA's objects go while their context is current
                 raise
         self._free = list(self._lanes)
-        self._threads = ThreadPoolExecutor(cpu_threads, thread_name_prefix="gpu-chain")
+        self._threads = ThreadPoolExecutor(cpu_threads or available_cores(), thread_name_prefix="gpu-chain")
 
     @property
     def depth(self) -> int:
@@ -299,6 +303,10 @@ class GpuChain:
             target = lane.slot.input_address + index * image_bytes
             lane.uploads.upload(part, target, lane.slot.stream)
 
+    def _launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], stream: Any, *arguments: Any) -> None:
+        assert self._kernels is not None
+        self._kernels.launch(name, grid, block, stream, *arguments)
+
     def _axis_bytes(self, size_in: int, size_out: int) -> int:
         return 4 * size_out * (2 + taps(size_in, size_out))
 
@@ -313,7 +321,7 @@ class GpuChain:
         if weighed != image.size:
             self._weigh(stream, width, w, across)
             self._weigh(stream, height, h, down)
-        launch = self._kernels.launch
+        launch = self._launch
         grid = cover(w, height, _BLOCK)
         launch(
             "resize_rows", grid, _BLOCK, stream, image.address, image.pitch, height, w, taps(width, w), *across, tall
@@ -328,7 +336,7 @@ class GpuChain:
     def _weigh(self, stream: Any, size_in: int, size_out: int, tables: tuple[int, int, int]) -> None:
         grid = -(-size_out // 128), 1
         count = taps(size_in, size_out)
-        self._kernels.launch("triangle_weights", grid, (128, 1), stream, size_in, size_out, count, *tables)
+        self._launch("triangle_weights", grid, (128, 1), stream, size_in, size_out, count, *tables)
 
     def _restore(self, slot: Any, index: int, size: tuple[int, int], target: int) -> None:
         (height, width), (h, w) = size, self.card.input_size
@@ -336,7 +344,7 @@ class GpuChain:
         source = slot.output_address + index * h * w
         scales = linear_scale(h, height), linear_scale(w, width)
         arguments = (source, h, w, height, width, *scales, self._cutoff, target)
-        self._kernels.launch("restore_mask", grid, _BLOCK, slot.stream, *arguments)
+        self._launch("restore_mask", grid, _BLOCK, slot.stream, *arguments)
 
     def close(self) -> None:
         """Wait for what is in flight and give the memory back; the runtime stays open. May be called twice."""
@@ -347,6 +355,8 @@ class GpuChain:
                     lane.free(self._device)
             finally:
                 self._decoder.close()
+                # PyCUDA unloads them, which it cannot where their context is not current.
+                self._kernels = None
         self._threads.shutdown()
 
     def __enter__(self) -> GpuChain:

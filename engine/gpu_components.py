@@ -78,7 +78,19 @@ PROBES = (
     ),
     Probe("ONNX", "onnx", "train", _VERSION),
     Probe("DALI", "nvidia.dali", "gpu", _VERSION, r"nvidia-dali-cuda(\d\d)\d"),
-    Probe("nvImageCodec", "nvidia.nvimgcodec", "gpu", _VERSION, r"nvidia-nvimgcodec-cu(\d+)"),
+    Probe(
+        "nvImageCodec",
+        "nvidia.nvimgcodec",
+        "gpu",
+        # Its extension for JPEG looks there; it says nothing until every image has failed.
+        f"{_VERSION}; import ctypes, glob, os\n"
+        "here = os.path.dirname(m.__file__)\n"
+        "found = glob.glob(os.path.join(here, '..', '*', 'lib', 'libnvjpeg.so*'))\n"
+        "if not found and not glob.glob('/usr/local/cuda/lib64/libnvjpeg.so*'):\n"
+        "    try: ctypes.CDLL(f'libnvjpeg.so.{int(m.__cuda_version__) // 1000}')\n"
+        "    except Exception: detail = 'without libnvjpeg: no JPEG on the GPU (wheel nvidia-nvjpeg)'",
+        r"nvidia-nvimgcodec-cu(\d+)",
+    ),
     Probe("TensorRT", "tensorrt", "gpu", f"m.Builder; {_VERSION}", r"tensorrt-cu(\d+)(?:-bindings|-libs)?"),
     Probe(
         "TensorRT for RTX",

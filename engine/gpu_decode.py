@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import simplejpeg
 
-from isicrt.engine.errors import MissingDependencyError
+from isicrt.engine.errors import MissingDependencyError, ModelError
 from isicrt.engine.images import MAX_PIXELS
 
 HARDWARE_LOAD = 0.65
@@ -94,6 +95,19 @@ class GpuDecoder:
             color_spec=nvimgcodec.ColorSpec.SRGB,
             sample_format=nvimgcodec.SampleFormat.I_RGB,
         )
+
+    def check(self, stream: int) -> None:
+        """Decode a few pixels, so that what is missing is found before the first batch.
+
+        Raises:
+            ModelError: the GPU decodes no JPEG here.
+        """
+        jpeg = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
+        if self.decode([jpeg], stream)[0] is None:
+            raise ModelError(
+                "nvImageCodec is installed but decodes no JPEG on this GPU. It needs libnvjpeg "
+                "(pip install 'nvidia-nvimgcodec-cu13[nvjpeg]') and a driver for its CUDA"
+            )
 
     def decode(self, files: Sequence[bytes], stream: int) -> list[DeviceImage | None]:
         """Decode a batch; what follows on the stream sees the pixels.

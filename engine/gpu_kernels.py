@@ -149,7 +149,7 @@ NAMES = {
     "restore_mask": "PiiiiddiP",
 }
 """Kernels and the types of their arguments, in the letters of `struct`."""
-OPTIONS = ("--fmad=false", "-O3")
+OPTIONS: tuple[str, ...] = ("--fmad=false", "-O3")
 _MAX_GRID_Y = 65535
 
 

@@ -16,12 +16,14 @@ import hashlib
 import os
 import shlex
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import ModelError
 from isicrt.engine.masks import replace_file
+from isicrt.engine.onnx_file import read_onnx_card
 
 MAGIC = b"ISICRT-PLAN\x01"
 MAX_CARD_BYTES = 1 << 20
@@ -73,7 +75,7 @@ def read_plan(path: str | os.PathLike[str]) -> tuple[ModelCard, bytes]:
 def _read_card(file: BinaryIO, path: Path, size: int) -> tuple[ModelCard, int]:
     """The card, and how many bytes of plan follow it."""
     header = file.read(_HEADER_BYTES)
-    again = f"Build it again with: {rebuild_command(None)}"
+    again = f"Build it again with: {_command_without_card(path)}"
     if header[: len(MAGIC) - 1] != MAGIC[:-1]:
         raise ModelError(
             f"{path}: not a plan made by `isicrt build-engine` (a bare TensorRT engine has no model card). {again}"
@@ -87,8 +89,9 @@ def _read_card(file: BinaryIO, path: Path, size: int) -> tuple[ModelCard, int]:
         raise ModelError(f"{path}: altered: its header claims {card_bytes} + {plan_bytes} bytes. {again}")
     expected = _HEADER_BYTES + card_bytes + plan_bytes
     text = file.read(card_bytes)
-    if len(text) == card_bytes and hashlib.sha256(text).digest() != header[-32:]:
-        raise ModelError(f"{path}: altered: its model card does not have the SHA-256 in the header. {again}")
+    digest, recorded = hashlib.sha256(text).hexdigest(), header[-32:].hex()
+    if len(text) == card_bytes and digest != recorded:
+        raise ModelError(f"{path}: altered: its model card's SHA-256 is {digest}, the header says {recorded}. {again}")
     card, problem = None, ""
     if len(text) == card_bytes:
         try:
@@ -106,14 +109,19 @@ def _read_card(file: BinaryIO, path: Path, size: int) -> tuple[ModelCard, int]:
     return card, plan_bytes
 
 
-def rebuild_command(card: ModelCard | None) -> str:
-    """The command line that builds a plan again, with its options, and with the versions that are there now.
+def _command_without_card(path: Path) -> str:
+    """What can be said where the card, which has the source and the options, is lost."""
+    beside = path.with_suffix(".onnx")  # where `build-engine` put it
+    with suppress(ModelError):
+        card = read_onnx_card(beside)
+        return (
+            rebuild_command(card.replace(builder={"source": str(beside)})) + " (and the options that it was built with)"
+        )
+    return "isicrt build-engine CHECKPOINT --fp16 (or --fp32, and the options that it was built with)"
 
-    Args:
-        card: of the plan; None where it cannot be read.
-    """
-    if card is None:
-        return "isicrt build-engine CHECKPOINT --fp16"
+
+def rebuild_command(card: ModelCard) -> str:
+    """The command line that builds the plan of a card again, with its options, and with the versions that are there."""
     words = ["isicrt", "build-engine", str(card.builder.get("source", "CHECKPOINT")), f"--{card.precision}"]
     if profile := card.builder.get("profile"):
         words += ["--batch-size", ",".join(map(str, profile))]

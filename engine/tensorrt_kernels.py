@@ -34,18 +34,24 @@ class KernelCache:
         self._path = kernel_cache_path(trt.version, card, gpu)
         self._cache: Any = None
         self._stored = b""
+        self._configs: list[Any] = []
         self.records_graphs = hasattr(trt.module, "CudaGraphStrategy")
         """Whether the execution contexts record CUDA graphs by themselves."""
         if self.records_graphs:
-            self._config = engine.create_runtime_config()  # kept: what it made may refer to it
-            self._cache = self._config.create_runtime_cache()
+            config = engine.create_runtime_config()
+            self._configs.append(config)  # kept: what it made may refer to it
+            self._cache = config.create_runtime_cache()
             with suppress(OSError):
                 stored = self._path.read_bytes()
                 if self._cache.deserialize(stored):
                     self._stored = stored
 
     def attach(self, config: Any) -> None:
-        """Let an execution context's configuration use these kernels. One that cannot compiles its own."""
+        """Let an execution context's configuration use these kernels. One that cannot compiles its own.
+
+        The configuration is kept as long as this, which outlives the execution contexts.
+        """
+        self._configs.append(config)
         if self._cache is not None:
             config.set_runtime_cache(self._cache)
 

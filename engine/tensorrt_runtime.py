@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ class TensorRtRuntime:
     """A plan with its card, loaded on a GPU. See `isicrt.engine.runtime.PipelinedRuntime`.
 
     Each batch in flight has an execution context, a stream and buffers of the profile's largest batch. The methods may
-    be called from any thread, one at a time.
+    be called from any thread and take turns: one that closes it waits for one that collects.
 
     Args:
         path: the plan.
@@ -60,6 +61,7 @@ class TensorRtRuntime:
         self._kernels: KernelCache | None = None
         self._slots: list[TensorRtSlot] = []
         self._pool: SlotPool | None = None
+        self._lock = threading.RLock()
         try:
             with self.device.errors(f"load {path}"), self.device.current():
                 self._load(plan, depth)
@@ -129,13 +131,15 @@ class TensorRtRuntime:
 
     def submit(self, images: UInt8Array) -> SlotTicket:
         """See `PipelinedRuntime.submit`."""
-        pool = self._open()
-        check_batch(images, self.card, self.max_batch)
-        return pool.submit(images)
+        with self._lock:
+            pool = self._open()
+            check_batch(images, self.card, self.max_batch)
+            return pool.submit(images)
 
     def collect(self, ticket: SlotTicket) -> UInt8Array:
         """See `PipelinedRuntime.collect`."""
-        return self._open().collect(ticket)
+        with self._lock:
+            return self._open().collect(ticket)
 
     def time(self, images: UInt8Array) -> Timing:
         """How long the two transfers and the network of one batch take, without a CUDA graph, nothing beside it.
@@ -144,11 +148,12 @@ class TensorRtRuntime:
             ModelError: as `infer`.
             RuntimeError: batches are in flight.
         """
-        pool = self._open()
-        check_batch(images, self.card, self.max_batch)
-        if pool.busy:
-            raise RuntimeError("collect the batches in flight first: they would be in the figures")
-        return self._slots[0].time(images)
+        with self._lock:
+            pool = self._open()
+            check_batch(images, self.card, self.max_batch)
+            if pool.busy:
+                raise RuntimeError("collect the batches in flight first: they would be in the figures")
+            return self._slots[0].time(images)
 
     @property
     def slots(self) -> list[TensorRtSlot]:
@@ -163,9 +168,9 @@ class TensorRtRuntime:
 
     def close(self) -> None:
         """See `Runtime.close`. Batches in flight are waited for and lost."""
-        self._pool = None
-        slots, self._slots = self._slots, []
-        with self.device.current():
+        with self._lock, self.device.current():
+            self._pool = None
+            slots, self._slots = self._slots, []
             try:
                 if self._kernels is not None:
                     self._kernels.save()

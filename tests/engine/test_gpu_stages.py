@@ -15,6 +15,7 @@ from PIL import Image
 from isicrt.engine import gpu_stages, stages
 from isicrt.engine.errors import ImageError, MissingDependencyError, ModelError, SettingsError
 from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image
+from isicrt.engine.gpu_chain import GpuChain
 from isicrt.engine.gpu_stages import GpuRoute, check_decode, open_chain
 from isicrt.engine.images import Decoded, decode_image, read_mask
 from isicrt.engine.isolation import ImageDecoder
@@ -337,6 +338,16 @@ def test_closing_a_chain_that_is_in_use_waits_and_ends_it(host: HostPlan, render
         host.chain.collect(ticket)
     with pytest.raises(ModelError, match="decoding on the GPU is closed"):
         host.chain.submit(images)
+
+
+def test_a_decoder_that_decodes_nothing_is_found_out_at_once(
+    host: HostPlan, kernels: CpuKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = host.chain._decoder
+    decoder.check(host.slots[0].stream.handle)
+    monkeypatch.setattr(decoder, "decode", lambda contents, stream: [None])
+    with pytest.raises(ModelError, match="decodes no JPEG on this GPU"):
+        GpuChain(host.runtime, decoder=decoder, kernels=kernels)
 
 
 def test_a_chain_of_another_threshold_is_refused(host: HostPlan) -> None:

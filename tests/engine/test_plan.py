@@ -128,7 +128,6 @@ def test_an_empty_plan_and_a_card_that_is_too_large_are_not_written(
 @pytest.mark.parametrize(
     ("card", "command"),
     [
-        (None, "isicrt build-engine CHECKPOINT --fp16"),
         (darkness_card(), "isicrt build-engine CHECKPOINT --fp32"),
         (
             darkness_card(
@@ -136,7 +135,40 @@ def test_an_empty_plan_and_a_card_that_is_too_large_are_not_written(
             ),
             "isicrt build-engine unet-light --fp16 --batch-size 1,32,32 --target tensorrt",
         ),
+        (
+            darkness_card(
+                builder={"source": "a b.onnx", "options": ["--opt-level", "5", "--compute-capability", "8.0,8.9"]}
+            ),
+            "isicrt build-engine 'a b.onnx' --fp32 --opt-level 5 --compute-capability 8.0,8.9",
+        ),
     ],
 )
-def test_rebuild_command(card: ModelCard | None, command: str) -> None:
+def test_rebuild_command(card: ModelCard, command: str) -> None:
     assert rebuild_command(card) == command
+
+
+def test_where_the_card_is_lost_the_onnx_file_beside_it_is_named(path: Path, darkness_onnx: Path) -> None:
+    path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(ModelError, match=r"with: isicrt build-engine CHECKPOINT --fp16 \(or --fp32, and the options"):
+        read_plan(path)
+    beside = path.with_suffix(".onnx")
+    beside.write_bytes(darkness_onnx.read_bytes())
+    with pytest.raises(ModelError, match=f"with: isicrt build-engine {beside} --fp32 \\(and the options"):
+        read_plan(path)
+
+
+def test_an_altered_card_names_both_hashes(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    recorded = bytes(data[HEADER_BYTES - 32 : HEADER_BYTES]).hex()
+    data[HEADER_BYTES + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        ModelError, match=f"altered: its model card's SHA-256 is [0-9a-f]{{64}}, the header says {recorded}"
+    ):
+        read_plan(path)
+
+
+def test_a_truncated_plan_whose_card_is_whole_names_its_exact_command(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"--fp16 --batch-size 1,8,16 --target tensorrt-rtx$"):
+        read_plan(path)
