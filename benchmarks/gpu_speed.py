@@ -15,9 +15,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -31,13 +31,15 @@ from isicrt.benchmarks.environment import read_environment
 from isicrt.benchmarks.gpu_watch import GpuWatch
 from isicrt.benchmarks.latency import Window, measure_latency
 from isicrt.benchmarks.rendered import render
-from isicrt.engine.errors import ImageError, ModelError
+from isicrt.engine.errors import ModelError
 from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.gpu_stages import open_chain
 from isicrt.engine.images import decode_image
 from isicrt.engine.in_flight import infer_batches
-from isicrt.engine.masks import Mask, restore_mask, write_mask
-from isicrt.engine.pipeline import available_cores
+from isicrt.engine.masks import restore_mask, write_mask
+from isicrt.engine.pipeline import available_cores, run_jobs
 from isicrt.engine.runtime import Runtime, open_runtime
+from isicrt.engine.sources import Job
 
 SIZES = {"512": (512, 512), "1022x767": (767, 1022), "12MP": (3000, 4000)}
 """(height, width) in pixels."""
@@ -142,38 +144,35 @@ def finish_figures(size: tuple[int, int], native: tuple[int, int], seconds: floa
         return rate(work, seconds, 3)
 
 
-def chain_figures(chain: Any, batch: int, files: Sequence[Path], count: int, threads: int) -> dict[str, Any]:
-    """End to end with decoding on the GPU: file names to PNG files, once with a cold page cache, then warm."""
-    jobs = list(islice(cycle(files), count))
-    batches = [jobs[n : n + batch] for n in range(0, len(jobs), batch)]
-    result: dict[str, Any] = {}
-    chain.segment_files(jobs[:batch])
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(threads) as pool:
-        for name in ("cold", "warm", "warm again"):
-            if name == "cold":
-                forget(files)
-            started, failed = time.perf_counter(), 0
-            written = []
-            for index, mask in enumerate(_masks(chain, batches)):
-                if isinstance(mask, ImageError):
-                    failed += 1
-                else:
-                    written.append(pool.submit(write_mask, mask, Path(folder) / f"{index}.png"))
-            for future in written:
-                future.result()
-            seconds = time.perf_counter() - started
-            result[name] = {"images_per_second": (count - failed) / seconds, "failed": failed, "images": count}
-    return result
+CPU_SHARES = (0.0, 0.25, 0.5)
 
 
-def _masks(chain: Any, batches: Sequence[Sequence[Path]]) -> Iterator[Mask | ImageError]:
-    tickets: list[Any] = []
-    for files in batches:
-        if len(tickets) == chain.depth:
-            yield from chain.collect(tickets.pop(0))
-        tickets.append(chain.submit(files))
-    for ticket in tickets:
-        yield from chain.collect(ticket)
+def run_figures(
+    runtime: Runtime, chain: Any, files: Sequence[Path], count: int, *, cpu_share: float = 0.0, cold: bool = False
+) -> dict[str, Any]:
+    """End to end, as `isicrt segment` does it without a journal: file names to PNG files.
+
+    Args:
+        runtime: the plan's.
+        chain: decodes on the GPU; None to decode on the CPU.
+        files: taken over and over.
+        count: masks to write.
+        cpu_share: of the JPEGs that CPU threads decode beside the GPU.
+        cold: with an empty page cache, as far as the system empties it when asked.
+    """
+    if cold:
+        forget(files)
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = (Job(file, Path(folder) / f"{n}.png") for n, file in enumerate(islice(cycle(files), count)))
+        options: dict[str, Any] = {"batch_size": runtime.max_batch, "chain": chain, "cpu_share": cpu_share}
+        summary = run_jobs(jobs, runtime, **options)
+    return {
+        "images_per_second": summary.images_per_second,
+        "megapixels_per_second": summary.megapixels_per_second,
+        "images": count,
+        "failed": summary.failed,
+        "stage_seconds": dict(summary.stage_seconds),
+    }
 
 
 def forget(files: Sequence[Path]) -> None:
@@ -269,7 +268,7 @@ def command(model: Path, plan: Path | None, seconds: float, count: int, json_fil
             attempt(f"cpu decode {name}", partial(cpu_decode_figures, files, size, seconds, cores))
             attempt(f"restore and write {name}", partial(finish_figures, size, native, seconds, cores))
             attempt(f"gpu decode {name}", partial(_gpu_decode, runtime, files, seconds))
-            attempt(f"end to end {name}", partial(_end_to_end, runtime, files, images, cores))
+            attempt(f"end to end {name}", partial(_end_to_end, runtime, files, images))
     click.echo(f"Wrote {json_file}")
 
 
@@ -286,11 +285,15 @@ def _gpu_decode(runtime: Any, files: Sequence[Path], seconds: float) -> dict[str
     return figures
 
 
-def _end_to_end(runtime: Any, files: Sequence[Path], count: int, threads: int) -> dict[str, Any]:
-    from isicrt.engine.gpu_chain import GpuChain
-
-    with GpuChain(runtime) as chain:
-        return chain_figures(chain, runtime.max_batch, files, count, threads)
+def _end_to_end(runtime: Any, files: Sequence[Path], count: int) -> dict[str, Any]:
+    figures: dict[str, Any] = {"decoded on the CPU": run_figures(runtime, None, files, count)}
+    with open_chain(runtime, "gpu") or nullcontext() as chain:
+        run_figures(runtime, chain, files, runtime.max_batch)
+        figures["cold"] = run_figures(runtime, chain, files, count, cold=True)
+        for share in CPU_SHARES:
+            for run in ("warm", "warm again"):
+                figures[f"{run}, CPU share {share:g}"] = run_figures(runtime, chain, files, count, cpu_share=share)
+    return figures
 
 
 if __name__ == "__main__":

@@ -17,12 +17,29 @@
 #          images are used, and nothing is scored or trained.
 # --encoder-weights  MobileNetV2's ImageNet weights, for `train`; without it the runs start from random weights.
 #
-# On a machine that reaches no package index, carry what is missing there. Wheels for that machine's Python, unpacked into
-# one folder on PYTHONPATH, will do: tensorrt-rtx-cu13-libs, tensorrt-rtx-cu13-bindings, pycuda (build a wheel of it where
-# there are CUDA headers; it needs no driver to be built), simplejpeg, isal, and for `tests` nvidia-nvimgcodec-cu13 and
-# nvidia-dali-cuda130. Set SITE_PARTS to files that make up a tar.xz of such a folder, in order, and they are unpacked
-# into $SITE (default: a folder isicrt-site in the system's temporary one) first; call it with `doctor` as its only step
-# for each part where not all can travel at once. Called where there is no GPU, every step says so and the exit code is 1.
+# On a machine that reaches no package index, carry what is missing there: wheels for that machine's Python, unpacked into
+# one folder on PYTHONPATH. Set SITE_PARTS to files that make up a tar.xz of such a folder, in order, and they are unpacked
+# into $SITE (default: a folder isicrt-site in the system's temporary one) first; without SITE_PARTS $SITE is used as it is.
+# Called where there is no GPU, every step says so and the exit code is 1.
+#
+# Recipe, with the two helpers of the project's workplace (../shared/tools, not part of this repository), for a lent machine
+# with CPython 3.12 that takes at most 64 MiB of ignored files a call and keeps them between calls:
+#
+#   ../shared/tools/build_pycuda_wheel.sh build/wheels          # needs python3.12, g++ and CUDA headers, no driver
+#   PART=40 ../shared/tools/pack_wheels.sh build/parts build/wheels/pycuda-*.whl tensorrt-rtx-cu13-libs==1.7.1.116 \
+#     tensorrt-rtx-cu13-bindings==1.7.1.116 nvidia-nvimgcodec-cu13==0.9.0 nvidia-nvjpeg simplejpeg isal
+#
+# nvidia-nvjpeg is not optional: without it nvImageCodec decodes no JPEG on the GPU. nvcc is not needed, the kernels come as
+# PTX, but the driver must serve CUDA 13. For `tests` add pytest and nvidia-dali-cuda130 with what it needs; whatever else of
+# the base packages (numpy, click, onnxruntime, opencv-python-headless, pillow, rich) is not there, the first call shows.
+# The packer leaves dependencies out: name each. Then, a part a call (build/ is ignored by git), the last one with the suite:
+#
+#   python3 -V; python3 -m pip list; nvidia-smi                 # carry build/parts/site.tar.xz.00
+#   true                                                        # carry build/parts/site.tar.xz.01, and so on
+#   SITE_PARTS='build/parts/site.tar.xz.*' benchmarks/gpu_suite.sh doctor engines parity      # correctness before speed
+#   benchmarks/gpu_suite.sh speed tests                         # the same warm machine: $SITE and $WORK are still there
+#
+# With 15 minutes of machine in all, leave `bench` and `train` for another time, and give each call a limit of its own.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -100,9 +117,12 @@ engine() {
   rm -f "$work/engine-$name/ran"
   run "build $name" 300 "${isicrt[@]}" build-engine unet-light --fp16 --batch-size 1,32,256 \
     --images "$(images)" --parity-images 16 --out "$work/engine-$name" "$@" &&
-    run "run $name" 120 "${isicrt[@]}" segment "$here/examples/images" --out "$work/masks-$name" \
-      --model "$work/engine-$name/model.plan" &&
-    { [ -n "$dry" ] || touch "$work/engine-$name/ran"; }
+    run "run $name" 120 "${isicrt[@]}" segment "$here/examples/images" --out "$work/masks-$name" --overwrite \
+      --model "$work/engine-$name/model.plan" --decode cpu &&
+    { [ -n "$dry" ] || touch "$work/engine-$name/ran"; } &&
+    # Whether the GPU decodes too is another question: a plan that ran is good for the other steps.
+    { run "run $name, decoded there" 120 "${isicrt[@]}" segment "$here/examples/images" --out "$work/gpu-masks-$name" \
+      --overwrite --model "$work/engine-$name/model.plan" --decode gpu || true; }
 }
 
 step_doctor() {

@@ -15,13 +15,13 @@ from PIL import Image
 from isicrt.benchmarks import gpu_speed
 from isicrt.benchmarks.gpu_dali import differences
 from isicrt.benchmarks.gpu_speed import (
-    chain_figures,
     cpu_decode_figures,
     finish_figures,
     forget,
     network_figures,
     rate,
     render_files,
+    run_figures,
 )
 from isicrt.benchmarks.gpu_watch import FIELDS, GpuWatch
 from isicrt.benchmarks.latency import Window
@@ -92,11 +92,13 @@ def test_a_chain_end_to_end_and_its_failures(
     host = HostPlan(darkness_onnx, CpuKernels(tmp_path_factory.mktemp("kernels")))
     broken = tmp_path / "broken.jpg"
     broken.write_text("no image")
-    figures = chain_figures(host.chain, 4, [*sorted((rendered_pairs / "images").iterdir())[:4], broken], 10, 2)
-    assert list(figures) == ["cold", "warm", "warm again"]
-    assert {(entry["images"], entry["failed"]) for entry in figures.values()} == {(10, 2)}
-    assert all(entry["images_per_second"] > 0 for entry in figures.values())
-    host.chain.close()
+    files = [*sorted((rendered_pairs / "images").iterdir())[:4], broken]
+    for chain, share in ((host.chain, 0.0), (host.chain, 0.5)):
+        figures = run_figures(host.runtime, chain, files, 10, cpu_share=share, cold=share == 0)
+        assert (figures["images"], figures["failed"]) == (10, 2)
+        assert figures["images_per_second"] > 0
+        assert figures["stage_seconds"]["infer"] > 0
+    host.close()
 
 
 def test_stages_alone(rendered_pairs: Path) -> None:
