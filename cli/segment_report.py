@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import stat
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -47,6 +48,28 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def _checked(option: str, path: Path) -> tuple[Path, bool]:
+    """Where links lead, and whether that is a device or a pipe (`/dev/stdout`), which is written to and not replaced.
+
+    Raises:
+        SettingsError: what stands there must not be replaced.
+    """
+    from isicrt.engine.sources import EXTENSIONS
+
+    if path.suffix.lower() in EXTENSIONS:
+        raise SettingsError(f"{option} {path}: that is an image's name, and JSON would replace it. Choose another")
+    if path.name.startswith(".isicrt-"):
+        raise SettingsError(f"{option} {path}: isicrt keeps its own files under such names. Choose another")
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # nothing there, or nothing that can be seen: writing tells
+        return (path, False)
+    if stat.S_ISDIR(mode):
+        raise SettingsError(f"{option} {path}: cannot be written: it is a folder")
+    stream = not stat.S_ISREG(mode) or path.parent == Path("/dev")
+    return (path if stream else path.resolve(), stream)
+
+
 class RunReport:
     """The ``--report`` file: one summary of a run, written at its end, however that came. Without a path, nothing.
 
@@ -56,12 +79,15 @@ class RunReport:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._stream = False
         if path is None:
+            return
+        path, self._stream = _checked("--report", path)
+        self._path = path
+        if self._stream:
             return
         probe = path.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
         try:
-            if path.is_dir():
-                raise IsADirectoryError(0, "it is a folder")
             probe.touch(exist_ok=False)
             probe.unlink()
         except OSError as error:
@@ -73,8 +99,12 @@ class RunReport:
 
         if self._path is None:
             return
+        text = json.dumps(data, indent=1).encode("ascii") + b"\n"
         try:
-            replace_file(self._path, json.dumps(data, indent=1).encode("ascii") + b"\n")
+            if self._stream:
+                self._path.write_bytes(text)
+            else:
+                replace_file(self._path, text)
         except OSError as error:
             click.echo(f"--report {self._path}: cannot be written: {error.strerror}", err=True)
 
@@ -172,9 +202,11 @@ class OutcomeFile:
         self._first = True
         if path is None:
             return
-        self._temporary = path.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
+        path, self._stream = _checked("--json", path)
+        self._path = path
+        self._temporary = path if self._stream else path.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
         try:
-            self._file = self._temporary.open("x", encoding="ascii")
+            self._file = self._temporary.open("w" if self._stream else "x", encoding="ascii")
         except OSError as error:
             raise SettingsError(f"--json {path}: cannot be written: {error.strerror}") from error
         self._write(json.dumps(head, indent=1)[:-2] + ',\n "images": [')
@@ -183,7 +215,13 @@ class OutcomeFile:
         try:
             self._file.write(text)
         except OSError as error:
-            raise DataError(f"--json {self._path}: cannot be written: {error.strerror}") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> DataError:
+        return DataError(
+            f"--json {self._path}: cannot be written: {error.strerror}. Masks that are there are whole. Put that right "
+            "and run the same command again: it goes on where this one stopped"
+        )
 
     def add(self, outcome: Outcome) -> None:
         if self._path is None:
@@ -207,9 +245,10 @@ class OutcomeFile:
         self._write(f'\n ],\n "summary": {json.dumps(summary)}\n}}\n')
         try:
             self._file.close()
-            self._temporary.replace(self._path)
+            if not self._stream:
+                self._temporary.replace(self._path)
         except OSError as error:
-            raise DataError(f"--json {self._path}: cannot be written: {error.strerror}") from error
+            raise self._unwritable(error) from error
 
     def __enter__(self) -> OutcomeFile:
         return self
@@ -220,4 +259,6 @@ class OutcomeFile:
         if self._path is not None:
             with suppress(OSError):  # of a full disk `finish` has spoken already
                 self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            if not self._stream:
+                with suppress(OSError):
+                    self._temporary.unlink(missing_ok=True)
