@@ -308,7 +308,7 @@ def _members(zipped: zipfile.ZipFile, archive: Path, folder: str) -> dict[str, z
         if info.filename.startswith("__MACOSX/") or PurePosixPath(info.filename).name == ".DS_Store":
             continue
         kind = stat.S_IFMT(info.external_attr >> 16)
-        if info.is_dir() and kind in (0, stat.S_IFDIR):
+        if info.filename and info.is_dir() and kind in (0, stat.S_IFDIR):  # of no name, is_dir raises an IndexError
             continue
         parts = PurePosixPath(info.filename).parts
         name = parts[-1] if parts else ""

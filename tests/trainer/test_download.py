@@ -356,6 +356,7 @@ def _encrypted() -> bytes:
         (lambda: zipped({"Set/../../ISIC_0000001.jpg": b""}), "not a plain file of one folder"),
         (lambda: zipped({"/ISIC_0000001.jpg": b""}), "not a plain file of one folder"),
         (lambda: zipped({"Set/..": b""}), "not a plain file of one folder"),
+        (lambda: zipped({"": b""}), "not a plain file of one folder"),
         (lambda: zipped({"Set\\ISIC_0000001.jpg": b""}), "not a plain file of one folder"),
         (lambda: zipped({"C:ISIC_0000001.jpg": b""}), "not a plain file of one folder"),
         (lambda: zipped({"Other/ISIC_0000001.jpg": b""}), "not a plain file of one folder"),
