@@ -16,6 +16,8 @@ from isicrt.engine.errors import ModelError
 from isicrt.trainer.models import build_model
 
 FORMAT = 1
+_LONGEST_REASON = 500
+"""Characters: torch lists every weight that is missing."""
 BEST, LAST, METRICS, CONFIG = "best.pt", "last.pt", "metrics.csv", "config.yaml"
 
 
@@ -60,14 +62,35 @@ def load(path: Path | str) -> tuple[ModelCard, dict[str, Any]]:
         raise ModelError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch.load raises whatever the unpickler and zipfile do
         raise ModelError(
-            f"{path}: not a checkpoint that can be read safely: {error or type(error).__name__}"
+            f"{path}: not a checkpoint that can be read safely: {_reason(error)}. Only tensors, numbers and text are "
+            "read, as `isicrt train` writes them"
         ) from error
-    if not isinstance(data, dict) or data.get("isicrt") != FORMAT or not isinstance(data.get("weights"), dict):
+    if (
+        not isinstance(data, dict)
+        or data.get("isicrt") != FORMAT
+        or not all(_is_weights(data.get(name, {})) for name in ("weights", "model"))
+        or "weights" not in data
+    ):
         raise ModelError(f"{path}: not a checkpoint of isicrt (expected one that `isicrt train` wrote)")
+    card = data.pop("card", "")
+    if not isinstance(card, str):
+        raise ModelError(f"{path}: its model card is no text")
     try:
-        return ModelCard.from_json(data.pop("card", "")), data
+        return ModelCard.from_json(card), data
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
+
+
+def _is_weights(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _reason(error: Exception) -> str:
+    """What torch says of a file, without its advice to read it by running what is in it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    found = [line for line in lines if line.startswith(("Unsupported", "Trying to", "PytorchStreamReader"))]
+    found += [line for line in lines if line and "weights_only" not in line]
+    return (found[0] if found else type(error).__name__).split(". ")[0].rstrip(".")
 
 
 def load_model(path: Path | str) -> tuple[nn.Module, ModelCard]:
@@ -78,10 +101,14 @@ def load_model(path: Path | str) -> tuple[nn.Module, ModelCard]:
     """
     card, data = load(path)
     try:
-        model = build_model(card.architecture, **card.network)
+        # A stranger's card has no say in what else is read or fetched.
+        model = build_model(card.architecture, pretrained=None, **card.network)
         model.load_state_dict(data["weights"])
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
     except (TypeError, RuntimeError) as error:
-        raise ModelError(f"{path}: its weights do not fit its card ({card.architecture}): {error}") from error
+        reason = str(error) if len(str(error)) <= _LONGEST_REASON else f"{str(error)[:_LONGEST_REASON]} ..."
+        raise ModelError(f"{path}: its weights do not fit its card ({card.architecture}): {reason}") from error
     return model.eval(), card
 
 

@@ -1,0 +1,65 @@
+"""Checkpoints of strangers: what is read of them, and what is said of the others."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from isicrt.engine.card import ModelCard
+from isicrt.engine.errors import ModelError
+from isicrt.trainer import checkpoint
+
+CARD = ModelCard(name="tiny", architecture="unet", input_height=32, input_width=32)
+
+
+class _Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("executed"),))
+
+
+def _with_network(**network: object) -> dict[str, object]:
+    return {"card": CARD.replace(network=network).to_json()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"card": 5}, "its model card is no text", id="card_of_another_type"),
+        pytest.param({"card": None}, "its model card is no text", id="no_card"),
+        pytest.param({"card": "{"}, "model card: not valid JSON", id="card_torn"),
+        pytest.param({"weights": {1: torch.zeros(1)}}, "not a checkpoint of isicrt", id="weight_without_a_name"),
+        pytest.param({"weights": {"a": 3}}, "not a checkpoint of isicrt", id="weight_that_is_no_tensor"),
+        pytest.param({"weights": [1]}, "not a checkpoint of isicrt", id="list_of_weights"),
+        pytest.param({"model": {"a": [1]}}, "not a checkpoint of isicrt", id="last_weights_that_are_no_tensors"),
+        pytest.param({}, r"do not fit its card \(unet\): .* \.\.\.$", id="no_weights"),
+        pytest.param(_with_network(decoder_channels=[10**9] * 4), "four widths from 1 to 4096", id="giant"),
+        pytest.param(_with_network(decoder_channels=3), "do not fit its card", id="widths_of_another_type"),
+        pytest.param(_with_network(pretrained="/etc/passwd"), "do not fit its card", id="another_file"),
+        pytest.param(_with_network(pretrained="imagenet"), "do not fit its card", id="a_download"),
+    ],
+)
+def test_what_does_not_load(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"isicrt": 1, "card": CARD.to_json(), "weights": {}} | change, path)
+    with pytest.raises(ModelError, match=rf"(?s)x\.pt: .*{message}") as caught:
+        checkpoint.load_model(path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", ["bare", "in_a_checkpoint", "old"])
+def test_pickled_code_is_not_run_and_nobody_is_told_how_to(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if kind == "bare":
+        Path("x.pt").write_bytes(pickle.dumps(_Evil(), protocol=2))
+    else:
+        torch.save({"isicrt": 1, "x": _Evil()}, "x.pt", _use_new_zipfile_serialization=kind != "old")
+    with pytest.raises(ModelError, match=r"x\.pt: not a checkpoint that can be read safely: .*Only tensors") as caught:
+        checkpoint.load("x.pt")
+    assert "weights_only" not in str(caught.value)
+    assert not Path("executed").exists()
