@@ -139,9 +139,12 @@ def abilities(base: list[Component], parts: list[Component]) -> dict[str, Any]:
     usable = {component.name for component in (*base, *parts) if component.usable}
     gpu = "NVIDIA driver" in usable
     flavours = {"TensorRT": "tensorrt", "TensorRT for RTX": "tensorrt-rtx"}
+    run_plans = [key for name, key in flavours.items() if {name, "PyCUDA"} <= usable and gpu]
+    decoders = [component for component in parts if component.name == "nvImageCodec" and component.usable]
     return {
         "segment": "shipped model" in usable,
-        "run_plans": [key for name, key in flavours.items() if {name, "PyCUDA"} <= usable and gpu],
+        "run_plans": run_plans,
+        "decode_on_gpu": bool(run_plans) and any("without libnvjpeg" not in part.detail for part in decoders),
         "build_plans": [
             key for name, key in flavours.items() if {name, "ONNX"} <= usable and (gpu or key == "tensorrt-rtx")
         ],
@@ -155,9 +158,10 @@ def verdict(can: dict[str, Any]) -> list[str]:
     where = "on the GPU too" if can["run_plans"] else "on the CPU"
     run, built = " and ".join(can["run_plans"]), " and ".join(can["build_plans"])
     without = "no (needs an NVIDIA GPU and the extra gpu, or rtx and PyCUDA)"
+    decoded = "there" if can["decode_on_gpu"] else "on the CPU (for the GPU: nvImageCodec and libnvjpeg)"
     return [
         f"isicrt segment: yes, {where}" if can["segment"] else "isicrt segment: NO, see what is broken above",
-        f"  with a plan: {f'yes, of {run}' if run else without}",
+        f"  with a plan: {f'yes, of {run}, images decoded {decoded}' if run else without}",
         f"isicrt build-engine: {f'ONNX and plans of {built}' if built else 'no plans (extras gpu, rtx)'}",
         f"isicrt train: {_trains(can)}",
     ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.gpu_decode import suits_gpu
-from isicrt.engine.images import MAX_PIXELS, Decoded, FileStamp, Source, decode_image, read_source
+from isicrt.engine.images import MAX_PIXELS, Decoded, FileStamp, Source, decode_image, may_take_long, read_source
 from isicrt.engine.masks import Mask, restore_mask
 from isicrt.engine.pixel_budget import LARGE_PIXELS
 
@@ -64,8 +64,9 @@ def read_chain_image(
     Args:
         path: the file.
         size: (height, width) of the network's input.
-        decode: of everything that the GPU does not decode, large images among it: they are scaled while they are
-            decoded on the CPU, and would take the GPU's memory.
+        decode: of everything that the GPU does not decode. Large images are among it: they are scaled while they are
+            decoded on the CPU, and would take the GPU's memory. So are those that may take long: nothing could stop a
+            decoder that works on a whole batch.
         max_pixels: `decode` has the say on a JPEG of more.
         cpu_share: of the JPEGs, in [0, 1], that are decoded here all the same, beside the GPU. The CRC of a file
             decides, so that the same file takes the same way in every run.
@@ -77,7 +78,8 @@ def read_chain_image(
     source = read_source(path)
     native_size = suits_gpu(source.data)
     fits = native_size is not None and native_size[0] * native_size[1] <= min(max_pixels, LARGE_PIXELS)
-    if native_size is not None and fits and source.stamp.crc >= cpu_share * 2**32:
+    for_gpu = fits and source.stamp.crc >= cpu_share * 2**32 and not may_take_long(source.data)
+    if native_size is not None and for_gpu:
         return ChainImage(path, native_size, source, None, source.stamp)
     decoded = decode(path, size)
     return ChainImage(path, decoded.native_size, None, decoded.pixels, decoded.stamp)

@@ -98,6 +98,18 @@ def test_what_can_be_done_with_what(names: list[str], expected: tuple[Any, ...],
     assert says in "\n".join(verdict(can))
 
 
+@pytest.mark.parametrize(
+    ("status", "detail", "there"),
+    [("ok", "", True), ("ok", "without libnvjpeg: no JPEG on the GPU", False), ("missing", "not installed", False)],
+)
+def test_where_images_are_decoded_for_a_plan(status: str, detail: str, there: bool) -> None:
+    parts = [Component(name, "ok") for name in ("NVIDIA driver", "TensorRT", "PyCUDA")]
+    can = abilities([], [*parts, Component("nvImageCodec", status, detail=detail)])
+    assert can["decode_on_gpu"] is there
+    assert f"yes, of tensorrt, images decoded {'there' if there else 'on the CPU'}" in "\n".join(verdict(can))
+    assert abilities([], [Component("nvImageCodec", "ok")])["decode_on_gpu"] is False
+
+
 def test_a_full_disk_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert check_disk(tmp_path).status in ("ok", "note")
     monkeypatch.setattr("isicrt.cli.doctor._LITTLE_DISK", 10**18)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,22 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isicrt.engine import gpu_stages, stages
-from isicrt.engine.errors import ImageError, MissingDependencyError, ModelError, SettingsError
+from isicrt.engine import stages
+from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image
 from isicrt.engine.gpu_chain import GpuChain
-from isicrt.engine.gpu_stages import GpuRoute, check_decode, open_chain
+from isicrt.engine.gpu_stages import GpuRoute
 from isicrt.engine.images import Decoded, decode_image, read_mask
 from isicrt.engine.isolation import ImageDecoder
-from isicrt.engine.journal import JOURNAL_NAME
-from isicrt.engine.ledger import Ledger
-from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.journal import JOURNAL_NAME, read_journal, read_name
+from isicrt.engine.ledger import Ledger, mask_settings
 from isicrt.engine.outcome import STAGES, Outcome
-from isicrt.engine.pipeline import THREAD_PREFIX, default_threads, run_jobs
+from isicrt.engine.pipeline import THREAD_PREFIX, run_jobs
 from isicrt.engine.sources import Job, find_jobs
-from isicrt.engine.tensorrt_runtime import TensorRtRuntime
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.host_plan import HostPlan
+from tests.engine.hostile_files import CASES, make_folder
 
 
 @pytest.fixture(scope="module")
@@ -236,33 +236,6 @@ def test_cpu_threads_decode_a_share_of_the_jpegs(
     assert len(seen[0]) == expected if expected is not None else 0 < len(seen[0]) < 12
 
 
-def test_large_and_refused_jpegs_are_for_the_cpu(
-    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = next((rendered_pairs / "images").iterdir())
-    assert read_chain_image(file, (64, 64)).pixels is None
-    with ImageDecoder(max_pixels=100) as decoder, pytest.raises(ImageError, match=r"more than 0\.0001 megapixels"):
-        read_chain_image(file, (64, 64), decode=decoder, max_pixels=100)
-    monkeypatch.setattr("isicrt.engine.gpu_batch.LARGE_PIXELS", 100)
-    image = read_chain_image(file, (64, 64))
-    assert image.source is None
-    assert image.pixels is not None
-    assert image.pixels.shape == (64, 64, 3)
-    assert image.stamp is not None
-
-
-@pytest.mark.parametrize("keep_largest", [True, False])
-def test_packed_masks_are_unpacked_and_cleaned(keep_largest: bool) -> None:
-    mask = np.zeros((3, 11), bool)
-    mask[0, :4] = mask[2, 10] = True
-    packed = PackedMask(np.packbits(mask, axis=1), (3, 11))
-    found = packed.clean(keep_largest=keep_largest, fill_holes=False)
-    assert found.dtype == bool
-    mask[2, 10] = not keep_largest
-    np.testing.assert_array_equal(found, mask)
-    assert not PackedMask(np.zeros((3, 2), np.uint8), (3, 11)).clean(keep_largest=True, fill_holes=True).any()
-
-
 def test_an_error_of_the_device_ends_the_run_and_leaves_whole_masks(
     host: HostPlan, rendered_pairs: Path, tmp_path: Path
 ) -> None:
@@ -357,42 +330,6 @@ def test_a_chain_of_another_threshold_is_refused(host: HostPlan) -> None:
         run_jobs([], host.runtime, batch_size=4, chain=host.chain, cpu_share=2)
 
 
-def test_the_way_is_chosen(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with OnnxRuntime(darkness_onnx, threads=1) as onnx:
-        assert open_chain(onnx) is open_chain(onnx, "cpu") is None
-        with pytest.raises(SettingsError, match=r"needs a \.plan"):
-            open_chain(onnx, "gpu")
-        with pytest.raises(SettingsError, match="decode 'fast': must be one of auto, gpu, cpu"):
-            open_chain(onnx, "fast")
-    plan = object.__new__(TensorRtRuntime)
-
-    def missing(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(gpu_stages, "GpuChain", missing)
-    for error in (MissingDependencyError("nvImageCodec", "gpu", "no module"), ModelError("H100: not enough memory")):
-        assert open_chain(plan) is open_chain(plan, "cpu") is None
-        with pytest.raises(type(error), match=r"^--decode gpu: .*--decode cpu"):
-            open_chain(plan, "gpu")
-    monkeypatch.setattr(gpu_stages, "GpuChain", lambda runtime, threshold: (runtime, threshold))
-    assert open_chain(plan, threshold=0.3) == open_chain(plan, "gpu", threshold=0.3) == (plan, 0.3)
-
-
-def test_an_onnx_file_cannot_be_fed_by_the_gpu() -> None:
-    with pytest.raises(SettingsError, match=r"--decode gpu: m\.onnx is an ONNX file.*build-engine m\.onnx --fp16"):
-        check_decode("gpu", Path("m.onnx"))
-    with pytest.raises(SettingsError, match="decode 'x'"):
-        check_decode("x", Path("m.plan"))
-    for decode, name in (("auto", "m.onnx"), ("cpu", "m.onnx"), ("gpu", "m.plan")):
-        check_decode(decode, Path(name))
-
-
-def test_writing_gets_more_threads_where_the_gpu_decodes() -> None:
-    assert default_threads(16) == (16, 8)
-    assert default_threads(16, on_gpu=True) == (8, 16)
-    assert default_threads(1, on_gpu=True) == (1, 1)
-
-
 def test_an_image_that_was_decoded_on_the_cpu_has_its_pixels(host: HostPlan) -> None:
     """Rows of the CPU and of the GPU may be mixed in a batch, and the black row of an error is nobody's mask."""
     rng = np.random.default_rng(0)
@@ -402,3 +339,26 @@ def test_an_image_that_was_decoded_on_the_cpu_has_its_pixels(host: HostPlan) -> 
     assert isinstance(mask, PackedMask)
     expected = host.onnx.infer(pixels[None])[0] >= 128
     np.testing.assert_array_equal(mask.clean(keep_largest=False, fill_holes=False), expected)
+
+
+def test_hostile_files_end_on_the_gpus_way_as_the_table_says(host: HostPlan, tmp_path: Path) -> None:
+    make_folder(tmp_path / "in")
+    jobs = find_jobs(tmp_path / "in", tmp_path / "out", on_clash="extension")
+    settings = mask_settings(host.runtime.card, None, 1)
+    with Ledger(tmp_path / "out", jobs, model={"sha256": "0"}, settings=settings) as ledger:
+        _, outcomes = _run(host, jobs, ledger=ledger, decode_threads=1, decode_timeout=120)
+    assert sorted(outcomes) == sorted(CASES)
+    lines = [line for line in read_journal(tmp_path / "out") if "status" in line]
+    assert {read_name(line["image"]): line["status"] == "done" for line in lines} == {
+        name: outcome.error is None for name, outcome in outcomes.items()
+    }
+    wrong = []
+    for name, (_, expected) in CASES.items():
+        outcome = outcomes[name]
+        if isinstance(expected, str):
+            fine = outcome.error is not None and bool(re.search(expected, outcome.error))
+        else:
+            fine = outcome.error is None and outcome.native_size == expected == read_mask(outcome.job.mask).shape
+        if not fine:
+            wrong.append((name, expected, outcome.error, outcome.native_size))
+    assert wrong == []

@@ -1,0 +1,83 @@
+"""What goes into the GPU's chain and what comes out of it, and when there is one. `test_gpu_stages` runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isicrt.engine import gpu_stages
+from isicrt.engine.errors import ImageError, MissingDependencyError, ModelError, SettingsError
+from isicrt.engine.gpu_batch import PackedMask, read_chain_image
+from isicrt.engine.gpu_stages import check_decode, open_chain
+from isicrt.engine.isolation import ImageDecoder
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.pipeline import default_threads
+from isicrt.engine.tensorrt_runtime import TensorRtRuntime
+
+
+def test_the_way_is_chosen(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with OnnxRuntime(darkness_onnx, threads=1) as onnx:
+        assert open_chain(onnx) is open_chain(onnx, "cpu") is None
+        with pytest.raises(SettingsError, match=r"needs a \.plan"):
+            open_chain(onnx, "gpu")
+        with pytest.raises(SettingsError, match="decode 'fast': must be one of auto, gpu, cpu"):
+            open_chain(onnx, "fast")
+    plan = object.__new__(TensorRtRuntime)
+
+    def missing(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(gpu_stages, "GpuChain", missing)
+    for error in (MissingDependencyError("nvImageCodec", "gpu", "no module"), ModelError("H100: not enough memory")):
+        assert open_chain(plan) is open_chain(plan, "cpu") is None
+        with pytest.raises(type(error), match=r"^--decode gpu: .*--decode cpu"):
+            open_chain(plan, "gpu")
+    monkeypatch.setattr(gpu_stages, "GpuChain", lambda runtime, threshold: (runtime, threshold))
+    assert open_chain(plan, threshold=0.3) == open_chain(plan, "gpu", threshold=0.3) == (plan, 0.3)
+
+
+def test_an_onnx_file_cannot_be_fed_by_the_gpu() -> None:
+    with pytest.raises(SettingsError, match=r"--decode gpu: m\.onnx is an ONNX file.*build-engine m\.onnx --fp16"):
+        check_decode("gpu", Path("m.onnx"))
+    with pytest.raises(SettingsError, match="decode 'x'"):
+        check_decode("x", Path("m.plan"))
+    for decode, name in (("auto", "m.onnx"), ("cpu", "m.onnx"), ("gpu", "m.plan")):
+        check_decode(decode, Path(name))
+
+
+def test_writing_gets_more_threads_where_the_gpu_decodes() -> None:
+    assert default_threads(16) == (16, 8)
+    assert default_threads(16, on_gpu=True) == (8, 16)
+    assert default_threads(1, on_gpu=True) == (1, 1)
+
+
+def test_large_slow_and_refused_jpegs_are_for_the_cpu(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = next((rendered_pairs / "images").iterdir())
+    assert read_chain_image(file, (64, 64)).pixels is None
+    with ImageDecoder(max_pixels=100) as decoder, pytest.raises(ImageError, match=r"more than 0\.0001 megapixels"):
+        read_chain_image(file, (64, 64), decode=decoder, max_pixels=100)
+    for name, value in (("LARGE_PIXELS", 100), ("may_take_long", lambda data: True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"isicrt.engine.gpu_batch.{name}", value)
+            image = read_chain_image(file, (64, 64))
+        assert image.source is None
+        assert image.pixels is not None
+        assert image.pixels.shape == (64, 64, 3)
+        assert image.stamp is not None
+
+
+@pytest.mark.parametrize("keep_largest", [True, False])
+def test_packed_masks_are_unpacked_and_cleaned(keep_largest: bool) -> None:
+    mask = np.zeros((3, 11), bool)
+    mask[0, :4] = mask[2, 10] = True
+    packed = PackedMask(np.packbits(mask, axis=1), (3, 11))
+    found = packed.clean(keep_largest=keep_largest, fill_holes=False)
+    assert found.dtype == bool
+    mask[2, 10] = not keep_largest
+    np.testing.assert_array_equal(found, mask)
+    assert not PackedMask(np.zeros((3, 2), np.uint8), (3, 11)).clean(keep_largest=True, fill_holes=True).any()
