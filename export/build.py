@@ -251,7 +251,12 @@ def _exact_graph(source: Source, precision: str) -> onnx.ModelProto:
         return export_onnx(source.deployed, source.card)
     assert source.graph is not None
     if source.card.precision == "int8":
-        raise BuildError(f"{source.path}: is int8 already, for ONNX Runtime. Build from the model that it was made of.")
+        origin = source.name.removesuffix("-int8") if source.name.endswith("-int8") else "CHECKPOINT"
+        raise BuildError(
+            f"{source.path}: is an int8 model, made for ONNX Runtime on CPUs; TensorRT's parser takes no int8 graph of "
+            f"that kind, and its weights cannot be brought back. Build from the model that it was made of: "
+            f"isicrt build-engine {origin} --fp16"
+        )
     if source.card.precision == "fp16" and precision == "fp32":
         raise BuildError(
             f"{source.path}: its weights were rounded to half, and fp32 would not bring them back. Build with --fp16, "

@@ -153,7 +153,13 @@ def build_engine(
             begin.set()
             raise
     if serialised is None:
-        raise _failure(trt, log, "could not build the engine")
+        failure = _failure(trt, log, "could not build the engine")
+        if tuning.workspace_mib is not None:
+            # What it says then ("no tactics", "out of memory") does not name the option.
+            raise BuildError(
+                f"{failure}\nIt was given a workspace of {tuning.workspace_mib} MiB: try a larger --workspace, or none"
+            )
+        raise failure
     if cache is not None:
         cache.save()
     return Engine(bytes(serialised), layers)

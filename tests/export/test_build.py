@@ -13,6 +13,7 @@ from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.errors import BuildError, MissingDependencyError, ModelError
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import read_plan
+from isicrt.engine.shipped import resolve
 from isicrt.export.build import Built, Destination, Source, build, choose_target, open_source
 from isicrt.export.onnx_export import Deployed
 from isicrt.export.parity import Sample
@@ -252,3 +253,10 @@ def test_a_machine_with_nothing_gets_onnx_and_is_told(monkeypatch: pytest.Monkey
     monkeypatch.setattr(tensorrt_api, "installed", lambda flavour: False)
     assert choose_target("auto").flavour is None
     assert "neither TensorRT nor TensorRT for RTX is installed" in choose_target("auto").reason
+
+
+def test_an_int8_model_names_the_one_to_build_from(tmp_path: Path) -> None:
+    source = open_source(resolve("unet-light-int8"), "unet-light-int8")
+    with pytest.raises(BuildError, match=r"is an int8 model.*isicrt build-engine unet-light --fp16$"):
+        _build(source, [], tmp_path, destination=choose_target("onnx"))
+    assert not list(tmp_path.iterdir())

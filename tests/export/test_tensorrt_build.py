@@ -204,7 +204,7 @@ def test_the_compute_capability_reaches_the_plan(trt: tensorrt_api.TensorRt, tin
 def test_a_workspace_that_is_too_small_is_the_builders_own_error(
     trt: tensorrt_api.TensorRt, darkness_onnx: Path
 ) -> None:
-    with pytest.raises(BuildError, match=r"(?s)could not build the engine.*workspace limit"):
+    with pytest.raises(BuildError, match=r"(?s)could not build the engine.*workspace limit.*try a larger --workspace"):
         build_engine(trt, darkness_onnx.read_bytes(), PROFILE, half=False, tuning=Tuning(workspace_mib=1))
 
 
