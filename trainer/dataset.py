@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ OFFICIAL_FOLDERS = {
     "test": ("ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"),
 }
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+# Others that Pillow knows, PostScript among them, are not for files of strangers.
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 
 LEFT_OUT = {name: f"shows the lesion of test image {test}" for name, test in TEST_TWINS.items()}
 """Training images that would leak the test set into training, with the reason."""
@@ -142,6 +145,8 @@ def _check_pair(pair: Pair) -> tuple[bytes, bool, list[str]]:
     problems: list[str] = []
     for path in (pair.image, pair.mask):
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would be waited for, and /dev/zero never ends
+                return contents, False, [f"{path}: is not a regular file; remove it"]
             contents += hashlib.sha256(path.read_bytes()).digest()
         except OSError as error:
             return contents, False, [f"{path}: cannot be read: {error.strerror}"]
@@ -158,7 +163,7 @@ def _check_pair(pair: Pair) -> tuple[bytes, bool, list[str]]:
 def _open(path: Path, problems: list[str]) -> tuple[tuple[int, int] | None, Image.Image | None]:
     """(width, height) and the image, its pixels loaded; None for what cannot be decoded."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             size = image.size
             image.load()
             return size, image

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +116,29 @@ def test_pairing_and_decoding_problems_are_reported_together(tmp_path: Path) -> 
         checked_pairs([tmp_path])
     assert "ISIC_0000000.jpg: has no mask" in str(caught.value)
     assert "ISIC_0000001_Segmentation.png: cannot be decoded" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda path: os.mkfifo(path), "is not a regular file", id="fifo"),
+        pytest.param(lambda path: path.symlink_to("/dev/zero"), "is not a regular file", id="device"),
+        pytest.param(lambda path: path.mkdir(), "is not a regular file", id="folder"),
+        pytest.param(lambda path: path.symlink_to("nowhere"), "No such file", id="dangling_link"),
+        pytest.param(lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "cannot be decoded", id="postscript"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs there")
+def test_what_is_no_image_is_neither_waited_for_nor_run(
+    tmp_path: Path, make: Callable[[Path], object], message: str
+) -> None:
+    for n in range(3):
+        write_pair(tmp_path / "images", tmp_path / "masks", f"ISIC_000000{n}")
+    image = tmp_path / "images" / "ISIC_0000001.jpg"
+    image.unlink()
+    make(image)
+    with pytest.raises(DataError, match=rf"1 problems:\n  .*ISIC_0000001\.jpg: .*{message}"):
+        checked_pairs([tmp_path])
 
 
 def test_hash_follows_the_contents_and_not_the_place(tmp_path: Path) -> None:
