@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from isicrt.engine import gpu_stages
 from isicrt.engine.errors import ImageError, MissingDependencyError, ModelError, SettingsError
 from isicrt.engine.gpu_batch import PackedMask, read_chain_image
 from isicrt.engine.gpu_stages import check_decode, open_chain
+from isicrt.engine.images import read_mask
 from isicrt.engine.isolation import ImageDecoder
 from isicrt.engine.onnx_runtime import OnnxRuntime
-from isicrt.engine.pipeline import default_threads
+from isicrt.engine.pipeline import default_threads, run_jobs
+from isicrt.engine.sources import find_jobs
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
+from tests.engine.gpu_plan import MODULES, open_plan
 
 
 def test_the_way_is_chosen(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,3 +85,36 @@ def test_packed_masks_are_unpacked_and_cleaned(keep_largest: bool) -> None:
     mask[2, 10] = not keep_largest
     np.testing.assert_array_equal(found, mask)
     assert not PackedMask(np.zeros((3, 2), np.uint8), (3, 11)).clean(keep_largest=True, fill_holes=True).any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("flavour", MODULES)
+def test_a_run_on_a_gpu_gives_the_masks_of_the_cpu_and_its_memory_back(
+    flavour: str, darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path
+) -> None:
+    """Full batches twice, so that graphs run, a partial one, a PNG, and a file that is none."""
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed (extra gpu)")
+    images = tmp_path / "images"
+    images.mkdir()
+    for n, file in enumerate(sorted((rendered_pairs / "images").iterdir()) * 4):
+        (images / f"{n:02d}.jpg").write_bytes(file.read_bytes())
+    with Image.open(images / "00.jpg") as image:
+        image.save(images / "other.png")
+    (images / "bad.jpg").write_bytes((images / "00.jpg").read_bytes()[:500])
+    with OnnxRuntime(darkness_onnx, threads=1) as onnx:
+        run_jobs(find_jobs(images, tmp_path / "cpu"), onnx)
+    free = []
+    with open_plan(darkness_onnx, flavour, tmp_path / "plan") as runtime:
+        for share in (0.0, 0.0, 0.5):
+            out = tmp_path / f"gpu{len(free)}"
+            chain = open_chain(runtime, "gpu")
+            assert chain is not None
+            with chain:
+                summary = run_jobs(find_jobs(images, out), runtime, batch_size=8, chain=chain, cpu_share=share)
+            assert (summary.images, summary.failed) == (50, 1)
+            with runtime.device.current():
+                free.append(runtime.device.cuda.mem_get_info()[0])
+            for path in sorted((tmp_path / "cpu").iterdir()):
+                ours, theirs = read_mask(out / path.name), read_mask(path)
+                assert np.count_nonzero(ours & theirs) > 0.98 * np.count_nonzero(ours | theirs), path.name
+    assert free[2] > free[0] - (64 << 20), "a run on the GPU keeps memory"

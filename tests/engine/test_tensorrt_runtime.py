@@ -14,6 +14,7 @@ from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import write_plan
 from isicrt.engine.tensorrt_api import TensorRt
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime, check_flavour, check_gpu, check_version, rebuild_command
+from tests.engine.gpu_plan import MODULES, open_plan
 from tests.tiny_models import darkness_card
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0")
@@ -126,29 +127,10 @@ def test_a_plan_of_tensorrt_for_rtx_is_not_tied_to_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-def test_a_plan_runs_and_equals_onnx_runtime(darkness_onnx: Path, tmp_path: Path) -> None:
-    if find_gpu() is None:
-        pytest.skip("no NVIDIA GPU with a driver here")
-    pytest.importorskip("pycuda", reason="PyCUDA is not installed (extra gpu)")
-    pytest.importorskip("tensorrt", reason="TensorRT is not installed (extra gpu)")
-    from isicrt.export.build import build, choose_target, open_source
-    from isicrt.export.parity import Sample
-    from isicrt.export.tensorrt_build import Profile
-
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
-    built = build(
-        open_source(darkness_onnx, "darkness"),
-        [Sample("noise", images[0])],
-        precision="fp32",
-        profile=Profile(2, 4, 8),
-        destination=choose_target("tensorrt"),
-        out=tmp_path,
-        images="noise",
-        report=lambda stage, fraction: None,
-    )
-    assert built.plan is not None
-    with TensorRtRuntime(built.plan) as plan, OnnxRuntime(darkness_onnx) as onnx:
+@pytest.mark.parametrize("flavour", MODULES)
+def test_a_plan_runs_and_equals_onnx_runtime(flavour: str, darkness_onnx: Path, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    with open_plan(darkness_onnx, flavour, tmp_path) as plan, OnnxRuntime(darkness_onnx) as onnx:
         assert plan.max_batch == 8
         for count in (8, 3, 1, 8):  # 1 is below the profile's smallest batch
             difference = plan.infer(images[:count]).astype(int) - onnx.infer(images[:count])
