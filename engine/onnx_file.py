@@ -7,6 +7,7 @@ the field numbers of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ MAX_BYTES = 1 << 30
 MAX_ELEMENTS = 1 << 28
 """Of one tensor."""
 MAX_CARD_BYTES = 1 << 20
+MAX_FIELDS = 1 << 22
+"""Of a whole file. Those of the models that ship are ten thousand; a gigabyte of empty ones would take an hour."""
+_MAX_DIMENSIONS_BYTES = 256
 _MAX_DEPTH = 16
 
 # Message -> field number -> message in that field. What is not here holds no tensor.
@@ -54,7 +58,7 @@ def read_onnx_card(path: str | os.PathLike[str]) -> ModelCard:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        _check(data, "model", path, 0)
+        _check(data, "model", path, 0, itertools.repeat(True, MAX_FIELDS))
         card = _card(data, path)
     except (IndexError, ValueError) as error:
         raise ModelError(f"{path}: not an ONNX file, or a damaged one: {error}") from error
@@ -66,30 +70,31 @@ def read_onnx_card(path: str | os.PathLike[str]) -> ModelCard:
         raise ModelError(f"{path}: {error}") from None
 
 
-def _check(message: memoryview, kind: str, path: Path, depth: int) -> None:
+def _check(message: memoryview, kind: str, path: Path, depth: int, left: Iterator[bool]) -> None:
+    """`left`: has an item for each field that may still be read."""
     if depth > _MAX_DEPTH:
         raise ModelError(f"{path}: its graphs are nested more than {_MAX_DEPTH} deep")
     if kind == "tensor":
-        _check_tensor(message, path)
+        _check_tensor(message, path, left)
         return
     nested = _NESTED[kind]
-    for number, value in _fields(message):
+    for number, value in _fields(message, left):
         if number in nested:
             if isinstance(value, int):
                 raise ValueError(f"field {number} of a {kind} is a number")
-            _check(value, nested[number], path, depth + 1)
+            _check(value, nested[number], path, depth + 1, left)
         elif kind == "node" and number == _NODE_OPERATOR and not isinstance(value, int) and bytes(value) in _ENDLESS:
             raise ModelError(f"{path}: has a {bytes(value).decode()} node. That is refused: it may never end")
     if kind == "function":
         raise ModelError(f"{path}: has functions of its own. That is refused: export it with them inlined")
 
 
-def _check_tensor(message: memoryview, path: Path) -> None:
+def _check_tensor(message: memoryview, path: Path, left: Iterator[bool]) -> None:
     elements, name, external = 1, "", False
-    for number, value in _fields(message):
+    for number, value in _fields(message, left):
         if number == _TENSOR_DIMS:
             for size in [value] if isinstance(value, int) else _packed(value):
-                elements *= size
+                elements = min(elements * size, 1 << 64)
         elif number == _TENSOR_NAME and not isinstance(value, int):
             name = bytes(value[:200]).decode("utf-8", "backslashreplace")
         elif number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value != 0):
@@ -104,9 +109,10 @@ def _check_tensor(message: memoryview, path: Path) -> None:
 
 
 def _card(message: memoryview, path: Path) -> bytes | None:
-    for number, value in _fields(message):
+    left = itertools.repeat(True, MAX_FIELDS)
+    for number, value in _fields(message, left):
         if number == _MODEL_METADATA and not isinstance(value, int):
-            entry = {key: bytes(text) for key, text in _fields(value) if not isinstance(text, int)}
+            entry = {key: bytes(text) for key, text in _fields(value, left) if not isinstance(text, int)}
             if entry.get(1) == METADATA_KEY.encode():
                 card = entry.get(2, b"")
                 if len(card) > MAX_CARD_BYTES:
@@ -115,11 +121,15 @@ def _card(message: memoryview, path: Path) -> bytes | None:
     return None
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def _fields(message: memoryview, left: Iterator[bool]) -> Iterator[tuple[int, int | memoryview]]:
     """Field numbers and values: a number, or the bytes of what has a length. Raises IndexError or ValueError."""
     position = 0
     while position < len(message):
+        if not next(left, False):
+            raise ValueError(f"more than {MAX_FIELDS} fields")
         tag, position = _varint(message, position)
+        if tag < 8:
+            raise ValueError("field 0")
         if tag >> 32:  # ONNX Runtime drops the upper bits: what passes for another field here would be a weight there
             raise ValueError(f"field {tag >> 3}")
         number, wire = tag >> 3, tag & 7
@@ -130,7 +140,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             length = {1: 8, 5: 4}.get(wire, 0)
             if wire == 2:
                 length, position = _varint(message, position)
-            if number == 0 or length > len(message) - position:
+            if length > len(message) - position:
                 raise ValueError(f"field {number} is longer than what it is in")
             value, position = message[position : position + length], position + length
         else:
@@ -139,6 +149,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _packed(data: memoryview) -> Iterator[int]:
+    if len(data) > _MAX_DIMENSIONS_BYTES:
+        raise ValueError(f"a tensor with {len(data)} bytes of dimensions")
     position = 0
     while position < len(data):
         value, position = _varint(data, position)

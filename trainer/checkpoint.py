@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def save(path: Path, *, card: ModelCard, weights: Mapping[str, Tensor], **state:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _remove_leftovers(path)
     except RuntimeError as error:
         # torch's zip writer closes its archive after a failed write, and that error hides the cause.
         if isinstance(error.__context__, OSError):
@@ -47,6 +49,20 @@ def save(path: Path, *, card: ModelCard, weights: Mapping[str, Tensor], **state:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Temporary files of processes that were killed while they saved this checkpoint, up to 100 MB each."""
+    if os.name != "posix":  # on Windows, asking whether a process is there would end it
+        return
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        number = leftover.name.rpartition(".")[2]
+        with suppress(OSError, OverflowError):
+            if number.isdecimal():
+                try:
+                    os.kill(int(number), 0)
+                except ProcessLookupError:
+                    leftover.unlink()
 
 
 def load(path: Path | str) -> tuple[ModelCard, dict[str, Any]]:

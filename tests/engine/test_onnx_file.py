@@ -154,9 +154,15 @@ def test_the_card_is_read(darkness_onnx: Path) -> None:
         (b"rubbish", "not an ONNX file"),
         (b"\xff" * 40, "not an ONNX file"),
         (b"\x3a\xff\x01abc", "not an ONNX file"),
+        (bytes(100), "field 0"),
+        (b"\x08\x00" * 1001, "more than 1000 fields"),
+        (_delimited(7, _delimited(5, b"\x08\x02" * 1001)), "more than 1000 fields"),
+        (_delimited(7, _delimited(5, _delimited(1, bytes(300)))), "300 bytes of dimensions"),
+        (_delimited(7, _delimited(5, _delimited(1, b"\x7f" * 200))), "more than 268435456 are not loaded"),
     ],
 )
-def test_what_is_no_onnx_file(tmp_path: Path, data: bytes, message: str) -> None:
+def test_what_is_no_onnx_file(tmp_path: Path, data: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "MAX_FIELDS", 1000)
     (tmp_path / "m.onnx").write_bytes(data)
     with pytest.raises(ModelError, match=message):
         read_onnx_card(tmp_path / "m.onnx")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +66,14 @@ def test_pickled_code_is_not_run_and_nobody_is_told_how_to(
         checkpoint.load("x.pt")
     assert "weights_only" not in str(caught.value)
     assert not Path("executed").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="leftovers are left there")
+def test_what_a_kill_left_of_a_checkpoint_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    kept = [f".last.pt.{os.getppid()}", ".last.pt.x", f".best.pt.{ended.pid}"]
+    for name in (*kept, f".last.pt.{ended.pid}"):
+        (tmp_path / name).write_bytes(b"half")
+    checkpoint.save(tmp_path / "last.pt", card=CARD, weights={})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "last.pt"])
