@@ -11,8 +11,9 @@ Runs that start from one checkpoint end in one basin, and the mean of their weig
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -25,7 +26,7 @@ def average(paths: Sequence[Path], out: Path, name: str | None = None) -> None:
     """Write a checkpoint with the mean of the weights and batch-norm statistics of others.
 
     Args:
-        paths: two or more checkpoints of one network, all started from one checkpoint (``--start-from``). What is
+        paths: two or more checkpoints of one network that go back to one checkpoint (``--start-from``). What is
             averaged is what each of them validates and exports.
         out: of the new checkpoint; its card has no scores, since nothing has scored it.
         name: of the new model; None for the first one's.
@@ -38,14 +39,12 @@ def average(paths: Sequence[Path], out: Path, name: str | None = None) -> None:
         raise ModelError("a mean needs two checkpoints or more")
     loaded = [checkpoint.load(path) for path in paths]
     first = loaded[0][0]
-    starts = [card.training.get("start_from", {}).get("sha256") for card, _ in loaded]
-    for path, (card, _), start in zip(paths, loaded, starts, strict=True):
+    for path, (card, _) in zip(paths, loaded, strict=True):
         if (card.architecture, card.network, card.input_size) != (first.architecture, first.network, first.input_size):
             raise ModelError(f"{path}: another network or input size than {paths[0]}: they have no mean")
-        if start is None or start != starts[0]:
+        if not _ancestors(card.training) & _ancestors(first.training):
             raise ModelError(
-                f"{path}: was not started from the same checkpoint as {paths[0]} (--start-from), so their mean is "
-                "no model"
+                f"{path}: has no start in common with {paths[0]} (--start-from), so their mean is no model"
             )
     weights = {}
     for key, value in loaded[0][1]["weights"].items():
@@ -59,6 +58,12 @@ def average(paths: Sequence[Path], out: Path, name: str | None = None) -> None:
         name=name or first.name, training=training, scores={}, created=datetime.date.today().isoformat()
     )
     checkpoint.save(out, card=card, weights=weights)
+
+
+def _ancestors(training: Mapping[str, Any]) -> set[str]:
+    """Hashes of the checkpoints that a run started from, the one that this started from, and so on."""
+    start = training.get("start_from")
+    return set() if start is None else {start["sha256"]} | _ancestors(start)
 
 
 @click.command()

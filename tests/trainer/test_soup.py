@@ -43,11 +43,18 @@ def test_the_mean_of_three(tmp_path: Path) -> None:
     assert (card.name, card.scores, len(card.training["mean_of"])) == ("soup", {}, 3)
 
 
+def test_cousins_have_a_mean(tmp_path: Path) -> None:
+    training = {"start_from": {"sha256": "parent", "start_from": {"sha256": "one"}}}
+    paths = [write(tmp_path / "a.pt", 1.0), write(tmp_path / "b.pt", 2.0, training=training)]
+    average(paths, tmp_path / "mean.pt")
+    assert checkpoint.load(tmp_path / "mean.pt")[1]["weights"]["head.bias"].tolist() == [1.5]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"start": "another"}, "not started from the same checkpoint"),
-        ({"start": None}, "not started from the same checkpoint"),
+        ({"start": "another"}, "no start in common"),
+        ({"start": None}, "no start in common"),
         ({"size": 96}, "another network or input size"),
     ],
 )
