@@ -9,7 +9,9 @@ import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+_RELEASE_THRESHOLD = 4  # CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR}
 
 
@@ -54,6 +56,27 @@ def find_gpu(index: int = 0) -> Gpu | None:
         return None
     served = f"{version.value // 1000}.{version.value % 1000 // 10}"
     return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", served, _driver_version())
+
+
+def keep_freed_memory(index: int, size: int, *, library: Any = None) -> None:
+    """Let the device's default memory pool keep what was freed, up to `size` bytes, for the next allocation.
+
+    By default it gives everything back to the system whenever a stream or an event is waited for, so that libraries
+    that allocate in stream order pay for it again with every batch. A device without pools is left as it is.
+    https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__MALLOC__ASYNC.html
+    """
+    device, pool, kept = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
+    try:
+        cuda = driver_library() if library is None else library
+        known = (
+            cuda.cuDeviceGet(ctypes.byref(device), index) == 0
+            and cuda.cuDeviceGetDefaultMemPool(ctypes.byref(pool), device) == 0
+            and cuda.cuMemPoolGetAttribute(pool, _RELEASE_THRESHOLD, ctypes.byref(kept)) == 0
+        )
+        if known and kept.value < size:
+            cuda.cuMemPoolSetAttribute(pool, _RELEASE_THRESHOLD, ctypes.byref(ctypes.c_uint64(size)))
+    except (OSError, AttributeError):
+        return
 
 
 def _driver_version() -> str:

@@ -69,6 +69,12 @@ class ChainTicket:
     held: list[DeviceImage] = field(default_factory=list)
     """Decoded images, until the stream has read them."""
 
+    def release(self) -> None:
+        """Give the decoded images back. Their stream has come to rest, and is still there."""
+        for image in self.held:
+            image.release()
+        self.held.clear()
+
 
 class _Lane:
     """A slot of the runtime with the memory that its batch needs beside it."""
@@ -128,6 +134,7 @@ class GpuChain:
         self._lock = threading.Lock()  # who closes it need not be who uses it
         self._lanes: list[_Lane] = []
         self._free: list[_Lane] = []
+        self._in_flight: list[ChainTicket] = []
         with self._device.errors("prepare decoding on the GPU"), self._device.current():
             self._kernels: Launcher | None = kernels or Kernels(self._device)
             self._decoder = decoder or GpuDecoder(self._device.index)
@@ -215,9 +222,10 @@ class GpuChain:
                 with self._device.current():
                     with suppress(self._device.cuda.Error):
                         lane.slot.stream.synchronize()
-                    ticket.held.clear()
+                    ticket.release()
                 self._free.append(lane)
                 raise
+            self._in_flight.append(ticket)
         return ticket
 
     def collect(self, ticket: ChainTicket) -> list[PackedMask | ImageError]:
@@ -231,15 +239,15 @@ class GpuChain:
             lane, ticket.lane = ticket.lane, None
             if lane is None:
                 raise RuntimeError("this batch was collected already")
-            if lane not in self._lanes:
-                ticket.held.clear()
+            if ticket not in self._in_flight:
                 raise ModelError("decoding on the GPU is closed")
+            self._in_flight.remove(ticket)
             try:
                 with self._device.errors(f"segment a batch of {len(ticket.rows)}"), self._device.current():
                     try:
                         lane.done.synchronize()
                     finally:
-                        ticket.held.clear()  # inside `current`: it frees memory of the device
+                        ticket.release()
                 return [row.error or _packed(lane, row) for row in ticket.rows]
             finally:
                 self._free.append(lane)
@@ -350,9 +358,13 @@ class GpuChain:
         """Wait for what is in flight and give the memory back; the runtime stays open. May be called twice."""
         with self._lock, self._device.current():
             lanes, self._lanes, self._free = self._lanes, [], []
+            tickets, self._in_flight = self._in_flight, []
             try:
                 for lane in lanes:
                     lane.free(self._device)
+                # Before the runtime's streams go: nvImageCodec frees an image on the stream that it was decoded for.
+                for ticket in tickets:
+                    ticket.release()
             finally:
                 self._decoder.close()
                 # PyCUDA unloads them, which it cannot where their context is not current.

@@ -15,16 +15,19 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from isicrt.engine.cuda_driver import keep_freed_memory
 from isicrt.engine.errors import MissingDependencyError, ModelError
 from isicrt.engine.images import MAX_PIXELS
 
 HARDWARE_LOAD = 0.65
 """Share of a batch for the hardware decoder of data-centre GPUs; the CUDA cores take the rest. DALI's default."""
+KEPT_BYTES = 3 << 30
+"""Of decoded images that were freed: what three full batches have, see `isicrt.engine.gpu_batch.BATCH_PIXELS`."""
 _MARKERS = (b"\xff\xd8\xff", b"\xff\xd9")
 _TAIL = 1024
 
 
-@dataclass(frozen=True)
+@dataclass
 class DeviceImage:
     """A decoded image in device memory."""
 
@@ -35,6 +38,13 @@ class DeviceImage:
     """(height, width) in pixels; uint8, RGB interleaved."""
     owner: Any
     """Keeps the memory; to be held until the stream has read it."""
+
+    def release(self) -> None:
+        """Give the memory back, in the order of the stream that it was decoded for, which must still be there.
+
+        An object that somebody still holds, such as the traceback of an error, then keeps nothing.
+        """
+        self.owner = None
 
 
 def suits_gpu(data: bytes) -> tuple[int, int] | None:
@@ -64,6 +74,7 @@ class GpuDecoder:
 
     Raises:
         MissingDependencyError: nvImageCodec is not installed.
+        ModelError: it finds no GPU, or none that it can use.
     """
 
     CPU_ONLY = -99999  # NVIMGCODEC_DEVICE_CPU_ONLY
@@ -84,12 +95,16 @@ class GpuDecoder:
                 kind.HW_GPU_ONLY, load_hint=hardware_load, load_hint_policy=nvimgcodec.LoadHintPolicy.FIXED
             )
             backends = [hardware, nvimgcodec.Backend(kind.GPU_ONLY), nvimgcodec.Backend(kind.HYBRID_CPU_GPU)]
-        self._decoder: Any = nvimgcodec.Decoder(
-            device_id=device,
-            max_num_cpu_threads=cpu_threads or 0,
-            backends=backends,
-            options=":fancy_upsampling=1",
-        )
+            keep_freed_memory(device, KEPT_BYTES)
+        try:
+            self._decoder: Any = nvimgcodec.Decoder(
+                device_id=device,
+                max_num_cpu_threads=cpu_threads or 0,
+                backends=backends,
+                options=":fancy_upsampling=1",
+            )
+        except RuntimeError as error:
+            raise ModelError(f"nvImageCodec cannot start a decoder on GPU {device}: {error}") from error
         self._parameters: Any = nvimgcodec.DecodeParams(
             apply_exif_orientation=False,
             color_spec=nvimgcodec.ColorSpec.SRGB,

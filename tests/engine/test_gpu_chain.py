@@ -14,6 +14,7 @@ from isicrt.benchmarks.agreement import cpu_masker
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
 from isicrt.engine.gpu_batch import PackedMask, read_chain_image
 from isicrt.engine.gpu_chain import GpuChain
+from isicrt.engine.gpu_decode import DeviceImage
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.host_plan import HostPlan
@@ -98,6 +99,29 @@ def test_several_batches_are_in_flight_and_come_back_in_any_order(host: HostPlan
         np.testing.assert_array_equal(mask.clean(keep_largest=True, fill_holes=True), other)
     with pytest.raises(RuntimeError, match="collected already"):
         host.chain.collect(first)
+
+
+def test_decoded_images_are_given_back_whatever_becomes_of_the_batch(
+    host: HostPlan, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that the traceback of an error refers to: nvImageCodec frees them on a stream that goes soon."""
+    seen: list[DeviceImage] = []
+    real = host.chain._decoder.decode
+
+    def decode(contents: Any, stream: int) -> Any:
+        images = real(contents, stream)
+        seen.extend(images)
+        return images
+
+    monkeypatch.setattr(host.chain._decoder, "decode", decode)
+    files = sorted((rendered_pairs / "images").iterdir())[:3]
+    host.chain.segment_files(files)
+    for context in host.contexts:
+        context.refuses = True
+    with pytest.raises(ModelError):
+        host.chain.segment_files(files)
+    assert len(seen) == 6
+    assert all(image.owner is None for image in seen)
 
 
 def test_an_error_of_the_device_is_ours_and_frees_the_lane(host: HostPlan, rendered_pairs: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from isicrt.benchmarks.rendered import render
+from isicrt.engine.cuda_driver import find_gpu
+from isicrt.engine.errors import ModelError
 from isicrt.engine.gpu_decode import DeviceImage, GpuDecoder, suits_gpu
 from isicrt.engine.images import read_image
 from tests.engine.stand_ins import memory_at
@@ -89,3 +91,9 @@ def test_what_cannot_be_decoded_costs_itself(decoder: GpuDecoder, capfd: pytest.
     assert [image is None for image in images] == [False, True, False]
     assert decoder.decode([], 0) == []
     capfd.readouterr()  # nvImageCodec speaks for itself
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
+def test_without_a_gpu_the_decoder_says_so(decoder: GpuDecoder) -> None:
+    with pytest.raises(ModelError, match="nvImageCodec cannot start a decoder on GPU 0"):
+        GpuDecoder(0)

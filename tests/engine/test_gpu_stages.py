@@ -306,7 +306,11 @@ def test_a_gpu_that_hangs_does_not_hold_an_interrupted_run(
 def test_closing_a_chain_that_is_in_use_waits_and_ends_it(host: HostPlan, rendered_pairs: Path) -> None:
     images = [read_chain_image(file, (64, 64)) for file in sorted((rendered_pairs / "images").iterdir())[:4]]
     ticket = host.chain.submit(images)
+    held = list(ticket.held)
+    assert len(held) == 4
+    assert all(image.owner is not None for image in held)
     host.chain.close()
+    assert all(image.owner is None for image in held), "nvImageCodec would free it on a stream that is gone"
     with pytest.raises(ModelError, match="decoding on the GPU is closed"):
         host.chain.collect(ticket)
     with pytest.raises(ModelError, match="decoding on the GPU is closed"):
