@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,19 @@ class PackedMask:
         bits = np.unpackbits(self.bits, axis=1, count=self.native_size[1])
         # At its own size nothing is interpolated; a threshold of next to nothing tells 1 from 0.
         return restore_mask(bits, self.native_size, threshold=1e-3, keep_largest=keep_largest, fill_holes=fill_holes)
+
+
+def within_bounds(images: Sequence[ChainImage], most: int = BATCH_PIXELS) -> Iterator[Sequence[ChainImage]]:
+    """Parts of `images`, in order, of at most so many native pixels each; one image alone may have more."""
+    start = pixels = 0
+    for n, image in enumerate(images):
+        own = image.native_size[0] * image.native_size[1]
+        if n > start and pixels + own > most:
+            yield images[start:n]
+            start, pixels = n, 0
+        pixels += own
+    if start < len(images):
+        yield images[start:]
 
 
 def read_chain_image(

@@ -22,7 +22,7 @@ from isicrt.engine.card import ModelCard
 from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array, cutoff
-from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image
+from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image, within_bounds
 from isicrt.engine.gpu_decode import DeviceImage, GpuDecoder
 from isicrt.engine.gpu_kernels import Kernels, cover, linear_scale, taps
 from isicrt.engine.gpu_scratch import GrowingMemory, GrowingPinned
@@ -178,10 +178,11 @@ class GpuChain:
                     else:
                         places.append(start + place)
                         images.append(image)
-                if len(tickets) == self.depth:
-                    collect()
-                if images:
-                    tickets.append((places, self.submit(images)))
+                for part in within_bounds(images):
+                    if len(tickets) == self.depth:
+                        collect()
+                    tickets.append((places[: len(part)], self.submit(part)))
+                    places = places[len(part) :]
             while tickets:
                 collect()
         finally:

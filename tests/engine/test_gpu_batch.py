@@ -11,7 +11,7 @@ from PIL import Image
 
 from isicrt.engine import gpu_stages
 from isicrt.engine.errors import ImageError, MissingDependencyError, ModelError, SettingsError
-from isicrt.engine.gpu_batch import PackedMask, read_chain_image
+from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image, within_bounds
 from isicrt.engine.gpu_stages import check_decode, open_chain
 from isicrt.engine.images import read_mask
 from isicrt.engine.isolation import ImageDecoder
@@ -85,6 +85,17 @@ def test_packed_masks_are_unpacked_and_cleaned(keep_largest: bool) -> None:
     mask[2, 10] = not keep_largest
     np.testing.assert_array_equal(found, mask)
     assert not PackedMask(np.zeros((3, 2), np.uint8), (3, 11)).clean(keep_largest=True, fill_holes=True).any()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts"),
+    [([], []), ([5], [1]), ([50], [1]), ([4, 4, 4, 4], [2, 2]), ([9, 2, 8, 1], [1, 2, 1]), ([50, 1, 50], [1, 1, 1])],
+)
+def test_images_are_cut_into_parts_of_so_many_pixels(sizes: list[int], parts: list[int]) -> None:
+    images = [ChainImage(Path(str(n)), (1, size), None, None, None) for n, size in enumerate(sizes)]
+    found = list(within_bounds(images, 10))
+    assert [len(part) for part in found] == parts
+    assert [image for part in found for image in part] == images
 
 
 @pytest.mark.gpu
