@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import ModelError
+from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array
 
 
@@ -21,7 +22,7 @@ class Runtime(Protocol):
 
     card: ModelCard
     name: str
-    """For tables: ``onnxruntime-cpu``, ``tensorrt-fp16``, ..."""
+    """For tables: ``onnxruntime-cpu``, ``openvino-cpu``, ``tensorrt-fp16``, ..."""
     max_batch: int | None
     """The largest batch that `infer` takes; None where there is no limit."""
 
@@ -105,27 +106,46 @@ def check_batch(images: UInt8Array, card: ModelCard, max_batch: int | None) -> N
         )
 
 
+CPU_RUNTIMES = ("auto", "onnxruntime", "openvino")
+CPU_RUNTIME_VARIABLE = "ISICRT_CPU_RUNTIME"
+
+
 def open_runtime(path: str | os.PathLike[str], *, threads: int | None = None) -> Runtime:
-    """Load a model file on the runtime that fits it: ``.onnx`` on ONNX Runtime, ``.plan`` on TensorRT.
+    """Load a model file on the runtime that fits it: ``.onnx`` on the CPU, ``.plan`` on TensorRT.
+
+    The environment variable ``ISICRT_CPU_RUNTIME`` chooses between ``onnxruntime`` and ``openvino``. Without it, or
+    with ``auto``, it is OpenVINO where that is installed.
 
     Args:
         path: the model.
-        threads: CPU threads for the network, None for one a core. Only ONNX Runtime uses it.
+        threads: CPU threads for the network, None for one a core. Only the runtimes on the CPU use it.
 
     Raises:
         ModelError: no such file, an unknown kind of file, or a file without a valid card.
         MissingDependencyError: the runtime that this file needs is not installed.
+        SettingsError: the environment variable names no runtime.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such model file. `isicrt segment` without --model uses the one that ships.")
     if path.suffix == ".onnx":
-        from isicrt.engine.onnx_runtime import OnnxRuntime
-
-        return OnnxRuntime(path, threads=threads)
+        return _open_onnx(path, threads)
     if path.suffix == ".plan":
         from isicrt.engine.tensorrt_runtime import TensorRtRuntime
 
         return TensorRtRuntime(path)
     hint = " Make an .onnx of it with: isicrt build-engine CHECKPOINT" if path.suffix == ".pt" else ""
     raise ModelError(f"{path}: expected an .onnx or a .plan file.{hint}")
+
+
+def _open_onnx(path: Path, threads: int | None) -> Runtime:
+    chosen = os.environ.get(CPU_RUNTIME_VARIABLE) or "auto"
+    if chosen not in CPU_RUNTIMES:
+        raise SettingsError(f"{CPU_RUNTIME_VARIABLE}={chosen}: choose from {', '.join(CPU_RUNTIMES)}")
+    if chosen == "openvino" or (chosen == "auto" and find_spec("openvino") is not None):
+        from isicrt.engine.openvino_runtime import OpenVinoRuntime
+
+        return OpenVinoRuntime(path, threads=threads)
+    from isicrt.engine.onnx_runtime import OnnxRuntime
+
+    return OnnxRuntime(path, threads=threads)

@@ -31,6 +31,7 @@ from isicrt.engine.errors import BuildError, IsicrtError, MissingDependencyError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.masks import replace_file, restore_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.runtime import Runtime
 
 try:
     import onnx
@@ -166,7 +167,7 @@ def _runtime_version() -> str:
     return str(onnxruntime.__version__)
 
 
-def _levels(runtime: OnnxRuntime) -> Compute:
+def _levels(runtime: Runtime) -> Compute:
     """What users get of a file: its output, rounded."""
 
     def levels(images: UInt8Array) -> Levels:

@@ -1,7 +1,8 @@
-"""ONNX Runtime: the contract of a runtime, and the files that are refused."""
+"""The runtimes on the CPU: the contract of a runtime, and the files that are refused."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,27 +11,37 @@ import pytest
 from onnx import helper
 
 from isicrt.engine.card import METADATA_KEY
-from isicrt.engine.errors import ModelError
+from isicrt.engine.cpu_runtime import CpuRuntime
+from isicrt.engine.errors import MissingDependencyError, ModelError, SettingsError
 from isicrt.engine.in_flight import infer_batches
 from isicrt.engine.onnx_runtime import OnnxRuntime
-from isicrt.engine.runtime import PipelinedRuntime, Runtime
+from isicrt.engine.openvino_runtime import OpenVinoRuntime
+from isicrt.engine.runtime import CPU_RUNTIME_VARIABLE, PipelinedRuntime, Runtime, open_runtime
 from tests.tiny_models import darkness_card, write_darkness_model
+
+
+@pytest.fixture(params=[OnnxRuntime, OpenVinoRuntime])
+def runtime_class(request: pytest.FixtureRequest) -> type[CpuRuntime]:
+    kind: type[CpuRuntime] = request.param
+    return kind
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_any_batch_gives_each_image_its_own_probability(darkness_onnx: Path, batch: int, threads: int) -> None:
+def test_any_batch_gives_each_image_its_own_probability(
+    runtime_class: type[CpuRuntime], darkness_onnx: Path, batch: int, threads: int
+) -> None:
     images = np.random.default_rng(batch).integers(0, 256, (batch, 64, 64, 3), np.uint8)
-    with OnnxRuntime(darkness_onnx, threads=threads) as runtime:
+    with runtime_class(darkness_onnx, threads=threads) as runtime:
         probability = runtime.infer(images)
     assert probability.dtype == np.uint8
     np.testing.assert_array_equal(probability, 255 - images[..., 1])
 
 
-def test_batches_in_flight_come_back_as_themselves(darkness_onnx: Path) -> None:
+def test_batches_in_flight_come_back_as_themselves(runtime_class: type[CpuRuntime], darkness_onnx: Path) -> None:
     rng = np.random.default_rng(0)
     batches = [rng.integers(0, 256, (1 + n % 3, 64, 64, 3), np.uint8) for n in range(7)]
-    with OnnxRuntime(darkness_onnx, threads=2) as runtime:
+    with runtime_class(darkness_onnx, threads=2) as runtime:
         assert isinstance(runtime, PipelinedRuntime)
         assert runtime.depth == 3
         results = list(infer_batches(runtime, enumerate(batches)))
@@ -49,23 +60,23 @@ def test_batches_in_flight_come_back_as_themselves(darkness_onnx: Path) -> None:
         runtime.submit(batches[0])
 
 
-def test_it_is_a_runtime(darkness_onnx: Path) -> None:
-    with OnnxRuntime(darkness_onnx, threads=1) as runtime:
+def test_it_is_a_runtime(runtime_class: type[CpuRuntime], darkness_onnx: Path) -> None:
+    with runtime_class(darkness_onnx, threads=1) as runtime:
         assert isinstance(runtime, Runtime)
         assert runtime.card == darkness_card()
-        assert runtime.name == "onnxruntime-cpu"
+        assert runtime.name in ("onnxruntime-cpu", "openvino-cpu")
         assert runtime.max_batch is None
 
 
-def test_a_result_is_the_callers_to_keep(darkness_onnx: Path) -> None:
-    with OnnxRuntime(darkness_onnx) as runtime:
+def test_a_result_is_the_callers_to_keep(runtime_class: type[CpuRuntime], darkness_onnx: Path) -> None:
+    with runtime_class(darkness_onnx) as runtime:
         first = runtime.infer(np.full((1, 64, 64, 3), 10, np.uint8))
         runtime.infer(np.full((1, 64, 64, 3), 200, np.uint8))
     assert (first == 245).all()
 
 
-def test_close_twice(darkness_onnx: Path) -> None:
-    runtime = OnnxRuntime(darkness_onnx)
+def test_close_twice(runtime_class: type[CpuRuntime], darkness_onnx: Path) -> None:
+    runtime = runtime_class(darkness_onnx)
     runtime.close()
     runtime.close()
 
@@ -81,9 +92,9 @@ def test_close_twice(darkness_onnx: Path) -> None:
     ],
     ids=["dtype", "no_batch", "channels_first", "size", "empty"],
 )
-def test_wrong_input_is_refused(darkness_onnx: Path, images) -> None:
+def test_wrong_input_is_refused(runtime_class: type[CpuRuntime], darkness_onnx: Path, images) -> None:
     with (
-        OnnxRuntime(darkness_onnx) as runtime,
+        runtime_class(darkness_onnx) as runtime,
         pytest.raises(ModelError, match="takes uint8 images of N x 64 x 64 x 3"),
     ):
         runtime.infer(images)
@@ -98,20 +109,20 @@ def _changed(path: Path, change) -> Path:
     return path
 
 
-def test_a_closed_runtime_says_so(darkness_onnx: Path) -> None:
-    with OnnxRuntime(darkness_onnx) as runtime:
+def test_a_closed_runtime_says_so(runtime_class: type[CpuRuntime], darkness_onnx: Path) -> None:
+    with runtime_class(darkness_onnx) as runtime:
         pass
     with pytest.raises(ModelError, match="this runtime is closed"):
         runtime.infer(np.zeros((1, 64, 64, 3), np.uint8))
 
 
-def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
+def test_a_fixed_batch_is_refused(runtime_class: type[CpuRuntime], tmp_path: Path) -> None:
     def fix(model: onnx.ModelProto) -> None:
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_value = 2
 
     with pytest.raises(ModelError, match=r"fixed\.onnx: takes batches of exactly 2; isicrt needs a symbolic batch"):
-        OnnxRuntime(_changed(tmp_path / "fixed.onnx", fix))
+        runtime_class(_changed(tmp_path / "fixed.onnx", fix))
 
 
 @pytest.mark.parametrize(
@@ -126,16 +137,45 @@ def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
     ],
     ids=["no_card", "bad_card", "card_of_another_size"],
 )
-def test_foreign_models_are_refused(tmp_path: Path, change, message: str) -> None:
+def test_foreign_models_are_refused(runtime_class: type[CpuRuntime], tmp_path: Path, change, message: str) -> None:
     path = _changed(tmp_path / "foreign.onnx", change)
     with pytest.raises(ModelError, match=message) as caught:
-        OnnxRuntime(path)
+        runtime_class(path)
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\x08\x0a"])
-def test_not_a_model(tmp_path: Path, data: bytes) -> None:
+def test_not_a_model(runtime_class: type[CpuRuntime], tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(data)
     with pytest.raises(ModelError, match=r"broken\.onnx"):
-        OnnxRuntime(path)
+        runtime_class(path)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"), [("onnxruntime", "onnxruntime-cpu"), ("openvino", "openvino-cpu"), ("", "openvino-cpu")]
+)
+def test_the_environment_chooses(
+    darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch, chosen: str, expected: str
+) -> None:
+    monkeypatch.setenv(CPU_RUNTIME_VARIABLE, chosen)
+    with open_runtime(darkness_onnx) as runtime:
+        assert runtime.name.startswith(expected)
+
+
+def test_an_unknown_choice_is_named(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CPU_RUNTIME_VARIABLE, "tensorflow")
+    with pytest.raises(SettingsError, match="ISICRT_CPU_RUNTIME=tensorflow: choose from auto, onnxruntime, openvino"):
+        open_runtime(darkness_onnx)
+
+
+def test_without_openvino_it_is_onnx_runtime_and_asking_for_it_names_the_extra(
+    darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr("isicrt.engine.runtime.find_spec", lambda name: None)
+    with open_runtime(darkness_onnx) as runtime:
+        assert runtime.name == "onnxruntime-cpu"
+    monkeypatch.setenv(CPU_RUNTIME_VARIABLE, "openvino")
+    with pytest.raises(MissingDependencyError, match=r"isicrt\[openvino\]"):
+        open_runtime(darkness_onnx)

@@ -1,0 +1,135 @@
+"""What the runtimes on the CPU share: one call over all threads, or a stream of batches on each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from isicrt.engine.card import ModelCard
+from isicrt.engine.cores import available_cores
+from isicrt.engine.errors import ModelError
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.onnx_file import read_onnx_card
+from isicrt.engine.runtime import check_batch
+
+Sides = Sequence[tuple[str, list[object]]]
+"""Type and shape of each input or output."""
+
+Call = Callable[[UInt8Array], UInt8Array]
+"""uint8 N x H x W x 3 in, uint8 N x H x W out."""
+
+
+class CpuRuntime:
+    """A model in an ``.onnx`` file that carries its card. See `isicrt.engine.runtime.PipelinedRuntime`.
+
+    `infer` spreads one call over all threads, which is the least time for one image. `submit` computes each batch on
+    one thread, and as many batches at once as there are threads: no thread then waits for another at the end of each
+    layer, which takes fewer CPU seconds an image and is not held up by other processes.
+
+    Args:
+        path: the file.
+        threads: for the network; None for one a core.
+
+    Raises:
+        ModelError: not an ONNX file, weights in other files, no card in it, or inputs and outputs that are not ours.
+    """
+
+    name: str
+    max_batch: int | None = None
+    at_once: int
+    """Images in one call of `submit`'s. With more, what a layer writes has left the core's cache before the next reads
+    it."""
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+        self.path = Path(path)
+        # Before any native code sees the file.
+        self.card: ModelCard = read_onnx_card(path)
+        self._threads = threads or available_cores()
+        self._pool: ThreadPoolExecutor | None = None
+        self._together: Call | None = None
+        """For `infer`: one call on all threads. Loaded when it is first called."""
+        self._alone: Call | None = self._load_streams(self._threads)
+        """For `submit`: calls of one thread each, by several threads at once."""
+
+    def _load_streams(self, threads: int) -> Call:
+        """A function that so many threads may call at once; each call takes one thread."""
+        raise NotImplementedError
+
+    def _load_one_call(self, threads: int) -> Call:
+        """A function for one caller that spreads each call over so many threads."""
+        raise NotImplementedError
+
+    def _check_signature(
+        self, inputs: Sequence[tuple[str, list[object]]], outputs: Sequence[tuple[str, list[object]]]
+    ) -> None:
+        """Raise ModelError unless types and shapes are those of an exported model; a symbolic side is no int."""
+        h, w = self.card.input_size
+        (kind, shape), (out_kind, out_shape) = (
+            sides[0] if len(sides) == 1 and sides[0][1] else ("", []) for sides in (inputs, outputs)
+        )
+        if kind != "uint8" or shape[1:] != [h, w, 3] or out_kind != "uint8" or out_shape[1:] != [h, w]:
+            raise ModelError(
+                f"{self.path}: expected one uint8 input N x {h} x {w} x 3 and one uint8 output N x {h} x {w}, as its "
+                f"card says, but it has {list(inputs)} and {list(outputs)}"
+            )
+        if isinstance(shape[0], int):
+            raise ModelError(
+                f"{self.path}: takes batches of exactly {shape[0]}; isicrt needs a symbolic batch, as "
+                "`isicrt build-engine` exports it"
+            )
+
+    def infer(self, images: UInt8Array) -> UInt8Array:
+        """See `Runtime.infer`."""
+        self._check(images)
+        images = np.ascontiguousarray(images)
+        if self._threads == 1:
+            return self._in_parts(images)
+        if self._together is None:
+            self._together = self._load_one_call(self._threads)
+        return self._together(images)
+
+    @property
+    def depth(self) -> int:
+        """See `PipelinedRuntime.depth`: one batch for each thread, and one that waits for the first to be free."""
+        return self._threads + 1
+
+    def submit(self, images: UInt8Array) -> Future[UInt8Array]:
+        """See `PipelinedRuntime.submit`."""
+        self._check(images)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=self.name)
+        return self._pool.submit(self._in_parts, images.copy())
+
+    def collect(self, ticket: Future[UInt8Array]) -> UInt8Array:
+        """See `PipelinedRuntime.collect`."""
+        return ticket.result()
+
+    def _check(self, images: UInt8Array) -> None:
+        if self._alone is None:
+            raise ModelError(f"{self.path}: this runtime is closed")
+        check_batch(images, self.card, self.max_batch)
+
+    def _in_parts(self, images: UInt8Array) -> UInt8Array:
+        call = self._alone
+        assert call is not None  # `close` waits for the pool
+        parts = [call(images[i : i + self.at_once]) for i in range(0, len(images), self.at_once)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def close(self) -> None:
+        """See `Runtime.close`."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._alone = self._together = self._pool = None
+
+    def __enter__(self) -> CpuRuntime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
