@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import ModelError, SettingsError
+from isicrt.engine.errors import IsicrtError, ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array
 
 
@@ -142,10 +142,15 @@ def _open_onnx(path: Path, threads: int | None) -> Runtime:
     chosen = os.environ.get(CPU_RUNTIME_VARIABLE) or "auto"
     if chosen not in CPU_RUNTIMES:
         raise SettingsError(f"{CPU_RUNTIME_VARIABLE}={chosen}: choose from {', '.join(CPU_RUNTIMES)}")
-    if chosen == "openvino" or (chosen == "auto" and find_spec("openvino") is not None):
+    if chosen != "onnxruntime" and (chosen == "openvino" or find_spec("openvino") is not None):
         from isicrt.engine.openvino_runtime import OpenVinoRuntime
 
-        return OpenVinoRuntime(path, threads=threads)
+        try:
+            return OpenVinoRuntime(path, threads=threads)
+        except IsicrtError:
+            # ONNX Runtime, which everybody has, has the last word on what a file is.
+            if chosen == "openvino":
+                raise
     from isicrt.engine.onnx_runtime import OnnxRuntime
 
     return OnnxRuntime(path, threads=threads)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from isicrt.benchmarks.rendered import render
+from isicrt.engine.runtime import CPU_RUNTIME_VARIABLE
 from tests.tiny_models import write_darkness_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -20,6 +21,14 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     """Resized pairs go to a temporary folder, not to the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ISICRT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def the_runtime_that_everybody_has() -> Iterator[None]:
+    """ONNX Runtime, although the developers' installation has OpenVINO too; `test_cpu_runtimes.py` tries both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CPU_RUNTIME_VARIABLE, "onnxruntime")
         yield
 
 

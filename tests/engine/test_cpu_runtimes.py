@@ -173,9 +173,11 @@ def test_without_openvino_it_is_onnx_runtime_and_asking_for_it_names_the_extra(
     darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr("isicrt.engine.runtime.find_spec", lambda name: None)
-    with open_runtime(darkness_onnx) as runtime:
-        assert runtime.name == "onnxruntime-cpu"
+    monkeypatch.setenv(CPU_RUNTIME_VARIABLE, "auto")
+    for found in (None, object()):  # not there, or there and broken
+        monkeypatch.setattr("isicrt.engine.runtime.find_spec", lambda name, found=found: found)
+        with open_runtime(darkness_onnx) as runtime:
+            assert runtime.name == "onnxruntime-cpu"
     monkeypatch.setenv(CPU_RUNTIME_VARIABLE, "openvino")
     with pytest.raises(MissingDependencyError, match=r"isicrt\[openvino\]"):
         open_runtime(darkness_onnx)
