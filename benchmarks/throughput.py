@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from isicrt.benchmarks.energy import EnergyMeter
 from isicrt.benchmarks.latency import relative_spread, settled
+from isicrt.engine.gpu_stages import open_chain
 from isicrt.engine.pipeline import Outcome, available_cores, default_threads, run_jobs
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
@@ -148,23 +150,27 @@ def run_once(
         if outcome.error is not None:
             failures.append(outcome.error)
 
-    decoders, writers = default_threads(available_cores() if threads is None else threads)
-    energy, cpu = EnergyMeter(), time.process_time()
-    summary = run_jobs(
-        jobs,
-        runtime,
-        batch_size=batch_size,
-        decode_threads=decoders,
-        write_threads=writers,
-        on_outcome=note,
-    )
+    with open_chain(runtime) or nullcontext() as chain:
+        cores = available_cores() if threads is None else threads
+        decoders, writers = default_threads(cores, on_gpu=chain is not None)
+        energy, cpu = EnergyMeter(), time.process_time()
+        summary = run_jobs(
+            jobs,
+            runtime,
+            batch_size=batch_size,
+            decode_threads=decoders,
+            write_threads=writers,
+            on_outcome=note,
+            chain=chain,
+        )
+        spent, joules = time.process_time() - cpu, energy.joules()
     run = TimedRun(
         images=summary.images,
         failed=summary.failed,
         seconds=summary.seconds,
         megapixels=summary.megapixels,
         stage_seconds=dict(summary.stage_seconds),
-        cpu_seconds=time.process_time() - cpu,
-        joules=energy.joules(),
+        cpu_seconds=spent,
+        joules=joules,
     )
     return run, tuple(sorted(failures))
