@@ -19,6 +19,7 @@ _PACKAGES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "opencv-python-headless",
     "opencv-python",
     "simplejpeg",

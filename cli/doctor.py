@@ -37,11 +37,11 @@ with Segmenter() as segmenter:
     mask = segmenter.segment(image)
     seconds = time.perf_counter() - started
     assert mask.shape == (96, 128) and mask.dtype == numpy.uint8
-    name = segmenter.card.name
+    name, runtime = segmenter.card.name, segmenter.runtime.name
 packages = {{"numpy": numpy.__version__, "opencv": cv2.__version__, "pillow": PIL.__version__}}
 packages.update({{p: version(p) for p in ("simplejpeg", "isal", "rich", "click")}})
 print("\\n" + json.dumps({{
-    "packages": packages, "model": name, "seconds": seconds, "cores": available_cores(),
+    "packages": packages, "model": name, "runtime": runtime, "seconds": seconds, "cores": available_cores(),
     "onnxruntime": onnxruntime.__version__, "providers": onnxruntime.get_available_providers(),
 }}))
 """
@@ -102,10 +102,11 @@ def check_segment() -> list[Component]:
         return [Component("segmenting", "broken", detail=problem, advice=advice), describe_cores(None)]
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     providers = ", ".join(name.removesuffix("ExecutionProvider") for name in found["providers"])
+    model = f"{found['model']} on {found['runtime']}: an image in {found['seconds'] * 1e3:.0f} ms"
     return [
         Component("base packages", "ok", detail=packages),
         Component("ONNX Runtime", "ok", found["onnxruntime"], detail=f"providers: {providers}; isicrt uses CPU"),
-        Component("shipped model", "ok", detail=f"{found['model']}: an image in {found['seconds'] * 1e3:.0f} ms"),
+        Component("shipped model", "ok", detail=model),
         describe_cores(found["cores"]),
     ]
 
