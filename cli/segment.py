@@ -207,7 +207,7 @@ def command(
     from isicrt.engine.runtime import open_runtime
     from isicrt.engine.sources import find_jobs
 
-    if overlay is not None and overlay.absolute() == out.absolute():
+    if overlay is not None and os.path.realpath(overlay) == os.path.realpath(out):
         raise SettingsError("--overlay and --out must be different folders")
     started = time.perf_counter()
     if isolate == "always":
@@ -241,7 +241,7 @@ def command(
             "overlay": None if overlay is None else str(overlay),
         }
         about = describe_run(model_path, runtime, settings)
-        report, tally = RunReport(summary_path), Tally(len(jobs))
+        tally = Tally(len(jobs))
         with (
             Ledger(
                 out,
@@ -258,6 +258,7 @@ def command(
             Progress(len(jobs)) as progress,
             _stop_signals() as should_stop,
         ):
+            report = RunReport(summary_path)  # only now is there the folder of the masks, which it may go to
             draw = None if overlay is None else OverlayFolder(out, overlay, run=ledger.run)
             if not ledger.locked:
                 click.echo(f"{printable(out)}: this file system has no locks; start no second run there", err=True)

@@ -6,12 +6,18 @@ import errno
 import json
 import os
 import socket
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 from isicrt.engine.output import OutputError
 
 LOCK_NAME = ".isicrt-lock"
+_STRANGE = "{path}: it is a link, or no plain file: move it away"
+# What lies under the lock's name came with the folder: neither a FIFO nor a link to somebody's file may be opened.
+_FLAGS = os.O_RDWR | os.O_CREAT
+for _name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
+    _FLAGS |= getattr(os, _name, 0)
 _TAKEN = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK})
 _UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
@@ -33,9 +39,14 @@ class FolderLock:
         self.held = True
         while True:
             try:
-                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+                self._file = os.open(self.path, _FLAGS, 0o644)
             except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENXIO):
+                    raise OutputError(_STRANGE.format(path=self.path)) from error
                 raise OutputError(f"{folder}: nothing can be written there: {error.strerror}") from error
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                os.close(self._file)
+                raise OutputError(_STRANGE.format(path=self.path))
             try:
                 _lock(self._file)
             except OSError as error:

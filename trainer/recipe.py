@@ -234,8 +234,10 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
         raise SettingsError(f"{recipe}: no such recipe. Name a YAML file or one of: {', '.join(names())}")
     try:
         return Recipe.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # also bytes that are no UTF-8, and numbers of 5000 digits
         raise SettingsError(f"{path}: not YAML: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: nested too deeply to be a recipe") from None
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
 

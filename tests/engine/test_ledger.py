@@ -272,6 +272,16 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     FolderLock(tmp_path).release()
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("a_file")], ids=["fifo", "link"])
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs there")
+def test_what_is_no_lock(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    (tmp_path / "a_file").write_text("somebody's")
+    make(tmp_path / LOCK_NAME)
+    with pytest.raises(OutputError, match=f"{LOCK_NAME}: it is a link, or no plain file"):
+        FolderLock(tmp_path)
+    assert (tmp_path / "a_file").read_text() == "somebody's"
+
+
 @pytest.mark.parametrize(
     ("number", "fatal"),
     [(errno.ENOSPC, True), (errno.EROFS, True), (errno.EISDIR, False), (errno.ENAMETOOLONG, False)],
