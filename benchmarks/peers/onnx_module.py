@@ -75,10 +75,10 @@ def _call(
         case kind if kind in plain:
             return plain[kind], tuple(inputs), {}
         case "Conv":
-            options = {"stride": list(given["strides"]), "padding": pads()}
+            options = {"stride": list(given.get("strides", [1, 1])), "padding": pads() if "pads" in given else [0]}
             return functional.conv2d, tuple(inputs), options | _groups(given)
         case "ConvTranspose":
-            options = {"stride": list(given["strides"]), "padding": pads() if "pads" in given else [0]}
+            options = {"stride": list(given.get("strides", [1, 1])), "padding": pads() if "pads" in given else [0]}
             return functional.conv_transpose2d, tuple(inputs), options | _groups(given)
         case "MaxPool":
             return functional.max_pool2d, (inputs[0], list(given["kernel_shape"]), list(given["strides"])), {}

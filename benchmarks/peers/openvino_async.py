@@ -1,8 +1,8 @@
-"""OpenVINO with its queue of asynchronous requests, set for throughput; OpenCV around it."""
+"""OpenVINO with its queue of asynchronous requests, set for throughput and for float32; OpenCV around it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,17 @@ from isicrt.engine.card import ModelCard
 
 
 def prepare(model: Path, card: ModelCard) -> Segment:
-    """OpenCV + OpenVINO's AsyncInferQueue + OpenCV."""
+    """OpenCV + OpenVINO's AsyncInferQueue in float32 + OpenCV."""
+    return prepare_with(model, card, {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def prepare_with(model: Path, card: ModelCard, settings: Mapping[str, str]) -> Segment:
+    """OpenCV + OpenVINO's AsyncInferQueue, with further settings of the compiler + OpenCV."""
     openvino: Any = import_module("openvino")
     core = openvino.Core()
     network = core.read_model(model)
     network.reshape([1, card.input_height, card.input_width, 3])
-    compiled = core.compile_model(network, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"})
+    compiled = core.compile_model(network, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", **settings})
     queue: Any = openvino.AsyncInferQueue(compiled)
 
     def finish(request: Any, job: tuple[Path, tuple[int, int]]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from isicrt.benchmarks.peers.dataloader import Images, _collate
 from isicrt.benchmarks.peers.float_graph import write_float_graph
 from isicrt.benchmarks.peers.harness import clean, read_card
 from isicrt.benchmarks.peers.onnx_module import load_module
+from isicrt.benchmarks.plain_unet import plain_unet
 from isicrt.engine import shipped
 from isicrt.engine.card import IMAGENET_MEAN, IMAGENET_STD
 from isicrt.engine.errors import ModelError
@@ -31,6 +33,17 @@ def test_a_shipped_model_as_a_torch_module() -> None:
     with torch.inference_mode():
         found = load_module(model)(torch.from_numpy(images)).numpy()
     assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_the_plain_unet_as_a_torch_module(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    model = tmp_path / "plain.onnx"
+    onnx.save(plain_unet(0.05, 64), model)
+    with OnnxRuntime(model) as runtime:
+        expected = runtime.infer(NOISE)
+    with torch.inference_mode():
+        found = load_module(model)(torch.from_numpy(NOISE)).numpy()
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
