@@ -199,9 +199,9 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
             loss = loss_function(logits.float(), masks)
             value = float(loss.detach())
             if not math.isfinite(value):
-                kept = f"{checkpoint.LAST} is of the epoch before" if history else "No epoch was finished"
+                last = f"{checkpoint.LAST} is of the epoch before" if history else "No epoch was finished"
                 raise TrainingError(
-                    f"{out}: the loss became {value} in epoch {epoch + 1}. {kept}. "
+                    f"{out}: the loss became {value} in epoch {epoch + 1}. {last}. "
                     "Try a lower decoder_lr and encoder_lr, or a longer warm-up, in the recipe."
                 )
             optimiser.zero_grad(set_to_none=True)
