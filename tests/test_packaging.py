@@ -56,7 +56,7 @@ def test_the_wheel_holds_every_module_and_data_file_of_every_room(names: set[str
     expected = {"isicrt/__init__.py", "isicrt/_version.py", "isicrt/py.typed"}
     for room in ROOMS:
         paths = [*(REPOSITORY / room).rglob("*.py"), *(REPOSITORY / room).glob("recipes/*.yaml")]
-        paths += (REPOSITORY / room).glob("models/*.onnx")
+        paths += [*(REPOSITORY / room).glob("models/*.onnx"), *(REPOSITORY / room).glob("*.ptx")]
         expected |= {f"isicrt/{path.relative_to(REPOSITORY).as_posix()}" for path in paths}
     assert "isicrt/engine/models/unet-light.onnx" in expected
     assert {f"isicrt/{room}/__init__.py" for room in ROOMS} <= expected
