@@ -184,7 +184,8 @@ def to_markdown(report: Report) -> str:
 def machine(report: Report) -> str:
     """Processor, GPU and the versions that matter, in one line."""
     e = report.environment
-    software = [f"{name} {e.versions[name]}" for name in ("isicrt", "onnxruntime", "openvino", "tensorrt") if name in e.versions]
+    names = ("isicrt", "onnxruntime", "openvino", "tensorrt")
+    software = [f"{name} {e.versions[name]}" for name in names if name in e.versions]
     return ", ".join([f"{e.cpu} ({e.cores} cores)", *e.gpus, f"Python {e.versions['python']}", *software])
 
 
