@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,7 @@ Call = Callable[[UInt8Array], UInt8Array]
 """uint8 N x H x W x 3 in, uint8 N x H x W out."""
 
 
-class CpuRuntime:
+class CpuRuntime(ABC):
     """A model in an ``.onnx`` file that carries its card. See `isicrt.engine.runtime.PipelinedRuntime`.
 
     `infer` spreads one call over all threads, which is the least time for one image. `submit` computes each batch on
@@ -56,13 +57,13 @@ class CpuRuntime:
         self._alone: Call | None = self._load_streams(self._threads)
         """For `submit`: calls of one thread each, by several threads at once."""
 
+    @abstractmethod
     def _load_streams(self, threads: int) -> Call:
         """A function that so many threads may call at once; each call takes one thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _load_one_call(self, threads: int) -> Call:
         """A function for one caller that spreads each call over so many threads."""
-        raise NotImplementedError
 
     def _check_signature(
         self, inputs: Sequence[tuple[str, list[object]]], outputs: Sequence[tuple[str, list[object]]]
