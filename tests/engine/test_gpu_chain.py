@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,7 @@ from isicrt.engine.gpu_batch import PackedMask, read_chain_image
 from isicrt.engine.gpu_chain import GpuChain
 from isicrt.engine.gpu_decode import DeviceImage
 from isicrt.engine.onnx_runtime import OnnxRuntime
-from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.host_plan import HostPlan
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> CpuKernels:
-    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed (extra gpu)")
-    return CpuKernels(tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture
-def host(darkness_onnx: Path, kernels: CpuKernels) -> Iterator[HostPlan]:
-    host = HostPlan(darkness_onnx, kernels)
-    yield host
-    host.close()
 
 
 def _jaccard(first: Any, second: Any) -> float:

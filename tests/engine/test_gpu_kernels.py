@@ -28,11 +28,6 @@ from tests.engine.cpu_kernels import CpuKernels
 BLOCK = (8, 4)
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> CpuKernels:
-    return CpuKernels(tmp_path_factory.mktemp("kernels"))
-
-
 def _weights(kernels: CpuKernels, size_in: int, size_out: int) -> tuple[npt.NDArray[np.int32], ...]:
     count = taps(size_in, size_out)
     tables = tuple(np.full(shape, -7, np.int32) for shape in (size_out, size_out, (size_out, count)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +27,6 @@ from isicrt.engine.sources import Job, find_jobs
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.host_plan import HostPlan
 from tests.engine.hostile_files import CASES, make_folder
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> CpuKernels:
-    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed (extra gpu)")
-    return CpuKernels(tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture
-def host(darkness_onnx: Path, kernels: CpuKernels) -> Iterator[HostPlan]:
-    host = HostPlan(darkness_onnx, kernels)
-    yield host
-    host.close()
-    assert [t.name for t in threading.enumerate() if t.name.startswith(THREAD_PREFIX)] == []
 
 
 @pytest.fixture
