@@ -5,7 +5,8 @@
 Static quantisation of ONNX Runtime in the QDQ form (Jacob et al. 2018, arXiv:1712.05877): weights int8 with a scale for
 each channel, without which MobileNetV2's depthwise convolutions do not survive; activations uint8 with a scale for each
 tensor. The normalisation before the first convolution and the head (last convolution, sigmoid) stay float32.
-Batch norms are folded already, by the export; a ReLU becomes the end of its convolution's range.
+Batch norms are folded already, by the export; a ReLU becomes the end of its convolution's range. `export.rounding`
+chooses the integers of the weights.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ from isicrt.export.calibration import read_samples
 from isicrt.export.half import ANCHORS
 from isicrt.export.onnx_graph import set_card, strip
 from isicrt.export.parity import Compute, Levels, Parity, Sample, measure_parity
+from isicrt.export.rounding import round_weights
 
 METHODS = ("minmax", "percentile", "entropy")
 """A tensor's range is all of what calibration saw, 99.999 % of it, or what loses least information."""
+ROUNDINGS = ("gptq", "nearest")
+"""Weights: see `isicrt.export.rounding`; or the nearest integers."""
 _OPERATIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "Clip", "Add", "Mul", "Concat", "Resize", "MaxPool")
 _BATCH = 8
 
@@ -65,13 +69,16 @@ class Quantised:
     """Convolutions and matrix products in all."""
 
 
-def quantise(model: onnx.ModelProto, images: Sequence[UInt8Array], method: str = "minmax") -> onnx.ModelProto:
+def quantise(
+    model: onnx.ModelProto, images: Sequence[UInt8Array], method: str = "minmax", rounding: str = "gptq"
+) -> onnx.ModelProto:
     """The int8 version of a graph. The original is left alone; metadata are not carried over.
 
     Args:
         model: of ours, float32.
         images: calibrate; uint8, h x w x 3, at the model's input size.
         method: one of `METHODS`.
+        rounding: one of `ROUNDINGS`.
 
     Raises:
         BuildError: no images, or a graph without an inner convolution or that ONNX Runtime cannot quantise.
@@ -111,6 +118,8 @@ def quantise(model: onnx.ModelProto, images: Sequence[UInt8Array], method: str =
         except Exception as error:  # ONNX Runtime's have no common root
             raise BuildError(f"int8: ONNX Runtime cannot quantise this graph: {error}") from error
         result = onnx.load(str(after))
+    if rounding == "gptq":
+        round_weights(result, source, images)
     strip(result)
     del result.metadata_props[:]
     return result
@@ -122,6 +131,7 @@ def quantise_file(
     held_out: Sequence[Sample],
     *,
     method: str = "minmax",
+    rounding: str = "gptq",
     source: str = "",
 ) -> Quantised:
     """Quantise a file of `isicrt build-engine` and compare the two on images that did not calibrate.
@@ -131,6 +141,7 @@ def quantise_file(
         calibration: uint8, h x w x 3, at the model's input size.
         held_out: at least one.
         method: one of `METHODS`.
+        rounding: one of `ROUNDINGS`.
         source: of all these images, for people.
 
     Raises:
@@ -141,7 +152,7 @@ def quantise_file(
         card = runtime.card
         if card.precision != "fp32":
             raise BuildError(f"{path}: is {card.precision}. Int8 is made from the float32 file (build-engine --fp32).")
-        graph = quantise(onnx.load(str(path)), calibration, method)
+        graph = quantise(onnx.load(str(path)), calibration, method, rounding)
         versions = dict(card.versions) | {"isicrt": __version__, "onnx": onnx.__version__}
         # The scores are another file's: this one has not been scored.
         scores = {f"{data_set}, before the conversion to int8": value for data_set, value in card.scores.items()}
@@ -154,7 +165,7 @@ def quantise_file(
                 pair = ("the fp32 ONNX file", _levels(runtime)), ("the int8 ONNX file", _levels(candidate))
                 parity = measure_parity(*pair, held_out, card, source=source)
                 mask_jaccard = _mask_jaccard(*pair, held_out, card)
-    calibrated = {"method": method, "images": len(calibration), "onnxruntime": _runtime_version()}
+    calibrated = {"method": method, "rounding": rounding, "images": len(calibration), "onnxruntime": _runtime_version()}
     card = card.replace(parity=parity.to_dict() | {"mask_jaccard": mask_jaccard, "calibration": calibrated})
     set_card(graph, card)
     counts = _counts(graph)
@@ -292,6 +303,7 @@ def speed_ratio(before: Path, after: bytes, batch: int, calls: int = 9) -> tuple
 @click.option("--masks", multiple=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--method", type=click.Choice(METHODS), default=METHODS[0], show_default=True)
+@click.option("--rounding", type=click.Choice(ROUNDINGS), default=ROUNDINGS[0], show_default=True, help="Of weights.")
 @click.option("--calibration-images", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--parity-images", type=click.IntRange(min=1), default=256, show_default=True, help="Compare on so many.")
 @click.option(
@@ -307,6 +319,7 @@ def main(
     masks: tuple[Path, ...],
     out: Path,
     method: str,
+    rounding: str,
     calibration_images: int,
     parity_images: int,
     max_loss: float,
@@ -318,7 +331,7 @@ def main(
         calibration, samples, source = read_samples(
             images, masks, size, calibrate=calibration_images, compare=parity_images
         )
-        result = quantise_file(model, calibration, samples, method=method, source=source)
+        result = quantise_file(model, calibration, samples, method=method, rounding=rounding, source=source)
         _print(result, model)
         change = result.parity.jaccard_change
         if change is not None and -change > max_loss:

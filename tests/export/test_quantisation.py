@@ -169,7 +169,7 @@ def test_a_loss_above_the_limit_writes_nothing(
 ) -> None:
     # From lesion everywhere, which overlaps a little with every truth, to lesion nowhere.
     tiny_file.write_bytes(_constant(onnx.load(tiny_file), 10).SerializeToString())
-    monkeypatch.setattr(quantisation, "quantise", lambda model, images, method: _constant(model, -10))
+    monkeypatch.setattr(quantisation, "quantise", lambda model, images, method, rounding: _constant(model, -10))
     done = call(tiny_file, rendered_pairs, tmp_path / "out.onnx")
     assert done.exit_code == 1, done.output
     assert "the Jaccard index falls by" in done.output
