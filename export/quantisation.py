@@ -41,6 +41,7 @@ except ImportError as error:
 
 from isicrt.export.calibration import read_samples
 from isicrt.export.half import ANCHORS
+from isicrt.export.normalisation import fuse_normalisation
 from isicrt.export.onnx_graph import set_card, strip
 from isicrt.export.parity import Compute, Levels, Parity, Sample, measure_parity
 from isicrt.export.rounding import round_weights
@@ -86,6 +87,7 @@ def quantise(
     if not images:
         raise BuildError("int8: there is no image to calibrate on")
     source = _named(model)
+    fuse_normalisation(source)
     inner = _inner_nodes(source)
     if not any(node.op_type in ANCHORS for node in inner):
         raise BuildError("int8: the graph has no convolution before its last one, there is nothing to quantise")
