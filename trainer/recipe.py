@@ -119,7 +119,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     layout: str = "light"
     decoder_channels: tuple[int, ...] | None = None
-    """None: the layout's own."""
+    """None: the layout's own; see `build_model`."""
     input_size: int = 192
     """Pixels; the side of the square that the network sees."""
     batch_size: int = 16
@@ -209,7 +209,7 @@ class Recipe:
         top["stages"] = tuple(_build(Stage, _mapping(s, "stages"), f"stages[{i}].") for i, s in enumerate(stages))
         if top.get("decoder_channels") is not None:
             if not isinstance(top["decoder_channels"], list):
-                raise SettingsError("setting 'decoder_channels' must be a list of four widths")
+                raise SettingsError("setting 'decoder_channels' must be a list of widths")
             top["decoder_channels"] = tuple(top["decoder_channels"])
         if "loss" in top:
             _mapping(top["loss"], "loss")

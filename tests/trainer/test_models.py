@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -85,7 +86,9 @@ def test_the_light_unet_stays_under_a_gmac_at_256_px() -> None:
     [
         ({"architecture": "resnet"}, "unknown architecture 'resnet': choose from unet, segnet-attention"),
         ({"architecture": "unet", "layout": "heavy"}, "unknown layout 'heavy': choose from light, report"),
-        ({"architecture": "unet", "decoder_channels": [8, 8]}, "four widths"),
+        ({"architecture": "unet", "decoder_channels": [8, 8]}, "three or four widths"),
+        ({"architecture": "unet", "layout": "report", "decoder_channels": [8, 8, 8]}, ": four widths"),
+        ({"architecture": "segnet-attention", "decoder_channels": [8, 8, 8]}, ": four widths"),
         ({"architecture": "unet", "decoder_channels": [8, 8, 8, 0]}, "four widths"),
         ({"architecture": "unet", "pretrained": "/nonexistent.pth"}, "no such file of encoder weights"),
     ],
@@ -99,6 +102,23 @@ def test_a_foreign_state_dict_is_refused(tmp_path) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ModelError, match=r"other\.pth: not a state dict of torchvision's mobilenet_v2"):
         build_model("unet", pretrained=tmp_path / "other.pth")
+
+
+def test_three_widths_end_at_a_quarter_and_give_logits_of_the_same_size() -> None:
+    torch.manual_seed(0)
+    model = build_model("unet", decoder_channels=[16, 12, 8]).eval()
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        features = model.decoder(model.encoder(images))
+        coarse, logits = model.head(features), model(images)
+    assert features.shape == (1, 8, 16, 24)
+    assert logits.shape == (1, 1, 64, 96)
+    # With half-pixel centres the four pixels around a coarse one's centre are 1/8 of the way to its neighbours.
+    x, y = 5, 7
+    around = coarse[0, 0, x - 1 : x + 2, y - 1 : y + 2].numpy()
+    weights = np.array([1 / 16, 7 / 8, 1 / 16])
+    mean = logits[0, 0, 4 * x + 1 : 4 * x + 3, 4 * y + 1 : 4 * y + 3].mean()
+    assert float(mean) == pytest.approx(weights @ around @ weights, rel=1e-4)
 
 
 def test_pretrained_weights_reach_the_encoder(encoder_weights) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from isicrt.engine.errors import ModelError
-from isicrt.trainer.models.blocks import double
+from isicrt.trainer.models.blocks import enlarge
 from isicrt.trainer.models.encoder import Features, MobileNetV2Encoder
 from isicrt.trainer.models.segnet import SegNetDecoder
 from isicrt.trainer.models.unet import LightUNetDecoder, ReportUNetDecoder
@@ -36,11 +36,19 @@ DEFAULT_CHANNELS = {
 
 
 class SegmentationModel(nn.Module):
-    """Encoder, decoder and a 1x1 head whose logits are doubled to the input's resolution."""
+    """Encoder, decoder and a 1x1 head whose logits are enlarged to the input's resolution.
 
-    def __init__(self, encoder: MobileNetV2Encoder, decoder: nn.Module, channels: int) -> None:
+    Args:
+        encoder: see there.
+        decoder: features of the encoder to N x `channels` x H/`stride` x W/`stride`.
+        channels: of the decoder's output.
+        stride: of the decoder's output.
+    """
+
+    def __init__(self, encoder: MobileNetV2Encoder, decoder: nn.Module, channels: int, stride: int = 2) -> None:
         super().__init__()
         self.encoder = encoder
+        self.stride = stride
         self.decoder = decoder
         self.head = nn.Conv2d(channels, 1, 1)
 
@@ -64,7 +72,7 @@ class SegmentationModel(nn.Module):
 
     def decode(self, features: Features) -> Tensor:
         """Logits, float32 N x 1 x H x W, from the encoder's features of the images."""
-        return double(self.head(self.decoder(features)))
+        return enlarge(self.head(self.decoder(features)), self.stride)
 
 
 def build_model(
@@ -79,26 +87,29 @@ def build_model(
     Args:
         architecture: its name.
         pretrained: ImageNet weights of the encoder, see `MobileNetV2Encoder`.
-        decoder_channels: widths of the four decoder blocks from 1/16 to 1/2; None for the layout's own.
+        decoder_channels: widths of the four decoder blocks from 1/16 to 1/2; None for the layout's own. The light
+            U-Net also takes three, and then ends at 1/4.
         layout: ``light`` (separable convolutions, 320 top channels) or ``report`` (the report's layers).
 
     Raises:
-        ModelError: an unknown name, or not four positive widths.
+        ModelError: an unknown name, or not so many positive widths.
     """
     for value, allowed, what in ((architecture, ARCHITECTURES, "architecture"), (layout, LAYOUTS, "layout")):
         if value not in allowed:
             raise ModelError(f"unknown {what} {value!r}: choose from {', '.join(allowed)}")
     widths = tuple(decoder_channels or DEFAULT_CHANNELS[architecture, layout])
-    if len(widths) != 4 or not all(isinstance(w, int) and 0 < w <= 4096 for w in widths):
-        raise ModelError(f"decoder_channels: four widths from 1 to 4096 are needed, not {list(widths)}")
     light = layout == "light"
+    counts = (3, 4) if light and architecture == "unet" else (4,)
+    if len(widths) not in counts or not all(isinstance(w, int) and 0 < w <= 4096 for w in widths):
+        needed = "three or four" if 3 in counts else "four"
+        raise ModelError(f"decoder_channels: {needed} widths from 1 to 4096 are needed, not {list(widths)}")
     encoder = MobileNetV2Encoder(top_channels=320 if light else 1280, pretrained=pretrained)
     decoder: LightUNetDecoder | ReportUNetDecoder | SegNetDecoder
     if architecture == "unet":
         decoder = (LightUNetDecoder if light else ReportUNetDecoder)(encoder.top_channels, widths)
     else:
         decoder = SegNetDecoder(encoder.top_channels, widths, light=light, atrous=architecture.endswith("atrous"))
-    return SegmentationModel(encoder, decoder, decoder.out_channels)
+    return SegmentationModel(encoder, decoder, decoder.out_channels, 2 ** (5 - len(widths)))
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -86,9 +86,9 @@ class AtrousContext(nn.Sequential):
         super().__init__(*(convolution(channels, channels, separable=separable, dilation=rate) for rate in (1, 2)))
 
 
-def double(x: Tensor) -> Tensor:
-    """Twice the height and the width, bilinearly, with half-pixel centres."""
-    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+def enlarge(x: Tensor, times: int) -> Tensor:
+    """So many times the height and the width, bilinearly, with half-pixel centres."""
+    return F.interpolate(x, scale_factor=float(times), mode="bilinear", align_corners=False)
 
 
 def join(x: Tensor, skip: Tensor) -> Tensor:

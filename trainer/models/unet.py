@@ -7,12 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from isicrt.trainer.models.blocks import convolutions, double, join
+from isicrt.trainer.models.blocks import convolutions, enlarge, join
 from isicrt.trainer.models.encoder import SKIP_CHANNELS, Features
 
 
 class LightUNetDecoder(nn.Module):
-    """Four times: double bilinearly, concatenate the skip, two separable convolutions. Ends at half resolution."""
+    """For each width: double bilinearly, concatenate the skip, two separable convolutions.
+
+    Four widths end at half resolution. Three end at a quarter: the last block works on four times as many pixels as the
+    one before it, and an outline is smooth between them.
+    """
 
     def __init__(self, top_channels: int, decoder_channels: Sequence[int]) -> None:
         super().__init__()
@@ -24,11 +28,11 @@ class LightUNetDecoder(nn.Module):
         self.out_channels = decoder_channels[-1]
 
     def forward(self, features: Features) -> Tensor:
-        """N x out_channels x H/2 x W/2."""
+        """N x out_channels x H/2 x W/2, or H/4 x W/4."""
         x = features.top
         skips = (features.sixteenth, features.eighth, features.quarter, features.half)
-        for block, skip in zip(self.blocks, skips, strict=True):
-            x = block(join(double(x), skip))
+        for block, skip in zip(self.blocks, skips, strict=False):
+            x = block(join(enlarge(x, 2), skip))
         return x
 
 
