@@ -30,7 +30,7 @@ from PIL import Image
 from isicrt.benchmarks.scoring_protocol import own_size
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import DataError
-from isicrt.engine.geometry import UInt8Array, resize_image
+from isicrt.engine.geometry import UInt8Array, resize_by_pillow
 from isicrt.engine.images import Decoded, read_image
 from isicrt.engine.masks import Mask
 from isicrt.engine.scores import Overlap
@@ -49,7 +49,7 @@ class ReportProtocol:
     def decode(self, image: Path, size: tuple[int, int]) -> Decoded:
         """The whole image, resized once: no scaling while the JPEG is decoded."""
         pixels = read_image(image)
-        return Decoded(resize_image(pixels, size), (pixels.shape[0], pixels.shape[1]))
+        return Decoded(resize_by_pillow(pixels, size), (pixels.shape[0], pixels.shape[1]))
 
     def read_truth(self, truth: Path) -> tuple[Mask, tuple[int, int]]:
         """See `grown_truth`.

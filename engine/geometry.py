@@ -2,24 +2,53 @@
 
 Into the network: antialiased triangle filter (Pillow's BILINEAR, DALI's antialiased INTERP_LINEAR). Out of it:
 plain bilinear with half-pixel centres (``align_corners=False``), on probabilities and never on masks.
+
+Pillow took longer to resize a 512 px JPEG than libjpeg-turbo to decode it. fast_image_resize has the same filter in a
+fourth of the time; a value in eight is rounded to the neighbouring level.
 """
 
 from __future__ import annotations
+
+import threading
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+try:
+    import cykooz_resizer
+except ImportError:  # it has no wheels for Linux on ARM
+    cykooz_resizer = None
+
 UInt8Array = npt.NDArray[np.uint8]
 
 
 def resize_image(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
     """Resize an HxWx3 uint8 image to (height, width) with an antialiased triangle filter."""
-    height, width = size
-    if image.shape[:2] == (height, width):
+    if image.shape[:2] == size:
         return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    return resize_by_pillow(image, size) if cykooz_resizer is None else _resize_fast(image, size)
+
+
+def resize_by_pillow(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
+    """`resize_image`, to the bit as Pillow does it."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+_own = threading.local()
+
+
+def _resize_fast(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
+    if not hasattr(_own, "resizer"):  # it keeps buffers between calls
+        _own.resizer = cykooz_resizer.Resizer()
+        triangle = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear)
+        _own.options = cykooz_resizer.ResizeOptions(resize_alg=triangle)
+    pixels = cykooz_resizer.PixelType.U8x3
+    source = cykooz_resizer.ImageData(image.shape[1], image.shape[0], pixels, image.tobytes())
+    result = cykooz_resizer.ImageData(size[1], size[0], pixels)
+    _own.resizer.resize(source, result, _own.options)
+    return np.frombuffer(result.get_buffer(), np.uint8).reshape(*size, 3)
 
 
 def upsample_probability(probability: UInt8Array, size: tuple[int, int]) -> UInt8Array:

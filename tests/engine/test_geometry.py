@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isicrt.engine.geometry import cutoff, resize_image, upsample_probability
+from isicrt.engine import geometry
+from isicrt.engine.geometry import cutoff, resize_by_pillow, resize_image, upsample_probability
 
 
 def test_an_image_of_the_right_size_is_left_alone() -> None:
@@ -22,10 +23,26 @@ def test_reduction_is_antialiased() -> None:
     assert abs(small.astype(int) - 127).max() <= 2
 
 
-def test_it_is_pillows_bilinear() -> None:
+@pytest.mark.parametrize(("before", "after"), [((50, 70), (24, 32)), ((767, 1022), (192, 192)), ((9, 300), (20, 20))])
+def test_it_is_pillows_bilinear_but_for_the_last_level(before: tuple[int, int], after: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*before, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize(after[::-1], Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(resize_by_pillow(image, after), expected)
+    difference = resize_image(image, after).astype(int) - expected
+    assert np.abs(difference).max() <= 1
+    assert abs(difference.mean()) < 0.25
+
+
+def test_it_takes_pillow_where_there_is_nothing_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    expected = Image.fromarray(image).resize((32, 24), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(resize_image(image, (24, 32)), np.asarray(expected))
+    monkeypatch.setattr(geometry, "cykooz_resizer", None)
+    np.testing.assert_array_equal(resize_image(image, (24, 32)), resize_by_pillow(image, (24, 32)))
+
+
+def test_a_view_with_other_strides_is_resized_as_it_looks() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    for view in (image[::-1], image[:, ::-1], image[:, :, ::-1], image.transpose(1, 0, 2)):
+        np.testing.assert_array_equal(resize_image(view, (24, 32)), resize_image(view.copy(), (24, 32)))
 
 
 def test_upsampling_has_half_pixel_centres() -> None:
