@@ -23,7 +23,7 @@ from isicrt.benchmarks.environment import read_environment
 from isicrt.benchmarks.latency import Latency, measure_latency
 from isicrt.benchmarks.process import Usage, run_command
 from isicrt.benchmarks.result import ModelResult, Protocol, Report
-from isicrt.benchmarks.stages import StagePass, StageSplit, on_device, stage_pass
+from isicrt.benchmarks.stages import StagePass, StageSplit, crowded_pass, on_device, stage_pass
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun, run_once
 from isicrt.benchmarks.timeline import TIMELINE_BATCHES, Lane, record_timeline
 from isicrt.benchmarks.workload import Workload, decoded_batch, open_workload, readable_sample, render_workload
@@ -49,6 +49,7 @@ class _Candidate:
     sample: list[Path]
     windows: dict[int, list[tuple[float, ...]]] = field(default_factory=dict)
     passes: list[StagePass] = field(default_factory=list)
+    crowded: list[float] = field(default_factory=list)
     runs: list[TimedRun] = field(default_factory=list)
     failures: tuple[str, ...] = ()
 
@@ -177,6 +178,8 @@ def _measure(candidate: _Candidate, protocol: Protocol, workload: Workload, out:
         batch = decoded_batch(candidate.sample, runtime.card.input_size, size)
         candidate.windows.setdefault(size, []).append(measure_latency(runtime, batch, protocol.window))
     candidate.passes.append(stage_pass(candidate.sample, candidate.alone, candidate.pipeline_batch, _emptied(out)))
+    crowded = crowded_pass(runtime, decoded_batch(candidate.sample, runtime.card.input_size, candidate.pipeline_batch))
+    candidate.crowded += [] if crowded is None else [crowded]
     jobs = find_jobs(workload.images, _emptied(out))
     run, candidate.failures = run_once(jobs, runtime, candidate.pipeline_batch, protocol.threads)
     if run.failed == run.images:
@@ -218,6 +221,7 @@ def _conclude(
             cpu_ms={s: tuple(p.cpu_ms[s] for p in passes) for s in STAGES},
             on_device=on_device(candidate.runtime),
             megapixels=passes[-1].megapixels,
+            crowded_ms=tuple(candidate.crowded),
         ),
         end_to_end=candidate.end_to_end,
         accuracy=accuracy,

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image
+from isicrt.engine.in_flight import infer_batches
 from isicrt.engine.masks import restore_mask, write_mask
 from isicrt.engine.pipeline import STAGES
-from isicrt.engine.runtime import Runtime
+from isicrt.engine.runtime import PipelinedRuntime, Runtime
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class StageSplit:
     """Whether the network runs on a GPU and not on the cores."""
     megapixels: float | None = None
     """Native megapixels of an image, mean of those measured; None in results that did not note it."""
+    crowded_ms: tuple[float, ...] = ()
+    """CPU milliseconds an image of the network alone on every core at once, one figure for each pass; none for a
+    network on a device, and in results that did not note it."""
 
     def wall(self, stage: str) -> float:
         """Milliseconds an image on the stage's own thread, median of the passes."""
@@ -76,6 +81,12 @@ class StageSplit:
         limit = sum(map(self.cpu, STAGES)) / self.cores
         return max(limit, self.wall("infer")) if self.on_device else limit
 
+    @property
+    def crowding(self) -> float | None:
+        """CPU time of the network on every core at once / on one while the others rest. What is above 1 is the
+        machine's: cores that share caches, memory, power or execution units. No pipeline can win it back."""
+        return float(np.median(self.crowded_ms)) / self.cpu("infer") if self.crowded_ms else None
+
     def to_dict(self) -> dict[str, Any]:
         """Derived figures first, then the passes."""
         return {
@@ -86,6 +97,8 @@ class StageSplit:
             "megapixels": self.megapixels,
             "bottleneck": self.bottleneck,
             "limit_ms": self.limit_ms,
+            "crowding": self.crowding,
+            "passes_crowded_ms": list(self.crowded_ms),
             "stages": {
                 s: {
                     "wall_ms": self.wall(s),
@@ -111,6 +124,7 @@ class StageSplit:
             {s: tuple(map(float, stages[s]["passes_cpu_ms"])) for s in STAGES},
             bool(data.get("on_device", False)),
             data.get("megapixels"),
+            tuple(map(float, data.get("passes_crowded_ms", ()))),
         )
 
 
@@ -143,6 +157,26 @@ class _Stopwatch:
         yield
         self.cpu[stage] += time.process_time_ns() - cpu
         self.wall[stage] += time.perf_counter_ns() - wall
+
+
+def crowded_pass(runtime: Runtime, batch: UInt8Array, calls: int = 6) -> float | None:
+    """CPU milliseconds an image of the network while every core computes it and does nothing else.
+
+    Args:
+        runtime: the loaded model with as many threads as the pipeline gives it.
+        batch: uint8, N x h x w x 3.
+        calls: for each thread.
+
+    Returns:
+        None where the network is not on the CPU's cores.
+    """
+    if on_device(runtime) or not isinstance(runtime, PipelinedRuntime):
+        return None
+    keys = range(calls * max(1, runtime.depth - 1))
+    start = time.process_time_ns()
+    for _ in infer_batches(runtime, ((key, batch) for key in keys)):
+        pass
+    return (time.process_time_ns() - start) / 1e6 / (len(keys) * len(batch))
 
 
 def stage_pass(images: Sequence[Path], runtime: Runtime, batch_size: int, out: Path) -> StagePass:

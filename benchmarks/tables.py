@@ -64,8 +64,9 @@ def _throughput(report: Report) -> Table:
     return Table(
         title="Files to masks",
         note=f"The whole pipeline, median of {_runs(report)} runs over {report.workload.images} images. L: CPU time of "
-        "all stages, each measured alone on one thread, / cores; no pipeline of them is faster. Ratio: measured / L.",
-        header=("Model", "Batch", "images/s", "MP/s", "ms/image", "L ms", "Ratio", "Bottleneck"),
+        "all stages, each measured alone on one thread, / cores; no pipeline of them is faster. Ratio: measured / L. "
+        "Crowding: CPU time of the network on every core at once / on one alone, which the machine adds to the ratio.",
+        header=("Model", "Batch", "images/s", "MP/s", "ms/image", "L ms", "Ratio", "Crowding", "Bottleneck"),
         rows=tuple(
             (m.label, str(m.end_to_end.batch_size))
             + tuple(
@@ -78,7 +79,7 @@ def _throughput(report: Report) -> Table:
                     m.limit_ratio,
                 )
             )
-            + (m.stages.bottleneck,)
+            + ("" if m.stages.crowding is None else figure(m.stages.crowding), m.stages.bottleneck)
             for m in report.models
         ),
         labels=1,
@@ -212,6 +213,7 @@ def to_csv(report: Report) -> str:
             "ms_per_image": m.end_to_end.ms_per_image,
             "limit_ms": m.stages.limit_ms,
             "limit_ratio": m.limit_ratio,
+            "crowding": m.stages.crowding,
             "cpu_ms_per_image": m.end_to_end.cpu_ms_per_image,
             "busy_cores": m.end_to_end.busy_cores,
             "peak_rss_mb": m.process.peak_rss_mb if m.process else None,

@@ -45,6 +45,7 @@ def sample_model(label: str = "darkness", *, scored: bool = True, slower: float 
             cores=2,
             wall_ms={s: (ms, ms) for s, ms in costs.items()},
             cpu_ms={s: (ms * (2 if s == "infer" else 1),) * 2 for s, ms in costs.items()},
+            crowded_ms=(costs["infer"] * 2.4, costs["infer"] * 2.6),
         ),
         end_to_end=EndToEnd(8, tuple(TimedRun(3, 0, 0.3 * slower, 2.4, BUSY, 0.45 * slower) for _ in range(2))),
         accuracy=Accuracy(scores) if scored else None,

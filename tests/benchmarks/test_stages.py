@@ -3,9 +3,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from isicrt.benchmarks.stages import StageSplit, on_device, stage_pass
+from isicrt.benchmarks.stages import StageSplit, crowded_pass, on_device, stage_pass
 from isicrt.engine.images import read_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.pipeline import STAGES
@@ -64,3 +65,26 @@ def test_a_pass_does_the_work_of_every_stage(
     masks = [read_mask(tmp_path / f"{n}.png") for n in range(len(images))]
     assert [m.shape for m in masks[:2]] == [(120, 90), (96, 128)]
     assert all(m.any() for m in masks)
+
+
+def test_crowding_is_a_ratio_of_medians_and_is_kept() -> None:
+    split = _split(2, decode=(1.0, 1.0), infer=(4.0, 4.0), restore=(1.0, 1.0), write=(1.0, 1.0))
+    assert split.crowding is None
+    assert StageSplit.from_dict(split.to_dict()) == split
+    split = dataclasses.replace(split, crowded_ms=(9.0, 4.6, 4.4))
+    assert split.crowding == pytest.approx(1.15)
+    assert StageSplit.from_dict(split.to_dict()) == split
+
+
+def test_a_crowded_pass_computes_every_batch(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with OnnxRuntime(darkness_onnx, threads=2) as runtime:
+        batch = np.zeros((3, *runtime.card.input_size, 3), np.uint8)
+        seen = []
+        submit = runtime.submit
+        monkeypatch.setattr(runtime, "submit", lambda images: seen.append(len(images)) or submit(images))
+        found = crowded_pass(runtime, batch, calls=4)
+        assert seen == [3] * 8, "four for each thread"
+        assert found is not None
+        assert 0 < found < 1000
+        monkeypatch.setattr(runtime, "name", "tensorrt")
+        assert crowded_pass(runtime, batch) is None

@@ -24,7 +24,7 @@ def test_cells() -> None:
     assert network.rows[0] == ("darkness", "onnxruntime-cpu", "1", "1.10", "2.82", "3.00", "0.100", "12", "714")
     assert [row[2] for row in network.rows] == ["1", "8"]
     # 100 ms an image measured; (10 + 80 + 2 + 1) CPU ms on 2 cores are the limit.
-    assert pipeline.rows == (("darkness", "8", "10.0", "8.00", "100", "46.5", "2.15", "infer"),)
+    assert pipeline.rows == (("darkness", "8", "10.0", "8.00", "100", "46.5", "2.15", "1.25", "infer"),)
     assert stages.rows == (("darkness", "10.0 (11%)", "80.0 (86%)", "2.00 (2%)", "1.00 (1%)"),)
     assert together.rows == (("darkness", "0.83", "0.83", "0.83", "0.83"),)
     assert resources.rows == (("darkness", "1.50", "150", "93.0", "250", "no GPU", "not readable"),)

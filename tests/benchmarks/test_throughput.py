@@ -37,7 +37,7 @@ def test_a_run_writes_every_mask_and_tells_what_failed(
     jobs = find_jobs(rendered_pairs / "images", tmp_path)
     bad = [Job(tmp_path / name, tmp_path / "none" / name) for name in ("zzz.jpg", "aaa.jpg")]
     with OnnxRuntime(darkness_onnx) as runtime:
-        summary, failures = run_once(jobs + bad, runtime, 5, threads)
+        summary, failures = run_once([*jobs, *bad], runtime, 5, threads)
     assert (summary.images, summary.failed) == (14, 2)
     assert summary.cpu_seconds is not None
     assert summary.cpu_seconds > 0
