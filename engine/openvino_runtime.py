@@ -15,6 +15,9 @@ from isicrt.engine.cpu_runtime import Call, CpuRuntime
 from isicrt.engine.errors import MissingDependencyError, ModelError
 from isicrt.engine.geometry import UInt8Array
 
+_lock = threading.Lock()
+_cores: list[Any] = []
+
 
 class OpenVinoRuntime(CpuRuntime):
     """See `CpuRuntime`.
@@ -41,14 +44,10 @@ class OpenVinoRuntime(CpuRuntime):
         return _caller(self._compile(threads, {"PERFORMANCE_HINT": "LATENCY"}, batch=None))
 
     def _compile(self, threads: int, settings: dict[str, Any], batch: int | None) -> Any:
-        try:
-            import openvino
-        except ImportError as error:
-            raise MissingDependencyError("OpenVINO", "openvino", str(error)) from error
+        core = _core()
         # Pinned threads would fight over their cores with the ones that decode.
         settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False, "INFERENCE_PRECISION_HINT": "f32"}
         try:
-            core = openvino.Core()
             model = core.read_model(self.path)
             self._check_signature(_sides(model.inputs), _sides(model.outputs))
             if batch is not None:
@@ -56,6 +55,23 @@ class OpenVinoRuntime(CpuRuntime):
             return core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise ModelError(f"{self.path}: OpenVINO cannot load it: {error}") from error
+
+
+def _core() -> Any:
+    """The process's one Core; it is never given back.
+
+    A Core's CPU plugin gives the thread that loads it a stack for signals, and unmaps that stack when it goes. Of two
+    that go in the order in which they came, the second leaves the thread with the first one's stack, which is no longer
+    mapped. The next signal is delivered to it: Ctrl-C then ends Python with a segmentation fault.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingDependencyError("OpenVINO", "openvino", str(error)) from error
+    with _lock:
+        if not _cores:
+            _cores.append(openvino.Core())
+        return _cores[0]
 
 
 def _caller(compiled: Any) -> Call:

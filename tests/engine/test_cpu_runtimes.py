@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,26 +20,10 @@ from isicrt.engine.in_flight import infer_batches
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.openvino_runtime import OpenVinoRuntime
 from isicrt.engine.runtime import CPU_RUNTIME_VARIABLE, PipelinedRuntime, Runtime, open_runtime
-from tests.conftest import REPOSITORY
 from tests.tiny_models import darkness_card, write_darkness_model
 
-# OpenVINO, TensorRT, DALI and torch in one process is what nobody runs, and a test run that had them all crashed once
-# in TensorRT's builder. So OpenVINO is loaded in a process of its own.
-OWN_PROCESS = "ISICRT_TEST_OPENVINO"
-openvino = pytest.mark.skipif(OWN_PROCESS not in os.environ, reason="runs in test_openvino_in_a_process_of_its_own")
 
-
-def test_openvino_in_a_process_of_its_own() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not in_a_process", __file__]
-    done = subprocess.run(
-        command, env=os.environ | {OWN_PROCESS: "1"}, capture_output=True, text=True, cwd=REPOSITORY, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
-
-
-@pytest.fixture(params=[OnnxRuntime, pytest.param(OpenVinoRuntime, marks=openvino)])
+@pytest.fixture(params=[OnnxRuntime, OpenVinoRuntime])
 def runtime_class(request: pytest.FixtureRequest) -> type[CpuRuntime]:
     kind: type[CpuRuntime] = request.param
     return kind
@@ -170,7 +155,6 @@ def test_not_a_model(runtime_class: type[CpuRuntime], tmp_path: Path, data: byte
         runtime_class(path)
 
 
-@openvino
 @pytest.mark.parametrize(
     ("chosen", "expected"), [("onnxruntime", "onnxruntime-cpu"), ("openvino", "openvino-cpu"), ("", "openvino-cpu")]
 )
@@ -180,6 +164,20 @@ def test_the_environment_chooses(
     monkeypatch.setenv(CPU_RUNTIME_VARIABLE, chosen)
     with open_runtime(darkness_onnx) as runtime:
         assert runtime.name.startswith(expected)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill does not send SIGINT there")
+def test_ctrl_c_after_closing_is_an_interruption(runtime_class: type[CpuRuntime], darkness_onnx: Path) -> None:
+    """And no segmentation fault, which OpenVINO makes of it after two of its Cores have gone."""
+    with runtime_class(darkness_onnx, threads=2) as runtime:
+        runtime.infer(np.zeros((1, 64, 64, 3), np.uint8))  # loads the network a second time
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGINT)
+            threading.Event().wait(10)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_unknown_choice_is_named(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
