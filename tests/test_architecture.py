@@ -25,7 +25,7 @@ ALLOWED = {
     "cli": ("engine", "trainer", "export", "benchmarks"),
 }
 
-BASE = {"numpy", "cv2", "PIL", "simplejpeg", "isal", "onnxruntime", "click", "rich", "isicrt"}
+BASE = {"numpy", "cv2", "PIL", "simplejpeg", "isal", "onnxruntime", "click", "rich", "cykooz_resizer", "isicrt"}
 HEAVY = {"torch", "torchvision", "nvidia", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "pycuda", "onnx"}
 
 MODULES = sorted(path for room in ROOMS for path in (REPOSITORY / room).rglob("*.py"))

@@ -178,7 +178,7 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
                 training,
                 size=size,
                 batch_size=recipe.batch_size,
-                augmentation=online,
+                augmentation=stage.augmentation or online,
                 seed=seed,
                 resized=resized,
                 device=settings.device,

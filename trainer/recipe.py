@@ -95,6 +95,8 @@ class Stage:
     input_size: int | None = None
     """Pixels; None for the recipe's. An early stage at a smaller size is cheaper (progressive resizing, Tan and Le
     2021, arXiv:2104.00298); validation is always at the recipe's."""
+    augmentation: Augmentation | None = None
+    """None for the recipe's. A last stage may be milder, so that the network ends on images as they are."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, f"stage {self.name!r}: epochs", "must not be negative")
@@ -153,6 +155,12 @@ class Recipe:
         _require(sum(s.epochs for s in self.stages) > 0, "stages", "need at least one epoch")
         offline = self.augmented_copies > 0
         _require(not offline or self.augmentation is not None, "augmentation", "is needed for augmented_copies")
+        for stage in self.stages:
+            _require(
+                stage.augmentation is None or (self.augmentation is not None and not offline),
+                f"stage {stage.name!r}: augmentation",
+                "is for recipes that augment online",
+            )
         mix(self.loss)
 
     @property
@@ -198,15 +206,13 @@ class Recipe:
             SettingsError: an unknown, missing or impossible setting; the message names it.
         """
         top = _mapping(data, "a recipe")
-        if top.get("augmentation") is not None:
-            amounts = _mapping(top["augmentation"], "augmentation")
-            if "artefacts" in amounts:
-                _numbers(_mapping(amounts["artefacts"], "augmentation.artefacts"), "augmentation.artefacts")
-            top["augmentation"] = _build(Augmentation, amounts, "augmentation.")
-        stages = top.get("stages")
-        if not isinstance(stages, list):
+        _augment(top, "")
+        if not isinstance(top.get("stages"), list):
             raise SettingsError("setting 'stages' must be a list with a mapping for each stage")
-        top["stages"] = tuple(_build(Stage, _mapping(s, "stages"), f"stages[{i}].") for i, s in enumerate(stages))
+        stages = [_mapping(stage, "stages") for stage in top["stages"]]
+        for i, stage in enumerate(stages):
+            _augment(stage, f"stages[{i}].")
+        top["stages"] = tuple(_build(Stage, stage, f"stages[{i}].") for i, stage in enumerate(stages))
         if top.get("decoder_channels") is not None:
             if not isinstance(top["decoder_channels"], list):
                 raise SettingsError("setting 'decoder_channels' must be a list of widths")
@@ -246,6 +252,17 @@ def _mapping(data: Any, what: str) -> dict[str, Any]:
     if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
         raise SettingsError(f"{what} must be a mapping of settings, not {type(data).__name__}")
     return dict(data)
+
+
+def _augment(settings: dict[str, Any], prefix: str) -> None:
+    """Make an `Augmentation` of the mapping of that name, if there is one."""
+    if settings.get("augmentation") is None:
+        return
+    name = f"{prefix}augmentation"
+    amounts = _mapping(settings["augmentation"], name)
+    if "artefacts" in amounts:
+        _numbers(_mapping(amounts["artefacts"], f"{name}.artefacts"), f"{name}.artefacts")
+    settings["augmentation"] = _build(Augmentation, amounts, f"{name}.")
 
 
 def _numbers(data: Mapping[str, Any], what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import yaml
 from PIL import Image
 
 from isicrt.engine.errors import ModelError, SettingsError, TrainingError
-from isicrt.trainer import checkpoint
+from isicrt.trainer import checkpoint, loop
 from isicrt.trainer.loop import Listener, RunSettings, train
+from isicrt.trainer.pipelines import TrainingBatches
 from isicrt.trainer.recipe import Augmentation, Recipe, Stage
 
 STAGES = (
@@ -278,3 +280,22 @@ def test_best_run_is_that_with_the_highest_validation_jaccard(tmp_path: Path) ->
         rows = "".join(f"{i},{s}\n" for i, s in enumerate(scores))
         (tmp_path / name / "metrics.csv").write_text("epoch,val_jaccard\n" + rows)
     assert checkpoint.best_run(tmp_path) == tmp_path / "b" / "best.pt"
+
+
+def test_a_stage_may_augment_in_its_own_way(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    class Watched(TrainingBatches):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            given.append(settings["augmentation"])
+            super().__init__(*arguments, **settings)
+
+    monkeypatch.setattr(loop, "TrainingBatches", Watched)
+    milder = Augmentation(min_zoom=0.9, rotate_probability=0.0)
+    stages = (STAGES[0], dataclasses.replace(STAGES[1], augmentation=milder))
+    train(settings(rendered_pairs, tmp_path / "run", recipe=tiny(stages=stages)))
+    assert given == [Augmentation(), milder, milder]
+    kept = Recipe.from_dict(yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["recipe"])
+    assert kept.stages == stages

@@ -73,6 +73,18 @@ def test_stage_of_an_epoch_skips_stages_without_epochs() -> None:
         ({"augmentation": {"artefacts": {"hair": "often"}}}, r"artefacts\.hair' must be a number, not 'often'"),
         ({"augmentation": {"artefacts": 3}}, "must be a mapping"),
         ({"stages": [{"name": "s", "epochs": 2, "decoder_lr": 1e-3, "input_size": 100}]}, "is a multiple of 32"),
+        (
+            {"stages": [{"name": "s", "epochs": 2, "decoder_lr": 1e-3, "augmentation": {"max_zoom": 0.5}}]},
+            r"augmentation\.max_zoom' must lie in \[1, 2\]",
+        ),
+        (
+            {"stages": [{"name": "s", "epochs": 2, "decoder_lr": 1e-3, "augmentation": {"zoom": 1}}]},
+            r"unknown setting 'stages\[0\]\.augmentation\.zoom'",
+        ),
+        (
+            {"augmentation": None, "stages": [{"name": "s", "epochs": 2, "decoder_lr": 1e-3, "augmentation": {}}]},
+            "stage 's': augmentation' is for recipes that augment online",
+        ),
         ({"architecture": "vnet"}, "'architecture' is one of unet"),
         ({"input_size": 200}, "'input_size' is a multiple of 32"),
         ({"input_size": "192"}, "'input_size' must be of type int"),
