@@ -25,6 +25,8 @@ _PACKAGES = (
     "simplejpeg",
     "isal",
     "pillow",
+    "cykooz-resizer",
+    "nvidia-dali-cuda130",
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
     "pycuda",
