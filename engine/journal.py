@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from isicrt.engine.errors import DataError
+from isicrt.engine.names import NumberTable
 from isicrt.engine.output import OutputError, output_error
 
 JOURNAL_NAME = ".isicrt-journal.jsonl"
@@ -102,7 +103,7 @@ class Journal:
 
 
 class JournalIndex:
-    """Finds the last line about a mask. It keeps a number for each mask and reads the line from the file.
+    """Finds the last line about a mask. It keeps 16 bytes for each mask and reads the line from the file.
 
     Raises:
         OutputError: the journal is there and cannot be read, or is of a format that this isicrt does not know.
@@ -112,7 +113,7 @@ class JournalIndex:
         self._path = folder / JOURNAL_NAME
         self._lock = threading.Lock()
         # The offset of the line; its complement where a failure left no mask of ours.
-        self._lines: dict[int, int] = {}
+        self._lines = NumberTable()
         self._starts: list[int] = []
         self.runs: list[Mapping[str, Any]] = []
         """The first line of each run."""
@@ -137,7 +138,7 @@ class JournalIndex:
 
     def wrote(self, mask: str) -> bool:
         """Whether a file of this name is one that a run wrote, or may have written before it was killed."""
-        return self._lines.get(_number(mask), -1) >= 0
+        return self._is_there(_number(mask))
 
     def find(self, mask: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
         """The last line about a mask, and the first line of its run. Any thread may call it.
@@ -161,6 +162,10 @@ class JournalIndex:
             os.close(self._file)
             self._file = None
 
+    def _is_there(self, number: int) -> bool:
+        offset = self._lines.get(number)
+        return offset is not None and offset >= 0
+
     def _read_all(self) -> None:
         assert self._file is not None
         offset, whole = 0, True
@@ -170,6 +175,7 @@ class JournalIndex:
                 if whole and (ends or len(line) < _LONGEST_LINE):
                     self._add(parse_line(line), offset)
                 offset, whole = offset + len(line), ends
+        self._lines.settle()
 
     def _read(self, offset: int) -> bytes:
         line = b""
@@ -194,7 +200,7 @@ class JournalIndex:
         for mask in masks if isinstance(masks, list) else []:
             with suppress(DataError):
                 number = _number(read_name(mask))
-                gone = entry.get("status") == "failed" and ("image_crc" in entry or self._lines.get(number, -1) < 0)
+                gone = entry.get("status") == "failed" and ("image_crc" in entry or not self._is_there(number))
                 self._lines[number] = ~offset if gone else offset
 
 
@@ -264,5 +270,5 @@ def read_journal(folder: str | os.PathLike[str]) -> Iterable[Mapping[str, Any]]:
 
 
 def _number(mask: str) -> int:
-    """64 bits for a name: a million names in a dict of names would need ten times the memory."""
+    """64 bits for a name: a million names in a dict would need twenty times the memory."""
     return int.from_bytes(hashlib.blake2b(os.fsencode(mask), digest_size=8).digest(), "little")

@@ -6,10 +6,10 @@ import hashlib
 import os
 import secrets
 import struct
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,9 +22,10 @@ from isicrt.engine.errors import DataError, ImageError, SettingsError
 from isicrt.engine.images import PNG_SIGNATURE, FileStamp, read_source
 from isicrt.engine.journal import FORMAT, JOURNAL_NAME, Journal, JournalIndex, read_name, write_name
 from isicrt.engine.lock import FolderLock
+from isicrt.engine.names import KeySet, name_key
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.output import FSYNC, BackgroundSync, OutputError, OutputFolder, is_leftover, make_folder
-from isicrt.engine.sources import Job, name_key, overlay_folder, overlay_path
+from isicrt.engine.sources import Job, overlay_folder, overlay_path
 
 EXISTING = ("resume", "overwrite")
 _SHOWN = 10
@@ -249,28 +250,32 @@ class Ledger:
     def _survey(self, jobs: Sequence[Job]) -> None:
         """Look at what lies where masks go: remove what killed runs left, refuse what is not ours."""
         runs = {str(run["run"]) for run in self._known.runs}
-        by_folder: defaultdict[Path, list[int]] = defaultdict(list)
-        for n, job in enumerate(jobs):
-            if job.problem is not None:
-                continue
-            by_folder[job.mask.parent].append(n)
-        foreign = []
         moved = any(run.get("root") != write_name(self._root) for run in self._known.runs)
-        for folder, numbers in by_folder.items():
-            there = {name_key(name) for name in _clean(folder, runs)}
+
+        # Jobs come folder by folder, and a folder may hold a million: hashes of its names tell which are not there.
+        @lru_cache(maxsize=64)
+        def there(folder: Path) -> KeySet:
+            found = KeySet(name_key(name) for name in _clean(folder, runs))
             if self._overlays is not None:
-                _clean(overlay_folder(folder, self._out, self._overlays), runs)
-            if not there or not self._resume:
+                for _ in _clean(overlay_folder(folder, self._out, self._overlays), runs):
+                    pass
+            return found
+
+        foreign, count = [], 0
+        for job in jobs:
+            if job.problem is not None or not (names := there(job.mask.parent)) or not self._resume:
                 continue
-            for n in numbers:
-                job = jobs[n]
-                if name_key(job.mask.name) in there and os.path.lexists(job.mask) and not self._is_ours(job, moved):
+            if names.may_hold(name_key(job.mask.name)) and os.path.lexists(job.mask):
+                if self._is_ours(job, moved):
+                    continue
+                count += 1
+                if count <= _SHOWN:
                     foreign.append(str(job.mask))
-        if foreign:
-            shown = "".join(f"\n  {path}" for path in foreign[:_SHOWN])
-            more = f"\n  ... and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+        if count:
+            shown = "".join(f"\n  {path}" for path in foreign)
+            more = f"\n  ... and {count - _SHOWN} more" if count > _SHOWN else ""
             raise DataError(
-                f"{len(foreign)} files stand where masks go, and the journal of {self._out} does not say that isicrt "
+                f"{count} files stand where masks go, and the journal of {self._out} does not say that isicrt "
                 f"made them from these images:{shown}{more}\n"
                 "Choose another --out, or replace them with --overwrite."
             )
@@ -309,9 +314,8 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def _clean(folder: Path, runs: set[str]) -> list[str]:
+def _clean(folder: Path, runs: set[str]) -> Iterator[str]:
     """Names in a folder, without the temporary files of runs that are over, which are removed."""
-    names = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -319,14 +323,13 @@ def _clean(folder: Path, runs: set[str]) -> list[str]:
                     with suppress(OSError):
                         os.unlink(entry.path)  # noqa: PTH108
                 else:
-                    names.append(entry.name)
+                    yield entry.name
     except FileNotFoundError:
         pass
     except NotADirectoryError:
         pass  # each mask below it fails with this reason
     except OSError as error:
         raise OutputError(f"{folder}: cannot be read: {error.strerror}") from error
-    return names
 
 
 def _is_whole(path: Path, size: tuple[int, int], entry: Mapping[str, Any]) -> bool:
