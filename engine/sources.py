@@ -5,14 +5,18 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
+from isicrt.engine.clashes import FOLDERS, SHOWN, check_images_safe, fail_long_names, settle_clashes
 from isicrt.engine.errors import DataError, SettingsError
+from isicrt.engine.jobs import Job, Jobs
+from isicrt.engine.names import PackedNames
+
+__all__ = ["EXTENSIONS", "ON_CLASH", "Images", "Job", "find_jobs", "overlay_folder", "overlay_path"]
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 """What counts as an image in a folder, in any case."""
@@ -22,30 +26,11 @@ Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 ON_CLASH = ("refuse", "fail", "extension")
 """What becomes of images whose masks would have one name, see `find_jobs`."""
 
-_LONGEST_NAME = 255
-"""Bytes of one name that every usual file system takes."""
-
-# Folder and name. A folder may hold a million images: what can be said of it is said once, and not for every image.
-_Image = tuple[str, str]
-
-_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image and the file that its mask is written to."""
-
-    image: Path
-    mask: Path
-    problem: str | None = None
-    """Why the image cannot be segmented, where that was found out before it was read."""
-
 
 @dataclass(frozen=True)
 class _Source:
-    """What one argument stands for."""
+    """Where the images of one argument lie."""
 
-    images: list[_Image]
     root: str
     """Masks are laid out as the images lie below this folder, if it is the only source."""
     anchor: str
@@ -58,7 +43,7 @@ def find_jobs(
     *,
     overlays: str | os.PathLike[str] | None = None,
     on_clash: str = "refuse",
-) -> list[Job]:
+) -> Sequence[Job]:
     """Find the images and give each a mask ``NAME.png`` below `out`, in the tree in which the images lie.
 
     Args:
@@ -75,6 +60,7 @@ def find_jobs(
 
     Returns:
         Sorted by folder, then by name; each image once. A mask's name that would be too long is a `Job.problem`.
+        Jobs are made when they are asked for, see `isicrt.engine.jobs.Jobs`.
 
     Raises:
         SettingsError: an unknown `on_clash`.
@@ -94,36 +80,27 @@ def find_jobs(
     if not all(os.fspath(name) for name in named):
         raise DataError("an empty name is no file and no folder; the current folder is .")
     arguments = [Path(name) for name in named]
-    search = _Search(written)
-    found = [search.expand(argument, alone=len(arguments) == 1) for argument in arguments]
-    root = _normal(found[0].root if len(found) == 1 else _common(source.anchor for source in found))
-    normal = cache(_normal)
-    # An image that two arguments name is one image.
-    images_by_name = {(normal(folder), name): (folder, name) for source in found for folder, name in source.images}
-    if not images_by_name:
+    found = _Found()
+    search = _Search(written, found)
+    sources = [search.expand(argument, alone=len(arguments) == 1) for argument in arguments]
+    if not found:
         raise DataError(
-            f"{', '.join(map(str, arguments[:_SHOWN]))}: no image found (looked for {', '.join(sorted(EXTENSIONS))})"
+            f"{', '.join(map(str, arguments[:SHOWN]))}: no image found (looked for {', '.join(sorted(EXTENSIONS))})"
         )
-    # Paths are made once for a folder; to join a name to one costs a fifth of parsing it all.
-    folder_of, mask_folder_of = cache(Path), cache(lambda folder: out / Path(_normal(folder)).relative_to(root))
-    places = [place for _, place in sorted(images_by_name.items())]
-    jobs = [Job(folder_of(folder) / name, mask_folder_of(folder) / (_stem(name) + ".png")) for folder, name in places]
-    _settle_clashes(jobs, on_clash)
-    for n, job in enumerate(jobs):
-        if len(os.fsencode(job.mask.name)) > _LONGEST_NAME:
-            jobs[n] = replace(job, problem=f"{job.image}: its mask's name would be longer than {_LONGEST_NAME} bytes")
-    folders = {job.mask.parent for job in jobs}
-    _check_images_safe(jobs, folders, lambda mask: mask, "mask", "--out", search.folders)
+    root = _normal(sources[0].root if len(sources) == 1 else _common(source.anchor for source in sources))
+    jobs = found.take(out, root)
+    settle_clashes(jobs, on_clash)
+    fail_long_names(jobs)
+    check_images_safe(jobs, lambda folder: folder, lambda name: name, "mask", "--out", search.folders)
     if overlays is not None:
-        drawn = {overlay_folder(folder, out, overlays) for folder in folders}
-        place = partial(overlay_path, out=out, overlays=overlays)
-        _check_images_safe(jobs, drawn, place, "overlay", "--overlay", search.folders)
+        drawn = partial(overlay_folder, out=out, overlays=overlays)
+        check_images_safe(jobs, drawn, _overlay_name, "overlay", "--overlay", search.folders)
     return jobs
 
 
 def overlay_path(mask: Path, out: str | os.PathLike[str], overlays: str | os.PathLike[str]) -> Path:
     """Where the overlay of a mask goes: the same place below `overlays` as the mask's below `out`, as ``NAME.jpg``."""
-    return overlay_folder(mask.parent, out, overlays) / f"{mask.stem}.jpg"
+    return overlay_folder(mask.parent, out, overlays) / _overlay_name(mask.name)
 
 
 def overlay_folder(folder: Path, out: str | os.PathLike[str], overlays: str | os.PathLike[str]) -> Path:
@@ -131,10 +108,60 @@ def overlay_folder(folder: Path, out: str | os.PathLike[str], overlays: str | os
     return Path(overlays) / folder.relative_to(out)
 
 
+def _overlay_name(mask: str) -> str:
+    return f"{Path(mask).stem}.jpg"
+
+
+class _Found:
+    """Images by folder."""
+
+    def __init__(self) -> None:
+        # For each folder, absolute, its images, in the order in which they were named, by how their paths spell it.
+        self._folders: defaultdict[str, list[tuple[str, PackedNames]]] = defaultdict(list)
+        self._normal = lru_cache(FOLDERS)(_normal)
+        self._latest: tuple[str, PackedNames] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._folders)
+
+    def add(self, folder: str, name: str) -> None:
+        if self._latest is None or self._latest[0] != folder:
+            spellings = self._folders[self._normal(folder)]
+            if not spellings or spellings[-1][0] != folder:
+                spellings.append((folder, PackedNames()))
+            self._latest = spellings[-1]
+        self._latest[1].append(name)
+
+    def take(self, out: Path, root: str) -> Jobs:
+        """Make them jobs, and forget them."""
+        jobs = Jobs(out)
+        self._latest = None
+        for folder in sorted(self._folders):
+            below = str(Path(folder).relative_to(root))
+            for spelling, names in _once(self._folders.pop(folder)):
+                jobs.add_folder(spelling, below, names)
+        return jobs
+
+
+def _once(spellings: list[tuple[str, PackedNames]]) -> Iterator[tuple[str, PackedNames]]:
+    """The images of one folder sorted. One that is there twice, as if two arguments named it, is there as at last."""
+    if len(spellings) == 1:
+        spellings[0][1].sort()
+        yield from spellings
+        return
+    last = {name: spelling for spelling, names in spellings for name in names}
+    for spelling, group in itertools.groupby(sorted(last), key=last.__getitem__):
+        names = PackedNames()
+        for name in group:
+            names.append(name)
+        yield spelling, names
+
+
 class _Search:
     """Expands arguments, stays out of the folders that the run writes, and remembers which folders it read."""
 
-    def __init__(self, written: Iterable[Path]) -> None:
+    def __init__(self, written: Iterable[Path], found: _Found) -> None:
+        self._found = found
         self._written = {os.path.realpath(folder) for folder in written}
         self.folders: set[str] = set()
 
@@ -146,20 +173,22 @@ class _Search:
 
     def _expand(self, argument: Path, alone: bool) -> _Source:
         if argument.is_dir():
-            return _Source(list(self._walk(str(argument))), str(argument), str(Path(_normal(argument)).parent))
+            self._walk(str(argument))
+            return _Source(str(argument), str(Path(_normal(argument)).parent))
         if argument.suffix.lower() == ".txt" and argument.is_file():
             if not alone:
                 raise DataError(f"{argument}: a list of images must be the only argument")
-            return _read_list(argument)
+            return self._read_list(argument)
         if argument.exists() or argument.is_symlink():
             folder = str(argument.parent)
-            return _Source([(folder, argument.name)], folder, folder)
+            self._found.add(folder, argument.name)
+            return _Source(folder, folder)
         if glob.has_magic(str(argument)):
             return self._match(argument)
         raise DataError(f"{argument}: no such file or folder")
 
-    def _walk(self, folder: str) -> Iterator[_Image]:
-        """Images below a folder. Links to folders are followed; a folder that is reached twice is read once."""
+    def _walk(self, folder: str) -> None:
+        """Find what is below a folder. Links to folders are followed; a folder that is reached twice is read once."""
         pending = [folder]
         while pending:
             current = pending.pop()
@@ -168,47 +197,53 @@ class _Search:
             if real in self.folders or (real in self._written and current != folder):
                 continue
             self.folders.add(real)
+            below = []
             try:
-                entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+                with os.scandir(current) as entries:
+                    for entry in entries:
+                        if entry.name.startswith("."):
+                            continue
+                        if _is_folder(entry):
+                            below.append(entry.path)
+                        elif _is_image(entry.name):
+                            self._found.add(current, entry.name)
             except OSError as error:
                 raise DataError(f"{current}: the folder cannot be read: {error.strerror}") from error
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if _is_folder(entry):
-                    pending.append(entry.path)
-                elif _is_image(entry.name):
-                    yield current, entry.name
+            # Of two ways to a folder it is always the same that is gone.
+            pending += sorted(below)
 
     def _match(self, pattern: Path) -> _Source:
         parts = pattern.parts
         fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
-        written = cache(lambda folder: self._lies_in_written(folder, fixed))
-        images = [
-            image
-            for match in glob.iglob(str(pattern), recursive=True)  # noqa: PTH207 (pathlib's also matches dot files)
-            if _is_image(match) and not Path(match).is_dir() and not written((image := os.path.split(match))[0])
-        ]
-        return _Source(images, str(fixed), str(fixed))
+        written = lru_cache(FOLDERS)(lambda folder: self._lies_in_written(folder, fixed))
+        for match in glob.iglob(str(pattern), recursive=True):  # noqa: PTH207 (pathlib's also matches dot files)
+            folder, name = os.path.split(match)
+            if _is_image(match) and not Path(match).is_dir() and not written(folder):
+                self._found.add(folder, name)
+        return _Source(str(fixed), str(fixed))
+
+    def _read_list(self, path: Path) -> _Source:
+        folders = set()
+        with path.open("rb") as file:
+            # Names are bytes to the system: no encoding may be in the way.
+            for number, line in enumerate(file):
+                if b"\0" in line:
+                    raise DataError(f"{path}: not a text file; expected a list of images, a path in each line")
+                named = (line if number else line.removeprefix(b"\xef\xbb\xbf")).rstrip(b"\n").rstrip(b"\r")
+                if named.strip():
+                    folder, name = os.path.split(path.parent / os.fsdecode(named))
+                    folders.add(folder)
+                    self._found.add(folder, name)
+        if not folders:
+            raise DataError(f"{path}: the list is empty; expected a path in each line")
+        root = _common(folders)
+        return _Source(root, root)
 
     def _lies_in_written(self, folder: str, root: Path) -> bool:
         """Whether a folder is, or is inside, one that the run writes below `root`."""
         top, place = Path(os.path.realpath(root)), Path(os.path.realpath(folder))
         below = itertools.takewhile(lambda parent: parent != top, (place, *place.parents))
         return any(str(parent) in self._written for parent in below)
-
-
-def _read_list(path: Path) -> _Source:
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    if b"\0" in data:
-        raise DataError(f"{path}: not a text file; expected a list of images, a path in each line")
-    # Names are bytes to the system: no encoding may be in the way.
-    lines = [os.fsdecode(line.rstrip(b"\r")) for line in data.split(b"\n") if line.strip()]
-    if not lines:
-        raise DataError(f"{path}: the list is empty; expected a path in each line")
-    images = [os.path.split(path.parent / line) for line in lines]
-    root = _common({folder for folder, _ in images})
-    return _Source(images, root, root)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -223,10 +258,6 @@ def _is_image(name: str) -> bool:
     return bool(stem) and f"{dot}{extension}".lower() in EXTENSIONS
 
 
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0] or name
-
-
 def _normal(path: str | Path) -> str:
     """Absolute and without ``..``, links as they are."""
     return os.path.normpath(Path(path).absolute())
@@ -237,99 +268,3 @@ def _common(folders: Iterable[str]) -> str:
         return os.path.commonpath([_normal(folder) for folder in folders])
     except ValueError:
         raise DataError("images on different drives have no common folder; segment each drive by itself") from None
-
-
-def name_key(name: str) -> str:
-    """Equal for names and paths that some file system takes for one: case and Unicode normal form do not count."""
-    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
-
-
-def _settle_clashes(jobs: list[Job], on_clash: str) -> None:
-    clashes, blocked = _clashes(jobs), _named_like_folders(jobs)
-    if on_clash == "extension" and (clashes or blocked):
-        for n in {*itertools.chain.from_iterable(clashes), *blocked}:
-            jobs[n] = replace(jobs[n], mask=jobs[n].mask.with_name(jobs[n].image.name + ".png"))
-        clashes, blocked = _clashes(jobs), _named_like_folders(jobs)
-    if on_clash == "fail":
-        for n in blocked:
-            problem = f"{jobs[n].image}: its mask, {jobs[n].mask}, would stand where a folder of masks goes"
-            jobs[n] = replace(jobs[n], problem=problem)
-        for numbers in clashes:
-            for n in numbers:
-                other = jobs[next(m for m in numbers if m != n)].image
-                jobs[n] = replace(jobs[n], problem=f"{jobs[n].image}: {other} would have the same mask, {jobs[n].mask}")
-    elif clashes or blocked:
-        lines = [f"{' and '.join(str(jobs[n].image) for n in claim)} -> {jobs[claim[0]].mask}" for claim in clashes]
-        lines += [f"{jobs[n].image} -> {jobs[n].mask}, a folder" for n in blocked]
-        raise DataError(
-            f"{len(lines)} masks would belong to more than one image, or stand where a folder of masks goes:\n"
-            f"{_listed(lines)}\n"
-            "Rename the images, segment them in separate runs with a different --out, or see --on-clash."
-        )
-
-
-def _named_like_folders(jobs: Sequence[Job]) -> list[int]:
-    """Numbers of the jobs whose mask would have the name of a folder of masks: ``x.jpg`` beside ``x.png/``."""
-    folders = {job.mask.parent for job in jobs}
-    keys = {name_key(str(folder)) for below in folders for folder in (below, *below.parents)}
-    # A folder called .png is rare, and a million names need not be looked at.
-    if not any(key.endswith(".png") for key in keys):
-        return []
-    return [n for n, job in enumerate(jobs) if name_key(str(job.mask)) in keys]
-
-
-def _clashes(jobs: Sequence[Job]) -> list[list[int]]:
-    """Numbers of the jobs that claim one mask."""
-    first: dict[tuple[str, str], int] = {}
-    claims: defaultdict[int, list[int]] = defaultdict(list)
-    folder_key = cache(lambda folder: name_key(str(folder)))
-    for n, job in enumerate(jobs):
-        holder = first.setdefault((folder_key(job.mask.parent), name_key(job.mask.name)), n)
-        if holder != n:
-            claims[holder].append(n)
-    return [[holder, *others] for holder, others in claims.items()]
-
-
-def _check_images_safe(
-    jobs: Sequence[Job],
-    folders: set[Path],
-    place: Callable[[Path], Path],
-    what: str,
-    option: str,
-    read: set[str],
-) -> None:
-    """Raise DataError where `place` puts what is written for a mask on an image, or among images that were searched.
-
-    Args:
-        folders: all that are written.
-        read: real paths of the folders that were searched.
-    """
-    real = cache(lambda folder: os.path.realpath(folder))
-    key = cache(lambda folder: name_key(real(folder)))
-    # Folders are few and images many: mostly it ends here.
-    if not {key(job.image.parent) for job in jobs} & {key(folder) for folder in folders} and not (
-        {real(folder) for folder in folders} & read
-    ):
-        return
-    images = {(key(job.image.parent), name_key(job.image.name)) for job in jobs}
-    replaced, inside = [], []
-    for path in (place(job.mask) for job in jobs):
-        if (key(path.parent), name_key(path.name)) in images:
-            replaced.append(str(path))
-        elif real(path.parent) in read:
-            inside.append(str(path))
-    if replaced:
-        raise DataError(
-            f"{len(replaced)} images would be replaced by their own {what}s:\n{_listed(replaced)}\n"
-            f"Choose another folder for {option}."
-        )
-    if inside:
-        raise DataError(
-            f"{len(inside)} {what}s would lie among the images and be taken for images next time:\n{_listed(inside)}\n"
-            f"Choose a folder of its own for {option}."
-        )
-
-
-def _listed(lines: Sequence[str]) -> str:
-    more = [f"  ... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "\n".join([f"  {line}" for line in lines[:_SHOWN]] + more)

@@ -299,7 +299,7 @@ def test_too_many_failures_end_the_run(
     seen: list[Outcome] = []
     if stops:
         with pytest.raises(FailureLimitError, match=r"stopped: \d images have failed"):
-            run_jobs([*bad, *jobs * 50], runtime, max_failures=limit, on_outcome=seen.append)
+            run_jobs([*bad, *[*jobs] * 50], runtime, max_failures=limit, on_outcome=seen.append)
         assert 3 <= len(seen) < 603
     else:
         assert run_jobs([*bad, *jobs], runtime, max_failures=limit, on_outcome=seen.append).failed == 3

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from isicrt.engine import names
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.sources import EXTENSIONS, find_jobs, overlay_path
 
@@ -16,6 +18,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, so that paths can be short literals."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(params=["own_hashes", "one_hash_for_all"])
+def hashes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are compared by hash first; where all of these agree, nothing else may come out."""
+    if request.param == "one_hash_for_all":
+        monkeypatch.setattr(names, "key_hash", lambda key: 7)
 
 
 def _touch(*names: str) -> None:
@@ -173,6 +182,7 @@ def test_a_binary_list(here: Path) -> None:
     ],
     ids=["stem", "case", "case_of_a_folder", "normal_form"],
 )
+@pytest.mark.usefixtures("hashes")
 def test_masks_with_one_name_are_found_up_front(here: Path, names: list[str]) -> None:
     _touch("in/good.jpg", *(f"in/{name}" for name in names))
     with pytest.raises(DataError) as caught:
@@ -201,6 +211,7 @@ def test_masks_with_one_name_are_found_up_front(here: Path, names: list[str]) ->
         ),
     ],
 )
+@pytest.mark.usefixtures("hashes")
 def test_clashes_can_cost_only_themselves(here: Path, names: list[str], rule: str, expected: dict[str, str]) -> None:
     _touch(*(f"in/{name}" for name in names))
     jobs = find_jobs("in", "out", on_clash=rule)
@@ -222,6 +233,7 @@ def test_clashes_can_cost_only_themselves(here: Path, names: list[str], rule: st
         ),
     ],
 )
+@pytest.mark.usefixtures("hashes")
 def test_a_mask_and_a_folder_of_one_name(
     here: Path, rule: str, expected: dict[str, str], problems: dict[str, str]
 ) -> None:
@@ -233,6 +245,7 @@ def test_a_mask_and_a_folder_of_one_name(
     assert {str(job.image): job.problem for job in jobs if job.problem} == problems
 
 
+@pytest.mark.usefixtures("hashes")
 def test_clashes_that_an_extension_does_not_settle(here: Path) -> None:
     _touch("in/a.jpg", "in/A.jpg")
     with pytest.raises(DataError, match="1 masks would belong"):
@@ -276,6 +289,41 @@ def test_many_entries(here: Path) -> None:
     assert len({job.mask for job in jobs}) == 10_000
 
 
+@pytest.mark.parametrize("images", ["in", "in/0/*.jpg", "list.txt"])
+def test_many_images_take_little_memory(here: Path, images: str) -> None:
+    lines = [f"in/{folder}/ISIC_{n:07d}.jpg" for folder in range(2) for n in range(5000)]
+    Path("list.txt").write_text("\n".join(lines))
+    for folder in range(2):
+        Path(f"in/{folder}").mkdir(parents=True)
+    for line in lines:
+        os.close(os.open(line, os.O_CREAT))
+    find_jobs(images, "out")  # what is made once
+    tracemalloc.start()
+    try:
+        jobs = find_jobs(images, "out")
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept / len(jobs) < 50  # 16 are the name
+    assert peak / len(jobs) < 200
+
+
+def test_an_image_that_is_named_in_two_ways_is_there_as_at_last(here: Path) -> None:
+    _touch("in/a.jpg", "in/b.jpg", "in/c.jpg")
+    images = ["in/a.jpg", "in/../in/b.jpg", "in/../in/a.jpg", "in/c.jpg", "in/b.jpg", "in/c.jpg"]
+    assert list(_pairs(images).items()) == [
+        ("in/../in/a.jpg", "out/a.png"),
+        ("in/b.jpg", "out/b.png"),
+        ("in/c.jpg", "out/c.png"),
+    ]
+
+
+def test_names_come_in_the_order_of_their_letters(here: Path) -> None:
+    found = [os.fsdecode(b"\xff.jpg"), "\uffee.jpg", "\U0001f600.jpg", "B.jpg", "a b.jpg", "a.b.jpg", "\u00e9.jpg"]
+    _touch(*(f"in/{name}" for name in found))
+    assert [job.image.name for job in find_jobs("in", "out")] == sorted(found)
+
+
 def test_a_long_list_of_clashes_is_cut(here: Path) -> None:
     _touch(*(f"in/{n}.{extension}" for n in range(25) for extension in ("jpg", "png")))
     with pytest.raises(DataError, match="25 masks") as caught:
@@ -298,6 +346,7 @@ def test_a_long_list_of_clashes_is_cut(here: Path) -> None:
         pytest.param(["in/a.png"], "in", "out", "in", "taken for images next time", id="overlay_among_images"),
     ],
 )
+@pytest.mark.usefixtures("hashes")
 def test_no_image_is_ever_replaced(here: Path, files: list[str], images, out: str, overlays, message: str) -> None:
     _touch(*files)
     Path("link").symlink_to(here / "in")
@@ -305,6 +354,7 @@ def test_no_image_is_ever_replaced(here: Path, files: list[str], images, out: st
         find_jobs(images, out, overlays=overlays)
 
 
+@pytest.mark.usefixtures("hashes")
 def test_masks_beside_images_that_were_named(here: Path) -> None:
     _touch("in/a.jpg", "in/b.jpg")
     assert _pairs("in/*.jpg", "in") == {"in/a.jpg": "in/a.png", "in/b.jpg": "in/b.png"}

@@ -1,0 +1,151 @@
+"""What is wrong with where masks would go, found before an image is read: two masks of one name, masks on images.
+
+What can go wrong is rare and images are many: all that is kept of each is the hash of its name, and where two agree the
+names are compared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+from isicrt.engine.errors import DataError
+from isicrt.engine.jobs import Jobs
+from isicrt.engine.names import equal_keys, name_key, shared_keys
+
+SHOWN = 10
+"""Lines of a list in a message."""
+LONGEST_NAME = 255
+"""Bytes of one name that every usual file system takes."""
+FOLDERS = 1 << 12
+"""What is remembered of so many folders: there may be as many of them as images."""
+
+# Of a folder and of a name, see `name_key`.
+_Key = tuple[str, str]
+
+
+def settle_clashes(jobs: Jobs, on_clash: str) -> None:
+    """Do what `on_clash` says (see `isicrt.engine.sources.find_jobs`) where masks would have one name, or a folder's.
+
+    Raises:
+        DataError: they have, and the masks' names cannot be changed.
+    """
+    clashes, blocked = _clashes(jobs), _named_like_folders(jobs)
+    if on_clash == "extension" and (clashes or blocked):
+        for numbers in (*clashes, blocked):
+            for n in numbers:
+                jobs.keep_extension(n)
+        clashes, blocked = _clashes(jobs), _named_like_folders(jobs)
+    if on_clash == "fail":
+        for n in blocked:
+            job = jobs[n]
+            jobs.fail(n, f"{job.image}: its mask, {job.mask}, would stand where a folder of masks goes")
+        for numbers in clashes:
+            for n in numbers:
+                job, other = jobs[n], jobs[numbers[1] if n == numbers[0] else numbers[0]]
+                jobs.fail(n, f"{job.image}: {other.image} would have the same mask, {job.mask}")
+    elif clashes or blocked:
+        count = len(clashes) + len(blocked)
+        raise DataError(
+            f"{count} masks would belong to more than one image, or stand where a folder of masks goes:\n"
+            f"{_listed(_clash_lines(jobs, clashes, blocked), count)}\n"
+            "Rename the images, segment them in separate runs with a different --out, or see --on-clash."
+        )
+
+
+def fail_long_names(jobs: Jobs) -> None:
+    """Give jobs a `Job.problem` whose masks have names that no file system takes."""
+    for n in range(len(jobs)):
+        if len(os.fsencode(jobs.mask_name(n))) > LONGEST_NAME:
+            jobs.fail(n, f"{jobs[n].image}: its mask's name would be longer than {LONGEST_NAME} bytes")
+
+
+def check_images_safe(
+    jobs: Jobs,
+    place: Callable[[Path], Path],
+    rename: Callable[[str], str],
+    what: str,
+    option: str,
+    read: set[str],
+) -> None:
+    """Raise DataError where what is written for a mask would replace an image, or lie among images that were searched.
+
+    Args:
+        place: folder of the masks -> the one that is written.
+        rename: name of a mask -> the one that is written.
+        read: real paths of the folders that were searched.
+    """
+    real = lru_cache(FOLDERS)(lambda folder: os.path.realpath(folder))
+    key = lru_cache(FOLDERS)(lambda folder: name_key(real(folder)))
+    # Folders are few and images many: mostly it ends here.
+    common = {key(f.images) for f in jobs.folders()} & {key(place(f.masks)) for f in jobs.folders()}
+    if not common and not any(real(place(f.masks)) in read for f in jobs.folders()):
+        return
+
+    def images() -> Iterator[_Key]:
+        for folder in jobs.folders():
+            if key(folder.images) in common:
+                yield from ((key(folder.images), name_key(jobs.image_name(n))) for n in folder.numbers)
+
+    def written() -> Iterator[_Key]:
+        for folder in jobs.folders():
+            there = key(place(folder.masks))
+            yield from ((there, name_key(rename(jobs.mask_name(n)))) for n in folder.numbers)
+
+    def paths(numbers: Iterable[int]) -> Iterator[str]:
+        return (str(place(jobs.folder_of(n).masks) / rename(jobs.mask_name(n))) for n in numbers)
+
+    replaced = shared_keys(written, images)
+    if replaced:
+        raise DataError(
+            f"{len(replaced)} images would be replaced by their own {what}s:\n"
+            f"{_listed(paths(replaced), len(replaced))}\n"
+            f"Choose another folder for {option}."
+        )
+    inside = [f.numbers for f in jobs.folders() if real(place(f.masks)) in read]
+    count = sum(map(len, inside))
+    if count:
+        raise DataError(
+            f"{count} {what}s would lie among the images and be taken for images next time:\n"
+            f"{_listed(paths(n for numbers in inside for n in numbers), count)}\n"
+            f"Choose a folder of its own for {option}."
+        )
+
+
+def _clashes(jobs: Jobs) -> list[list[int]]:
+    """Numbers of the jobs that claim one mask."""
+
+    def keys() -> Iterator[_Key]:
+        for folder in jobs.folders():
+            key = name_key(str(folder.masks))
+            yield from ((key, name_key(jobs.mask_name(n))) for n in folder.numbers)
+
+    def key_of(n: int) -> _Key:
+        return name_key(str(jobs.folder_of(n).masks)), name_key(jobs.mask_name(n))
+
+    return equal_keys(keys(), key_of)
+
+
+def _named_like_folders(jobs: Jobs) -> list[int]:
+    """Numbers of the jobs whose mask would have the name of a folder of masks: ``x.jpg`` beside ``x.png/``."""
+    # A folder called .png is rare, and a million names need not be looked at.
+    folders = [folder.masks for folder in jobs.folders() if ".png" in name_key(str(folder.masks))]
+    keys = {name_key(str(folder)) for below in folders for folder in (below, *below.parents)}
+    if not any(key.endswith(".png") for key in keys):
+        return []
+    return [n for n, job in enumerate(jobs) if name_key(str(job.mask)) in keys]
+
+
+def _clash_lines(jobs: Jobs, clashes: list[list[int]], blocked: list[int]) -> Iterator[str]:
+    for claim in clashes:
+        yield f"{' and '.join(str(jobs[n].image) for n in claim)} -> {jobs[claim[0]].mask}"
+    for n in blocked:
+        yield f"{jobs[n].image} -> {jobs[n].mask}, a folder"
+
+
+def _listed(lines: Iterable[str], count: int) -> str:
+    more = [f"  ... and {count - SHOWN} more"] if count > SHOWN else []
+    return "\n".join([*(f"  {line}" for line in islice(lines, SHOWN)), *more])
