@@ -1,4 +1,5 @@
-"""How much memory `isicrt segment` needs: on few and on many images, by batch size, and on large images.
+"""How much memory `isicrt segment` needs: on few and on many images, the first time and when all masks are there, by
+batch size, and on large images.
 
     python -m isicrt.benchmarks.memory --images DIR --counts 1000,100000 --json memory.json
 
@@ -40,7 +41,7 @@ class Reading:
     """One run."""
 
     what: str
-    """``count``, ``batch`` or ``large``."""
+    """``count``, ``resume`` (the same again: every mask is there), ``batch`` or ``large``."""
     images: int
     batch_size: int
     peak_rss_mb: float | None
@@ -59,22 +60,24 @@ def link_images(files: Sequence[Path], folder: Path, count: int) -> Path:
     return folder
 
 
-def read_peak(what: str, images: Path, count: int, batch_size: int, model: Path, folder: Path) -> Reading:
+def read_peak(what: str, images: Path, count: int, batch_size: int, model: Path, out: Path) -> Reading:
     """Segment a folder of `count` images in a process of its own.
+
+    Args:
+        what: see `Reading`.
+        out: the folder of the masks, which stay.
 
     Raises:
         DataError: some image failed.
     """
-    out = folder / "masks"
     command = [sys.executable, "-m", "isicrt.cli.main", "segment", str(images), "--out", str(out)]
     usage = run_command([*command, "--model", str(model), "--batch-size", str(batch_size)])
-    shutil.rmtree(out)
     return Reading(what, count, batch_size, usage.peak_rss_mb, usage.seconds)
 
 
-def growth(readings: Sequence[Reading]) -> float | None:
+def growth(readings: Sequence[Reading], what: str = "count") -> float | None:
     """Peak on the most images / peak on the fewest - 1; None where there are not two or the system does not tell."""
-    counts = sorted((r for r in readings if r.what == "count"), key=lambda r: r.images)
+    counts = sorted((r for r in readings if r.what == what), key=lambda r: r.images)
     if len(counts) < 2 or counts[0].peak_rss_mb is None or counts[-1].peak_rss_mb is None:
         return None
     return counts[-1].peak_rss_mb / counts[0].peak_rss_mb - 1
@@ -112,11 +115,11 @@ def command(
         readings = _read_all(images, shipped.resolve(model), counts, batch_sizes, large_images, large_count)
     except IsicrtError as error:
         raise click.ClickException(str(error)) from error
-    more = growth(readings)
-    if more is not None:
-        click.echo(f"{counts[-1]} images against {counts[0]}: {more:+.1%}")
+    for what in ("count", "resume"):
+        if (more := growth(readings, what)) is not None:
+            click.echo(f"{what}: {counts[-1]} images against {counts[0]}: {more:+.1%}")
     if json_file:
-        json_file.write_text(json.dumps(_report(readings, more), indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(_report(readings), indent=2) + "\n", encoding="utf-8")
 
 
 def _read_all(
@@ -126,22 +129,24 @@ def _read_all(
     with tempfile.TemporaryDirectory(prefix="isicrt-memory-") as name:
         folder = Path(name)
 
-        def read(what: str, files: Sequence[Path], count: int, batch_size: int) -> None:
-            links = link_images(files, folder / "links", count)
-            readings.append(read_peak(what, links, count, batch_size, model, folder))
+        def read(whats: Sequence[str], files: Sequence[Path], count: int, batch_size: int) -> None:
+            links, out = link_images(files, folder / "links", count), folder / "masks"
+            for what in whats:
+                r = read_peak(what, links, count, batch_size, model, out)
+                readings.append(r)
+                peak = "unknown" if r.peak_rss_mb is None else f"{r.peak_rss_mb:.0f} MB"
+                click.echo(f"{what}: {count} images, batch {batch_size}: {peak}, {r.seconds:.0f} s")
+            shutil.rmtree(out)
             shutil.rmtree(links)
-            r = readings[-1]
-            peak = "unknown" if r.peak_rss_mb is None else f"{r.peak_rss_mb:.0f} MB"
-            click.echo(f"{what}: {count} images, batch {batch_size}: {peak}, {r.seconds:.0f} s")
 
         files = [job.image for job in find_jobs(images, folder / "none")]
         big = [job.image for job in find_jobs(large, folder / "none")] if large else _render_large(folder / "large")
         for count in counts:
-            read("count", files, count, 8)
+            read(("count", "resume"), files, count, 8)
         for batch_size in batch_sizes:
-            read("batch", files, counts[0], batch_size)
+            read(("batch",), files, counts[0], batch_size)
         for batch_size in batch_sizes:
-            read("large", big, large_count, batch_size)
+            read(("large",), big, large_count, batch_size)
     return readings
 
 
@@ -152,13 +157,14 @@ def _render_large(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def _report(readings: Sequence[Reading], more: float | None) -> dict[str, Any]:
+def _report(readings: Sequence[Reading]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "command": shlex.join(["python", "-m", "isicrt.benchmarks.memory", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": read_environment().to_dict(),
-        "growth": more,
+        "growth": growth(readings),
+        "resume_growth": growth(readings, "resume"),
         "readings": [asdict(r) for r in readings],
     }
 

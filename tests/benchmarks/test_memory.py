@@ -31,6 +31,7 @@ def test_growth_is_of_the_most_against_the_fewest(peaks: dict[int, float | None]
     readings = [Reading("count", n, 8, peak, 1.0) for n, peak in peaks.items()]
     found = growth([Reading("large", 10**6, 8, 9e9, 1.0), *readings])
     assert found == (None if expected is None else pytest.approx(expected))
+    assert growth(readings, "resume") is None
 
 
 def test_a_small_measurement(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
@@ -39,12 +40,15 @@ def test_a_small_measurement(darkness_onnx: Path, rendered_pairs: Path, tmp_path
     arguments += ["--large-images", images, "--large-count", "2", "--json", str(tmp_path / "m.json")]
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0, result.output
-    assert "6 images against 3: " in result.output
+    assert "count: 6 images against 3: " in result.output
+    assert "resume: 6 images against 3: " in result.output
     data = json.loads((tmp_path / "m.json").read_text())
     assert data["schema"] == "isicrt-memory/1"
     assert [(r["what"], r["images"], r["batch_size"]) for r in data["readings"]] == [
         ("count", 3, 8),
+        ("resume", 3, 8),
         ("count", 6, 8),
+        ("resume", 6, 8),
         ("batch", 3, 2),
         ("large", 2, 2),
     ]
