@@ -145,7 +145,7 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
         )
     validation_set = ValidationSet(validation, card) if validation else None
     online = None if recipe.augmented_copies else recipe.augmentation
-    kept = cache_size(recipe.input_size) if online else recipe.input_size
+    kept = cache_size(recipe.largest_size) if online else recipe.input_size
     resized = resized_pairs(training, kept) if settings.cache else None
     listener.started(recipe, len(training), len(validation), report.grey_masks, len(history))
     loss_function = mix(recipe.loss)

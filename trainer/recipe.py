@@ -168,6 +168,11 @@ class Recipe:
         """Of all stages."""
         return sum(stage.epochs for stage in self.stages)
 
+    @property
+    def largest_size(self) -> int:
+        """Pixels; the largest input of all stages that are trained."""
+        return max(stage.input_size or self.input_size for stage in self.stages if stage.epochs)
+
     def stage_of(self, epoch: int) -> tuple[Stage, int]:
         """The stage of an epoch (from 0), and the first epoch of that stage."""
         start = 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from isicrt.engine.errors import SettingsError
 from isicrt.trainer.models import ARCHITECTURES, build_model
-from isicrt.trainer.recipe import Recipe, load_recipe, names
+from isicrt.trainer.recipe import Recipe, Stage, load_recipe, names
 
 MINIMAL = {"name": "r", "architecture": "unet", "stages": [{"name": "s", "epochs": 2, "decoder_lr": 1e-3}]}
 
@@ -37,15 +38,15 @@ def test_the_reports_recipes_are_the_reports() -> None:
     ("epochs", "expected"),
     [
         (1, [0, 1, 0, 0]),
-        (2, [0, 1, 0, 1]),
-        (10, [0, 5, 1, 4]),
-        (100, [1, 51, 14, 34]),
-        (200, [2, 102, 28, 68]),
+        (2, [0, 2, 0, 0]),
+        (10, [0, 7, 2, 1]),
+        (69, [1, 51, 14, 3]),
+        (138, [2, 102, 28, 6]),
     ],
 )
 def test_epochs_are_shared_out_in_proportion(epochs: int, expected: list[int]) -> None:
     recipe = load_recipe("unet-light")
-    assert [s.epochs for s in recipe.stages] == [1, 51, 14, 34]
+    assert [s.epochs for s in recipe.stages] == [1, 51, 14, 3]
     shortened = recipe.with_epochs(epochs)
     assert [s.epochs for s in shortened.stages] == expected
     assert shortened.epochs == epochs
@@ -53,11 +54,11 @@ def test_epochs_are_shared_out_in_proportion(epochs: int, expected: list[int]) -
 
 def test_stage_of_an_epoch_skips_stages_without_epochs() -> None:
     recipe = load_recipe("unet-light").with_epochs(10)
-    assert [(recipe.stage_of(e)[0].name, recipe.stage_of(e)[1]) for e in (0, 4, 5, 9)] == [
+    assert [(recipe.stage_of(e)[0].name, recipe.stage_of(e)[1]) for e in (0, 6, 7, 9)] == [
         ("small", 0),
         ("small", 0),
-        ("tuned", 5),
-        ("ending", 6),
+        ("tuned", 7),
+        ("ending", 9),
     ]
     assert load_recipe("unet-light").with_epochs(1).stage_of(0)[0].name == "small"
 
@@ -129,3 +130,10 @@ def test_files_that_are_no_recipe_are_named(tmp_path: Path, text: str, message: 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(SettingsError, match=r"no such recipe.*unet-light"):
         load_recipe("unet-heavy")
+
+
+def test_the_largest_size_is_that_of_a_stage_that_is_trained() -> None:
+    stages = (Stage("a", 1, 1e-3, input_size=64), Stage("b", 1, 1e-3), Stage("c", 0, 1e-3, input_size=512))
+    recipe = Recipe(name="r", architecture="unet", stages=stages, input_size=96)
+    assert recipe.largest_size == 96
+    assert dataclasses.replace(recipe, stages=(*stages, Stage("d", 1, 1e-3, input_size=128))).largest_size == 128
