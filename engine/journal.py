@@ -169,7 +169,7 @@ class JournalIndex:
     def _read_all(self) -> None:
         assert self._file is not None
         offset, whole = 0, True
-        with open(self._file, "rb", buffering=1 << 20, closefd=False) as lines:
+        with open(self._file, "rb", buffering=1 << 18, closefd=False) as lines:
             while line := lines.readline(_LONGEST_LINE):
                 ends = line.endswith(b"\n")
                 if whole and (ends or len(line) < _LONGEST_LINE):

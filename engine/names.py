@@ -185,7 +185,7 @@ class NumberTable:
         self._values = np.insert(self._values, places[~old], values[~old])
 
 
-_LATEST = 1 << 14
+_LATEST = 1 << 12
 
 
 def key_hash(key: Hashable) -> int:
