@@ -20,8 +20,8 @@ SHOWN = 10
 """Lines of a list in a message."""
 LONGEST_NAME = 255
 """Bytes of one name that every usual file system takes."""
-FOLDERS = 1 << 12
-"""What is remembered of so many folders: there may be as many of them as images."""
+REMEMBERED = 1 << 12
+"""Folders of which something is remembered: there may be as many of them as images."""
 
 # Of a folder and of a name, see `name_key`.
 _Key = tuple[str, str]
@@ -78,8 +78,8 @@ def check_images_safe(
         rename: name of a mask -> the one that is written.
         read: real paths of the folders that were searched.
     """
-    real = lru_cache(FOLDERS)(lambda folder: os.path.realpath(folder))
-    key = lru_cache(FOLDERS)(lambda folder: name_key(real(folder)))
+    real = lru_cache(REMEMBERED)(lambda folder: os.path.realpath(folder))
+    key = lru_cache(REMEMBERED)(lambda folder: name_key(real(folder)))
     # Folders are few and images many: mostly it ends here.
     common = {key(f.images) for f in jobs.folders()} & {key(place(f.masks)) for f in jobs.folders()}
     if not common and not any(real(place(f.masks)) in read for f in jobs.folders()):

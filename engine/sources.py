@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from isicrt.engine.clashes import FOLDERS, SHOWN, check_images_safe, fail_long_names, settle_clashes
+from isicrt.engine.clashes import REMEMBERED, SHOWN, check_images_safe, fail_long_names, settle_clashes
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.jobs import Job, Jobs
 from isicrt.engine.names import PackedNames
@@ -118,7 +118,7 @@ class _Found:
     def __init__(self) -> None:
         # For each folder, absolute, its images, in the order in which they were named, by how their paths spell it.
         self._folders: defaultdict[str, list[tuple[str, PackedNames]]] = defaultdict(list)
-        self._normal = lru_cache(FOLDERS)(_normal)
+        self._normal = lru_cache(REMEMBERED)(_normal)
         self._latest: tuple[str, PackedNames] | None = None
 
     def __bool__(self) -> bool:
@@ -209,13 +209,13 @@ class _Search:
                             self._found.add(current, entry.name)
             except OSError as error:
                 raise DataError(f"{current}: the folder cannot be read: {error.strerror}") from error
-            # Of two ways to a folder it is always the same that is gone.
+            # In order, so that of two ways to one folder it is the same in every run that counts.
             pending += sorted(below)
 
     def _match(self, pattern: Path) -> _Source:
         parts = pattern.parts
         fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
-        written = lru_cache(FOLDERS)(lambda folder: self._lies_in_written(folder, fixed))
+        written = lru_cache(REMEMBERED)(lambda folder: self._lies_in_written(folder, fixed))
         for match in glob.iglob(str(pattern), recursive=True):  # noqa: PTH207 (pathlib's also matches dot files)
             folder, name = os.path.split(match)
             if _is_image(match) and not Path(match).is_dir() and not written(folder):
