@@ -91,7 +91,7 @@ def build_engine(
 ) -> Engine:
     """Parse, prove the precision, build.
 
-    Ctrl-C stops the builder at its next step and comes out as KeyboardInterrupt.
+    Ctrl-C stops the builder at its next step and comes out as KeyboardInterrupt; so does what `on_progress` raises.
 
     Args:
         trt: the flavour.
@@ -107,6 +107,55 @@ def build_engine(
             has no such tuning, or the builder fails.
     """
     require_tuning(trt, tuning)
+    stop = threading.Event()
+    report = on_progress or (lambda fraction: None)
+    return _wait(lambda: _build(trt, model, profile, half, tuning, gpu, report, stop), stop)
+
+
+def _wait(work: Callable[[], Engine], stop: threading.Event) -> Engine:
+    """Do the work in a thread of its own. An exception here, as of Ctrl-C, sets `stop` and comes out when it ends.
+
+    Python delivers Ctrl-C to the main thread alone. There it would be raised within whatever TensorRT calls, the
+    logger or the monitor, and TensorRT prints what those raise and goes on.
+    """
+    begin = threading.Event()
+
+    def begun() -> Engine:
+        # A Ctrl-C while the thread is being started must not leave a builder behind that nobody waits for.
+        begin.wait()
+        if stop.is_set():
+            raise BuildError("stopped before it began")
+        return work()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="tensorrt-builder") as thread:
+        building = None
+        try:
+            building = thread.submit(begun)
+            begin.set()
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    return building.result(timeout=0.1)
+        except BaseException:
+            stop.set()
+            begin.set()
+            raise
+        finally:
+            del (
+                building
+            )  # it holds the error, whose traceback holds this frame: a circle around all of TensorRT's objects
+
+
+def _build(
+    trt: TensorRt,
+    model: bytes,
+    profile: Profile,
+    half: bool,
+    tuning: Tuning,
+    gpu: Gpu | None,
+    on_progress: Callable[[float], None],
+    stop: threading.Event,
+) -> Engine:
+    """`build_engine`, until `stop` is set."""
     module, log = trt.module, make_logger(trt)
     try:
         builder = module.Builder(log)
@@ -129,29 +178,12 @@ def build_engine(
     _tune(trt, log, config, tuning)
     _add_profile(trt, log, builder, network, config, profile)
     cache = _TimingCache(trt, config, gpu, tuning) if trt.flavour == "tensorrt" and gpu is not None else None
-    cancelled = threading.Event()
-    monitor = _make_monitor(trt, BuildProgress(on_progress or (lambda fraction: None)), cancelled)
+    failed: list[BaseException] = []
+    monitor = _make_monitor(trt, BuildProgress(on_progress), stop, failed)
     config.progress_monitor = monitor
-    begin = threading.Event()
-
-    def work() -> Any:
-        # A Ctrl-C while the thread is being started must not leave a builder behind that nobody waits for.
-        begin.wait()
-        return None if cancelled.is_set() else builder.build_serialized_network(network, config)
-
-    # The builder works in a thread of its own, without the GIL: so this one can take the signal of Ctrl-C.
-    with ThreadPoolExecutor(1, thread_name_prefix="tensorrt-builder") as thread:
-        try:
-            building = thread.submit(work)
-            begin.set()
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    serialised = building.result(timeout=0.1)
-                    break
-        except BaseException:
-            cancelled.set()
-            begin.set()
-            raise
+    serialised = builder.build_serialized_network(network, config)
+    if failed:
+        raise failed.pop()
     if serialised is None:
         failure = _failure(trt, log, "could not build the engine")
         if tuning.workspace_mib is not None:
@@ -282,22 +314,31 @@ class BuildProgress:
         return min(1.0, (done + max(inner, default=0.0)) / steps)
 
 
-def _make_monitor(trt: TensorRt, progress: BuildProgress, cancelled: threading.Event) -> Any:
+def _make_monitor(trt: TensorRt, progress: BuildProgress, stop: threading.Event, failed: list[BaseException]) -> Any:
+    """A monitor that ends the build when `stop` is set, or when `progress` raises; `failed` then has what it raised."""
     base = trt.module.IProgressMonitor
+
+    def tell(call: Callable[..., None], *arguments: Any) -> None:
+        if failed:
+            return
+        try:
+            call(*arguments)
+        except BaseException as error:  # TensorRT would print it and go on
+            failed.append(error)
 
     class Monitor(base):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
             base.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            progress.start(phase_name, parent_phase, num_steps)
+            tell(progress.start, phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            progress.step(phase_name, step)
-            return not cancelled.is_set()
+            tell(progress.step, phase_name, step)
+            return not failed and not stop.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
-            progress.finish(phase_name)
+            tell(progress.finish, phase_name)
 
     return Monitor()
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import itertools
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from onnx import TensorProto, helper
 from isicrt.engine import tensorrt_api
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import BuildError
+from isicrt.export import tensorrt_build
 from isicrt.export.half import to_half
 from isicrt.export.inspection import Layer, half_share, require_half
 from isicrt.export.tensorrt_build import (
@@ -96,18 +101,64 @@ def test_a_fixed_batch_is_refused(trt: tensorrt_api.TensorRt, tiny_onnx: onnx.Mo
         build_engine(trt, fixed.SerializeToString(), PROFILE, half=False)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="os.kill does not send SIGINT there")
-def test_ctrl_c_stops_the_builder(trt: tensorrt_api.TensorRt, tiny_onnx: onnx.ModelProto) -> None:
+@pytest.fixture
+def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """What Ctrl-C does, once; also where the tests run in the background of a shell, which has it ignored."""
+    if sys.platform == "win32":
+        pytest.skip("os.kill does not send SIGINT there")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    calls = itertools.count()
+    yield lambda: None if next(calls) else os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_the_builder(
+    trt: tensorrt_api.TensorRt, tiny_onnx: onnx.ModelProto, ctrl_c: Callable[[], None]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(trt, tiny_onnx.SerializeToString(), PROFILE, half=False, on_progress=lambda fraction: ctrl_c())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tensorrt-builder")]
+
+
+def test_ctrl_c_while_the_graph_is_parsed(
+    trt: tensorrt_api.TensorRt, tiny_half: bytes, ctrl_c: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logger is called then. What it raises TensorRT prints, and goes on."""
+
+    def make_logger(trt: tensorrt_api.TensorRt) -> Any:
+        log = tensorrt_api.make_logger(trt)
+        log.log = lambda severity, message: ctrl_c()
+        return log
+
+    monkeypatch.setattr(tensorrt_build, "make_logger", make_logger)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(trt, tiny_half, PROFILE, half=True)
+
+
+def test_what_the_caller_of_progress_raises_stops_the_builder(trt: tensorrt_api.TensorRt, tiny_half: bytes) -> None:
     calls = []
 
-    def interrupt_once(fraction: float) -> None:
+    def fail(fraction: float) -> None:
         calls.append(fraction)
-        if len(calls) == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+        if len(calls) == 3:
+            raise BrokenPipeError("nobody reads")
 
-    with pytest.raises(KeyboardInterrupt):
-        build_engine(trt, tiny_onnx.SerializeToString(), PROFILE, half=False, on_progress=interrupt_once)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tensorrt-builder")]
+    with pytest.raises(BrokenPipeError, match="nobody reads"):
+        build_engine(trt, tiny_half, PROFILE, half=True, on_progress=fail)
+    assert len(calls) == 3
+
+
+def test_nothing_of_tensorrt_outlives_an_error(trt: tensorrt_api.TensorRt, tiny_onnx: onnx.ModelProto) -> None:
+    """Its objects would be destroyed whenever Python next collects garbage: in the midst of another build."""
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(BuildError):
+            build_engine(trt, tiny_onnx.SerializeToString(), PROFILE, half=True)
+        alive = [thing for thing in gc.get_objects() if isinstance(thing, trt.module.ILogger)]
+    finally:
+        gc.enable()
+    assert alive == []
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (2, 1, 4), (1, 5, 4)])
