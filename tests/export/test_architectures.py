@@ -9,33 +9,30 @@ import torch
 
 from isicrt.benchmarks.rendered import render
 from isicrt.engine import tensorrt_api
-from isicrt.engine.card import ModelCard
 from isicrt.export.half import anchors, to_half
 from isicrt.export.inspection import half_share
 from isicrt.export.onnx_export import Deployed, export_onnx
 from isicrt.export.parity import OnnxLevels
 from isicrt.export.tensorrt_build import Profile, build_engine
-from isicrt.trainer.models import ARCHITECTURES, build_model, normalise
+from isicrt.export.untrained import make_untrained
+from isicrt.trainer.models import ARCHITECTURES
 
 IMAGES = np.stack([render(n, (64, 64))[0] for n in range(5)])
 
 Exported = tuple[Deployed, onnx.ModelProto]
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(
+    scope="module",
+    params=[(name, "light") for name in ARCHITECTURES]
+    # The report's own widths: 8, 111 and 140 million parameters.
+    + [pytest.param((name, "report"), marks=pytest.mark.nightly) for name in ARCHITECTURES],
+    ids=lambda param: "-".join(param),
+)
 def exported(request: pytest.FixtureRequest) -> Exported:
-    """Random weights, 64 x 64 px, batch norms that have seen one batch: else the signal dies on its way down."""
-    card = ModelCard(name=request.param, architecture=request.param, input_height=64, input_width=64)
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(1)
-        network = build_model(request.param, pretrained=None)
-        norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-        for norm in norms:
-            norm.momentum = 1.0
-        network(normalise(torch.from_numpy(IMAGES), card.mean, card.std))
-        for norm in norms:  # dead channels would amplify nothing but the rounding
-            norm.running_var.clamp_(min=0.003)  # type: ignore[union-attr]
-    deployed = Deployed(network, card).eval()
+    """Random weights, 64 x 64 px."""
+    architecture, layout = request.param
+    deployed, card = make_untrained(architecture, layout, size=64)
     return deployed, export_onnx(deployed, card)
 
 
@@ -53,11 +50,16 @@ def test_equals_torch_at_any_batch_and_survives_half(exported: Exported) -> None
     assert np.isfinite(rehearsal.largest_activation[0])
 
 
-def test_an_fp16_engine_builds_with_every_convolution_half(exported: Exported) -> None:
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+def test_an_engine_builds_with_all_convolutions_of_one_type(exported: Exported, half: bool) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
-    _, model = exported
+    deployed, model = exported
     trt = tensorrt_api.load("tensorrt-rtx")
-    engine = build_engine(trt, to_half(model).SerializeToString(), Profile(1, 8, 32), half=True)
+    graph = to_half(model) if half else model
+    engine = build_engine(trt, graph.SerializeToString(), Profile(1, 8, 32), half=half)
     count = len(anchors(model))
     assert count > 40
-    assert half_share(engine.layers) == f"{count} of {count} convolutions"
+    assert half_share(engine.layers) == f"{count if half else 0} of {count} convolutions"
+    assert {layer.types for layer in engine.layers} == {frozenset({"HALF" if half else "FLOAT"})}
+    weights = sum(p.numel() for p in deployed.parameters()) * (2 if half else 4)
+    assert weights * 0.9 < len(engine.plan) < weights * 1.2 + 2e6
