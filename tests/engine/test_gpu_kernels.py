@@ -19,7 +19,7 @@ from PIL import Image
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.cuda_memory import CudaDevice, TransferBuffer, make_stream
 from isicrt.engine.errors import ModelError
-from isicrt.engine.geometry import UInt8Array, cutoff, resize_image, upsample_probability
+from isicrt.engine.geometry import UInt8Array, cutoff, resize_by_pillow, upsample_probability
 from isicrt.engine.gpu_kernels import NAMES, OPTIONS, SOURCE, Kernels, cover, linear_scale, taps
 from isicrt.engine.gpu_ptx import PTX_FILE, compile_ptx, read_ptx
 from isicrt.engine.masks import restore_mask
@@ -77,7 +77,7 @@ SIZES = [(1, 1), (1, 9), (9, 1), (7, 5), (64, 64), (97, 131), (33, 250), (200, 3
 @pytest.mark.parametrize("size", SIZES)
 def test_resize_is_pillows_to_the_last_bit(kernels: CpuKernels, size: tuple[int, int], target: tuple[int, int]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
-    difference = np.abs(_resize(kernels, image, target).astype(int) - resize_image(image, target))
+    difference = np.abs(_resize(kernels, image, target).astype(int) - resize_by_pillow(image, target))
     # Pillow 13 shrinks the height first where that is much less work; the kernels begin with the width, as before.
     turned = size[0] * target[1] > 1.3 * size[1] * target[0]
     assert difference.max() <= turned
@@ -94,7 +94,7 @@ def test_resize_reads_rows_with_a_gap_between_them(kernels: CpuKernels) -> None:
     image = padded[:, :121]
     assert image.strides[0] == 480
     np.testing.assert_array_equal(
-        _resize(kernels, image, (64, 64)), resize_image(np.ascontiguousarray(image), (64, 64))
+        _resize(kernels, image, (64, 64)), resize_by_pillow(np.ascontiguousarray(image), (64, 64))
     )
 
 
