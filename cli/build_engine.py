@@ -159,7 +159,7 @@ def command(
 
 def _find(checkpoint: str | None) -> tuple[Path, str]:
     """The file to compile, and its name for people."""
-    from isicrt.engine.shipped import DEFAULT, resolve
+    from isicrt.engine.shipped import FLOAT, resolve
 
     if checkpoint is not None:
         return resolve(checkpoint), checkpoint
@@ -170,7 +170,7 @@ def _find(checkpoint: str | None) -> tuple[Path, str]:
             raise MissingDependencyError("PyTorch", "train", str(error)) from error
         if best := best_run():
             return best, str(best)
-    return resolve(None), DEFAULT
+    return resolve(FLOAT), FLOAT
 
 
 def _describe(destination: Destination) -> str:

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,12 +21,18 @@ import click
 from isicrt.benchmarks.peers.race import PEERS, Entrant, Peer, Race, agreement, run_isicrt, run_peer
 from isicrt.engine import shipped
 from isicrt.engine.errors import DataError, IsicrtError, SettingsError
+from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.engine.sources import Job, find_jobs
 
 
 @click.command()
 @click.option("--images", required=True, type=click.Path(path_type=Path), help="As for isicrt segment.")
 @click.option("--model", metavar="FILE|NAME", help="An .onnx file or a shipped model. [default: the shipped model]")
+@click.option(
+    "--float-model",
+    metavar="FILE|NAME",
+    help="The same network in float32, for the peers that run torch, if --model is int8. [default: of the shipped one]",
+)
 @click.option("--peers", "names", default=",".join(PEERS), show_default=True, help="Some of these, with commas.")
 @click.option(
     "--baseline",
@@ -39,6 +46,7 @@ from isicrt.engine.sources import Job, find_jobs
 def command(
     images: Path,
     model: str | None,
+    float_model: str | None,
     names: str,
     baseline: Path | None,
     runs: int,
@@ -47,7 +55,8 @@ def command(
 ) -> None:
     """Time isicrt segment beside other ways of doing the same work."""
     try:
-        race = _race(images, shipped.resolve(model), _peers(names), baseline, runs)
+        file, peers = shipped.resolve(model), _peers(names)
+        race = _race(images, file, _float_model(file, float_model, peers, baseline), peers, baseline, runs)
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
     except IsicrtError as error:
@@ -72,7 +81,25 @@ def _peers(names: str) -> list[Peer]:
     return [PEERS[name] for name in wanted]
 
 
-def _race(images: Path, model: Path, peers: list[Peer], baseline: Path | None, runs: int) -> Race:
+def _float_model(model: Path, named: str | None, peers: list[Peer], baseline: Path | None) -> Path | None:
+    """What the peers that run torch get in place of an int8 model; None where no other is needed.
+
+    Raises:
+        SettingsError: it is needed, was not named, and does not ship.
+    """
+    needed = baseline is None and read_onnx_card(model).precision == "int8" and not all(p.knows_int8 for p in peers)
+    if not needed:
+        return None
+    if named is None and model == shipped.resolve(None):
+        named = shipped.FLOAT
+    if named is None:
+        raise SettingsError(f"{model} is int8, which the peers that run torch do not know: name its --float-model")
+    return shipped.resolve(named)
+
+
+def _race(
+    images: Path, model: Path, float_model: Path | None, peers: list[Peer], baseline: Path | None, runs: int
+) -> Race:
     with tempfile.TemporaryDirectory(prefix="isicrt-peers-") as name:
         folder = Path(name)
         jobs = find_jobs(images, folder / "masks")
@@ -88,7 +115,9 @@ def _race(images: Path, model: Path, peers: list[Peer], baseline: Path | None, r
             run_isicrt(ours, model, files, folder / "isicrt")
             for entrant in others:
                 click.echo(f"round {round_} of {runs}: {entrant.name}", err=True)
-                run_peer(entrant, PEERS[entrant.name], baseline or model, files, folder / entrant.name)
+                peer = PEERS[entrant.name]
+                network = baseline or (model if peer.knows_int8 else float_model or model)
+                run_peer(entrant, peer, network, files, folder / entrant.name)
         if baseline is None:
             for entrant in others:
                 entrant.agreement = agreement(folder / "isicrt", folder / entrant.name)
@@ -97,6 +126,7 @@ def _race(images: Path, model: Path, peers: list[Peer], baseline: Path | None, r
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             model=model.name,
             baseline=baseline.name if baseline else None,
+            float_model=float_model.name if float_model else None,
             images=len(jobs),
             megabytes=sum(job.image.stat().st_size for job in jobs) / 1e6,
             isicrt=ours,
@@ -105,7 +135,7 @@ def _race(images: Path, model: Path, peers: list[Peer], baseline: Path | None, r
         )
 
 
-def _check_names(jobs: list[Job]) -> None:
+def _check_names(jobs: Sequence[Job]) -> None:
     """Peers write ``a.png`` for ``x/a.jpg``, into one folder."""
     names = [job.image.stem for job in jobs]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []

@@ -34,6 +34,11 @@ class Peer:
     packages: tuple[str, ...]
     """That it imports beyond isicrt's own, by the name of the import."""
 
+    @property
+    def knows_int8(self) -> bool:
+        """Whether it computes an int8 graph as such: `load_module` knows no quantised operators."""
+        return "torch" not in self.packages
+
 
 PEERS: Mapping[str, Peer] = {
     p.name: p
@@ -130,6 +135,8 @@ class Race:
     peers: Sequence[Entrant]
     left_out: Mapping[str, Sequence[str]]
     """Peers that were not run, with the packages that are missing."""
+    float_model: str | None = None
+    """File of the same network in float32 for the peers that run torch, where `model` is int8."""
     environment: Environment = field(default_factory=read_environment)
 
     def ratio(self, peer: Entrant) -> tuple[float, float, float]:
@@ -151,6 +158,7 @@ class Race:
             "packages": _versions(),
             "model": self.model,
             "baseline": self.baseline,
+            "float_model": self.float_model,
             "images": self.images,
             "megabytes": self.megabytes,
             "isicrt": self._entry(self.isicrt),
@@ -183,6 +191,7 @@ class Race:
             )
         e = self.environment
         network = f"{self.model}; peers: {self.baseline}" if self.baseline else self.model
+        network += f"; torch: {self.float_model}" if self.float_model else ""
         lines += ["", f"{self.images} images, {len(self.isicrt.seconds)} rounds, {network}. {e.cpu} ({e.cores} cores)."]
         lines += [f"Left out: {name} (not installed: {', '.join(p)})." for name, p in self.left_out.items()]
         odd = [p.name for p in self.peers if p.agreement is not None and p.agreement < AGREES]

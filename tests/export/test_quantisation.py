@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from isicrt.engine import shipped
 from isicrt.engine.errors import BuildError, DataError
 from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.export import quantisation
 from isicrt.export.calibration import read_samples
@@ -192,12 +193,12 @@ def test_the_shipped_model_on_real_images(real_data: Path, tmp_path: Path) -> No
     if not shipped.names():
         pytest.skip("no model ships yet")
     home = real_data / "isic2016" / "train"
-    calibration, samples, source = read_samples(
-        [home / "images"], [home / "masks"], (192, 192), calibrate=16, compare=16
-    )
-    result = quantise_file(shipped.resolve("unet-light"), calibration, samples, source=source)
+    exact = shipped.resolve(shipped.FLOAT)
+    size = read_onnx_card(exact).input_size
+    calibration, samples, source = read_samples([home / "images"], [home / "masks"], size, calibrate=16, compare=16)
+    result = quantise_file(exact, calibration, samples, source=source)
     assert result.quantised == result.anchors - 1
-    assert len(result.onnx) < shipped.resolve("unet-light").stat().st_size / 3
-    assert result.mask_jaccard > 0.9
+    assert len(result.onnx) < exact.stat().st_size / 3
+    assert result.mask_jaccard > 0.96, "0.9 with the nearest integers for weights"
     assert result.parity.jaccard_change is not None
-    assert abs(result.parity.jaccard_change) < 0.03
+    assert abs(result.parity.jaccard_change) < 0.01

@@ -38,15 +38,15 @@ def test_the_reports_recipes_are_the_reports() -> None:
     ("epochs", "expected"),
     [
         (1, [0, 1, 0, 0]),
-        (2, [0, 2, 0, 0]),
-        (10, [0, 7, 2, 1]),
-        (69, [1, 51, 14, 3]),
-        (138, [2, 102, 28, 6]),
+        (2, [0, 1, 0, 1]),
+        (10, [0, 5, 1, 4]),
+        (100, [1, 51, 14, 34]),
+        (200, [2, 102, 28, 68]),
     ],
 )
 def test_epochs_are_shared_out_in_proportion(epochs: int, expected: list[int]) -> None:
     recipe = load_recipe("unet-light")
-    assert [s.epochs for s in recipe.stages] == [1, 51, 14, 3]
+    assert [s.epochs for s in recipe.stages] == [1, 51, 14, 34]
     shortened = recipe.with_epochs(epochs)
     assert [s.epochs for s in shortened.stages] == expected
     assert shortened.epochs == epochs
@@ -54,11 +54,11 @@ def test_epochs_are_shared_out_in_proportion(epochs: int, expected: list[int]) -
 
 def test_stage_of_an_epoch_skips_stages_without_epochs() -> None:
     recipe = load_recipe("unet-light").with_epochs(10)
-    assert [(recipe.stage_of(e)[0].name, recipe.stage_of(e)[1]) for e in (0, 6, 7, 9)] == [
+    assert [(recipe.stage_of(e)[0].name, recipe.stage_of(e)[1]) for e in (0, 4, 5, 9)] == [
         ("small", 0),
         ("small", 0),
-        ("tuned", 7),
-        ("ending", 9),
+        ("tuned", 5),
+        ("ending", 6),
     ]
     assert load_recipe("unet-light").with_epochs(1).stage_of(0)[0].name == "small"
 

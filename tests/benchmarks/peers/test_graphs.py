@@ -25,7 +25,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
 
 def test_a_shipped_model_as_a_torch_module() -> None:
     torch = pytest.importorskip("torch")
-    model = shipped.resolve(None)
+    model = shipped.resolve(shipped.FLOAT)
     with OnnxRuntime(model) as runtime:
         h, w = runtime.card.input_size
         images = np.random.default_rng(0).integers(0, 256, (2, h, w, 3), np.uint8)

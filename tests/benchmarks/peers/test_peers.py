@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from isicrt.benchmarks.peers.__main__ import command
+from isicrt.benchmarks.peers.__main__ import _float_model, command
 from isicrt.benchmarks.peers.race import PEERS, agreement
 from isicrt.engine import shipped
+from isicrt.engine.errors import SettingsError
 from isicrt.engine.masks import write_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.pipeline import run_jobs
@@ -29,7 +30,7 @@ def test_a_peers_masks_are_isicrts(name: str, darkness_onnx: Path, rendered_pair
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
     if peer.module in ("pillow_torch", "dataloader"):
-        darkness_onnx = shipped.resolve(None)  # the tiny model has an operator that no network of isicrt has
+        darkness_onnx = shipped.resolve(shipped.FLOAT)  # the tiny model has an operator that no network of isicrt has
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     theirs.mkdir()
     files = sorted((rendered_pairs / "images").iterdir())[:4]
@@ -91,6 +92,20 @@ def test_bad_arguments(option: list[str], code: int, message: str, rendered_pair
     assert result.exit_code == code
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_torch_peers_get_the_same_network_in_float32(darkness_onnx: Path, tmp_path: Path) -> None:
+    shipped_int8, own = shipped.resolve(None), tmp_path / "own.onnx"
+    own.write_bytes(shipped_int8.read_bytes())
+    torchs, others = [PEERS["pillow-torch"], PEERS["opencv-onnx"]], [PEERS["opencv-onnx"], PEERS["openvino"]]
+    exact = shipped.resolve(shipped.FLOAT)
+    assert _float_model(shipped_int8, None, torchs, None) == exact
+    assert _float_model(own, str(exact), torchs, None) == exact
+    assert _float_model(shipped_int8, None, others, None) is None, "they know int8"
+    assert _float_model(exact, None, torchs, None) is None
+    assert _float_model(shipped_int8, None, torchs, darkness_onnx) is None, "all have the baseline"
+    with pytest.raises(SettingsError, match=r"own\.onnx is int8.*--float-model"):
+        _float_model(own, None, torchs, None)
 
 
 def test_names_that_are_there_twice(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
