@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 
@@ -25,12 +25,16 @@ Call = Callable[[UInt8Array], UInt8Array]
 """uint8 N x H x W x 3 in, uint8 N x H x W out."""
 
 
+def _joined(parts: Sequence[UInt8Array]) -> UInt8Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 class CpuRuntime(ABC):
     """A model in an ``.onnx`` file that carries its card. See `isicrt.engine.runtime.PipelinedRuntime`.
 
-    `infer` spreads one call over all threads, which is the least time for one image. `submit` computes each batch on
-    one thread, and as many batches at once as there are threads: no thread then waits for another at the end of each
-    layer, which takes fewer CPU seconds an image and is not held up by other processes.
+    `infer` spreads one call over all threads, which is the least time for one image. `submit` computes each few images
+    of a batch on one thread, as many of them at once as there are threads: no thread then waits for another at the end
+    of each layer, which takes fewer CPU seconds an image and is not held up by other processes.
 
     Args:
         path: the file.
@@ -99,16 +103,21 @@ class CpuRuntime(ABC):
         """See `PipelinedRuntime.depth`: one batch for each thread, and one that waits for the first to be free."""
         return self._threads + 1
 
-    def submit(self, images: UInt8Array) -> Future[UInt8Array]:
+    def submit(self, images: UInt8Array) -> list[Future[UInt8Array]]:
         """See `PipelinedRuntime.submit`."""
         self._check(images)
+        call = self._alone
+        assert call is not None
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=self.name)
-        return self._pool.submit(self._in_parts, images.copy())
+        copy = images.copy()
+        # Part by part, so that at the end of a run no thread computes a whole batch while the others have none.
+        return [self._pool.submit(call, copy[i : i + self.at_once]) for i in range(0, len(copy), self.at_once)]
 
-    def collect(self, ticket: Future[UInt8Array]) -> UInt8Array:
+    def collect(self, ticket: list[Future[UInt8Array]]) -> UInt8Array:
         """See `PipelinedRuntime.collect`."""
-        return ticket.result()
+        wait(ticket)  # all of them, so that an error leaves nothing under way
+        return _joined([part.result() for part in ticket])
 
     def _check(self, images: UInt8Array) -> None:
         if self._alone is None:
@@ -118,8 +127,7 @@ class CpuRuntime(ABC):
     def _in_parts(self, images: UInt8Array) -> UInt8Array:
         call = self._alone
         assert call is not None  # `close` waits for the pool
-        parts = [call(images[i : i + self.at_once]) for i in range(0, len(images), self.at_once)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return _joined([call(images[i : i + self.at_once]) for i in range(0, len(images), self.at_once)])
 
     def close(self) -> None:
         """See `Runtime.close`."""

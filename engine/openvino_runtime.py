@@ -32,6 +32,9 @@ class OpenVinoRuntime(CpuRuntime):
     def _load_streams(self, threads: int) -> Call:
         # A graph of fixed shape is a fifth faster than one of any batch.
         call = _caller(self._compile(threads, {"NUM_STREAMS": threads}, batch=self.at_once))
+        # Alone for once: where two threads make a process's first call together, OpenVINO's bindings wait for ever, the
+        # one for C++ to initialise a static variable, the other, which is to do so, for Python's lock.
+        call(np.zeros((self.at_once, *self.card.input_size, 3), np.uint8))
 
         def call_full(images: UInt8Array) -> UInt8Array:
             if (missing := self.at_once - len(images)) == 0:

@@ -7,15 +7,18 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
+from isicrt.engine import openvino_runtime
 from isicrt.engine.card import METADATA_KEY
-from isicrt.engine.cpu_runtime import CpuRuntime
+from isicrt.engine.cpu_runtime import Call, CpuRuntime
 from isicrt.engine.errors import MissingDependencyError, ModelError, SettingsError
+from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.in_flight import infer_batches
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.openvino_runtime import OpenVinoRuntime
@@ -198,3 +201,44 @@ def test_without_openvino_it_is_onnx_runtime_and_asking_for_it_names_the_extra(
     monkeypatch.setenv(CPU_RUNTIME_VARIABLE, "openvino")
     with pytest.raises(MissingDependencyError, match=r"isicrt\[openvino\]"):
         open_runtime(darkness_onnx)
+
+
+def test_openvinos_first_call_is_made_by_one_thread_before_there_are_others(
+    darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two first calls at a time wait for each other for ever."""
+    callers = []
+    real = openvino_runtime._caller
+
+    def watched(compiled: Any) -> Call:
+        call = real(compiled)
+
+        def noted(images: UInt8Array) -> UInt8Array:
+            callers.append(threading.current_thread())
+            return call(images)
+
+        return noted
+
+    monkeypatch.setattr(openvino_runtime, "_caller", watched)
+    with OpenVinoRuntime(darkness_onnx, threads=2) as runtime:
+        assert callers == [threading.current_thread()]
+        runtime.collect(runtime.submit(np.zeros((8, 64, 64, 3), np.uint8)))
+    assert len(callers) == 5
+
+
+def test_a_batch_is_shared_out_among_the_threads(
+    runtime_class: type[CpuRuntime], darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
+    together = threading.Barrier(2, timeout=20)
+    with runtime_class(darkness_onnx, threads=2) as runtime:
+        real = runtime._alone
+        assert real is not None
+
+        def both_at_once(part: UInt8Array) -> UInt8Array:
+            together.wait()
+            return real(part)
+
+        monkeypatch.setattr(runtime, "_alone", both_at_once)
+        probability = runtime.collect(runtime.submit(images))
+    np.testing.assert_array_equal(probability, 255 - images[..., 1])
