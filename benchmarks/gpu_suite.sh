@@ -27,12 +27,13 @@
 #
 #   ../shared/tools/build_pycuda_wheel.sh build/wheels          # needs python3.12, g++ and CUDA headers, no driver
 #   PART=40 ../shared/tools/pack_wheels.sh build/parts build/wheels/pycuda-*.whl tensorrt-rtx-cu13-libs==1.7.1.116 \
-#     tensorrt-rtx-cu13-bindings==1.7.1.116 nvidia-nvimgcodec-cu13==0.9.0 nvidia-nvjpeg simplejpeg isal
+#     tensorrt-rtx-cu13-bindings==1.7.1.116 nvidia-nvimgcodec-cu13==0.9.0.20 nvidia-nvjpeg cykooz-resizer simplejpeg isal
 #
 # nvidia-nvjpeg is not optional: without it nvImageCodec decodes no JPEG on the GPU. nvcc is not needed, the kernels come as
-# PTX, but the driver must serve CUDA 13. For `tests` add pytest and nvidia-dali-cuda130 with what it needs; whatever else of
-# the base packages (numpy, click, onnxruntime, opencv-python-headless, pillow, rich) is not there, the first call shows.
-# The packer leaves dependencies out: name each. Then, a part a call (build/ is ignored by git), the last one with the suite:
+# PTX, but the driver must serve CUDA 13. For `tests` add nvidia-dali-cuda130 with what it imports: astunparse, gast, optree.
+# Whatever else is not there (numpy, click, onnx, onnxruntime, opencv-python-headless, pillow, rich; for `tests` pytest, six,
+# packaging, typing_extensions), the first call shows. The packer leaves dependencies out: name each. Then, a part a call
+# (build/ is ignored by git), the last one with the suite:
 #
 #   python3 -V; python3 -m pip list; nvidia-smi                 # carry build/parts/site.tar.xz.00
 #   true                                                        # carry build/parts/site.tar.xz.01, and so on

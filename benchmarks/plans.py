@@ -56,7 +56,7 @@ class Row:
     onnx_mb: float | None = None
     plan_mb: float | None = None
     pixels_changed: float | None = None
-    """Share of the pixels whose mask the parity gate found changed, 0..1; None where nothing was converted."""
+    """Share of the pixels whose mask the parity gate found changed, 0..1; an unconverted file's own record."""
     seconds: float | None = None
     """Wall clock of the whole command."""
     cpu_seconds: float | None = None

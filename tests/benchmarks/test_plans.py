@@ -9,6 +9,7 @@ from click.testing import CliRunner
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
 
 from isicrt.benchmarks.plans import command, to_markdown
+from tests.conftest import REPOSITORY
 
 
 def test_builds_and_refusals(darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +52,10 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     result = CliRunner().invoke(command, ["no-such-model"])
     assert result.exit_code == 1
     assert "no such model file" in result.output
+
+
+def test_the_table_in_the_documentation_is_that_of_the_committed_figures() -> None:
+    data = json.loads((REPOSITORY / "benchmarks" / "results" / "plans.json").read_text())
+    page = (REPOSITORY / "docs" / "gpu.md").read_text()
+    for line in to_markdown(data["rows"]).splitlines():
+        assert line in page
