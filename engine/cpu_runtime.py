@@ -32,9 +32,9 @@ def _joined(parts: Sequence[UInt8Array]) -> UInt8Array:
 class CpuRuntime(ABC):
     """A model in an ``.onnx`` file that carries its card. See `isicrt.engine.runtime.PipelinedRuntime`.
 
-    `infer` spreads one call over all threads, which is the least time for one image. `submit` computes each few images
-    of a batch on one thread, as many of them at once as there are threads: no thread then waits for another at the end
-    of each layer, which takes fewer CPU seconds an image and is not held up by other processes.
+    `infer` spreads one call over all threads, which is the least time for one image. `submit` computes each batch on
+    one thread, and as many batches at once as there are threads: no thread then waits for another at the end of each
+    layer, which takes fewer CPU seconds an image and is not held up by other processes.
 
     Args:
         path: the file.
@@ -56,6 +56,7 @@ class CpuRuntime(ABC):
         self.card: ModelCard = read_onnx_card(path)
         self._threads = threads or available_cores()
         self._pool: ThreadPoolExecutor | None = None
+        self._latest: list[Future[UInt8Array]] = []
         self._together: Call | None = None
         """For `infer`: one call on all threads. Loaded when it is first called."""
         self._alone: Call | None = self._load_streams(self._threads)
@@ -111,8 +112,13 @@ class CpuRuntime(ABC):
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=self.name)
         copy = images.copy()
-        # Part by part, so that at the end of a run no thread computes a whole batch while the others have none.
-        return [self._pool.submit(call, copy[i : i + self.at_once]) for i in range(0, len(copy), self.at_once)]
+        if all(part.done() for part in self._latest):
+            # The other threads have nothing to do, and in a small folder never will: they take their part of this one.
+            parts = [copy[i : i + self.at_once] for i in range(0, len(copy), self.at_once)]
+            self._latest = [self._pool.submit(call, part) for part in parts]
+        else:
+            self._latest = [self._pool.submit(self._in_parts, copy)]
+        return self._latest
 
     def collect(self, ticket: list[Future[UInt8Array]]) -> UInt8Array:
         """See `PipelinedRuntime.collect`."""
@@ -134,6 +140,7 @@ class CpuRuntime(ABC):
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._alone = self._together = self._pool = None
+        self._latest = []
 
     def __enter__(self) -> CpuRuntime:
         return self

@@ -226,7 +226,7 @@ def test_openvinos_first_call_is_made_by_one_thread_before_there_are_others(
     assert len(callers) == 5
 
 
-def test_a_batch_is_shared_out_among_the_threads(
+def test_a_batch_is_shared_out_among_threads_that_have_nothing_to_do(
     runtime_class: type[CpuRuntime], darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
