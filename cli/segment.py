@@ -59,7 +59,7 @@ class _Number(click.FloatRange):
     help="Skip the images whose mask an earlier run made with the same model and settings, or make all masks again.",
 )
 @click.option("--retry-failed", is_flag=True, help="Try unchanged files again that failed because of what is in them.")
-@click.option("--model", metavar="FILE|NAME", help="An .onnx or .plan file, or a shipped model. [default: unet-light-int8]")
+@click.option("--model", metavar="FILE|NAME", help="An .onnx or .plan, or a shipped model. [default: unet-light-int8]")
 @click.option(
     "--batch-size",
     type=click.IntRange(1, 4096),
