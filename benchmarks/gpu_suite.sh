@@ -23,10 +23,10 @@
 # Called where there is no GPU, every step says so and the exit code is 1.
 #
 # Recipe, with the two helpers of the project's workplace (../shared/tools, not part of this repository), for a lent machine
-# with CPython 3.12 that takes at most 64 MiB of ignored files a call and keeps them between calls:
+# with CPython 3.12 that takes at most 64 MiB a call, of which this repository is 25, and keeps ignored files between calls:
 #
 #   ../shared/tools/build_pycuda_wheel.sh build/wheels          # needs python3.12, g++ and CUDA headers, no driver
-#   PART=40 ../shared/tools/pack_wheels.sh build/parts build/wheels/pycuda-*.whl tensorrt-rtx-cu13-libs==1.7.1.116 \
+#   PART=32 ../shared/tools/pack_wheels.sh build/parts build/wheels/pycuda-*.whl tensorrt-rtx-cu13-libs==1.7.1.116 \
 #     tensorrt-rtx-cu13-bindings==1.7.1.116 nvidia-nvimgcodec-cu13==0.9.0.20 nvidia-nvjpeg cykooz-resizer simplejpeg isal
 #
 # nvidia-nvjpeg is not optional: without it nvImageCodec decodes no JPEG on the GPU. nvcc is not needed, the kernels come as
