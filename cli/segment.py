@@ -200,13 +200,15 @@ def command(
     """
     from isicrt.engine import shipped
     from isicrt.engine.gpu_stages import check_decode, open_chain
+    from isicrt.engine.heap import share_heaps
     from isicrt.engine.isolation import ImageDecoder
     from isicrt.engine.ledger import Ledger, mask_settings
     from isicrt.engine.overlay import OverlayFolder
-    from isicrt.engine.pipeline import default_threads, run_jobs
+    from isicrt.engine.pipeline import available_cores, default_threads, run_jobs
     from isicrt.engine.runtime import open_runtime
     from isicrt.engine.sources import find_jobs
 
+    share_heaps(available_cores() // 2)
     if overlay is not None and os.path.realpath(overlay) == os.path.realpath(out):
         raise SettingsError("--overlay and --out must be different folders")
     started = time.perf_counter()
