@@ -32,12 +32,12 @@ from isicrt.benchmarks.environment import read_environment
 from isicrt.benchmarks.evaluation import Case, infer
 from isicrt.benchmarks.gpu_dali import decode_with_dali
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
-from isicrt.benchmarks.tables import _markdown_text
+from isicrt.benchmarks.tables import markdown_text
 from isicrt.benchmarks.tradeoff import find_cases
 from isicrt.engine import geometry
 from isicrt.engine.errors import DataError, ImageError, IsicrtError
 from isicrt.engine.geometry import UInt8Array, resize_by_pillow, resize_image
-from isicrt.engine.images import JPEG_SIGNATURE, MAX_PIXELS, Decoded, _decode, decode_image, read_image, read_source
+from isicrt.engine.images import JPEG_SIGNATURE, MAX_PIXELS, Decoded, decode_data, decode_image, read_image, read_source
 from isicrt.engine.masks import Mask, replace_file
 from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.runtime import Runtime, open_runtime
@@ -88,7 +88,7 @@ def decode_whole(file: Path) -> UInt8Array:
 def decode_scaled(file: Path, size: Size) -> tuple[UInt8Array, Size]:
     """What `decode_image` has before it resizes, and the image's own size."""
     # The engine's own function and not the like of it: else the two causes of a change would not be told apart.
-    return _decode(read_source(file).data, size, MAX_PIXELS, BUDGET.admit)
+    return decode_data(read_source(file).data, size, MAX_PIXELS, BUDGET.admit)
 
 
 def as_training_warps(file: Path, size: Size) -> UInt8Array:
@@ -302,7 +302,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     notes += [
         "Pixels at the network's input, in levels of 255. Score: mean Jaccard index, official protocol. Change: with "
         "its paired bootstrap interval.",
-        f"{data['images']} images ({_markdown_text(data['set'])}), {_markdown_text(model['name'])} at "
+        f"{data['images']} images ({markdown_text(data['set'])}), {markdown_text(model['name'])} at "
         f"{height} x {width} px on {model['runtime']}. Before it resizes, segment decoded {parts} of the size, "
         f"{len(result['below_input'])} of them below the model's. `resize_image` is by `{result['resizer']}`.",
     ]

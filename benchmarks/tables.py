@@ -178,7 +178,7 @@ def to_markdown(report: Report) -> str:
         lines.append(_pipes([":--" if n < table.labels else "--:" for n in range(len(table.header))], escape=False))
         lines += [_pipes(row) for row in table.rows]
         parts.append("\n".join(lines))
-    parts.append(f"Measured {report.date[:10]} on {_markdown_text(machine(report))}, with ``{report.command}``.")
+    parts.append(f"Measured {report.date[:10]} on {markdown_text(machine(report))}, with ``{report.command}``.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -191,10 +191,10 @@ def machine(report: Report) -> str:
 
 
 def _pipes(cells: tuple[str, ...] | list[str], *, escape: bool = True) -> str:
-    return "| " + " | ".join(_markdown_text(c) if escape else c for c in cells) + " |"
+    return "| " + " | ".join(markdown_text(c) if escape else c for c in cells) + " |"
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Keep a name with a pipe, a tag or a star in it from ending a cell or turning into markup."""
     for sign in "\\|*_<":
         text = text.replace(sign, "\\" + sign)

@@ -26,7 +26,7 @@ from isicrt.benchmarks.plots import (
     _text,
     _ticks,
 )
-from isicrt.benchmarks.tables import _markdown_text, figure
+from isicrt.benchmarks.tables import markdown_text, figure
 from isicrt.engine.errors import DataError, IsicrtError
 from isicrt.engine.masks import replace_file
 
@@ -68,7 +68,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     header += [f"x peer, {most} cores, batch {batch}" for threads, batch in settings if threads == most]
     header += ["Jaccard (95 %)", "against the best (95 %)"]
     lines = [_cells(header), _cells([":--", ":--"] + ["--:"] * (len(header) - 2))]
-    lines += [_cells([_markdown_text(cell) for cell in _row(model, most)]) for model in result["models"]]
+    lines += [_cells([markdown_text(cell) for cell in _row(model, most)]) for model in result["models"]]
     data, environment = result["data"], result["environment"]
     versions = ", ".join(
         f"{name} {environment['versions'][name]}"
@@ -85,7 +85,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         f"`{result['command']}`.",
     ]
     notes += [f"Warning: {warning}." for warning in result["warnings"]]
-    return "\n".join([*lines, "", *(f"- {_markdown_text(note)}" for note in notes), ""])
+    return "\n".join([*lines, "", *(f"- {markdown_text(note)}" for note in notes), ""])
 
 
 def _row(model: Mapping[str, Any], most: int) -> list[str]:

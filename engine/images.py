@@ -146,7 +146,7 @@ def decode_source(
     """`decode_image` of a file that `read_source` has read; `path` is for messages."""
     try:
         with _image_errors(path):
-            pixels, native_size = _decode(source.data, size, max_pixels, admit)
+            pixels, native_size = decode_data(source.data, size, max_pixels, admit)
             return Decoded(resize_image(pixels, size), native_size, source.stamp)
     except ImageError as error:
         if isinstance(
@@ -159,7 +159,7 @@ def decode_source(
 def read_image(path: str | os.PathLike[str]) -> UInt8Array:
     """The whole image: uint8, H x W x 3, RGB, at its stored pixel grid. Raises ImageError as `decode_image`."""
     with _image_errors(path):
-        return _decode(read_source(path).data, None, MAX_PIXELS, BUDGET.admit)[0]
+        return decode_data(read_source(path).data, None, MAX_PIXELS, BUDGET.admit)[0]
 
 
 def read_mask(path: str | os.PathLike[str]) -> npt.NDArray[np.bool_]:
@@ -231,7 +231,7 @@ def _read_all(file: int, size: int) -> bytes:
     return data
 
 
-def _decode(
+def decode_data(
     data: bytes, size: tuple[int, int] | None, max_pixels: int, admit: Admit
 ) -> tuple[UInt8Array, tuple[int, int]]:
     """RGB pixels, at least of `size` on both sides where the image has them, and the native (height, width)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from isicrt.engine.errors import ModelError
 
 DEFAULT = "unet-light-int8"
-"""The same masks on every machine: it is the fastest where there is VNNI, and not slower than float32 elsewhere."""
+"""Whatever the processor, so that two machines give the same masks. Without VNNI `FLOAT` may be faster."""
 FLOAT = "unet-light"
 """The network of the default in float32: what is compiled for a GPU, and what one goes on training."""
 

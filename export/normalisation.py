@@ -10,9 +10,9 @@ from onnx import numpy_helper
 def fuse_normalisation(model: onnx.ModelProto) -> bool:
     """Make one BatchNormalization of the multiplication and the addition in front of the first convolution, in place.
 
-    They compute the same to the bit. ONNX Runtime moves every transposition of an int8 graph to its ends, past
+    They compute the same. ONNX Runtime moves every transposition of an int8 graph to its ends, past
     arithmetic but not past a batch norm; and where three numbers are repeated along the last dimension, arithmetic is
-    ten times slower: it took a seventh of the time of the whole network.
+    many times slower.
 
     Args:
         model: NCHW; is changed where it has a Mul and an Add by constants of C x 1 x 1, one after the other.

@@ -5,7 +5,7 @@ the other, and what one rounding did to the layer's output the weights that are 
 second moments of the layer's inputs allow.
 
 MobileNetV2 needs it. The first depthwise convolution sees bright, even skin and takes differences of it with large
-weights; where those do not cancel to zero any more, half of the network's int8 error comes from these 288 weights.
+weights; where those do not cancel to zero any more, most of the network's int8 error comes from these 288 weights.
 """
 
 from __future__ import annotations

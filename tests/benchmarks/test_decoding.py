@@ -137,10 +137,10 @@ def test_an_image_that_is_scaled_too_far_is_found(
     darkness_onnx: Path, large_pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_far(data: bytes, size: tuple[int, int], *rest: Any) -> tuple[UInt8Array, tuple[int, int]]:
-        pixels, native = images._decode(data, None, *rest)
+        pixels, native = images.decode_data(data, None, *rest)
         return pixels[::4, ::4], native
 
-    monkeypatch.setattr(decoding, "_decode", too_far)
+    monkeypatch.setattr(decoding, "decode_data", too_far)
     done = call(darkness_onnx, large_pairs, "--max-change", "1")
     assert done.exit_code == 1
     assert "3 images were scaled below the model's size, such as ISIC_0000000" in done.output
