@@ -26,7 +26,7 @@ from isicrt.benchmarks.plots import (
     _text,
     _ticks,
 )
-from isicrt.benchmarks.tables import markdown_text, figure
+from isicrt.benchmarks.tables import figure, markdown_text
 from isicrt.engine.errors import DataError, IsicrtError
 from isicrt.engine.masks import replace_file
 
