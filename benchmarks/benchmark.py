@@ -8,7 +8,6 @@ that slows down does so for all of them. It goes on until the last three repeats
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -23,6 +22,7 @@ from isicrt.benchmarks.environment import read_environment
 from isicrt.benchmarks.latency import Latency, measure_latency
 from isicrt.benchmarks.process import Usage, run_command
 from isicrt.benchmarks.result import ModelResult, Protocol, Report
+from isicrt.benchmarks.scratch import fresh
 from isicrt.benchmarks.stages import StagePass, StageSplit, crowded_pass, on_device, stage_pass
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun, run_once
 from isicrt.benchmarks.timeline import TIMELINE_BATCHES, Lane, record_timeline
@@ -167,9 +167,9 @@ def _prepare(file: Path, runtime: Runtime, alone: Runtime, protocol: Protocol, w
 def _warm_up(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> None:
     """The pipeline and the stages once, on a few images; the latency windows warm up by themselves."""
     few = candidate.pipeline_batch * 2
-    jobs = find_jobs(workload.images, _emptied(out))[:few]
+    jobs = find_jobs(workload.images, fresh(out))[:few]
     run_once(jobs, candidate.runtime, candidate.pipeline_batch, protocol.threads)
-    stage_pass(candidate.sample[:few], candidate.alone, candidate.pipeline_batch, _emptied(out))
+    stage_pass(candidate.sample[:few], candidate.alone, candidate.pipeline_batch, fresh(out))
 
 
 def _measure(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> None:
@@ -177,10 +177,10 @@ def _measure(candidate: _Candidate, protocol: Protocol, workload: Workload, out:
     for size in candidate.batch_sizes:
         batch = decoded_batch(candidate.sample, runtime.card.input_size, size)
         candidate.windows.setdefault(size, []).append(measure_latency(runtime, batch, protocol.window))
-    candidate.passes.append(stage_pass(candidate.sample, candidate.alone, candidate.pipeline_batch, _emptied(out)))
+    candidate.passes.append(stage_pass(candidate.sample, candidate.alone, candidate.pipeline_batch, fresh(out)))
     crowded = crowded_pass(runtime, decoded_batch(candidate.sample, runtime.card.input_size, candidate.pipeline_batch))
     candidate.crowded += [] if crowded is None else [crowded]
-    jobs = find_jobs(workload.images, _emptied(out))
+    jobs = find_jobs(workload.images, fresh(out))
     run, candidate.failures = run_once(jobs, runtime, candidate.pipeline_batch, protocol.threads)
     if run.failed == run.images:
         raise DataError(f"{workload.images}: not one image gave a mask. The first: {candidate.failures[0]}")
@@ -189,7 +189,7 @@ def _measure(candidate: _Candidate, protocol: Protocol, workload: Workload, out:
 
 def _measure_process(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> Usage:
     """`isicrt segment` on the same images: this process has loaded more than that needs."""
-    command = [sys.executable, "-m", "isicrt.cli.main", "segment", "--out", str(_emptied(out))]
+    command = [sys.executable, "-m", "isicrt.cli.main", "segment", "--out", str(fresh(out))]
     command += ["--model", str(candidate.file), "--batch-size", str(candidate.pipeline_batch)]
     command += [] if protocol.threads is None else ["--threads", str(protocol.threads)]
     # 1: some image failed, which the timed runs have told already.
@@ -197,7 +197,7 @@ def _measure_process(candidate: _Candidate, protocol: Protocol, workload: Worklo
 
 
 def _record(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> tuple[Lane, ...]:
-    jobs = find_jobs(workload.images, _emptied(out))[: candidate.pipeline_batch * TIMELINE_BATCHES]
+    jobs = find_jobs(workload.images, fresh(out))[: candidate.pipeline_batch * TIMELINE_BATCHES]
     return record_timeline(jobs, candidate.runtime, candidate.pipeline_batch, protocol.threads)
 
 
@@ -238,9 +238,3 @@ def _labels(candidates: Sequence[_Candidate]) -> list[str]:
         f"{label} #{labels[: n + 1].count(label)}" if labels.count(label) > 1 else label
         for n, label in enumerate(labels)
     ]
-
-
-def _emptied(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder

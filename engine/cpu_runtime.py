@@ -56,7 +56,6 @@ class CpuRuntime(ABC):
         self.card: ModelCard = read_onnx_card(path)
         self._threads = threads or available_cores()
         self._pool: ThreadPoolExecutor | None = None
-        self._latest: list[Future[UInt8Array]] = []
         self._together: Call | None = None
         """For `infer`: one call on all threads. Loaded when it is first called."""
         self._alone: Call | None = self._load_streams(self._threads)
@@ -112,13 +111,9 @@ class CpuRuntime(ABC):
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=self.name)
         copy = images.copy()
-        if all(part.done() for part in self._latest):
-            # The other threads have nothing to do, and in a small folder never will: they take their part of this one.
-            parts = [copy[i : i + self.at_once] for i in range(0, len(copy), self.at_once)]
-            self._latest = [self._pool.submit(call, part) for part in parts]
-        else:
-            self._latest = [self._pool.submit(self._in_parts, copy)]
-        return self._latest
+        # Parts, and not whole batches, so that all threads have something to do when few images are left.
+        parts = [copy[i : i + self.at_once] for i in range(0, len(copy), self.at_once)]
+        return [self._pool.submit(call, part) for part in parts]
 
     def collect(self, ticket: list[Future[UInt8Array]]) -> UInt8Array:
         """See `PipelinedRuntime.collect`."""
@@ -140,7 +135,6 @@ class CpuRuntime(ABC):
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._alone = self._together = self._pool = None
-        self._latest = []
 
     def __enter__(self) -> CpuRuntime:
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 
 from isicrt.benchmarks.environment import Environment, read_environment
 from isicrt.benchmarks.process import run_command
+from isicrt.benchmarks.scratch import fresh
 from isicrt.engine.errors import DataError
 from isicrt.engine.images import read_mask
 from isicrt.engine.scores import score_mask
@@ -75,7 +75,7 @@ class Entrant:
 def run_isicrt(entrant: Entrant, model: Path, files: Path, out: Path) -> None:
     """`isicrt segment` once, as anybody runs it: no warm-up, and its own clock starts with the first image."""
     report = out.with_suffix(".json")
-    command = [sys.executable, "-m", "isicrt.cli.main", "segment", str(files), "--out", str(_emptied(out))]
+    command = [sys.executable, "-m", "isicrt.cli.main", "segment", str(files), "--out", str(fresh(out))]
     command += ["--model", str(model), "--json", str(report)]
     # Its `seconds` hold the loading of the model, which no peer's clock does.
     _note(entrant, command, report, lambda data: data["summary"] | {"seconds": data["summary"]["segmenting_seconds"]})
@@ -85,7 +85,7 @@ def run_peer(entrant: Entrant, peer: Peer, model: Path, files: Path, out: Path) 
     """A peer once."""
     report = out.with_suffix(".json")
     command = [sys.executable, "-m", f"isicrt.benchmarks.peers.{peer.module}", "--model", str(model)]
-    command += ["--list", str(files), "--out", str(_emptied(out)), "--json", str(report)]
+    command += ["--list", str(files), "--out", str(fresh(out)), "--json", str(report)]
     _note(entrant, command, report, lambda data: data)
 
 
@@ -98,12 +98,6 @@ def _note(entrant: Entrant, command: list[str], report: Path, summary: Any) -> N
     entrant.cpu_seconds.append(usage.cpu_seconds)
     entrant.peak_rss_mb.append(usage.peak_rss_mb)
     entrant.facts = {k: v for k, v in said.items() if k != "stage_seconds"}
-
-
-def _emptied(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
 
 
 def agreement(ours: Path, theirs: Path) -> float:
