@@ -1,18 +1,21 @@
 """What TensorRT for RTX does on the GPU that runs a plan: it compiles kernels, keeps them, and records CUDA graphs.
 
 https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-cuda-graphs.html
+https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-dynamic-shapes.html
 `tensorrt` has none of this: its plans hold finished kernels.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cuda_driver import Gpu
+from isicrt.engine.errors import ModelError
 from isicrt.engine.masks import replace_file
 from isicrt.engine.tensorrt_api import TensorRt, cache_folder
 
@@ -28,20 +31,29 @@ class KernelCache:
         engine: the loaded plan.
         card: of the plan.
         gpu: that runs it.
+        refused: makes the error of a call that TensorRT refuses.
+
+    Raises:
+        ModelError: TensorRT for RTX makes no runtime configuration.
     """
 
-    def __init__(self, trt: TensorRt, engine: Any, card: ModelCard, gpu: Gpu) -> None:
+    def __init__(
+        self, trt: TensorRt, engine: Any, card: ModelCard, gpu: Gpu, *, refused: Callable[[str], ModelError]
+    ) -> None:
         self._path = kernel_cache_path(trt.version, card, gpu)
         self._cache: Any = None
         self._stored = b""
         self._configs: list[Any] = []
-        self.records_graphs = hasattr(trt.module, "CudaGraphStrategy")
-        """Whether the execution contexts record CUDA graphs by themselves."""
-        if self.records_graphs:
-            config = engine.create_runtime_config()
+        self._used = False
+        self.compiles = hasattr(trt.module, "DynamicShapesKernelSpecializationStrategy")
+        """Whether kernels are compiled on the GPU that runs the plan, for each shape: TensorRT for RTX."""
+        if self.compiles:
+            config = _created(engine.create_runtime_config(), refused)
             self._configs.append(config)  # kept: what it made may refer to it
+            # None costs the time of compiling in each run, and nothing else.
             self._cache = config.create_runtime_cache()
-            with suppress(OSError):
+        if self._cache is not None:
+            with suppress(OSError, RuntimeError):
                 stored = self._path.read_bytes()
                 if self._cache.deserialize(stored):
                     self._stored = stored
@@ -52,12 +64,12 @@ class KernelCache:
         The configuration is kept as long as this, which outlives the execution contexts.
         """
         self._configs.append(config)
-        if self._cache is not None:
-            config.set_runtime_cache(self._cache)
+        if self._cache is not None and config.set_runtime_cache(self._cache):
+            self._used = True
 
     def save(self) -> None:
         """Write the file if there is anything new. One that cannot be written costs time, not the run."""
-        if self._cache is None:
+        if self._cache is None or not self._used:
             return
         with suppress(OSError, RuntimeError):
             serialised = self._cache.serialize()
@@ -67,14 +79,41 @@ class KernelCache:
                 replace_file(self._path, content)
 
 
-def graph_context(trt: TensorRt, engine: Any, kernels: KernelCache) -> Any:
-    """An execution context that uses `kernels` and, on TensorRT for RTX, records CUDA graphs; None if refused."""
-    if not kernels.records_graphs:
-        return engine.create_execution_context()
-    config = engine.create_runtime_config()
-    config.cuda_graph_strategy = trt.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    kernels.attach(config)
-    return engine.create_execution_context(config)
+def make_context(
+    trt: TensorRt, engine: Any, kernels: KernelCache, *, refused: Callable[[str], ModelError]
+) -> tuple[Any, bool]:
+    """An execution context that uses `kernels`, and whether it records CUDA graphs by itself, as TensorRT for RTX does.
+
+    TensorRT for RTX compiles the kernels of a shape before it first runs that shape. By default it would compile
+    beside running, and run others meanwhile, which may round differently: masks would depend on the moment.
+
+    Raises:
+        ModelError: TensorRT makes no context, or will not compile first.
+    """
+    config, records = None, False
+    if kernels.compiles:
+        module = trt.module
+        config = _created(engine.create_runtime_config(), refused)
+        eager = module.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        # Both are read back: C++ says of the second whether it was taken, and Python's property drops that.
+        if config.dynamic_shapes_kernel_specialization_strategy != eager:
+            raise refused("does not compile its kernels before it runs them, so that masks could change during a run")
+        graphs = getattr(module, "CudaGraphStrategy", None)
+        if graphs is not None:
+            config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE
+            records = config.cuda_graph_strategy == graphs.WHOLE_GRAPH_CAPTURE
+        kernels.attach(config)
+    context = engine.create_execution_context() if config is None else engine.create_execution_context(config)
+    if context is None:
+        raise refused("has no memory for its execution context")
+    return context, records
+
+
+def _created(config: Any, refused: Callable[[str], ModelError]) -> Any:
+    if config is None:
+        raise refused("makes no runtime configuration for it")
+    return config
 
 
 def kernel_cache_path(version: str, card: ModelCard, gpu: Gpu) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +18,7 @@ from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.in_flight import SlotPool, SlotTicket
 from isicrt.engine.plan import read_plan, rebuild_command
 from isicrt.engine.runtime import check_batch
-from isicrt.engine.tensorrt_kernels import KernelCache, graph_context
+from isicrt.engine.tensorrt_kernels import KernelCache, make_context
 from isicrt.engine.tensorrt_slot import Signature, TensorRtSlot, Timing
 
 BATCHES_IN_FLIGHT = 3
@@ -64,7 +64,10 @@ class TensorRtRuntime:
         self._lock = threading.RLock()
         try:
             with self.device.errors(f"load {path}"), self.device.current():
-                self._load(plan, depth)
+                try:
+                    self._load(plan, depth)
+                except (TypeError, RuntimeError) as error:  # what pybind11 makes of C++'s null pointers and exceptions
+                    raise self._refused(f"failed while it loaded it ({str(error).strip()})") from error
         except BaseException:
             with suppress(Exception):  # what went wrong first is what matters
                 self.close()
@@ -72,7 +75,13 @@ class TensorRtRuntime:
 
     def _load(self, plan: bytes, depth: int) -> None:
         trt = self._trt.module
-        self._runtime = trt.Runtime(self._log)
+        try:
+            self._runtime = trt.Runtime(self._log)
+        except TypeError as error:  # what pybind11 makes of a null pointer: no driver, or one that is too old
+            raise ModelError(
+                f"{self.path}: {self._trt.title} could not start its runtime on {self.device.gpu.name}.{self._said()} "
+                "The driver may be too old for it: isicrt doctor says. Or use the .onnx that was built beside the plan"
+            ) from error
         if hasattr(self._runtime, "get_engine_validity"):  # TensorRT for RTX only
             validity, bits = self._runtime.get_engine_validity(plan[: self._runtime.engine_header_size])
             if validity == trt.EngineValidity.INVALID:
@@ -84,13 +93,16 @@ class TensorRtRuntime:
             raise self._refused("cannot load it")
         signature = self._signature()
         self.max_batch = signature.largest
-        self._kernels = KernelCache(self._trt, self._engine, self.card, self.device.gpu)
+        self._kernels = KernelCache(self._trt, self._engine, self.card, self.device.gpu, refused=self._refused)
         for _ in range(depth):
-            context = graph_context(self._trt, self._engine, self._kernels)
-            if context is None:
-                raise self._refused("has no memory for its execution context")
+            context, records = make_context(self._trt, self._engine, self._kernels, refused=self._refused)
             slot = TensorRtSlot(
-                self.device, context, signature, record=not self._kernels.records_graphs, refused=self._refused
+                self.device,
+                context,
+                signature,
+                record=not records,
+                few_shapes=self._kernels.compiles,
+                refused=self._refused,
             )
             self._slots.append(slot)
         self._pool = SlotPool(self._slots)
@@ -115,10 +127,12 @@ class TensorRtRuntime:
         return Signature(inputs[0], outputs[0], (h, w), smallest[0], largest[0])
 
     def _refused(self, problem: str) -> ModelError:
-        said = f" It says: {self._log.problems[-1].rstrip('.')}." if self._log.problems else ""
         return ModelError(
-            f"{self.path}: {self._trt.title} {problem}.{said} Build it again with: {rebuild_command(self.card)}"
+            f"{self.path}: {self._trt.title} {problem}.{self._said()} Build it again with: {rebuild_command(self.card)}"
         )
+
+    def _said(self) -> str:
+        return f" It says: {self._log.problems[-1].rstrip('.')}." if self._log.problems else ""
 
     @property
     def depth(self) -> int:
@@ -167,20 +181,25 @@ class TensorRtRuntime:
         return self._pool
 
     def close(self) -> None:
-        """See `Runtime.close`. Batches in flight are waited for and lost."""
-        with self._lock, self.device.current():
+        """See `Runtime.close`. Batches in flight are waited for and lost. What cannot be freed keeps nothing else.
+
+        Raises:
+            ModelError: the device failed. It is closed all the same.
+        """
+        with self._lock, self.device.errors(f"close {self.path}"), self.device.current(), ExitStack() as steps:
+            # Called from the last to the first, each of them whatever becomes of the others.
             self._pool = None
             slots, self._slots = self._slots, []
-            try:
-                if self._kernels is not None:
-                    self._kernels.save()
-                if slots:
-                    SlotPool(slots).free()
-            finally:
-                # TensorRT's objects go while the context is current, children first.
-                self._kernels = None
-                self._engine = None
-                self._runtime = None
+            steps.callback(self._forget)
+            steps.callback(SlotPool(slots).free)
+            if self._kernels is not None:
+                steps.callback(self._kernels.save)
+
+    def _forget(self) -> None:
+        # TensorRT's objects go while the context is current, children first.
+        self._kernels = None
+        self._engine = None
+        self._runtime = None
 
     def __enter__(self) -> TensorRtRuntime:
         return self
@@ -188,7 +207,8 @@ class TensorRtRuntime:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with suppress(Exception) if kind is not None else nullcontext():  # what went wrong first is what matters
+            self.close()
 
 
 def check_flavour(path: Path, card: ModelCard) -> str:
@@ -215,19 +235,36 @@ def check_version(path: Path, card: ModelCard, trt: tensorrt_api.TensorRt) -> No
 
 
 def check_gpu(path: Path, card: ModelCard, gpu: Gpu) -> None:
-    """Raise ModelError if a plan of `tensorrt` was built for another compute capability.
+    """Raise ModelError if a plan of `tensorrt` was built for another GPU.
 
-    One that was built with ``--hardware-compatibility ampere-plus`` takes any from 8.0. Plans of TensorRT for RTX are
-    finished on the GPU that runs them; whether it can, TensorRT for RTX says itself.
+    Without ``--hardware-compatibility`` it belongs to the model of the GPU that built it: its kernels were chosen by
+    timing them there, and TensorRT loads it on another of the same compute capability with a warning of errors. With
+    ``same-compute-capability`` it runs on all of that, with ``ampere-plus`` on any from 8.0. Plans of TensorRT for RTX
+    are finished on the GPU that runs them; whether it can, TensorRT for RTX says itself.
+    https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/engine-compatibility.html
     """
-    built = card.builder.get("compute_capability")
-    if card.builder.get("flavour") != "tensorrt" or built == gpu.compute_capability:
+    if card.builder.get("flavour") != "tensorrt":
         return
-    anywhere = card.builder.get("hardware_compatibility") == "ampere-plus"
-    if anywhere and float(gpu.compute_capability) >= 8.0:
+    built, model = card.builder.get("compute_capability"), card.builder.get("gpu")
+    level = card.builder.get("hardware_compatibility") or "none"
+    same = built == gpu.compute_capability
+    if level == "ampere-plus" and (same or float(gpu.compute_capability) >= 8.0):
         return
-    made_for = "Ampere and newer GPUs, 8.0 and up, on" if anywhere else "for"
+    if same and (level == "same-compute-capability" or not model or _model(str(model)) == _model(gpu.name)):
+        return
+    made_for = "Ampere and newer GPUs, 8.0 and up, on" if level == "ampere-plus" else "for"
+    advice = ""
+    if same:
+        advice = (
+            " A plan without --hardware-compatibility runs on the model of GPU that built it; one with "
+            "same-compute-capability would run on both."
+        )
     raise ModelError(
-        f"{path}: built {made_for} {card.builder.get('gpu')} (compute capability {built}), but this GPU is {gpu.name} "
-        f"(compute capability {gpu.compute_capability}). Build it again with: {rebuild_command(card)}"
+        f"{path}: built {made_for} {model} (compute capability {built}), but this GPU is {gpu.name} "
+        f"(compute capability {gpu.compute_capability}).{advice} Build it again with: {rebuild_command(card)}"
     )
+
+
+def _model(name: str) -> str:
+    """Drivers before 470 leave NVIDIA's name out."""
+    return name.removeprefix("NVIDIA ").strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,15 @@ class Timing:
     """Probabilities, back to pinned host memory."""
 
 
+def padded(count: int, largest: int) -> int:
+    """The batch that `count` images are filled up to: the next power of two, or `largest` if that is less.
+
+    Six shapes serve every batch up to 32, and none computes more than twice of what it was given. Which shape it is
+    depends on nothing else, so that an image's neighbours in time do not change the kernels that it meets.
+    """
+    return max(count, min(1 << (count - 1).bit_length(), largest))
+
+
 class TensorRtSlot:
     """See `isicrt.engine.in_flight.Slot`. Every method makes the device's context current for itself.
 
@@ -53,6 +62,8 @@ class TensorRtSlot:
         context: an execution context that nobody else uses.
         signature: of its engine.
         record: whether to record graphs here; no for TensorRT for RTX, which does it itself.
+        few_shapes: fill partial batches up to a power of two, or to the largest: see `padded`. For TensorRT for RTX,
+            which compiles for seconds when it meets a new shape.
         refused: makes the error of a call that TensorRT refuses.
     """
 
@@ -63,10 +74,11 @@ class TensorRtSlot:
         signature: Signature,
         *,
         record: bool,
+        few_shapes: bool = False,
         refused: Callable[[str], ModelError],
     ) -> None:
         self._device, self._context, self._signature, self._refused = device, context, signature, refused
-        self._record = record
+        self._record, self._few_shapes = record, few_shapes
         self._graph: CudaGraph | None = None
         self._settled_work: Callable[[], None] | None = None  # what was queued last at this shape
         self._rows = self._count = 0
@@ -112,7 +124,8 @@ class TensorRtSlot:
     def start_network(self, count: int) -> None:
         """Run the network on `count` images that the stream has put at `input_address`; no transfer either way.
 
-        The result is at `output_address` when the stream has come so far. Nothing is to be collected.
+        The result is at `output_address` when the stream has come so far. Nothing is to be collected. Rows that fill
+        the batch up have whatever lies there; nobody reads what comes of them.
         """
         with self._queueing(f"segment a batch of {count}"):
             self._set_rows(count)
@@ -139,17 +152,21 @@ class TensorRtSlot:
 
     def free(self) -> None:
         """See `Slot.free`."""
-        with self._device.current():
+        with self._device.current(), ExitStack() as steps:
+            # Called from the last to the first, each of them whatever becomes of the others.
+            buffers, self._buffers = self._buffers, []
+            steps.callback(self._forget)
+            for buffer in buffers:
+                steps.callback(buffer.free)
+            if self._graph is not None:
+                steps.callback(self._graph.free)
             if self._stream is not None:
                 with suppress(self._device.cuda.Error):  # what failed there was somebody's error before
                     self._stream.synchronize()
-            if self._graph is not None:
-                self._graph.free()
-            for buffer in self._buffers:
-                buffer.free()
-            self._buffers = []
-            # TensorRT's context goes while CUDA's is current, and before the stream that it used.
-            self._graph = self._context = self._done = self._stream = None
+
+    def _forget(self) -> None:
+        # TensorRT's context goes while CUDA's is current, and before the stream that it used.
+        self._graph = self._settled_work = self._context = self._done = self._stream = None
 
     @contextmanager
     def _queueing(self, doing: str) -> Iterator[None]:
@@ -170,6 +187,8 @@ class TensorRtSlot:
 
     def _set_rows(self, count: int) -> None:
         rows = max(count, self._signature.smallest)
+        if self._few_shapes:
+            rows = padded(rows, self._signature.largest)
         if rows == self._rows:
             return
         self._rows = 0  # unknown, should TensorRT refuse

@@ -84,7 +84,27 @@ def test_another_gpu_names_both_and_the_rebuild() -> None:
     with pytest.raises(ModelError) as error:
         check_gpu(Path("a.plan"), card, H100)
     assert all(part in str(error.value) for part in ("A100", "8.0", "H100", "9.0", REBUILD))
-    check_gpu(Path("a.plan"), darkness_card(builder=BUILDER | {"compute_capability": "9.0"}), H100)
+    check_gpu(Path("a.plan"), darkness_card(builder=BUILDER | {"compute_capability": "9.0", "gpu": H100.name}), H100)
+
+
+H200 = Gpu("NVIDIA H200", "9.0", "13.0")
+
+
+def test_another_model_of_the_same_compute_capability_is_another_gpu() -> None:
+    builder = BUILDER | {"compute_capability": "9.0", "gpu": H100.name}
+    card = darkness_card(precision="fp16", builder=builder)
+    with pytest.raises(ModelError) as error:
+        check_gpu(Path("a.plan"), card, H200)
+    for part in ("a.plan: built for NVIDIA H100 80GB HBM3", "this GPU is NVIDIA H200", "--hardware-compatibility"):
+        assert part in str(error.value)
+    assert str(error.value).endswith(REBUILD)
+    for fine in (
+        {"hardware_compatibility": "same-compute-capability"},
+        {"hardware_compatibility": "ampere-plus"},
+        {"gpu": "H200"},  # drivers before 470 leave NVIDIA's name out
+        {"gpu": None},
+    ):
+        check_gpu(Path("a.plan"), card.replace(builder=builder | fine), H200)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +115,7 @@ def test_another_gpu_names_both_and_the_rebuild() -> None:
         ("ampere-plus", "7.5", False),
         ("same-compute-capability", "8.0", True),
         ("same-compute-capability", "9.0", False),
-        ("none", "8.0", True),
+        ("none", "8.0", False),
         ("none", "8.6", False),
     ],
 )

@@ -1,0 +1,123 @@
+"""Opening, running and closing a plan, on a stand-in for TensorRT for RTX: what fails, and what is given back then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isicrt.engine.errors import ModelError
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.tensorrt_runtime import TensorRtRuntime
+from tests.engine.host_tensorrt import HostTensorRt
+from tests.engine.stand_ins import CudaError
+
+
+def _noise(count: int) -> UInt8Array:
+    return np.random.default_rng(count).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
+def _fail(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.fixture
+def host(darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostTensorRt:
+    host = HostTensorRt(darkness_onnx)
+    host.install(monkeypatch, tmp_path / "cache")
+    return host
+
+
+@pytest.fixture
+def plan(host: HostTensorRt, darkness_onnx: Path, tmp_path: Path) -> Path:
+    return host.write(tmp_path / "model.plan", darkness_onnx)
+
+
+def test_a_plan_runs_and_gives_everything_back(host: HostTensorRt, plan: Path, tmp_path: Path) -> None:
+    with TensorRtRuntime(plan) as runtime:
+        assert (runtime.name, runtime.max_batch, runtime.depth) == ("tensorrt-rtx-fp32", 8, 3)
+        for count in (8, 3, 1):
+            np.testing.assert_array_equal(runtime.infer(_noise(count)), host.onnx.infer(_noise(count)))
+    assert host.device.allocated == host.device.pushed == 0
+    assert [path.read_bytes() for path in (tmp_path / "cache" / "isicrt").iterdir()] == [b"fresh"]
+    with pytest.raises(ModelError, match="this runtime is closed"):
+        runtime.infer(_noise(1))
+
+
+def test_a_partial_batch_is_filled_up_so_that_few_shapes_are_compiled(host: HostTensorRt, plan: Path) -> None:
+    """And by its size alone: what ran before does not choose the kernels."""
+    with TensorRtRuntime(plan, depth=1) as runtime:
+        for order in (range(1, 9), range(8, 0, -1)):
+            for count in order:
+                host.device.log.append(f"batch {count}")
+                np.testing.assert_array_equal(runtime.infer(_noise(count)), host.onnx.infer(_noise(count)))
+        shapes = {line for line in host.device.log if line.startswith("shape")}
+        assert shapes == {"shape 1", "shape 2", "shape 4", "shape 8"}
+        start = host.device.log.index("batch 5")
+        assert host.device.log[start + 1] == "shape 8"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"starting": _fail(TypeError("nullptr"))}, r"could not start its runtime on host.* isicrt doctor says"),
+        (
+            {"starting": _fail(RuntimeError("bad cast"))},
+            r"failed while it loaded it \(bad cast\).* isicrt build",
+        ),
+        ({"loading": _fail(TypeError("unfit"))}, r"failed while it loaded it \(unfit\).* isicrt build-engine best\.pt"),
+        ({"loads": False}, r"TensorRT for RTX 1\.7\.1\.116 cannot load it.*isicrt build-engine best\.pt"),
+        ({"valid": False}, r"calls it invalid on host \(UNSUPPORTED_CC\)"),
+        ({"deaf": {"dynamic_shapes_kernel_specialization_strategy"}}, "masks could change during a run"),
+        ({"create_runtime_config": lambda: None}, "makes no runtime configuration for it"),
+        ({"_context": lambda config: None}, "has no memory for its execution context"),
+    ],
+)
+def test_what_tensorrt_refuses_or_drops_is_an_error_that_says_what_to_do(
+    host: HostTensorRt, plan: Path, change: dict[str, Any], message: str
+) -> None:
+    for name, value in change.items():
+        setattr(host, name, value)
+    with pytest.raises(ModelError, match=message) as error:
+        TensorRtRuntime(plan)
+    assert str(error.value).startswith(f"{plan}: ")
+    assert host.device.allocated == host.device.pushed == 0
+
+
+def test_a_cache_that_cannot_be_saved_does_not_keep_the_memory(
+    host: HostTensorRt, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = TensorRtRuntime(plan)
+    assert host.device.allocated > 0
+    monkeypatch.setattr(host.cache, "serialize", _fail(ValueError("a surprise")))
+    with pytest.raises(ValueError, match="a surprise"):
+        runtime.close()
+    assert host.device.allocated == host.device.pushed == 0
+    assert runtime._engine is runtime._runtime is runtime._kernels is None
+    runtime.close()
+
+
+def test_a_slot_that_cannot_be_freed_does_not_keep_the_others(host: HostTensorRt, plan: Path) -> None:
+    runtime = TensorRtRuntime(plan)
+    one = host.device.allocated // 3
+    first = runtime.slots[0]._buffers[1]
+    free, first.free = first.free, _fail(CudaError("an illegal memory access"))  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match=r"could not close .*: an illegal memory access"):
+        runtime.close()
+    free()
+    assert host.device.allocated == 0
+    assert one > 0
+    assert runtime._engine is None
+
+
+def test_what_went_wrong_first_is_what_is_said(host: HostTensorRt, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.cache, "serialize", _fail(ValueError("a surprise")))
+    with pytest.raises(KeyError, match="the cause"), TensorRtRuntime(plan):
+        raise KeyError("the cause")
+    assert host.device.allocated == 0
