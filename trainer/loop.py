@@ -27,6 +27,7 @@ from isicrt.trainer.curves import draw_curves, draw_samples
 from isicrt.trainer.dataset import checked_pairs, split_fold
 from isicrt.trainer.features import FeatureBatches, FrozenFeatures
 from isicrt.trainer.losses import mix
+from isicrt.trainer.mixstyle import mixed_styles
 from isicrt.trainer.models import build_model, normalise
 from isicrt.trainer.offline import augment_offline
 from isicrt.trainer.pipelines import TrainingBatches, cache_size, epoch_seed
@@ -191,7 +192,10 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
             factor = optimisation.learning_rate_factor(stage, epoch - stage_start + (step + 1) / len(batches))
             for group in optimiser.param_groups:
                 group["lr"] = group["base_lr"] * factor
-            with torch.autocast(settings.device, half, enabled=half is not None):
+            with (
+                torch.autocast(settings.device, half, enabled=half is not None),
+                mixed_styles(model.encoder.layers, recipe.mixstyle, epoch_seed(seed, step)),
+            ):
                 if isinstance(inputs, Tensor):
                     logits = model(normalise(inputs, card.mean, card.std))
                 else:

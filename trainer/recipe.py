@@ -135,6 +135,8 @@ class Recipe:
     frozen_layers: int = 0
     """So many of the encoder's first layers (of 18 or 19) keep ImageNet's weights and statistics in every stage: they
     see edges and colours, and their large maps are what a training step spends most of its time on."""
+    mixstyle: float = 0.0
+    """Probability that the styles of a batch are mixed, see `mixed_styles`; 0 for never."""
     weight_decay: float = 0.01
     """Of AdamW; biases and batch norms are left out."""
     ema_decay: float = 0.0
@@ -148,6 +150,7 @@ class Recipe:
         _require(self.input_size > 0 and self.input_size % STRIDE == 0, "input_size", f"is a multiple of {STRIDE}")
         _require(1 <= self.batch_size <= 4096, "batch_size", "lies from 1 to 4096")
         _require(0 <= self.frozen_layers <= 18, "frozen_layers", "lies from 0 to 18")
+        _require(0 <= self.mixstyle <= 1, "mixstyle", "must lie in [0, 1]")
         _require(0 <= self.weight_decay < 1, "weight_decay", "lies in [0, 1)")
         _require(0 <= self.ema_decay < 1, "ema_decay", "lies in [0, 1)")
         _require(self.folds >= 2, "folds", "is at least 2")
@@ -201,6 +204,8 @@ class Recipe:
         if self.decoder_channels is not None:
             data["decoder_channels"] = list(self.decoder_channels)
         data["loss"] = dict(self.loss)
+        if not self.mixstyle:  # a run that began before there was such a setting can be resumed
+            del data["mixstyle"]
         return data
 
     @classmethod

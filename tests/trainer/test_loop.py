@@ -111,6 +111,24 @@ def test_a_stopped_run_resumes_to_the_very_same_weights(run: Path, rendered_pair
     assert len(resumed["history"]) == 3
 
 
+def test_a_stopped_run_that_mixes_styles_resumes_to_the_very_same_weights(rendered_pairs: Path, tmp_path: Path) -> None:
+    weights = []
+    for name, stops, recipe in (
+        ("whole", 0, tiny(mixstyle=0.5)),
+        ("stopped", 1, tiny(mixstyle=0.5)),
+        ("plain", 0, tiny()),
+    ):
+        out = tmp_path / name
+        for _ in range(stops):
+            with pytest.raises(KeyboardInterrupt):
+                train(settings(rendered_pairs, out, recipe=recipe), StopAfter(1))
+        train(settings(rendered_pairs, out, recipe=recipe, resume=out / "last.pt" if stops else None))
+        weights.append(checkpoint.load(out / "last.pt")[1]["model"])
+    whole, stopped, plain = weights
+    assert all(torch.equal(whole[k], stopped[k]) for k in whole)
+    assert not all(torch.equal(whole[k], plain[k]) for k in whole)
+
+
 def test_a_run_starts_from_the_weights_of_another(run: Path, rendered_pairs: Path, tmp_path: Path) -> None:
     still = (Stage("still", epochs=1, decoder_lr=1e-12, warmup_epochs=0),)
     changes = {"recipe": tiny(stages=still, input_size=96, ema_decay=0), "start_from": run / "last.pt"}

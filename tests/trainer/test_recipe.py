@@ -97,6 +97,7 @@ def test_stage_of_an_epoch_skips_stages_without_epochs() -> None:
         ({"decoder_channels": 5}, "'decoder_channels' must be a list"),
         ({"loss": "bce"}, "loss must be a mapping"),
         ({"loss": {"bce": "x"}}, "loss weights must be numbers"),
+        ({"mixstyle": 1.5}, "'mixstyle' must lie in"),
         ({"weight_decay": float("nan")}, "'weight_decay' lies in"),
         ({"stages": {}}, "'stages' must be a list"),
         ({"stages": [{"name": "s", "epochs": 1}]}, r"'stages\[0\]\.decoder_lr' is missing"),
