@@ -2,53 +2,40 @@
 
 from __future__ import annotations
 
-import math
 import os
-import signal
-import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from isicrt.cli.option_types import NamedPath, Number
 from isicrt.cli.plan_notice import say_plan_is_code
-from isicrt.cli.segment_report import OutcomeFile, Progress, RunReport, Tally, describe_run, printable
+from isicrt.cli.segment_report import (
+    OutcomeFile,
+    Progress,
+    RunReport,
+    Tally,
+    count_run,
+    describe_run,
+    printable,
+    say_end,
+)
+from isicrt.cli.stopping import leave_if_stuck, stop_signals
 from isicrt.engine.errors import IsicrtError, SettingsError
 
 if TYPE_CHECKING:
     from isicrt.engine.outcome import Outcome, RunSummary
 
 
-class _Named(click.Path):
-    """A path that is not empty: to `Path` an empty one is the current folder, which nobody who says "" means."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("it is empty; the current folder is .", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-class _Number(click.FloatRange):
-    """A number in a range; what is not finite is in none."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a number to go by", param, ctx)
-        return number
-
-
 @click.command("segment")
-@click.argument("images", nargs=-1, required=True, type=_Named(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=NamedPath(path_type=Path))
 @click.option(
     "--out",
     required=True,
-    type=_Named(file_okay=False, path_type=Path),
+    type=NamedPath(file_okay=False, path_type=Path),
     help="Folder for the masks and for the journal. It is made.",
 )
 @click.option(
@@ -67,7 +54,7 @@ class _Number(click.FloatRange):
 )
 @click.option(
     "--threshold",
-    type=_Number(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     help="A pixel whose probability is above it is lesion. [default: the model's]",
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads to use. [default: all cores]")
@@ -80,21 +67,21 @@ class _Number(click.FloatRange):
 )
 @click.option(
     "--overlay",
-    type=_Named(file_okay=False, path_type=Path),
+    type=NamedPath(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Also draw each mask's outline on its image, as a JPEG of at most 1024 pixels a side.",
 )
 @click.option(
     "--json",
     "report_path",
-    type=_Named(dir_okay=False, path_type=Path),
+    type=NamedPath(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write settings, versions and every image's outcome as JSON.",
 )
 @click.option(
     "--report",
     "summary_path",
-    type=_Named(dir_okay=False, path_type=Path),
+    type=NamedPath(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write a summary as JSON: counts, settings, versions, the model's hash, times.",
 )
@@ -116,7 +103,7 @@ class _Number(click.FloatRange):
 )
 @click.option(
     "--max-megapixels",
-    type=_Number(0, 10_000, min_open=True),
+    type=Number(0, 10_000, min_open=True),
     default=400,
     show_default=True,
     help="Refuse larger images from their header.",
@@ -139,14 +126,22 @@ class _Number(click.FloatRange):
 )
 @click.option(
     "--cpu-share",
-    type=_Number(0, 1),
+    type=Number(0, 1),
     default=0,
     show_default=True,
     help="Share of the JPEGs that CPU threads decode beside the GPU; the same ones in each run.",
 )
 @click.option(
+    "--hardware-decoder-load",
+    type=Number(0, 1),
+    default=0.65,
+    show_default=True,
+    help="Share of each batch's JPEGs for the hardware decoder that data-centre GPUs such as A100 and H100 have; their "
+    "CUDA cores decode the rest. Other GPUs decode all on their CUDA cores.",
+)
+@click.option(
     "--decode-timeout",
-    type=_Number(0, min_open=True),
+    type=Number(0, min_open=True),
     default=60,
     show_default=True,
     metavar="SECONDS",
@@ -182,6 +177,7 @@ def command(
     isolate: str,
     decode: str,
     cpu_share: float,
+    hardware_decoder_load: float,
     decode_timeout: float,
     fsync: str,
 ) -> None:
@@ -222,7 +218,7 @@ def command(
     say_plan_is_code(model_path)
     with (
         open_runtime(model_path, threads=threads) as runtime,
-        open_chain(runtime, decode, threshold=threshold) or nullcontext() as chain,
+        open_chain(runtime, decode, threshold=threshold, hardware_load=hardware_decoder_load) or nullcontext() as chain,
         warnings.catch_warnings(),
     ):
         # Pillow warns of odd metadata; what matters here is whether the pixels can be read.
@@ -258,7 +254,7 @@ def command(
             ImageDecoder(isolate, timeout=decode_timeout, max_pixels=round(max_megapixels * 1e6)) as decoder,
             OutcomeFile(report_path, about) as file,
             Progress(len(jobs)) as progress,
-            _stop_signals() as should_stop,
+            stop_signals() as should_stop,
         ):
             report = RunReport(summary_path)  # only now is there the folder of the masks, which it may go to
             draw = None if overlay is None else OverlayFolder(out, overlay, run=ledger.run)
@@ -271,7 +267,8 @@ def command(
                 progress.advance()
 
             def end(status: str, reason: str | None, summary: RunSummary | None) -> None:
-                counts = _counts(tally, status, time.perf_counter() - started, summary)
+                decoded = None if chain is None else chain.decoded
+                counts = count_run(tally, status, time.perf_counter() - started, summary, decoded)
                 file.finish(counts)
                 report.write(
                     {key: value for key, value in about.items() if key != "settings"}
@@ -292,6 +289,7 @@ def command(
                 "max_megapixels": max_megapixels,
                 "isolate": isolate,
                 "cpu_share": cpu_share,
+                "hardware_decoder_load": hardware_decoder_load,
                 "decode_timeout": decode_timeout,
                 "fsync": fsync,
             }
@@ -320,7 +318,7 @@ def command(
                     end("interrupted", None, None)
                 progress.close()
                 click.echo(f"Stopped after {tally.images} of {len(jobs)} images.", err=True)
-                _leave_if_stuck(decoder.close)
+                leave_if_stuck(decoder.close)
                 raise
             except IsicrtError as error:
                 progress.close()
@@ -330,71 +328,6 @@ def command(
                 raise
             end("failed" if tally.failed else "done", None, summary)
     tally.list_failures(report_path)
-    before = f"{summary.skipped} done before, " if summary.skipped else ""
-    click.echo(
-        f"{summary.images - summary.failed} masks in {printable(out)}, {summary.failed} failed, {before}"
-        f"{summary.seconds:.1f} s: {summary.images_per_second:.1f} images/s, "
-        f"{summary.megapixels_per_second:.1f} MP/s (model {card.name}, {runtime.name}"
-        f"{'' if chain is None else ', decoded on the GPU'})"
-    )
+    say_end(summary, out, f"model {card.name}, {runtime.name}")
     if summary.failed:
         ctx.exit(1)
-
-
-def _counts(tally: Tally, status: str, seconds: float, summary: RunSummary | None) -> dict[str, Any]:
-    """The end of a run in numbers. `seconds` is all of it, `segmenting_seconds` without the search before it."""
-    counts: dict[str, Any] = {
-        "status": status,
-        "exit_code": {"done": 0, "interrupted": 130}.get(status, 1),
-        "interrupted": status == "interrupted",
-        "images": tally.images,
-        "total": tally.total,
-        **tally.counts(),
-        "seconds": round(seconds, 3),
-    }
-    if summary is not None:
-        counts |= {
-            "segmenting_seconds": round(summary.seconds, 3),
-            "images_per_second": round(summary.images_per_second, 2),
-            "megapixels_per_second": round(summary.megapixels_per_second, 2),
-            "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
-        }
-    return counts
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C or SIGTERM only makes the function that this gives say True; the second is as ever.
-
-    An exception in the middle of the bookkeeping could lose an image from the counts.
-    """
-    asked: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def ask(number: int, _: object) -> None:
-        asked.append(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, ask)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        if not asked:
-            restore()
-
-
-def _leave_if_stuck(before: Callable[[], None]) -> None:
-    """End the process if a thread is still inside a native call, which the interpreter's own exit might crash."""
-    from isicrt.engine.pipeline import THREAD_PREFIX
-
-    if any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate()):
-        before()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(130)

@@ -18,7 +18,7 @@ import click
 from isicrt.engine.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
-    from isicrt.engine.outcome import Outcome
+    from isicrt.engine.outcome import DecodeCounts, Outcome, RunSummary
 
 _SHOWN = 20
 _PLAIN_SECONDS = 10.0
@@ -146,6 +146,65 @@ class Tally:
         if self.failed > len(self._first):
             listed = f"all in {where}" if where else "--json FILE lists all"
             click.echo(f"  ... and {self.failed - len(self._first)} more ({listed})", err=True)
+
+
+def count_run(
+    tally: Tally, status: str, seconds: float, summary: RunSummary | None, decoded: DecodeCounts | None
+) -> dict[str, Any]:
+    """The end of a run in numbers.
+
+    Args:
+        tally: of its images.
+        status: how it ended.
+        seconds: all of it; `segmenting_seconds` are without the search before it.
+        summary: of a run that came to its end.
+        decoded: where its images were decoded, of one over the GPU's way.
+    """
+    counts: dict[str, Any] = {
+        "status": status,
+        "exit_code": {"done": 0, "interrupted": 130}.get(status, 1),
+        "interrupted": status == "interrupted",
+        "images": tally.images,
+        "total": tally.total,
+        **tally.counts(),
+        "seconds": round(seconds, 3),
+    }
+    if decoded is not None:
+        counts["decoded"] = {"gpu": decoded.gpu, "cpu": decoded.cpu, "refused_by_gpu": decoded.refused}
+    if summary is not None:
+        counts |= {
+            "segmenting_seconds": round(summary.seconds, 3),
+            "images_per_second": round(summary.images_per_second, 2),
+            "megapixels_per_second": round(summary.megapixels_per_second, 2),
+            "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
+        }
+    return counts
+
+
+def say_end(summary: RunSummary, out: Path, about: str) -> None:
+    """The closing line of a run, and before it a warning where the GPU was to decode and did not.
+
+    Args:
+        summary: of the run.
+        out: the folder of the masks.
+        about: model and runtime.
+    """
+    before = f"{summary.skipped} done before, " if summary.skipped else ""
+    decoded = summary.decoded
+    if decoded is not None:
+        about += f"; {decoded.gpu} decoded on the GPU, {decoded.cpu} on the CPU"
+        if decoded.falls_back:
+            click.echo(
+                f"The GPU's decoder refused {decoded.refused} of the {decoded.gpu + decoded.refused} JPEGs that it was "
+                "given, and the CPU decoded them: the masks are right, the speed is not the GPU's. isicrt doctor says "
+                "what nvImageCodec lacks; if it is memory, take a smaller --batch-size, else --decode cpu.",
+                err=True,
+            )
+    click.echo(
+        f"{summary.images - summary.failed} masks in {printable(out)}, {summary.failed} failed, {before}"
+        f"{summary.seconds:.1f} s: {summary.images_per_second:.1f} images/s, "
+        f"{summary.megapixels_per_second:.1f} MP/s ({about})"
+    )
 
 
 class Progress:

@@ -10,24 +10,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import numpy as np
-
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
-from isicrt.engine.geometry import UInt8Array, cutoff
+from isicrt.engine.geometry import cutoff
 from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image, within_bounds
-from isicrt.engine.gpu_decode import DeviceImage, GpuDecoder
+from isicrt.engine.gpu_decode import HARDWARE_LOAD, DeviceImage, GpuDecoder
 from isicrt.engine.gpu_kernels import Kernels, cover, linear_scale, taps
-from isicrt.engine.gpu_scratch import GrowingMemory, GrowingPinned
+from isicrt.engine.gpu_lane import ChainTicket, Lane, Row, count_decoded
 from isicrt.engine.images import decode_source
 from isicrt.engine.masks import Mask
+from isicrt.engine.outcome import DecodeCounts
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
 
@@ -43,71 +41,18 @@ class Launcher(Protocol):
     ) -> None: ...
 
 
-@dataclass
-class _Row:
-    """One image of a batch."""
-
-    image: ChainImage
-    pixels: UInt8Array | None
-    """At the network's size, where the CPU decoded it."""
-    error: ImageError | None = None
-    offset: int = 0
-    """Of the packed mask, in bytes."""
-
-    @property
-    def packed_shape(self) -> tuple[int, int]:
-        height, width = (0, 0) if self.error is not None else self.image.native_size
-        return height, -(-width // 8)
-
-
-@dataclass(eq=False)
-class ChainTicket:
-    """A batch in flight."""
-
-    lane: _Lane | None
-    rows: list[_Row]
-    held: list[DeviceImage] = field(default_factory=list)
-    """Decoded images, until the stream has read them."""
-
-    def release(self) -> None:
-        """Give the decoded images back. Their stream has come to rest, and is still there."""
-        for image in self.held:
-            image.release()
-        self.held.clear()
-
-
-class _Lane:
-    """A slot of the runtime with the memory that its batch needs beside it."""
-
-    def __init__(self, device: Any, slot: Any) -> None:
-        self.slot = slot
-        self.rows = GrowingMemory(device)
-        self.weights = GrowingMemory(device)
-        self.packed = GrowingMemory(device)
-        self.masks = GrowingPinned(device)
-        self.uploads = GrowingPinned(device)
-        # Whoever waits sleeps: the CPU's cores have images to read and masks to write.
-        self.done = device.cuda.Event(device.cuda.event_flags.DISABLE_TIMING | device.cuda.event_flags.BLOCKING_SYNC)
-
-    def free(self, device: Any) -> None:
-        with suppress(device.cuda.Error):
-            self.slot.stream.synchronize()
-        for memory in (self.rows, self.weights, self.packed, self.masks, self.uploads):
-            memory.free()
-        self.done = None
-
-
 class GpuChain:
     """See the module. Several batches may be in flight, as `depth` says. Its methods take turns.
 
     Args:
         runtime: an open `TensorRtRuntime`, used by nobody else meanwhile and closed by its owner, after this.
         threshold: in (0, 1); None for the model card's.
+        hardware_load: see `GpuDecoder`.
         decoder, kernels: for tests; None for nvImageCodec and the GPU.
         cpu_threads: that decode what the GPU's decoder refuses; None for one a core.
 
     Raises:
-        SettingsError: the runtime is not TensorRT's.
+        SettingsError: the runtime is not TensorRT's, or a load outside 0..1.
         MissingDependencyError: nvImageCodec is not installed.
         ModelError: the kernels cannot be compiled, the GPU decodes no JPEG, or its memory does not suffice.
     """
@@ -117,6 +62,7 @@ class GpuChain:
         runtime: Runtime,
         *,
         threshold: float | None = None,
+        hardware_load: float = HARDWARE_LOAD,
         decoder: GpuDecoder | None = None,
         kernels: Launcher | None = None,
         cpu_threads: int | None = None,
@@ -131,22 +77,28 @@ class GpuChain:
         self.threshold = self.card.threshold if threshold is None else threshold
         """In (0, 1); of the masks."""
         self._cutoff = cutoff(self.threshold)
+        self.decoded = DecodeCounts()
+        """Where the images of all batches so far were decoded."""
         self._lock = threading.Lock()  # who closes it need not be who uses it
-        self._lanes: list[_Lane] = []
-        self._free: list[_Lane] = []
+        self._lanes: list[Lane] = []
+        self._free: list[Lane] = []
         self._in_flight: list[ChainTicket] = []
         with self._device.errors("prepare decoding on the GPU"), self._device.current():
             self._kernels: Launcher | None = kernels or Kernels(self._device)
-            self._decoder = decoder or GpuDecoder(self._device.index)
+            chosen = decoder
             try:
+                chosen = chosen or GpuDecoder(self._device.index, hardware_load=hardware_load)
                 for slot in opened.slots:
-                    self._lanes.append(_Lane(self._device, slot))
-                self._decoder.check(opened.slots[0].stream.handle)
+                    self._lanes.append(Lane(self._device, slot))
+                chosen.check(opened.slots[0].stream.handle)
                 opened.slots[0].stream.synchronize()
             except BaseException:
-                self._decoder.close()
+                if chosen is not None:
+                    chosen.close()
                 self._lanes.clear()  # PyCUDA's objects go while their context is current
+                self._kernels = None
                 raise
+            self._decoder = chosen
         self._free = list(self._lanes)
         self._threads = ThreadPoolExecutor(cpu_threads or available_cores(), thread_name_prefix="gpu-chain")
 
@@ -215,7 +167,7 @@ class GpuChain:
             if not self._free:
                 raise RuntimeError(f"{self.depth} batches are in flight already: collect one first")
             lane = self._free.pop(0)
-            ticket = ChainTicket(lane, [_Row(image, image.pixels) for image in images])
+            ticket = ChainTicket(lane, [Row(image, image.pixels) for image in images])
             try:
                 with self._device.errors(f"segment a batch of {len(images)}"), self._device.current():
                     self._queue(lane, ticket)
@@ -227,6 +179,7 @@ class GpuChain:
                 self._free.append(lane)
                 raise
             self._in_flight.append(ticket)
+            self.decoded += count_decoded(ticket.rows)
         return ticket
 
     def collect(self, ticket: ChainTicket) -> list[PackedMask | ImageError]:
@@ -249,14 +202,14 @@ class GpuChain:
                         lane.done.synchronize()
                     finally:
                         ticket.release()
-                return [row.error or _packed(lane, row) for row in ticket.rows]
+                return [row.error or lane.packed_mask(row) for row in ticket.rows]
             finally:
                 self._free.append(lane)
 
-    def _decode_on_cpu(self, rows: Sequence[_Row]) -> None:
+    def _decode_on_cpu(self, rows: Sequence[Row]) -> None:
         """What the GPU's decoder has refused, from the bytes that were read."""
 
-        def decode(row: _Row) -> None:
+        def decode(row: Row) -> None:
             source = row.image.source
             assert source is not None
             try:
@@ -268,7 +221,7 @@ class GpuChain:
 
         list(self._threads.map(decode, rows))
 
-    def _queue(self, lane: _Lane, ticket: ChainTicket) -> None:
+    def _queue(self, lane: Lane, ticket: ChainTicket) -> None:
         rows, slot = ticket.rows, lane.slot
         given = [(n, row.image.source) for n, row in enumerate(rows) if row.image.source is not None]
         images = self._decoder.decode([source.data for _, source in given], slot.stream.handle)
@@ -277,6 +230,7 @@ class GpuChain:
         for (index, _), image in zip(given, images, strict=True):
             if image is not None and image.size == rows[index].image.native_size:
                 decoded[index] = image
+                rows[index].on_gpu = True
         self._decode_on_cpu([rows[index] for index, _ in given if index not in decoded])
         height, width = self.card.input_size
         image_bytes = height * width * 3
@@ -302,7 +256,7 @@ class GpuChain:
             lane.masks.download(packed, total, slot.stream)
         lane.done.record(slot.stream)
 
-    def _upload(self, lane: _Lane, indices: Sequence[int], rows: list[_Row], image_bytes: int) -> None:
+    def _upload(self, lane: Lane, indices: Sequence[int], rows: list[Row], image_bytes: int) -> None:
         """Pixels of the CPU; black where there are none, so that a broken file's row is at least defined."""
         host = lane.uploads.at_least(len(indices) * image_bytes)
         for place, index in enumerate(indices):
@@ -356,21 +310,28 @@ class GpuChain:
         self._launch("restore_mask", grid, _BLOCK, slot.stream, *arguments)
 
     def close(self) -> None:
-        """Wait for what is in flight and give the memory back; the runtime stays open. May be called twice."""
-        with self._lock, self._device.current():
+        """Wait for what is in flight and give the memory back; the runtime stays open. May be called twice.
+
+        Raises:
+            ModelError: the device failed. All that could be given back was.
+        """
+        with self._lock, self._device.errors("close decoding on the GPU"), ExitStack() as steps:
+            # Called from the last to the first, each of them whatever becomes of the others.
             lanes, self._lanes, self._free = self._lanes, [], []
             tickets, self._in_flight = self._in_flight, []
-            try:
-                for lane in lanes:
-                    lane.free(self._device)
-                # Before the runtime's streams go: nvImageCodec frees an image on the stream that it was decoded for.
-                for ticket in tickets:
-                    ticket.release()
-            finally:
-                self._decoder.close()
-                # PyCUDA unloads them, which it cannot where their context is not current.
-                self._kernels = None
-        self._threads.shutdown()
+            steps.callback(self._threads.shutdown)
+            steps.enter_context(self._device.current())
+            steps.callback(self._forget)
+            steps.callback(self._decoder.close)
+            # Before the runtime's streams go: nvImageCodec frees an image on the stream that it was decoded for.
+            for ticket in tickets:
+                steps.callback(ticket.release)
+            for lane in lanes:
+                steps.callback(lane.free, self._device)
+
+    def _forget(self) -> None:
+        # PyCUDA unloads them, which it cannot where their context is not current.
+        self._kernels = None
 
     def __enter__(self) -> GpuChain:
         return self
@@ -378,11 +339,5 @@ class GpuChain:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-
-
-def _packed(lane: _Lane, row: _Row) -> PackedMask:
-    height, width = row.packed_shape
-    # A copy: the lane's next batch writes there.
-    bits = np.array(lane.masks.host[row.offset : row.offset + height * width].reshape(height, width))
-    return PackedMask(bits, row.image.native_size)
+        with suppress(Exception) if kind is not None else nullcontext():  # what went wrong first is what matters
+            self.close()

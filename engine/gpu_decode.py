@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 
 from isicrt.engine.cuda_driver import keep_freed_memory
-from isicrt.engine.errors import MissingDependencyError, ModelError
+from isicrt.engine.errors import MissingDependencyError, ModelError, SettingsError
 from isicrt.engine.images import MAX_PIXELS
 
 HARDWARE_LOAD = 0.65
@@ -69,10 +69,12 @@ class GpuDecoder:
 
     Args:
         device: index of the GPU; `CPU_ONLY` runs nvImageCodec's own CPU decoders, into host memory.
-        hardware_load: share of a batch for the hardware decoder, 0..1.
+        hardware_load: share of a batch for the hardware decoder, 0..1; the CUDA cores take the rest. All of it, where
+            the GPU has no such decoder.
         cpu_threads: of nvImageCodec, for parsing and Huffman decoding; None for one a core.
 
     Raises:
+        SettingsError: `hardware_load` is out of its range.
         MissingDependencyError: nvImageCodec is not installed.
         ModelError: it finds no GPU, or none that it can use.
     """
@@ -82,6 +84,8 @@ class GpuDecoder:
     def __init__(
         self, device: int = 0, *, hardware_load: float = HARDWARE_LOAD, cpu_threads: int | None = None
     ) -> None:
+        if not 0 <= hardware_load <= 1:
+            raise SettingsError(f"hardware decoder load {hardware_load}: must lie between 0 and 1")
         try:
             nvimgcodec: Any = importlib.import_module("nvidia.nvimgcodec")
         except (ImportError, OSError) as error:

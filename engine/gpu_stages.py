@@ -12,9 +12,12 @@ from typing import Protocol
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import ImageError, IsicrtError, MissingDependencyError, ModelError, SettingsError
 from isicrt.engine.gpu_batch import BATCH_PIXELS, ChainImage, Decode, PackedMask, read_chain_image
-from isicrt.engine.gpu_chain import ChainTicket, GpuChain
+from isicrt.engine.gpu_chain import GpuChain
+from isicrt.engine.gpu_decode import HARDWARE_LOAD
+from isicrt.engine.gpu_lane import ChainTicket
 from isicrt.engine.images import MAX_PIXELS
 from isicrt.engine.masks import Mask
+from isicrt.engine.outcome import DecodeCounts
 from isicrt.engine.routes import Item
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
@@ -28,6 +31,7 @@ class Chain(Protocol):
     """What `isicrt.engine.gpu_chain.GpuChain` does for a run."""
 
     card: ModelCard
+    decoded: DecodeCounts
 
     @property
     def depth(self) -> int: ...
@@ -98,7 +102,13 @@ def check_decode(decode: str, model: Path) -> None:
         )
 
 
-def open_chain(runtime: Runtime, decode: str = "auto", *, threshold: float | None = None) -> GpuChain | None:
+def open_chain(
+    runtime: Runtime,
+    decode: str = "auto",
+    *,
+    threshold: float | None = None,
+    hardware_load: float = HARDWARE_LOAD,
+) -> GpuChain | None:
     """The chain that a run uses; None where images are decoded and masks restored on the CPU.
 
     Args:
@@ -106,9 +116,10 @@ def open_chain(runtime: Runtime, decode: str = "auto", *, threshold: float | Non
         decode: ``cpu``: None. ``gpu``: a chain, or an error. ``auto``: a chain where `runtime` is TensorRT's and
             everything that a chain needs is there, else None.
         threshold: in (0, 1); None for the model card's.
+        hardware_load: see `isicrt.engine.gpu_decode.GpuDecoder`.
 
     Raises:
-        SettingsError: ``gpu`` with a model that is no plan, or none of `DECODE`.
+        SettingsError: ``gpu`` with a model that is no plan, none of `DECODE`, or a load outside 0..1.
         MissingDependencyError, ModelError: ``gpu``, and nvImageCodec, nvcc or the GPU's memory is missing.
     """
     if decode not in DECODE:
@@ -116,7 +127,7 @@ def open_chain(runtime: Runtime, decode: str = "auto", *, threshold: float | Non
     if decode == "cpu" or (decode == "auto" and not isinstance(runtime, TensorRtRuntime)):
         return None
     try:
-        return GpuChain(runtime, threshold=threshold)
+        return GpuChain(runtime, threshold=threshold, hardware_load=hardware_load)
     except (MissingDependencyError, ModelError) as error:
         if decode == "auto":
             return None

@@ -29,6 +29,29 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class DecodeCounts:
+    """Where the images of a run over the GPU's way were decoded; those that could not be decoded are not among them."""
+
+    gpu: int = 0
+    cpu: int = 0
+    refused: int = 0
+    """Of those on the CPU: JPEGs that the GPU was given and did not decode, each or a whole batch for want of memory.
+    The others were for the CPU from the start: no JPEG, too large, too slow, or its share."""
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether the GPU refused so many that a run's speed is not the GPU's: 1 %, and more than a few or all."""
+        given = self.gpu + self.refused
+        return self.refused > given / 100 and (self.refused > 3 or not self.gpu)
+
+    def __add__(self, other: DecodeCounts) -> DecodeCounts:
+        return DecodeCounts(self.gpu + other.gpu, self.cpu + other.cpu, self.refused + other.refused)
+
+    def __sub__(self, other: DecodeCounts) -> DecodeCounts:
+        return DecodeCounts(self.gpu - other.gpu, self.cpu - other.cpu, self.refused - other.refused)
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """What a run did."""
 
@@ -43,6 +66,8 @@ class RunSummary:
     """Busy seconds of each of `STAGES`, summed over its threads. Overlays count as written."""
     skipped: int = 0
     """Images whose mask an earlier run wrote; they are not in `images`."""
+    decoded: DecodeCounts | None = None
+    """Of a run that decoded on the GPU; None where the CPU decoded everything."""
 
     @property
     def images_per_second(self) -> float:

@@ -117,6 +117,7 @@ def run_jobs(
 
     images = failed = skipped = pixels = 0
     started = time.perf_counter()
+    decoded_before = None if chain is None else chain.decoded
     with ImageDecoder(timeout=decode_timeout) if decode is None else nullcontext(decode) as decoder:
         route: Route = HostRoute(runtime, decoder, batch_size, threshold)
         if chain is not None:
@@ -161,7 +162,9 @@ def run_jobs(
         raise KeyboardInterrupt
     if max_failures is not None and failed > max_failures:
         raise FailureLimitError(f"stopped: {failed} images have failed, and at most {max_failures} may")
-    return RunSummary(images, failed, time.perf_counter() - started, pixels / 1e6, pipeline.busy.seconds, skipped)
+    seconds = time.perf_counter() - started
+    decoded = None if chain is None or decoded_before is None else chain.decoded - decoded_before
+    return RunSummary(images, failed, seconds, pixels / 1e6, pipeline.busy.seconds, skipped, decoded)
 
 
 def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:

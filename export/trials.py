@@ -48,9 +48,13 @@ def plan_parity(
 ) -> tuple[Parity | None, str]:
     """Parity of the plan on this machine's GPU; or None, and why it was not run.
 
+    A plan of TensorRT for RTX may be for other GPUs than this machine's, and is kept where it neither loads nor runs
+    here. One of `tensorrt` is for this very GPU.
+
     Raises:
-        BuildError: it runs and does not agree, or a plan of `tensorrt` does not even load where it was built.
+        BuildError: it runs and does not agree, or a plan of `tensorrt` does not even load or run where it was built.
     """
+    only_here = card.builder["flavour"] == "tensorrt"
     with tempfile.TemporaryDirectory(dir=out, prefix=".isicrt-") as folder:
         path = Path(folder) / "trial.plan"
         write_plan(path, card, plan)
@@ -59,16 +63,22 @@ def plan_parity(
         except MissingDependencyError as error:
             return None, f"The plan was built but not run: {error}"
         except ModelError as error:
-            if card.builder["flavour"] == "tensorrt":
+            if only_here:
                 raise BuildError(f"the plan was built but does not load: {error}") from error
             return None, f"The plan was built but does not load on this GPU: {error}"
-        with runtime:
-            largest = runtime.max_batch or 1
+        try:
+            with runtime:
+                largest = runtime.max_batch or 1
 
-            def levels(batch: UInt8Array) -> Levels:
-                parts = [runtime.infer(batch[i : i + largest]) for i in range(0, len(batch), largest)]
-                return np.concatenate(parts).astype(np.float32)
+                def levels(batch: UInt8Array) -> Levels:
+                    parts = [runtime.infer(batch[i : i + largest]) for i in range(0, len(batch), largest)]
+                    return np.concatenate(parts).astype(np.float32)
 
-            parity = measure_parity(reference, (f"the plan on {runtime.name}", levels), samples, card, source=images)
+                candidate = (f"the plan on {runtime.name}", levels)
+                parity = measure_parity(reference, candidate, samples, card, source=images)
+        except ModelError as error:
+            if only_here:
+                raise BuildError(f"the plan was built but does not run: {error}") from error
+            return None, f"The plan was built but does not run on this GPU: {error}"
     require_parity(parity)
     return parity, ""

@@ -13,6 +13,7 @@ from isicrt.cli.main import group
 from isicrt.engine import gpu_stages
 from isicrt.engine import runtime as runtime_module
 from isicrt.engine.cuda_driver import find_gpu
+from isicrt.engine.gpu_decode import HARDWARE_LOAD
 from isicrt.engine.images import read_mask
 from isicrt.engine.plan import write_plan
 from tests.engine.cpu_kernels import CpuKernels
@@ -111,9 +112,7 @@ def host(
     pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed (extra gpu)")
     host = HostPlan(darkness_onnx, CpuKernels(tmp_path_factory.mktemp("kernels")))
     monkeypatch.setattr(runtime_module, "open_runtime", lambda path, threads=None: host.runtime)
-    monkeypatch.setattr(
-        gpu_stages, "open_chain", lambda runtime, decode, threshold: None if decode == "cpu" else host.chain
-    )
+    monkeypatch.setattr(gpu_stages, "open_chain", lambda runtime, decode, **_: None if decode == "cpu" else host.chain)
     yield host
     host.close()
 
@@ -129,13 +128,62 @@ def test_a_plan_is_fed_by_the_gpu(host: HostPlan, rendered_pairs: Path, tmp_path
     result = _segment(*arguments)
     assert result.exit_code == 1, result.output
     assert "5 masks in" in result.stdout
-    assert "(model darkness, host, decoded on the GPU)" in result.stdout
+    assert "(model darkness, host; 5 decoded on the GPU, 0 on the CPU)" in result.stdout
+    assert "refused" not in result.stderr
     assert result.stderr.count(NOTICE) == 1
     assert "bad.jpg: cannot be decoded" in result.stderr
     written = json.loads(report.read_text())
     assert (written["settings"]["decode"], written["settings"]["batch_size"]) == ("gpu", 4)
     assert (written["done"], written["failed"]) == (5, 1)
+    assert written["decoded"] == {"gpu": 5, "cpu": 0, "refused_by_gpu": 0}
+    assert written["settings"]["hardware_decoder_load"] == 0.65
     assert all(read_mask(path).any() for path in out.glob("*.png"))
     again = _segment(*arguments)  # the chain was closed with the first run; nothing is left for it to do
     assert "0 masks in" in again.stdout
     assert "5 done before" in again.stdout
+
+
+def test_a_gpu_that_decodes_nothing_is_not_passed_over(
+    host: HostPlan, rendered_pairs: Path, tmp_path: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where no batch finds its memory: every mask is right, and only the speed would tell."""
+    monkeypatch.setattr(host.chain._decoder, "decode", lambda contents, stream: [None] * len(contents))
+    out, report, outcomes = tmp_path / "out", tmp_path / "report.json", tmp_path / "outcomes.json"
+    arguments = ("--out", out, "--model", plan, "--report", report, "--json", outcomes)
+    result = _segment(rendered_pairs / "images", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "; 0 decoded on the GPU, 12 on the CPU)" in result.stdout
+    assert "The GPU's decoder refused 12 of the 12 JPEGs" in result.stderr
+    expected = {"gpu": 0, "cpu": 12, "refused_by_gpu": 12}
+    assert json.loads(report.read_text())["decoded"] == expected
+    assert json.loads(outcomes.read_text())["summary"]["decoded"] == expected
+
+
+def test_an_image_that_is_for_the_cpu_is_no_refusal(
+    host: HostPlan, rendered_pairs: Path, tmp_path: Path, plan: Path
+) -> None:
+    result = _segment(rendered_pairs / "images", "--out", tmp_path / "out", "--model", plan, "--cpu-share", "1")
+    assert "; 0 decoded on the GPU, 12 on the CPU)" in result.stdout
+    assert "refused" not in result.stderr
+
+
+def test_the_load_of_the_hardware_decoder(
+    host: HostPlan, rendered_pairs: Path, tmp_path: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[float] = []
+
+    def open_chain(runtime: object, decode: str, *, threshold: object, hardware_load: float) -> object:
+        loads.append(hardware_load)
+        return host.chain
+
+    monkeypatch.setattr(gpu_stages, "open_chain", open_chain)
+    arguments = (rendered_pairs / "images", "--out", tmp_path / "out", "--model", plan)
+    report = tmp_path / "report.json"
+    assert _segment(*arguments, "--hardware-decoder-load", "0.25", "--report", report).exit_code == 0
+    assert json.loads(report.read_text())["settings"]["hardware_decoder_load"] == 0.25
+    assert _segment(*arguments).exit_code == 0
+    assert loads == [0.25, HARDWARE_LOAD]
+    for bad in ("-0.1", "1.1", "nan"):
+        refused = _segment(*arguments, "--hardware-decoder-load", bad)
+        assert refused.exit_code == 2
+        assert "--hardware-decoder-load" in refused.stderr

@@ -10,12 +10,16 @@ import pytest
 from PIL import Image
 
 from isicrt.benchmarks.agreement import cpu_masker
+from isicrt.engine import gpu_chain, gpu_stages
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
 from isicrt.engine.gpu_batch import PackedMask, read_chain_image
 from isicrt.engine.gpu_chain import GpuChain
-from isicrt.engine.gpu_decode import DeviceImage
+from isicrt.engine.gpu_decode import HARDWARE_LOAD, DeviceImage, GpuDecoder
 from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.outcome import DecodeCounts
+from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.host_plan import HostPlan
+from tests.engine.stand_ins import CudaError
 
 
 def _jaccard(first: Any, second: Any) -> float:
@@ -68,6 +72,90 @@ def test_a_file_that_the_gpu_cannot_decode_gets_a_second_chance(
     expected = cpu_masker(host.onnx)(files)
     for mask, other in zip(host.chain.segment_files(files), expected, strict=True):
         np.testing.assert_array_equal(mask, other)
+
+
+def test_it_is_counted_where_images_were_decoded(
+    host: HostPlan, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted((rendered_pairs / "images").iterdir())[:3]
+    png = tmp_path / "a.png"
+    Image.open(files[0]).save(png)
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(files[0].read_bytes().replace(b"\xff\xdb", b"\xff\xef"))  # no quantisation table any more
+    host.chain.segment_files([*files, png])
+    assert host.chain.decoded == DecodeCounts(gpu=3, cpu=1, refused=0)
+    real = host.chain._decoder.decode
+    monkeypatch.setattr(
+        host.chain._decoder, "decode", lambda contents, stream: [*real(contents[:1], stream), None, None]
+    )
+    host.chain.segment_files([*files, png])
+    assert host.chain.decoded == DecodeCounts(gpu=4, cpu=4, refused=2)
+    monkeypatch.undo()
+    assert isinstance(host.chain.segment_files([bad])[0], ImageError)
+    assert host.chain.decoded == DecodeCounts(gpu=4, cpu=4, refused=2), "what nobody could decode was not decoded"
+    for context in host.contexts:
+        context.refuses = True
+    with pytest.raises(ModelError):
+        host.chain.segment_files(files)
+    assert host.chain.decoded == DecodeCounts(gpu=4, cpu=4, refused=2), "no batch came of it"
+
+
+def test_a_lane_that_cannot_be_freed_does_not_keep_the_rest(host: HostPlan, rendered_pairs: Path) -> None:
+    images = [read_chain_image(file, (64, 64)) for file in sorted((rendered_pairs / "images").iterdir())[:4]]
+    tickets = [host.chain.submit(images), host.chain.submit(images)]
+    held = [image for ticket in tickets for image in ticket.held]
+    assert len(held) == 8
+    first = host.chain._lanes[0]
+    free = first.packed.free
+
+    def fail() -> None:
+        raise CudaError("an illegal memory access was encountered")
+
+    first.packed.free = fail  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="could not close decoding on the GPU: an illegal memory access"):
+        host.chain.close()
+    assert all(image.owner is None for image in held)
+    assert host.chain._decoder._decoder is None
+    assert host.chain._kernels is None
+    assert host.chain._threads._shutdown
+    assert first.done is None
+    free()  # and after it nothing is left, which the fixture looks for
+
+
+def test_what_ended_the_work_is_what_is_said(host: HostPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: Any) -> None:
+        raise CudaError("gone")
+
+    lane = host.chain._lanes[0]
+    monkeypatch.setattr(lane, "free", fail)
+    with pytest.raises(KeyError, match="the cause"), host.chain:
+        raise KeyError("the cause")
+
+
+@pytest.mark.parametrize("load", [-0.1, 1.1, float("nan")])
+def test_the_load_of_the_hardware_decoder_is_a_share(load: float) -> None:
+    with pytest.raises(SettingsError, match="hardware decoder load"):
+        GpuDecoder(GpuDecoder.CPU_ONLY, hardware_load=load)
+
+
+def test_the_load_of_the_hardware_decoder_reaches_the_decoder(
+    host: HostPlan, kernels: CpuKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[float] = []
+
+    def make(device: int, *, hardware_load: float) -> GpuDecoder:
+        loads.append(hardware_load)
+        return GpuDecoder(GpuDecoder.CPU_ONLY, cpu_threads=1)
+
+    host.device.index = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(gpu_chain, "GpuDecoder", make)
+    monkeypatch.setattr(gpu_chain, "TensorRtRuntime", type(host.runtime))
+    monkeypatch.setattr(gpu_chain, "Kernels", lambda device: kernels)
+    for options in ({}, {"hardware_load": 0.25}):
+        chain = gpu_stages.open_chain(host.runtime, "gpu", **options)
+        assert chain is not None
+        chain.close()
+    assert loads == [HARDWARE_LOAD, 0.25]
 
 
 def test_several_batches_are_in_flight_and_come_back_in_any_order(host: HostPlan, rendered_pairs: Path) -> None:

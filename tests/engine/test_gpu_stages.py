@@ -21,7 +21,7 @@ from isicrt.engine.images import Decoded, decode_image, read_mask
 from isicrt.engine.isolation import ImageDecoder
 from isicrt.engine.journal import JOURNAL_NAME, read_journal, read_name
 from isicrt.engine.ledger import Ledger, mask_settings
-from isicrt.engine.outcome import STAGES, Outcome
+from isicrt.engine.outcome import STAGES, DecodeCounts, Outcome
 from isicrt.engine.pipeline import THREAD_PREFIX, run_jobs
 from isicrt.engine.sources import Job, find_jobs
 from tests.engine.cpu_kernels import CpuKernels
@@ -61,10 +61,11 @@ def test_masks_are_those_of_the_cpu_and_batches_are_full(
     summary, outcomes = _run(host, jobs)
     assert batches == [4, 4, 3]
     assert (summary.images, summary.failed) == (11, 0)
+    assert summary.decoded == DecodeCounts(gpu=11)
     assert tuple(summary.stage_seconds) == STAGES
     assert all(value > 0 for value in summary.stage_seconds.values())
     others = find_jobs(rendered_pairs / "images", tmp_path / "cpu")[:11]
-    run_jobs(others, host.onnx)
+    assert run_jobs(others, host.onnx).decoded is None
     for job, other in zip(jobs, others, strict=True):
         mask = read_mask(job.mask)
         assert mask.shape == outcomes[job.image.name].native_size
@@ -167,6 +168,9 @@ def test_what_the_gpu_refuses_is_decoded_on_the_cpu(
     bad.write_bytes(jobs[0].image.read_bytes().replace(b"\xff\xdb", b"\xff\xef"))  # no quantisation table any more
     summary, outcomes = _run(host, [jobs[0], Job(bad, tmp_path / "bad.png"), *jobs[1:]], decode_threads=1)
     assert (summary.images, summary.failed) == (7, 1)
+    assert summary.decoded is not None
+    assert summary.decoded.gpu + summary.decoded.cpu == 6
+    assert 0 < summary.decoded.refused == summary.decoded.cpu
     assert str(outcomes["bad.jpg"].error).startswith(f"{bad}: ")
     assert outcomes["bad.jpg"].damaged is not None
 
@@ -177,7 +181,9 @@ def test_what_the_gpu_refuses_is_decoded_on_the_cpu(
     monkeypatch.undo()
     monkeypatch.setattr(host.chain._decoder, "_decoder", Broken())
     others = find_jobs(rendered_pairs / "images", tmp_path / "again")[:6]
-    assert _run(host, others)[0].failed == 0
+    summary = _run(host, others)[0]
+    assert summary.failed == 0
+    assert summary.decoded == DecodeCounts(cpu=6, refused=6), "of this run alone"
     run_jobs(find_jobs(rendered_pairs / "images", tmp_path / "cpu")[:6], host.onnx)
     for job in others:
         np.testing.assert_array_equal(read_mask(job.mask), read_mask(tmp_path / "cpu" / job.mask.name))
@@ -215,7 +221,9 @@ def test_cpu_threads_decode_a_share_of_the_jpegs(
             return decode_image(path, size)
 
         jobs = find_jobs(rendered_pairs / "images", tmp_path / run)
-        assert _run(host, jobs, decode=decode, cpu_share=share)[0].failed == 0
+        summary = _run(host, jobs, decode=decode, cpu_share=share)[0]
+        assert summary.failed == 0
+        assert summary.decoded == DecodeCounts(gpu=12 - len(names), cpu=len(names))
         seen.append(names)
     assert seen[0] == seen[1]
     assert len(seen[0]) == expected if expected is not None else 0 < len(seen[0]) < 12
@@ -310,6 +318,24 @@ def test_a_decoder_that_decodes_nothing_is_found_out_at_once(
     monkeypatch.setattr(decoder, "decode", lambda contents, stream: [None])
     with pytest.raises(ModelError, match="decodes no JPEG on this GPU"):
         GpuChain(host.runtime, decoder=decoder, kernels=kernels)
+
+
+@pytest.mark.parametrize(
+    ("counts", "falls_back"),
+    [
+        (DecodeCounts(), False),
+        (DecodeCounts(gpu=1000), False),
+        (DecodeCounts(cpu=1000), False),  # all by choice
+        (DecodeCounts(gpu=997, cpu=3, refused=3), False),
+        (DecodeCounts(gpu=10, cpu=3, refused=3), False),  # a few
+        (DecodeCounts(gpu=10, cpu=4, refused=4), True),
+        (DecodeCounts(gpu=1000, cpu=10, refused=10), False),
+        (DecodeCounts(gpu=1000, cpu=11, refused=11), True),
+        (DecodeCounts(cpu=1, refused=1), True),  # every one
+    ],
+)
+def test_when_a_run_is_not_the_gpus_any_more(counts: DecodeCounts, falls_back: bool) -> None:
+    assert counts.falls_back == falls_back
 
 
 def test_a_chain_of_another_threshold_is_refused(host: HostPlan) -> None:

@@ -1,0 +1,49 @@
+"""How a command that was interrupted comes to its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C or SIGTERM only makes the function that this gives say True; the second is as ever.
+
+    An exception in the middle of the bookkeeping could lose an image from the counts.
+    """
+    asked: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        if not asked:
+            restore()
+
+
+def leave_if_stuck(before: Callable[[], None]) -> None:
+    """End the process if a thread is still inside a native call, which the interpreter's own exit might crash."""
+    from isicrt.engine.pipeline import THREAD_PREFIX
+
+    if any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate()):
+        before()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)

@@ -1,0 +1,89 @@
+"""What one batch of the GPU chain has for itself: its images, and the memory beside the network's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from isicrt.engine.errors import ImageError
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.gpu_batch import ChainImage, PackedMask
+from isicrt.engine.gpu_decode import DeviceImage
+from isicrt.engine.gpu_scratch import GrowingMemory, GrowingPinned
+from isicrt.engine.outcome import DecodeCounts
+
+
+@dataclass
+class Row:
+    """One image of a batch."""
+
+    image: ChainImage
+    pixels: UInt8Array | None
+    """At the network's size, where the CPU decoded it."""
+    on_gpu: bool = False
+    """Whether the GPU decoded it."""
+    error: ImageError | None = None
+    offset: int = 0
+    """Of the packed mask, in bytes."""
+
+    @property
+    def packed_shape(self) -> tuple[int, int]:
+        height, width = (0, 0) if self.error is not None else self.image.native_size
+        return height, -(-width // 8)
+
+
+def count_decoded(rows: Sequence[Row]) -> DecodeCounts:
+    """Where the images of a batch were decoded. Those that could not be count nowhere."""
+    fine = [row for row in rows if row.error is None]
+    on_cpu = [row for row in fine if not row.on_gpu]
+    refused = sum(row.image.source is not None for row in on_cpu)
+    return DecodeCounts(len(fine) - len(on_cpu), len(on_cpu), refused)
+
+
+@dataclass(eq=False)
+class ChainTicket:
+    """A batch in flight."""
+
+    lane: Lane | None
+    rows: list[Row]
+    held: list[DeviceImage] = field(default_factory=list)
+    """Decoded images, until the stream has read them."""
+
+    def release(self) -> None:
+        """Give the decoded images back. Their stream has come to rest, and is still there."""
+        for image in self.held:
+            image.release()
+        self.held.clear()
+
+
+class Lane:
+    """A slot of the runtime with the memory that its batch needs beside it."""
+
+    def __init__(self, device: Any, slot: Any) -> None:
+        self.slot = slot
+        self.rows = GrowingMemory(device)
+        self.weights = GrowingMemory(device)
+        self.packed = GrowingMemory(device)
+        self.masks = GrowingPinned(device)
+        self.uploads = GrowingPinned(device)
+        # Whoever waits sleeps: the CPU's cores have images to read and masks to write.
+        self.done = device.cuda.Event(device.cuda.event_flags.DISABLE_TIMING | device.cuda.event_flags.BLOCKING_SYNC)
+
+    def packed_mask(self, row: Row) -> PackedMask:
+        """A row's mask, once `done` has come. A copy: the lane's next batch writes there."""
+        height, width = row.packed_shape
+        bits = np.array(self.masks.host[row.offset : row.offset + height * width].reshape(height, width))
+        return PackedMask(bits, row.image.native_size)
+
+    def free(self, device: Any) -> None:
+        """Wait for what is under way and give all of the memory back, also where some of it cannot be."""
+        with ExitStack() as steps:
+            for memory in (self.rows, self.weights, self.packed, self.masks, self.uploads):
+                steps.callback(memory.free)
+            steps.callback(setattr, self, "done", None)
+            with suppress(device.cuda.Error):
+                self.slot.stream.synchronize()
