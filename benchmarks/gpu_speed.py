@@ -1,299 +1,283 @@
 """How fast a plan is on this machine's GPU, stage by stage and end to end; torch and ONNX Runtime in the same run.
 
     python -m isicrt.benchmarks.gpu_speed model.onnx --plan model.plan --json speed.json
+    python -m isicrt.benchmarks.gpu_verdict speed.json       # as Markdown
+
+Engines are measured one after the other: the plan (``tensorrt-fp16``, or what its card says), then torch in its place
+(`isicrt.benchmarks.gpu_torch`), so that the GPU's way is measured where no plan runs. Stages that need no engine are
+measured once (`isicrt.benchmarks.gpu_alone`). What the goals need comes first and the peers come last. The report is
+written after every section.
 
 Network figures: "events" are the GPU's own clock, the two transfers apart, without a CUDA graph; "call" is the wall
 clock of `infer`, host memory to host memory, both transfers and the graph in it; "stream" is throughput with several
-batches in flight, transfers in. Decode figures start at the compressed bytes in memory. End to end starts at file
-names and ends at PNG files.
+batches in flight, transfers in. Stages start at the compressed bytes in memory, but for "read", which starts at file
+names. End to end starts at file names and ends at PNG files.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-from PIL import Image
 
 from isicrt.benchmarks.environment import read_environment
-from isicrt.benchmarks.gpu_watch import GpuWatch
-from isicrt.benchmarks.latency import Window, measure_latency
-from isicrt.benchmarks.rendered import render
-from isicrt.engine.errors import ModelError
-from isicrt.engine.geometry import UInt8Array
-from isicrt.engine.gpu_stages import open_chain
-from isicrt.engine.images import decode_image
-from isicrt.engine.in_flight import infer_batches
-from isicrt.engine.masks import restore_mask, write_mask
-from isicrt.engine.pipeline import available_cores, run_jobs
-from isicrt.engine.runtime import Runtime, open_runtime
-from isicrt.engine.sources import Job
+from isicrt.benchmarks.gpu_alone import (
+    RESIZE,
+    RESTORE,
+    GpuParts,
+    chain_figures,
+    cpu_decode_figures,
+    cpu_restore_figures,
+    gpu_decode_figures,
+    held_figures,
+    read_figures,
+    write_figures,
+)
+from isicrt.benchmarks.gpu_attempts import Attempts
+from isicrt.benchmarks.gpu_files import SIZES, render_files
+from isicrt.benchmarks.gpu_rates import network_figures
+from isicrt.benchmarks.gpu_slots import IdleContext, SlotRuntime
+from isicrt.benchmarks.gpu_torch import open_torch, torch_figures
+from isicrt.benchmarks.gpu_verdict import conclude, to_markdown
+from isicrt.benchmarks.gpu_whole import end_to_end_figures, other_way_figures
+from isicrt.benchmarks.latency import Window
+from isicrt.engine.cuda_memory import CudaDevice
+from isicrt.engine.errors import IsicrtError
+from isicrt.engine.onnx_file import read_onnx_card
+from isicrt.engine.pipeline import available_cores, default_threads
+from isicrt.engine.plan import read_plan
+from isicrt.engine.runtime import open_runtime
 
-SIZES = {"512": (512, 512), "1022x767": (767, 1022), "12MP": (3000, 4000)}
-"""(height, width) in pixels."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_DISTINCT = {"512": 64, "1022x767": 48, "12MP": 8}
-"""Images that are rendered; a run takes them over and over, which is what "warm" means."""
+TORCH_BATCHES = {"eager": BATCHES, "compile": (1, 32, 256)}
+"""torch.compile takes up to a minute for each of its own."""
+HARDWARE_LOADS = (0.0, 0.35, 0.65, 1.0)
+CPU_SHARES = (None, 0.25, 0.5)
+"""Of the JPEGs; None: the GPU decodes none, and restores no mask."""
 
 
-def render_files(folder: Path, name: str) -> list[Path]:
-    """JPEGs of quality 90 of one of `SIZES`."""
-    height, width = SIZES[name]
-    files = []
-    for n in range(_DISTINCT[name]):
-        # A large photograph is a small one enlarged: rendering 12 megapixels takes seconds.
-        image = Image.fromarray(render(n, (min(height, 767), min(width, 1022)))[0]).resize((width, height))
-        files.append(folder / f"{name}-{n:03d}.jpg")
-        image.save(files[-1], quality=90)
-    return files
+@dataclass(frozen=True)
+class Session:
+    """What the sections have in common."""
 
+    attempt: Attempts
+    model: Path
+    """The ONNX file."""
+    files: dict[str, list[Path]]
+    """By name of `SIZES`."""
+    scratch: Path
+    """A folder that is deleted at the end."""
+    seconds: float
+    """Of each repeat of a figure."""
+    batches: int
+    """Of each end-to-end run that the goals need; others have a quarter."""
+    parts: GpuParts = field(default_factory=GpuParts)
 
-def rate(work: Callable[[], int], seconds: float, repeats: int) -> dict[str, Any]:
-    """Items a second of `work`, which says how many items it did; after one call that is not counted."""
-    work()
-    rates = []
-    for _ in range(repeats):
-        items, started = 0, time.perf_counter()
-        while (passed := time.perf_counter() - started) < seconds or not items:
-            items += work()
-        rates.append(items / passed)
-    return {"images_per_second": statistics.median(rates), "runs": rates}
+    @property
+    def window(self) -> Window:
+        """Of the network's figures."""
+        return Window(calls=100, seconds=self.seconds, warmup_calls=20)
 
+    def folder(self, *names: str) -> Path:
+        """A new one to write into."""
+        folder = self.scratch / "-".join(names).replace(" ", "-")
+        folder.mkdir()
+        return folder
 
-def network_figures(runtime: Any, sizes: Sequence[int], window: Window) -> dict[str, Any]:
-    """Latency and throughput of a network by batch size.
+    def host_stages(self, size: str) -> None:
+        """What the CPU does on the GPU's way."""
+        readers, writers = default_threads(available_cores(), on_gpu=True)
+        shape = read_onnx_card(self.model).input_size
+        read = partial(read_figures, self.files[size], shape, self.seconds, readers)
+        self.attempt(("stages", size, "read"), read)
+        write = partial(write_figures, SIZES[size])
+        self.attempt(("stages", size, "write"), lambda: write(self.folder("write", size), self.seconds, writers))
 
-    Args:
-        runtime: any `Runtime`; events and streams where it has them.
-        sizes: batches; those above its `max_batch` are left out.
-        window: of each figure.
-    """
-    figures: dict[str, Any] = {}
-    rng = np.random.default_rng(0)
-    for size in sizes:
-        if runtime.max_batch is not None and size > runtime.max_batch:
-            continue
-        images = rng.integers(0, 256, (size, *runtime.card.input_size, 3), dtype=np.uint8)
-        calls = measure_latency(runtime, images, window)
-        entry: dict[str, Any] = {
-            "call_ms": {f"p{q}": float(np.percentile(calls, q)) for q in (50, 90, 99)} | {"calls": len(calls)},
-            "stream": rate(partial(_stream, runtime, images), window.seconds, 3),
+    def gpu_stages(self, idle: Any, size: str) -> None:
+        """What needs a GPU and no engine. `idle` is a runtime whose network does nothing."""
+        files, seconds, parts = self.files[size], self.seconds, self.parts
+        sections: dict[str, Callable[[], Any]] = {
+            "gpu decode": partial(gpu_decode_figures, idle, files, seconds, parts),
+            "gpu resize": partial(held_figures, idle, files, seconds, parts, RESIZE),
+            "gpu restore and pack": partial(held_figures, idle, files, seconds, parts, RESTORE),
         }
-        if hasattr(runtime, "time"):
-            timings = [runtime.time(images) for _ in range(window.calls)]
-            entry["events_ms"] = {
-                part: statistics.median(getattr(timing, part) for timing in timings)
-                for part in ("upload", "network", "download")
-            }
-        figures[str(size)] = entry
-    return figures
+        for name, work in sections.items():
+            self.attempt(("stages", size, name), work)
+
+    def hardware_loads(self, idle: Any, size: str) -> None:
+        """Which share of a batch is best for the hardware decoder; each is alone, for one may fail."""
+        for load in HARDWARE_LOADS:
+            work = partial(gpu_decode_figures, idle, self.files[size], self.seconds, self.parts, load)
+            self.attempt(("hardware decoder load", size, f"{load:g}"), work)
+
+    def network(self, runtime: Any) -> None:
+        """Of an engine: one image, which a goal is about, and the largest batch."""
+        sizes = (1, runtime.max_batch)
+        self.attempt(("engines", runtime.name, "network"), lambda: network_figures(runtime, sizes, self.window))
+
+    def whole(self, runtime: Any, size: str) -> None:
+        """Of an engine: end to end, its network as a stage of that, and all that the GPU does together."""
+        files, parts = self.files[size], self.parts
+        sections: dict[str, Callable[[], Any]] = {
+            "end to end": lambda: end_to_end_figures(runtime, files, self.batches, parts),
+            "network in the chain": lambda: held_figures(runtime, files, self.seconds, parts, frozenset()),
+            "gpu stages together": lambda: chain_figures(runtime, files, self.seconds, parts),
+        }
+        for name, work in sections.items():
+            self.attempt(("engines", runtime.name, name, size), work)
+
+    def at_length(self, runtime: Any) -> None:
+        """Of an engine: every batch size, CPU threads that help, and none of the GPU's decoding."""
+        window = Window(calls=50, seconds=self.seconds / 2, warmup_calls=10)
+        path = ("engines", runtime.name)
+        self.attempt((*path, "network by batch"), lambda: network_figures(runtime, BATCHES, window))
+        for size, files in self.files.items():
+            for share in CPU_SHARES:
+                way = "decoded on the CPU" if share is None else f"CPU share {share:g}"
+                work = partial(other_way_figures, runtime, files, max(2, self.batches // 4), self.parts, share)
+                self.attempt((*path, way, size), work)
+
+    def cpu_stages(self, size: str) -> None:
+        """The same work on the CPU alone."""
+        cores, shape = available_cores(), read_onnx_card(self.model).input_size
+        decode = partial(cpu_decode_figures, self.files[size], shape, self.seconds, cores)
+        self.attempt(("stages", size, "cpu decode"), decode)
+        restore = partial(cpu_restore_figures, shape, SIZES[size])
+        path = ("stages", size, "cpu restore and write")
+        self.attempt(path, lambda: restore(self.folder("restore", size), self.seconds, cores))
+
+    def peers(self) -> None:
+        """The same network elsewhere. Each is alone: torch.compile most likely takes too long, or fails."""
+        self.attempt(("peers", "onnxruntime"), lambda: _onnx_runtime(self.model, (1, 8, 32), self.window))
+        for kind, sizes in TORCH_BATCHES.items():
+            for size in sizes:
+                self.attempt(("peers", f"torch {kind}", str(size)), partial(torch_figures, self.model, kind, size, 50))
 
 
-def _stream(runtime: Runtime, images: UInt8Array) -> int:
-    return sum(len(found) for _, found in infer_batches(runtime, ((n, images) for n in range(8))))
+def _onnx_runtime(model: Path, sizes: Sequence[int], window: Window) -> dict[str, Any]:
+    with open_runtime(model) as runtime:
+        return {"runtime": runtime.name, "batches": network_figures(runtime, sizes, window)}
 
 
-def cpu_decode_figures(files: Sequence[Path], size: tuple[int, int], seconds: float, threads: int) -> dict[str, Any]:
-    """Decode and resize on CPU threads."""
-    with ThreadPoolExecutor(threads) as pool:
-
-        def work() -> int:
-            return len(list(pool.map(partial(decode_image, size=size), files)))
-
-        return rate(work, seconds, 3)
-
-
-def gpu_decode_figures(decoder: Any, device: Any, slot: Any, files: Sequence[Path], seconds: float) -> dict[str, Any]:
-    """Decode on the GPU at full size, in batches of 32; without the resize, which the chain has."""
-    contents = list(islice(cycle([file.read_bytes() for file in files]), 32))
-
-    def work() -> int:
-        with device.current():
-            images = decoder.decode(contents, slot.stream.handle)
-            slot.stream.synchronize()
-        return sum(image is not None for image in images)
-
-    return rate(work, seconds, 3)
+@contextmanager
+def opened(session: Session, name: str, opener: Callable[[], Any]) -> Iterator[Any]:
+    """A runtime; None, and a note, where it cannot be opened."""
+    try:
+        runtime = opener()
+    except IsicrtError as error:
+        session.attempt.note(f"{name}: {error}")
+        yield None
+        return
+    with runtime:
+        yield runtime
 
 
-def finish_figures(size: tuple[int, int], native: tuple[int, int], seconds: float, threads: int) -> dict[str, Any]:
-    """Restore and write on CPU threads: from a probability map to a PNG."""
-    image = Image.fromarray(render(3, (256, 256))[1]).resize((size[1], size[0]))
-    probability = np.asarray(image, np.uint8)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(threads) as pool:
-
-        def one(n: int) -> None:
-            mask = restore_mask(probability, native, threshold=0.5, keep_largest=True, fill_holes=True)
-            write_mask(mask, Path(folder) / f"{n}.png")
-
-        def work() -> int:
-            return len(list(pool.map(one, range(64))))
-
-        return rate(work, seconds, 3)
-
-
-CPU_SHARES = (0.0, 0.25, 0.5)
-
-
-def run_figures(
-    runtime: Runtime, chain: Any, files: Sequence[Path], count: int, *, cpu_share: float = 0.0, cold: bool = False
-) -> dict[str, Any]:
-    """End to end, as `isicrt segment` does it without a journal: file names to PNG files.
+def measure(session: Session, engines: Mapping[str, Callable[[], Any]], make_idle: Callable[[], Any]) -> list[str]:
+    """Every section, the most important first.
 
     Args:
-        runtime: the plan's.
-        chain: decodes on the GPU; None to decode on the CPU.
-        files: taken over and over.
-        count: masks to write.
-        cpu_share: of the JPEGs that CPU threads decode beside the GPU.
-        cold: with an empty page cache, as far as the system empties it when asked.
+        session: of the report.
+        engines: by name, what opens them; the most important first.
+        make_idle: opens a runtime whose network does nothing.
+
+    Returns:
+        Names of the engines that could be opened.
     """
-    if cold:
-        forget(files)
-    with tempfile.TemporaryDirectory() as folder:
-        jobs = (Job(file, Path(folder) / f"{n}.png") for n, file in enumerate(islice(cycle(files), count)))
-        options: dict[str, Any] = {"batch_size": runtime.max_batch, "chain": chain, "cpu_share": cpu_share}
-        summary = run_jobs(jobs, runtime, **options)
-    return {
-        "images_per_second": summary.images_per_second,
-        "megapixels_per_second": summary.megapixels_per_second,
-        "images": count,
-        "failed": summary.failed,
-        "stage_seconds": dict(summary.stage_seconds),
-    }
+    good = []
+    left = list(session.files)
 
+    def stages(size: str) -> None:
+        left.remove(size)
+        session.host_stages(size)
+        with opened(session, "stages on the GPU", make_idle) as idle:
+            if idle is not None:
+                session.gpu_stages(idle, size)
 
-def forget(files: Sequence[Path]) -> None:
-    """Ask the system to drop the files from its page cache; Linux does."""
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            with suppress(AttributeError, OSError):
-                os.fsync(descriptor)
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
-
-
-def torch_figures(model: Path, sizes: Sequence[int], calls: int) -> dict[str, Any]:
-    """The same network as a torch module on the GPU, half precision: eager and compiled. Pixels are on the GPU."""
-    import torch
-
-    from isicrt.benchmarks.peers.onnx_module import load_module
-
-    figures: dict[str, Any] = {}
-    with open_runtime(model) as runtime:
-        size_in = runtime.card.input_size
-    module: Any = load_module(model).cuda()
-    for name in ("eager", "compile"):
-        network = module if name == "eager" else torch.compile(module)
-        for size in sizes:
-            images = torch.randint(0, 256, (size, *size_in, 3), dtype=torch.uint8, device="cuda")
-            try:
-                with torch.inference_mode(), torch.autocast("cuda", torch.float16):
-                    for _ in range(5):
-                        network(images)
-                    milliseconds = []
-                    for _ in range(calls):
-                        event: Any = torch.cuda.Event
-                        start, end = event(enable_timing=True), event(enable_timing=True)
-                        start.record()
-                        network(images)
-                        end.record()
-                        end.synchronize()
-                        milliseconds.append(start.elapsed_time(end))
-            except Exception as error:  # a peer that does not run costs its own row
-                figures.setdefault(name, {})[str(size)] = {"error": str(error)[:300]}
+    for name, opener in engines.items():
+        with opened(session, name, opener) as runtime:
+            if runtime is None:
                 continue
-            figures.setdefault(name, {})[str(size)] = {"network_ms": statistics.median(milliseconds)}
-    return figures
+            good.append(name)
+            session.network(runtime)
+            for size in session.files:
+                session.whole(runtime, size)
+                if size in left:
+                    stages(size)
+    for size in list(left):
+        stages(size)
+    first_size = next(iter(session.files))
+    with opened(session, "stages on the GPU", make_idle) as idle:
+        if idle is not None:
+            session.hardware_loads(idle, first_size)
+    if good:
+        with opened(session, good[0], engines[good[0]]) as runtime:
+            if runtime is not None:
+                session.at_length(runtime)
+    for size in session.files:
+        session.cpu_stages(size)
+    session.peers()
+    return good
 
 
 @click.command()
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Without: the peers alone.")
-@click.option("--seconds", type=float, default=2.0, show_default=True, help="Of each figure.")
-@click.option("--images", "count", type=int, default=4096, show_default=True, help="Of each end-to-end run.")
+@click.option(
+    "--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Without: torch in its place."
+)
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="Of each repeat of a figure.")
+@click.option("--batches", type=click.IntRange(min=2), default=64, show_default=True, help="Of each end-to-end run.")
+@click.option(
+    "--largest", type=click.IntRange(min=1), default=256, show_default=True, help="Batch, where there is no plan."
+)
+@click.option("--within", type=float, default=float("inf"), help="Begin nothing after so many seconds.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), required=True)
-def command(model: Path, plan: Path | None, seconds: float, count: int, json_file: Path) -> None:
-    """Measure a plan stage by stage and end to end; MODEL is the ONNX file behind it, for the peers."""
-    report: dict[str, Any] = {"format": 1, "environment": read_environment().to_dict(), "notes": []}
+def command(
+    model: Path, plan: Path | None, seconds: float, batches: int, largest: int, within: float, json_file: Path
+) -> None:
+    """Measure a plan stage by stage and end to end; MODEL is the ONNX file behind it, for torch and the peers.
 
-    def attempt(name: str, work: Callable[[], Any]) -> None:
-        """One section: what fails is noted, and the rest goes on. Written at once, for time may run out."""
-        click.echo(f"{name} ...", err=True)
-        started = time.perf_counter()
-        with GpuWatch() as watch:
-            try:
-                result = work()
-            except Exception as error:
-                report["notes"].append(f"{name}: {type(error).__name__}: {error}"[:2000])
-                click.echo(f"  {report['notes'][-1]}", err=True)
-            else:
-                report[name] = {"result": result, "seconds": round(time.perf_counter() - started, 2)}
-        if name in report:
-            report[name]["gpu"] = watch.summary()
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    The exit code is 1 where the plan cannot be opened; all the rest is measured then too.
+    """
+    head = {"format": 2, "environment": read_environment().to_dict()}
+    attempt = Attempts(json_file, head, conclude=conclude, seconds=within)
+    engines: dict[str, Callable[[], Any]] = {}
+    if plan is not None:
+        runtime_of_plan = partial(open_runtime, plan)
+        engines["the plan"] = runtime_of_plan
+        largest = _note_plan(attempt, plan) or largest
+    engines["torch"] = lambda: open_torch(model, largest)
+    card = read_onnx_card(model)
 
-    cores = available_cores()
-    window = Window(calls=100, seconds=seconds, warmup_calls=20)
-    attempt("onnxruntime network", lambda: network_figures(open_runtime(model), (1, 8, 32), window))
-    attempt("torch network", lambda: torch_figures(model, BATCHES, 50))
-    if plan is None:
-        click.echo(f"Wrote {json_file}, without a plan")
-        return
-    try:
-        runtime: Any = open_runtime(plan)
-    except ModelError as error:
-        raise click.ClickException(str(error)) from error
-    with runtime, tempfile.TemporaryDirectory() as folder:
-        size = runtime.card.input_size
-        report["plan"] = {"name": runtime.name, "builder": dict(runtime.card.builder), "depth": runtime.depth}
-        attempt("network", lambda: network_figures(runtime, BATCHES, window))
-        for name, native in SIZES.items():
-            files = render_files(Path(folder), name)
-            images = max(count // 8, runtime.max_batch) if name == "12MP" else count
-            attempt(f"cpu decode {name}", partial(cpu_decode_figures, files, size, seconds, cores))
-            attempt(f"restore and write {name}", partial(finish_figures, size, native, seconds, cores))
-            attempt(f"gpu decode {name}", partial(_gpu_decode, runtime, files, seconds))
-            attempt(f"end to end {name}", partial(_end_to_end, runtime, files, images))
+    def make_idle() -> SlotRuntime:
+        return SlotRuntime(card, "no network", CudaDevice(), IdleContext, largest)
+
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        files = {name: render_files(scratch, name) for name in SIZES}
+        session = Session(attempt, model, files, scratch, seconds, batches)
+        good = measure(session, engines, make_idle)
+    click.echo(to_markdown(attempt.report), nl=False)
     click.echo(f"Wrote {json_file}")
+    if plan is not None and "the plan" not in good:
+        refusal = next(note for note in attempt.report["notes"] if note.startswith("the plan: "))
+        raise click.ClickException(refusal)
 
 
-def _gpu_decode(runtime: Any, files: Sequence[Path], seconds: float) -> dict[str, Any]:
-    from isicrt.engine.gpu_decode import GpuDecoder
-
-    figures = {}
-    for load in (0.0, 0.35, 0.65, 1.0):
-        with runtime.device.current():
-            decoder = GpuDecoder(hardware_load=load)
-        figures[str(load)] = gpu_decode_figures(decoder, runtime.device, runtime.slots[0], files, seconds)
-        with runtime.device.current():
-            decoder.close()
-    return figures
-
-
-def _end_to_end(runtime: Any, files: Sequence[Path], count: int) -> dict[str, Any]:
-    figures: dict[str, Any] = {"decoded on the CPU": run_figures(runtime, None, files, count)}
-    with open_chain(runtime, "gpu") or nullcontext() as chain:
-        run_figures(runtime, chain, files, runtime.max_batch)
-        figures["cold"] = run_figures(runtime, chain, files, count, cold=True)
-        for share in CPU_SHARES:
-            for run in ("warm", "warm again"):
-                figures[f"{run}, CPU share {share:g}"] = run_figures(runtime, chain, files, count, cpu_share=share)
-    return figures
+def _note_plan(attempt: Attempts, plan: Path) -> int | None:
+    """What is in a plan's card goes into the report. Returns its largest batch; None where it is no plan."""
+    try:
+        card, _ = read_plan(plan)
+    except IsicrtError:
+        return None  # whoever opens it says why
+    attempt.report["plan"] = {"file": plan.name, "precision": card.precision, "builder": dict(card.builder)}
+    profile = card.builder.get("profile")
+    return max(profile) if profile else None
 
 
 if __name__ == "__main__":

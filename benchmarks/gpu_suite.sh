@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
 # Everything that needs an NVIDIA GPU, in one go: does it run, is it right, how fast is it.
 #
-#   benchmarks/gpu_suite.sh [--dry-run] [--out DIR] [--data DIR] [--encoder-weights FILE] [STEP...]
+#   benchmarks/gpu_suite.sh [--dry-run] [--out DIR] [--data DIR] [--encoder-weights FILE] [--within SECONDS] [STEP...]
 #
-# Steps (default: all, in this order; one that fails does not stop the others):
+# Steps (default: all, in this order, the most important first; one that fails does not stop the others):
 #   doctor   what is here                                              doctor.json
 #   engines  plans of TensorRT and TensorRT for RTX: do they build, load and run here?
-#   tests    python -m pytest -m gpu; DALI's decoding on the GPU against its own on the CPU
-#   parity   masks of the plan against ONNX Runtime's, decoded on the CPU and on the GPU   parity-{cpu,gpu}-decode.json
-#   bench    isicrt bench: the pipeline of `segment`, plan beside ONNX  bench.json
+#   parity   masks of the GPU's way against ONNX Runtime's: the plan, decoded on the CPU and on the GPU, and torch in
+#            its place, which needs no plan                            parity-{cpu,gpu}-decode.json, parity-torch.json
+#   tests    python -m pytest -m gpu
 #   speed    each stage alone and end to end; torch and ONNX Runtime    speed.json
+#   bench    isicrt bench: the pipeline of `segment`, plan beside ONNX  bench.json
+#   dali     DALI's decoding on the GPU against its own on the CPU
 #   train    a short training run of each architecture                  training.tar.gz
 #
-# --out    where the results go; $OUT if that is set, else gpu-results. At most eight files, logs in suite.log.
+# --out    where the results go; $OUT if that is set, else gpu-results. Logs are in suite.log, a line a command in
+#          summary.txt. A call of the recipe below leaves at most eight files.
 # --data   an ISIC 2016 folder (test/images, test/masks, train/...); $ISICRT_DATA if that is set. Without it rendered
-#          images are used, and nothing is scored or trained.
+#          images are used, and nothing is scored or trained. Is its name isic2016, the tests find it too.
 # --encoder-weights  MobileNetV2's ImageNet weights, for `train`; without it the runs start from random weights.
+# --within all steps together: no command runs on after so many seconds, and none begins in the last ten of them.
 #
 # On a machine that reaches no package index, carry what is missing there: wheels for that machine's Python, unpacked into
 # one folder on PYTHONPATH. Set SITE_PARTS to files that make up a tar.xz of such a folder, in order, and they are unpacked
@@ -23,47 +27,61 @@
 # Called where there is no GPU, every step says so and the exit code is 1.
 #
 # Recipe, with the two helpers of the project's workplace (../shared/tools, not part of this repository), for a lent machine
-# with CPython 3.12 that takes at most 64 MiB a call, of which this repository is 25, and keeps ignored files between calls:
+# with CPython 3.12 that takes at most 64 MiB a call, of which this repository is 26, and keeps ignored files between calls:
 #
 #   ../shared/tools/build_pycuda_wheel.sh build/wheels          # needs python3.12, g++ and CUDA headers, no driver
-#   PART=32 ../shared/tools/pack_wheels.sh build/parts build/wheels/pycuda-*.whl tensorrt-rtx-cu13-libs==1.7.1.116 \
-#     tensorrt-rtx-cu13-bindings==1.7.1.116 nvidia-nvimgcodec-cu13==0.9.0.20 nvidia-nvjpeg cykooz-resizer simplejpeg isal
+#   PART=28 ../shared/tools/pack_wheels.sh build/parts build/wheels/pycuda-*.whl tensorrt-rtx-cu13-libs==1.7.1.116 \
+#     tensorrt-rtx-cu13-bindings==1.7.1.116 nvidia-nvimgcodec-cu13==0.9.0.20 nvidia-nvjpeg==13.0.4.44 'click>=8.4' \
+#     cykooz-resizer simplejpeg isal pytools platformdirs
+#   mkdir -p build/data/isic2016 && cp -r ISIC2016/test build/data/isic2016/                  # 9 MB: images and masks
 #
-# nvidia-nvjpeg is not optional: without it nvImageCodec decodes no JPEG on the GPU. nvcc is not needed, the kernels come as
-# PTX, but the driver must serve CUDA 13. For `tests` add nvidia-dali-cuda130 with what it imports: astunparse, gast, optree.
-# Whatever else is not there (numpy, click, onnx, onnxruntime, opencv-python-headless, pillow, rich; for `tests` pytest, six,
-# packaging, typing_extensions), the first call shows. All packages of NVIDIA go into the same folder: DALI looks for
-# nvImageCodec beside itself. The packer leaves dependencies out: name each. Then, a part a call
-# (build/ is ignored by git), the last one with the suite:
+# nvidia-nvjpeg is not optional: without it nvImageCodec decodes no JPEG on the GPU. It is that of CUDA 13.0, which is what
+# driver 580 serves. nvcc is not needed, the kernels come as PTX, but the driver must serve CUDA 13. click is older there
+# than setup.cfg asks for, or may be; pytools and platformdirs are PyCUDA's. From the machine's own image come numpy, onnx,
+# onnxruntime, opencv-python-headless, pillow, rich, pytest and torch. All packages of NVIDIA go into the same folder. The
+# packer leaves dependencies out: name each. The wheels are 130 MB, so at most five parts.
 #
-#   python3 -V; python3 -m pip list; nvidia-smi                 # carry build/parts/site.tar.xz.00
-#   true                                                        # carry build/parts/site.tar.xz.01, and so on
-#   SITE_PARTS='build/parts/site.tar.xz.*' benchmarks/gpu_suite.sh doctor engines parity      # correctness before speed
-#   benchmarks/gpu_suite.sh speed tests                         # the same warm machine: $SITE and $WORK are still there
+# Fifteen minutes of machine in all, its start and the transfers among them. A part a call (build/ is ignored by git), each
+# with `true` as its command; the last one, which is smaller, with the data and the first look at correctness:
 #
-# With 15 minutes of machine in all, leave `bench` and `train` for another time, and give each call a limit of its own.
+#   python3 -V; python3 -m pip list; nvidia-smi            # carry build/parts/site.tar.xz.00      2 min with the start
+#   true                                                   # ... .01, then .02 and so on           30 s each
+#   SITE_PARTS='build/parts/site.tar.xz.*' benchmarks/gpu_suite.sh --within 270 --data build/data/isic2016 \
+#     doctor engines parity                                # carry the last part and build/data    5 min
+#   benchmarks/gpu_suite.sh --within 270 --data build/data/isic2016 tests speed   # the same warm machine: $SITE and
+#                                                          # $WORK are still there; carry build/data  5 min
+#
+# `dali` and `train` do NOT fit beside these: DALI is 476 MB unpacked, which is some six calls more, and training takes
+# minutes. They need a lease of their own (nvidia-dali-cuda130, astunparse, gast, optree, nvtx, makefun and libcst in place
+# of TensorRT for RTX and PyCUDA), as does `bench`. Without DALI the trainer's test marked gpu is an error of collection.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 usage() { sed -n '2,/^set -uo/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//'; }
 
-all=(doctor engines tests parity bench speed train)
-out=${OUT:-gpu-results} data=${ISICRT_DATA:-} weights=none dry= steps=()
+all=(doctor engines parity tests speed bench dali train)
+out=${OUT:-gpu-results} data=${ISICRT_DATA:-} weights=none within=0 dry= steps=()
 while [ $# -gt 0 ]; do
   case $1 in
     --dry-run) dry=1 ;;
-    --out | --data | --encoder-weights)
+    --out | --data | --encoder-weights | --within)
       [ $# -gt 1 ] || { echo "$1 needs a value" >&2; exit 2; }
-      case $1 in --out) out=$2 ;; --data) data=$2 ;; *) weights=$2 ;; esac
+      case $1 in --out) out=$2 ;; --data) data=$2 ;; --within) within=$2 ;; *) weights=$2 ;; esac
       shift ;;
     -h | --help) usage; exit 0 ;;
-    doctor | engines | tests | parity | bench | speed | train) steps+=("$1") ;;
+    doctor | engines | parity | tests | speed | bench | dali | train) steps+=("$1") ;;
     *) echo "unknown: $1 (steps: ${all[*]}; see --help)" >&2; exit 2 ;;
   esac
   shift
 done
 [ ${#steps[@]} -gt 0 ] || steps=("${all[@]}")
 [ -z "$data" ] || [ -d "$data" ] || { echo "--data $data: no such folder" >&2; exit 2; }
+case $within in '' | *[!0-9]*) echo "--within $within: not a number of seconds" >&2; exit 2 ;; esac
+# Where the tests look for real data: the folder that isic2016 lies in.
+if [ -n "$data" ] && [ "$(basename "$data")" = isic2016 ] && [ -z "${ISICRT_SHARED_DATA:-}" ]; then
+  ISICRT_SHARED_DATA=$(cd "$data/.." && pwd)
+  export ISICRT_SHARED_DATA
+fi
 
 python=${PYTHON:-python3}
 work=${WORK:-${TMPDIR:-/tmp}/isicrt-gpu-suite}
@@ -76,8 +94,13 @@ say() { echo "$*"; [ -n "$dry" ] || echo "$*" >>"$out/summary.txt"; }
 
 # run NAME SECONDS COMMAND...: one line in the summary, the output in the log.
 run() {
-  local name=$1 seconds=$2 rc started
+  local name=$1 seconds=$2 rc started left
   shift 2
+  if [ "$within" -gt 0 ]; then
+    left=$((within - SECONDS))
+    [ $left -ge 10 ] || { failed=1; say "$name: not begun, the time was up"; return 1; }
+    [ $left -ge "$seconds" ] || seconds=$left
+  fi
   if [ -n "$dry" ]; then
     printf '%s (at most %s s):' "$name" "$seconds"
     printf ' %q' "$@"
@@ -108,7 +131,7 @@ plan() {
 
 images() { [ -n "$data" ] && echo "$data/test/images" || echo "$here/examples/images"; }
 
-# engine NAME MODULE OPTION...: build, then segment the examples with the plan.
+# engine NAME MODULE OPTION...: build, then segment the examples with the plan. It is tuned for the batch that it runs.
 engine() {
   local name=$1 module=$2
   shift 2
@@ -117,18 +140,18 @@ engine() {
     return 1
   fi
   rm -f "$work/engine-$name/ran"
-  run "build $name" 300 "${isicrt[@]}" build-engine unet-light --fp16 --batch-size 1,32,256 \
+  run "build $name" 120 "${isicrt[@]}" build-engine unet-light --fp16 --batch-size 256 \
     --images "$(images)" --parity-images 16 --out "$work/engine-$name" "$@" &&
-    run "run $name" 120 "${isicrt[@]}" segment "$here/examples/images" --out "$work/masks-$name" --overwrite \
+    run "run $name" 60 "${isicrt[@]}" segment "$here/examples/images" --out "$work/masks-$name" --overwrite \
       --model "$work/engine-$name/model.plan" --decode cpu &&
     { [ -n "$dry" ] || touch "$work/engine-$name/ran"; } &&
     # Whether the GPU decodes too is another question: a plan that ran is good for the other steps.
-    { run "run $name, decoded there" 120 "${isicrt[@]}" segment "$here/examples/images" --out "$work/gpu-masks-$name" \
+    { run "run $name, decoded there" 60 "${isicrt[@]}" segment "$here/examples/images" --out "$work/gpu-masks-$name" \
       --overwrite --model "$work/engine-$name/model.plan" --decode gpu || true; }
 }
 
 step_doctor() {
-  run "doctor" 300 bash -c '"$@" doctor --json >"$0/doctor.json"' "$out" "${isicrt[@]}"
+  run "doctor" 90 bash -c '"$@" doctor --json >"$0/doctor.json"' "$out" "${isicrt[@]}"
   [ -z "$dry" ] || return 0
   nvidia-smi >>"$out/suite.log" 2>&1 || say "nvidia-smi: failed or missing"
 }
@@ -139,23 +162,30 @@ step_engines() {
   engine tensorrt-rtx tensorrt_rtx_bindings --target tensorrt-rtx && good=1
   engine tensorrt-rtx-8.0 tensorrt_rtx_bindings --target tensorrt-rtx --compute-capability 8.0 && good=1
   engine tensorrt-rtx-current tensorrt_rtx_bindings --target tensorrt-rtx --compute-capability current && good=1
-  [ $good -eq 1 ] || { say "engines: NONE runs here; speed measures torch and ONNX Runtime, named as such"; return 1; }
-}
-
-step_tests() {
-  # A module whose imports are missing there, such as one of the trainer's, is an error and does not stop the others.
-  run "pytest -m gpu" 600 "$python" -m pytest -q -m gpu -p no:cacheprovider --continue-on-collection-errors "$here/tests"
-  run "dali mixed against cpu" 120 "$python" -m isicrt.benchmarks.gpu_dali "$(images)"
+  [ $good -eq 1 ] || { say "engines: NONE runs here; parity and speed have torch in its place, named as such"; return 1; }
 }
 
 step_parity() {
   local model decode masks=()
-  model=$(plan) || { say "parity: skipped, no plan runs here"; failed=1; return 1; }
   [ -z "$data" ] || masks=(--masks "$data/test/masks")
-  for decode in cpu gpu; do
-    run "parity, decoded on the $decode" 400 "${isicrt[@]}" check-parity unet-light "$model" --images "$(images)" \
-      ${masks[@]+"${masks[@]}"} --decode "$decode" --json "$out/parity-$decode-decode.json"
-  done
+  if model=$(plan); then
+    for decode in gpu cpu; do
+      run "parity, decoded on the $decode" 120 "${isicrt[@]}" check-parity unet-light "$model" --images "$(images)" \
+        ${masks[@]+"${masks[@]}"} --decode "$decode" --json "$out/parity-$decode-decode.json"
+    done
+  else
+    say "parity: no plan runs here, torch alone"
+    failed=1
+  fi
+  run "parity, torch in the plan's place" 120 "$python" -m isicrt.benchmarks.gpu_parity \
+    "$here/engine/models/unet-light.onnx" --images "$(images)" ${masks[@]+"${masks[@]}"} --json "$out/parity-torch.json"
+}
+
+step_tests() {
+  # A module whose imports are missing there, such as one of the trainer's, is an error and does not stop the others.
+  # Other versions of other people's packages may warn there; here a warning is an error, and no result would come back.
+  run "pytest -m gpu" 180 "$python" -m pytest -q -m gpu -W default -p no:cacheprovider --continue-on-collection-errors \
+    "$here/tests"
 }
 
 step_bench() {
@@ -167,10 +197,12 @@ step_bench() {
 
 step_speed() {
   local model options=()
-  if model=$(plan); then options=(--plan "$model"); else say "speed: no plan runs here, torch and ONNX Runtime alone"; fi
+  if model=$(plan); then options=(--plan "$model"); else say "speed: no plan runs here, torch in its place"; fi
   run "speed" 590 "$python" -m isicrt.benchmarks.gpu_speed "$here/engine/models/unet-light.onnx" \
     ${options[@]+"${options[@]}"} --json "$out/speed.json"
 }
+
+step_dali() { run "dali mixed against cpu" 120 "$python" -m isicrt.benchmarks.gpu_dali "$(images)"; }
 
 step_train() {
   local name
@@ -197,5 +229,6 @@ for step in "${steps[@]}"; do
   "step_$step" || failed=1
 done
 [ -n "$dry" ] && exit 0
+[ ! -f "$out/speed.json" ] || "$python" -m isicrt.benchmarks.gpu_verdict "$out/speed.json"
 echo "Results in $out"
 exit $failed

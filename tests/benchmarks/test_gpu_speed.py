@@ -1,4 +1,4 @@
-"""What of the GPU's figures can be computed without one: on ONNX Runtime behind the same interfaces."""
+"""The report of a GPU's speed where there is none: order, sections and verdict, with torch and the CPU in its place."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from isicrt.benchmarks import gpu_speed
+from isicrt.benchmarks import gpu_files, gpu_speed
+from isicrt.benchmarks.gpu_attempts import Attempts
 from isicrt.benchmarks.gpu_dali import differences
-from isicrt.benchmarks.gpu_speed import (
-    cpu_decode_figures,
-    finish_figures,
-    forget,
-    network_figures,
-    rate,
-    render_files,
-    run_figures,
-)
+from isicrt.benchmarks.gpu_files import forget, render_files
+from isicrt.benchmarks.gpu_rates import network_figures, rate
+from isicrt.benchmarks.gpu_speed import Session, measure
+from isicrt.benchmarks.gpu_verdict import STAGES, conclude
 from isicrt.benchmarks.gpu_watch import FIELDS, GpuWatch
+from isicrt.benchmarks.gpu_whole import run_figures
 from isicrt.benchmarks.latency import Window
+from isicrt.engine.cuda_driver import find_gpu
+from isicrt.engine.errors import ModelError
+from tests.benchmarks.host_parts import host_parts, idle_host, torch_host, write_convolution_model
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.host_plan import HostPlan
 from tests.engine.stand_ins import PipelinedOnnx
@@ -75,6 +76,17 @@ def test_a_rate_counts_what_the_work_says() -> None:
     assert len(calls) >= 3  # the first is not counted
 
 
+@pytest.mark.parametrize("good_calls", [0, 1, 4])
+def test_work_that_does_nothing_has_no_rate_and_ends(good_calls: int) -> None:
+    left = [8] * good_calls
+
+    def work() -> int:
+        return left.pop() if left else 0
+
+    with pytest.raises(ModelError, match="not one image came out"):
+        rate(work, 60.0, 1)
+
+
 def test_figures_of_a_network_by_batch(darkness_onnx: Path) -> None:
     with PipelinedOnnx(darkness_onnx, depth=2, max_batch=4) as runtime:
         figures = network_figures(runtime, (1, 4, 8), QUICK)
@@ -85,6 +97,29 @@ def test_figures_of_a_network_by_batch(darkness_onnx: Path) -> None:
     assert "events_ms" not in figures["4"]
 
 
+def test_a_section_that_fails_is_noted_and_the_report_is_written_each_time(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    attempt = Attempts(file, {"format": 2}, conclude=lambda report: {"sections": len(report.get("a", {}))})
+
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    assert attempt(("a", "first"), lambda: {"images_per_second": 1.0})
+    assert json.loads(file.read_text())["a"]["first"]["result"] == {"images_per_second": 1.0}
+    assert not attempt(("a", "second"), fail)
+    assert not attempt(("a", "second"), fail)
+    assert json.loads(file.read_text())["notes"] == ["a / second: RuntimeError: out of memory"]
+    assert attempt(("a", "third"), lambda: 3)
+    data = json.loads(file.read_text())
+    assert (list(data["a"]), data["sections"], data["format"]) == (["first", "third"], 2, 2)
+
+
+def test_nothing_is_begun_when_the_time_is_up(tmp_path: Path) -> None:
+    attempt = Attempts(tmp_path / "report.json", {}, seconds=-1)
+    assert not attempt(("late",), lambda: pytest.fail("it was begun"))
+    assert attempt.report["notes"] == ["late: not begun, the time was up"]
+
+
 def test_a_chain_end_to_end_and_its_failures(
     darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -93,61 +128,92 @@ def test_a_chain_end_to_end_and_its_failures(
     broken = tmp_path / "broken.jpg"
     broken.write_text("no image")
     files = [*sorted((rendered_pairs / "images").iterdir())[:4], broken]
-    for chain, share in ((host.chain, 0.0), (host.chain, 0.5)):
-        figures = run_figures(host.runtime, chain, files, 10, cpu_share=share, cold=share == 0)
+    for share in (0.0, 1.0):
+        figures = run_figures(host.runtime, host.chain, files, 10, cpu_share=share, cold=share == 0)
         assert (figures["images"], figures["failed"]) == (10, 2)
         assert figures["images_per_second"] > 0
+        assert figures["steady"] > 0
         assert figures["stage_seconds"]["infer"] > 0
+        decoded = figures["decoded"]
+        assert (decoded["gpu"], decoded["cpu"], decoded["refused"]) == ((0, 8, 0) if share else (8, 0, 0))
     host.close()
 
 
-def test_stages_alone(rendered_pairs: Path) -> None:
-    files = sorted((rendered_pairs / "images").iterdir())[:2]
-    assert cpu_decode_figures(files, (64, 64), 0.01, 2)["images_per_second"] > 0
-    assert finish_figures((64, 64), (120, 160), 0.01, 2)["images_per_second"] > 0
-    forget(files)
-    assert files[0].read_bytes()
-
-
 def test_rendered_files_have_the_size_that_they_are_named_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_speed, "_DISTINCT", {"512": 1, "1022x767": 1, "12MP": 1})
-    for name, (height, width) in gpu_speed.SIZES.items():
+    monkeypatch.setattr(gpu_files, "DISTINCT", {"512": 1, "1022x767": 1, "12MP": 1})
+    for name, (height, width) in gpu_files.SIZES.items():
         (file,) = render_files(tmp_path, name)
         with Image.open(file) as image:
             assert image.size == (width, height)
+        forget([file])
+        assert file.read_bytes()
 
 
-def test_the_peers_alone_are_measured_where_there_is_no_plan(
-    darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One small size, few batches."""
+    monkeypatch.setattr(gpu_speed, "SIZES", {"512": (120, 90)})
+    monkeypatch.setattr(gpu_files, "SIZES", {"512": (120, 90)})
+    monkeypatch.setattr(gpu_files, "DISTINCT", {"512": 2})
+    monkeypatch.setattr(gpu_speed, "BATCHES", (1, 4))
+    monkeypatch.setattr(gpu_speed, "TORCH_BATCHES", {"eager": (1,), "compile": (1,)})
+    monkeypatch.setattr(Session, "window", QUICK)
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_a_plan_torch_has_its_place_and_everything_else_is_measured(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    monkeypatch.setattr(gpu_speed, "BATCHES", (1,))
-    report = tmp_path / "speed.json"
-    result = CliRunner().invoke(
-        gpu_speed.command, [str(darkness_onnx), "--seconds", "0.01", "--json", str(report)], catch_exceptions=False
-    )
-    assert result.exit_code == 0, result.output
-    data = json.loads(report.read_text())
-    assert data["onnxruntime network"]["result"]["8"]["call_ms"]["p50"] > 0
-    # A peer that fails is noted, and the rest stands.
-    assert "torch network" in data or any(note.startswith("torch network") for note in data["notes"])
+    pytest.importorskip("torch", reason="torch is not installed (extra train)")
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed (extra gpu)")
+    model = tmp_path / "model.onnx"
+    card = write_convolution_model(model)
+    attempt = Attempts(tmp_path / "speed.json", {}, conclude=conclude)
+    files = {"512": render_files(tmp_path, "512")}
+    kernels = CpuKernels(tmp_path_factory.mktemp("kernels"))
+    session = Session(attempt, model, files, tmp_path, 0.001, 3, host_parts(kernels))
+
+    def no_plan() -> Any:
+        raise ModelError("calls it invalid on NVIDIA H100")
+
+    good = measure(session, {"the plan": no_plan, "torch": lambda: torch_host(model)}, lambda: idle_host(card))
+    assert good == ["torch"]
+    report = json.loads((tmp_path / "speed.json").read_text())
+    assert report["notes"][0] == "the plan: calls it invalid on NVIDIA H100"
+    # Of the peers torch needs a GPU; whatever else is in the notes has failed.
+    wrong = [note for note in report["notes"][1:] if find_gpu() is not None or not note.startswith("peers / torch")]
+    assert wrong == []
+    (engine,) = report["engines"].values()
+    assert list(report["engines"]) == ["torch-eager-fp16"]
+    assert set(engine) == {
+        *("network", "end to end", "network in the chain", "gpu stages together", "network by batch"),
+        *("decoded on the CPU", "CPU share 0.25", "CPU share 0.5"),
+    }
+    assert {*STAGES, "cpu decode", "cpu restore and write"} - {"network"} == set(report["stages"]["512"])
+    assert set(report["hardware decoder load"]["512"]) == {"0", "0.35", "0.65", "1"}
+    whole = engine["end to end"]["512"]["result"]
+    assert (len(whole["runs"]), whole["images"], whole["decoded"]["gpu"], whole["failed"]) == (3, 12, 12, 0)
+    assert report["ratios"]["torch-eager-fp16"]["512"]["ratio"] > 0
+    assert all(goal["met"] is not None for goal in report["goals"]["torch-eager-fp16"].values())
+    assert report["peers"]["onnxruntime"]["result"]["batches"]["8"]["call_ms"]["p50"] > 0
+    # The order of the report is that of the sections: what the goals need comes first, the peers last.
+    sections = [name for name in report if name not in ("notes", "ratios", "goals")]
+    assert (sections[0], sections[-1]) == ("engines", "peers")
 
 
-def test_a_plan_that_does_not_load_is_an_error(darkness_onnx: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
+@pytest.mark.usefixtures("quick")
+def test_a_plan_that_does_not_load_costs_itself_and_makes_the_exit_code_1(darkness_onnx: Path, tmp_path: Path) -> None:
     (tmp_path / "a.plan").write_bytes(b"no plan")
-    result = CliRunner().invoke(
-        gpu_speed.command,
-        [
-            str(darkness_onnx),
-            "--plan",
-            str(tmp_path / "a.plan"),
-            "--seconds",
-            "0.01",
-            "--json",
-            str(tmp_path / "s.json"),
-        ],
-    )
+    report = tmp_path / "s.json"
+    options = ["--plan", str(tmp_path / "a.plan"), "--seconds", "0.001", "--json", str(report)]
+    result = CliRunner().invoke(gpu_speed.command, [str(darkness_onnx), *options])
     assert result.exit_code == 1
     assert "not a plan made by" in result.output
+    data = json.loads(report.read_text())
+    assert data["stages"]["512"]["write"]["result"]["images_per_second"] > 0
+    assert data["peers"]["onnxruntime"]["result"]["batches"]["8"]["call_ms"]["p50"] > 0
+    assert any(note.startswith("stages on the GPU: no NVIDIA GPU") for note in data["notes"])
 
 
 def test_dali_agrees_with_itself(rendered_pairs: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,14 @@ from pathlib import Path
 import pytest
 
 SUITE = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_suite.sh"
-STEPS = ("doctor", "engines", "tests", "parity", "bench", "speed", "train")
+STEPS = ("doctor", "engines", "parity", "tests", "speed", "bench", "dali", "train")
+"""In this order: the most important first."""
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
 
 
 def _suite(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if k not in ("OUT", "ISICRT_DATA", "SITE_PARTS")}
+    clean = {k: v for k, v in os.environ.items() if k not in ("OUT", "ISICRT_DATA", "ISICRT_SHARED_DATA", "SITE_PARTS")}
     return subprocess.run(
         ["bash", str(SUITE), *map(str, arguments)],
         capture_output=True,
@@ -42,8 +44,11 @@ def test_a_dry_run_prints_every_step_and_does_nothing(tmp_path: Path) -> None:
         "--target tensorrt ",
         "--compute-capability 8.0",
         "--compute-capability current",
-        "-m pytest -q -m gpu",
+        "--fp16 --batch-size 256 ",
+        "-m pytest -q -m gpu -W default",
         "isicrt.benchmarks.gpu_dali",
+        "isicrt.benchmarks.gpu_parity",
+        f"--masks {tmp_path}/test/masks --decode gpu",
         "--decode cpu",
         "--decode gpu",
         "isicrt.benchmarks.gpu_speed",
@@ -81,6 +86,7 @@ def test_every_command_of_the_dry_run_has_the_options_that_it_is_given(tmp_path:
         (["fly"], "unknown: fly"),
         (["--out"], "--out needs a value"),
         (["--data", "/nowhere/at/all"], "no such folder"),
+        (["--within", "soon"], "not a number of seconds"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str) -> None:
@@ -110,8 +116,36 @@ def test_a_step_leaves_its_results_and_a_summary(tmp_path: Path) -> None:
 def test_without_a_plan_parity_fails_and_says_why(tmp_path: Path) -> None:
     done = _suite("--out", tmp_path / "out", "parity", "train", WORK=str(tmp_path / "work"))
     assert done.returncode == 1
-    assert "parity: skipped, no plan runs here" in done.stdout
+    assert "parity: no plan runs here, torch alone" in done.stdout
+    assert "parity, torch in the plan's place" in done.stdout
     assert "train: skipped, it needs --data" in done.stdout
+
+
+@pytest.mark.parametrize(("within", "limit"), [("40", "40"), ("9999", "590")])
+def test_no_command_outlasts_the_time_of_all(within: str, limit: str) -> None:
+    done = _suite("--dry-run", "--within", within, "speed")
+    found = re.findall(r"^speed \(at most (\d+) s\)", done.stdout, re.MULTILINE)
+    assert len(found) == 1
+    assert int(limit) - 5 <= int(found[0]) <= int(limit)
+
+
+def test_nothing_is_begun_in_the_last_ten_seconds() -> None:
+    done = _suite("--dry-run", "--within", "9", "doctor", "tests")
+    assert "doctor: not begun, the time was up" in done.stdout
+    assert "pytest -m gpu: not begun, the time was up" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "found"), [("isic2016", True), ("other", False)])
+def test_the_tests_find_the_data_that_the_suite_is_given(tmp_path: Path, name: str, found: bool) -> None:
+    """The suite's commands are replaced by one that says what it sees."""
+    (tmp_path / name / "test" / "images").mkdir(parents=True)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "sees ${ISICRT_SHARED_DATA:-nothing} for $*"\n')
+    python.chmod(0o755)
+    out = tmp_path / "out"
+    _suite("--out", out, "--data", tmp_path / name, "tests", PYTHON=str(python), WORK=str(tmp_path / "work"))
+    log = (out / "suite.log").read_text()
+    assert f"sees {tmp_path if found else 'nothing'} for -m pytest -q -m gpu -W default" in log
 
 
 def test_packages_that_were_carried_are_unpacked(tmp_path: Path) -> None:

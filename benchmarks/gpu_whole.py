@@ -1,0 +1,81 @@
+"""The GPU's way end to end: from file names to PNG files, as `isicrt segment` does it without a journal."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from isicrt.benchmarks.gpu_alone import GpuParts, batch_of, opened_chain
+from isicrt.benchmarks.gpu_files import forget
+from isicrt.engine.pipeline import run_jobs
+from isicrt.engine.runtime import Runtime
+from isicrt.engine.sources import Job
+
+REPEATS = 3
+"""Runs of an engine on one size of images."""
+
+
+def run_figures(
+    runtime: Runtime, chain: Any, files: Sequence[Path], count: int, *, cpu_share: float = 0.0, cold: bool = False
+) -> dict[str, Any]:
+    """One run.
+
+    Args:
+        runtime: the engine's.
+        chain: decodes on the GPU; None to decode on the CPU.
+        files: taken over and over.
+        count: masks to write.
+        cpu_share: of the JPEGs that CPU threads decode beside the GPU.
+        cold: with an empty page cache, as far as the system empties it when asked.
+
+    Returns:
+        ``images_per_second`` is of the whole run. ``steady`` is of its middle, from the first fifth of the masks to
+        the last tenth: what a longer run comes to.
+    """
+    if cold:
+        forget(files)
+    before = None if chain is None else chain.decoded
+    ends: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = (Job(file, Path(folder) / f"{n}.png") for n, file in enumerate(islice(cycle(files), count)))
+        options: dict[str, Any] = {"batch_size": runtime.max_batch, "chain": chain, "cpu_share": cpu_share}
+        summary = run_jobs(jobs, runtime, on_outcome=lambda _: ends.append(time.perf_counter()), **options)
+    first, last = len(ends) // 5, len(ends) - 1 - len(ends) // 10
+    return {
+        "images_per_second": summary.images_per_second,
+        "steady": (last - first) / (ends[last] - ends[first]) if last > first else None,
+        "megapixels_per_second": summary.megapixels_per_second,
+        "images": count,
+        "failed": summary.failed,
+        "decoded": None if chain is None or before is None else asdict(chain.decoded - before),
+        "stage_seconds": dict(summary.stage_seconds),
+    }
+
+
+def end_to_end_figures(runtime: Any, files: Sequence[Path], batches: int, parts: GpuParts) -> dict[str, Any]:
+    """The median of `REPEATS` runs of so many batches, after one that is not counted; and a cold one."""
+    with opened_chain(runtime, parts) as chain:
+        batch = len(batch_of(files, runtime.card.input_size, runtime.max_batch))
+        run_figures(runtime, chain, files, 2 * batch)
+        runs = [run_figures(runtime, chain, files, batches * batch) for _ in range(REPEATS)]
+        cold = run_figures(runtime, chain, files, batches * batch, cold=True)
+    rates = [run["images_per_second"] for run in runs]
+    middle = runs[rates.index(statistics.median_low(rates))]
+    return {**middle, "batch": batch, "runs": rates, "cold": cold}
+
+
+def other_way_figures(
+    runtime: Any, files: Sequence[Path], batches: int, parts: GpuParts, share: float | None
+) -> dict[str, Any]:
+    """One run with `share` of the JPEGs decoded by CPU threads beside the GPU; None: all, and masks restored there."""
+    batch = len(batch_of(files, runtime.card.input_size, runtime.max_batch))
+    with nullcontext() if share is None else opened_chain(runtime, parts) as chain:
+        run_figures(runtime, chain, files, batch, cpu_share=share or 0.0)
+        return run_figures(runtime, chain, files, batches * batch, cpu_share=share or 0.0)
