@@ -60,6 +60,19 @@ class Channel(Generic[T]):
             self._changed.notify_all()
             return item
 
+    def take(self) -> T | None:
+        """Take an item if there is one now. Raises `Stopped`, and never `Ended`."""
+        if not self._items and not self._stopped:  # without the lock: who looks often takes nobody's time
+            return None
+        with self._changed:
+            if self._stopped:
+                raise Stopped
+            if not self._items:
+                return None
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
     def __iter__(self) -> Iterator[T]:
         while True:
             try:

@@ -1,4 +1,5 @@
-"""The stages: decode threads -> one inference thread -> restore-and-write threads, between bounded channels.
+"""The stages: decode threads -> one inference thread -> restore-and-write threads, between bounded channels. Decode
+threads write too where masks wait.
 
 Memory does not depend on the number of images: jobs are taken from their iterable as they are needed, and a stage
 that is ahead waits. The work is done in native code that releases the GIL, so threads are enough. When a run is
@@ -126,9 +127,7 @@ class Pipeline:
         self._cut()
 
     def _decoder(self, slot: DecodeSlot) -> threading.Thread:
-        return self._thread(
-            f"decode-{slot.number}", lambda: self._decode(slot), self._decoded, self._outcomes, slot=slot
-        )
+        return self._thread(f"decode-{slot.number}", lambda: self._decode_and_help(slot), self._outcomes, slot=slot)
 
     def _start_decoder(self, slot: DecodeSlot) -> None:
         # The thread that was given up is not waited for any more: it may never end.
@@ -171,8 +170,22 @@ class Pipeline:
             self._settings.ledger.record(outcome, noted)
         return outcome
 
+    def _decode_and_help(self, slot: DecodeSlot) -> None:
+        try:
+            self._decode(slot)
+        finally:
+            if not slot.abandoned:
+                self._decoded.close()
+        self._write()  # what is left: with the write threads alone, the other cores would be idle at the end
+
     def _decode(self, slot: DecodeSlot) -> None:
-        while (job := self._next_job()) is not None:
+        while True:
+            # What is nearly done goes first. The system gives each thread its share and knows nothing of stages: write
+            # threads, which are few, would fall behind where masks are large.
+            while (item := self._inferred.take()) is not None:
+                self._write_one(item)
+            if (job := self._next_job()) is None:
+                return
             slot.begin(job)
             ended = self._decode_job(job)
             slot.end()
@@ -255,8 +268,11 @@ class Pipeline:
 
     def _write(self) -> None:
         for item in self._inferred:
-            outcome, noted = self._finish(item)
-            self._outcomes.put(self._record(outcome, noted))
+            self._write_one(item)
+
+    def _write_one(self, item: Item) -> None:
+        outcome, noted = self._finish(item)
+        self._outcomes.put(self._record(outcome, noted))
 
     def _finish(self, item: Item) -> tuple[Outcome, dict[str, Any] | None]:
         """How an image ended, and what the journal notes of its mask."""

@@ -60,3 +60,15 @@ def test_polling_tells_nothing_yet_from_nothing_more() -> None:
     assert channel.poll(0) == 1
     with pytest.raises(Ended):
         channel.poll(0)
+
+
+def test_what_is_there_now_is_taken_without_waiting() -> None:
+    channel: Channel[int] = Channel(2, producers=1)
+    assert channel.take() is None
+    channel.put(1)
+    assert channel.take() == 1
+    channel.close()
+    assert channel.take() is None
+    channel.stop()
+    with pytest.raises(Stopped):
+        channel.take()
