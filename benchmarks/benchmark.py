@@ -138,7 +138,7 @@ def run_benchmark(
             on_step(f"{labels[n]}: memory and timeline", total - 1, total)
             usage = _measure_process(candidate, protocol, workload, folders[n])
             lanes = _record(candidate, protocol, workload, folders[n])
-            results.append(_conclude(candidate, labels[n], accuracy, usage, lanes))
+            results.append(_conclude(candidate, labels[n], accuracy, usage, lanes, protocol.threads))
         return Report(
             command=command,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -202,7 +202,12 @@ def _record(candidate: _Candidate, protocol: Protocol, workload: Workload, out: 
 
 
 def _conclude(
-    candidate: _Candidate, label: str, accuracy: Accuracy | None, usage: Usage, timeline: tuple[Lane, ...]
+    candidate: _Candidate,
+    label: str,
+    accuracy: Accuracy | None,
+    usage: Usage,
+    timeline: tuple[Lane, ...],
+    threads: int | None,
 ) -> ModelResult:
     passes = candidate.passes
     return ModelResult(
@@ -222,6 +227,7 @@ def _conclude(
             on_device=on_device(candidate.runtime),
             megapixels=passes[-1].megapixels,
             crowded_ms=tuple(candidate.crowded),
+            threads=threads,
         ),
         end_to_end=candidate.end_to_end,
         accuracy=accuracy,

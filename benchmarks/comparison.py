@@ -53,6 +53,8 @@ class Comparison:
     """By the label of the new report's model."""
     alone: tuple[str, ...]
     """Models of the new report that the old one does not have."""
+    unsettled: tuple[str, ...] = ()
+    """Figures of either report that did not settle: what is said of them may be noise all the same."""
 
     @property
     def changed(self) -> bool:
@@ -77,6 +79,12 @@ def compare(old: Report, new: Report) -> Comparison:
         mismatches=tuple(_mismatches(old, new) + [line for n, o in models for line in _model_mismatches(o, n)]),
         changes=tuple((n.label, tuple(_changes(o, n))) for n, o in models),
         alone=tuple(m.label for m in new.models if m.label not in pairs),
+        unsettled=tuple(
+            f"the {age} report did not settle: {line}"
+            for age, report in (("older", old), ("newer", new))
+            for model in report.models
+            for line in model.noise
+        ),
     )
 
 
@@ -199,7 +207,9 @@ def _percent(change: Change) -> str:
 
 def comparison_lines(found: Comparison) -> list[str]:
     """The caution, and what has no table: a sentence each."""
-    lines = [f"not the same: {line}" for line in found.mismatches]
+    lines = ["do not quote what changed: measure again on a quiet machine"] if found.unsettled else []
+    lines += found.unsettled
+    lines += [f"not the same: {line}" for line in found.mismatches]
     lines += [f"{label}: not in the older report" for label in found.alone]
     return lines if found.changed else [*lines, "nothing changed beyond noise"]
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from isicrt.engine.pipeline import available_cores
+from isicrt.engine.runtime import CPU_RUNTIME_VARIABLE
 
 _PACKAGES = (
     "isicrt",
@@ -31,6 +33,12 @@ _PACKAGES = (
     "tensorrt-rtx-cu13-bindings",
     "pycuda",
 )
+
+
+def recorded_command(words: Sequence[str]) -> str:
+    """A command as a shell takes it, with the variable before it that chose the runtime, if one did."""
+    chosen = os.environ.get(CPU_RUNTIME_VARIABLE)
+    return (f"{CPU_RUNTIME_VARIABLE}={shlex.quote(chosen)} " if chosen else "") + shlex.join(words)
 
 
 @dataclass(frozen=True)

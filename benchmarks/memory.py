@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shlex
 import shutil
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 import click
 from PIL import Image
 
-from isicrt.benchmarks.environment import read_environment
+from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.process import run_command
 from isicrt.benchmarks.rendered import render
 from isicrt.engine import shipped
@@ -160,7 +159,7 @@ def _render_large(folder: Path) -> list[Path]:
 def _report(readings: Sequence[Reading]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
-        "command": shlex.join(["python", "-m", "isicrt.benchmarks.memory", *sys.argv[1:]]),
+        "command": recorded_command(["python", "-m", "isicrt.benchmarks.memory", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": read_environment().to_dict(),
         "growth": growth(readings),

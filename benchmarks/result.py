@@ -11,7 +11,7 @@ from typing import Any
 
 from isicrt.benchmarks.accuracy import Accuracy
 from isicrt.benchmarks.environment import Environment
-from isicrt.benchmarks.latency import SETTLED_WINDOWS, TOLERANCE, Latency, Window, relative_spread
+from isicrt.benchmarks.latency import QUICK_WINDOW, SETTLED_WINDOWS, TOLERANCE, Latency, Window, relative_spread
 from isicrt.benchmarks.process import Usage
 from isicrt.benchmarks.stages import StageSplit
 from isicrt.benchmarks.throughput import EndToEnd
@@ -171,6 +171,8 @@ class Report:
     def warnings(self) -> list[str]:
         """What a reader must know before believing the figures."""
         found: list[str] = []
+        if self.protocol.window == QUICK_WINDOW:
+            found.append("a quick run shows that it works: quote none of its figures")
         load, cores = self.environment.load_average, self.environment.cores
         if load is not None and load > cores / 2:
             found.append(f"the machine was busy before the start: load average {load:.1f} on {cores} cores")

@@ -44,6 +44,8 @@ class StageSplit:
     crowded_ms: tuple[float, ...] = ()
     """CPU milliseconds an image of the network alone on every core at once, one figure for each pass; none for a
     network on a device, and in results that did not note it."""
+    threads: int | None = None
+    """Of the network on the CPU; None for one a core."""
 
     def wall(self, stage: str) -> float:
         """Milliseconds an image on the stage's own thread, median of the passes."""
@@ -76,10 +78,11 @@ class StageSplit:
 
     @property
     def limit_ms(self) -> float:
-        """L, which no pipeline of these stages can beat, milliseconds an image: CPU time of all stages / cores, or the
-        wall time of a network on a GPU where that is longer."""
+        """L, which no pipeline of these stages can beat, milliseconds an image: CPU time of all stages / cores; or, if
+        it is longer, the wall time of a network on a GPU, or the CPU time of the network / its threads."""
         limit = sum(map(self.cpu, STAGES)) / self.cores
-        return max(limit, self.wall("infer")) if self.on_device else limit
+        network = self.wall("infer") if self.on_device else self.cpu("infer") / (self.threads or self.cores)
+        return max(limit, network)
 
     @property
     def crowding(self) -> float | None:
@@ -93,6 +96,7 @@ class StageSplit:
             "batch_size": self.batch_size,
             "images": self.images,
             "cores": self.cores,
+            "threads": self.threads,
             "on_device": self.on_device,
             "megapixels": self.megapixels,
             "bottleneck": self.bottleneck,
@@ -125,6 +129,7 @@ class StageSplit:
             bool(data.get("on_device", False)),
             data.get("megapixels"),
             tuple(map(float, data.get("passes_crowded_ms", ()))),
+            data.get("threads"),
         )
 
 

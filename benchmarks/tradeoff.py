@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ import click
 import numpy as np
 
 from isicrt.benchmarks.accuracy import Accuracy, score_masks
-from isicrt.benchmarks.environment import read_environment
+from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.latency import QUICK_WINDOW, Window, measure_latency, relative_spread
 from isicrt.benchmarks.macs import count_macs, count_parameters, load_graph
 from isicrt.benchmarks.plain_unet import plain_unet
@@ -222,6 +221,7 @@ def _to_dict(entry: _Entry, peer: _Entry | None, best: _Entry) -> dict[str, Any]
         "sha256": hashlib.sha256(entry.path.read_bytes()).hexdigest(),
         "architecture": card.architecture,
         "precision": card.precision,
+        "runtime": entry.runtimes[1].name,
         "input": list(card.input_size),
         "parameters": count_parameters(graph),
         "macs": count_macs(graph),
@@ -316,7 +316,7 @@ def _run(
     names = ["/".join(root.absolute().parts[-2:]) for root in roots]
     return {
         "schema": SCHEMA,
-        "command": shlex.join(["python", "-m", "isicrt.benchmarks.tradeoff", *sys.argv[1:]]),
+        "command": recorded_command(["python", "-m", "isicrt.benchmarks.tradeoff", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": environment.to_dict(),
         "data": {"sets": names, "split": split, "ids": ids.name if ids is not None else None, "images": len(cases)},

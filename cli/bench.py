@@ -23,6 +23,7 @@ from isicrt.engine.errors import DataError, SettingsError
 
 _FILE_WIDTH = 100
 """Letters a line where the output goes to a file or a pipe, which has no width of its own."""
+_REDRAW = "\r\x1b[K"
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -138,7 +139,8 @@ def command(
 
     isicrt bench --model a.onnx --model b.plan --images DIR --masks DIR --html report.html
 
-    isicrt bench --compare old.json --fail-under-ratio images_per_second=0.9 --fail-under jaccard=0.85
+    isicrt bench --images DIR --masks DIR --compare old.json --fail-under-ratio images_per_second=0.9 --fail-under
+    jaccard=0.85
     """
     gates = [parse_gate(text, "--fail-under") for text in under]
     gates += [parse_gate(text, "--fail-over") for text in over]
@@ -182,7 +184,7 @@ def command(
         hint = f"masks are written to the temporary folder {tempfile.gettempdir()}; set TMPDIR for another"
         raise DataError(f"{error.filename or 'bench'}: {error.strerror or error} ({hint})") from error
     if sys.stderr.isatty():
-        click.echo("\r\x1b[K", nl=False, err=True)
+        click.echo(_REDRAW, nl=False, err=True)
     _print(report)
     for path, text in files:
         try:
@@ -198,9 +200,10 @@ def command(
 
 
 def _show_step(step: str, done: int, total: int) -> None:
-    """One line, redrawn between measurements: a live progress bar would take CPU time from what is measured."""
-    if sys.stderr.isatty():
-        click.echo(f"\r\x1b[K[{done}/{total}] {step}", nl=False, err=True)
+    """One line, redrawn between measurements: a live progress bar would take CPU time from what is measured. In a log,
+    a line for each."""
+    terminal = sys.stderr.isatty()
+    click.echo(f"{_REDRAW if terminal else ''}[{done}/{total}] {step}", nl=not terminal, err=True)
 
 
 def _print(report: Report) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-
 import click
+
+from isicrt.benchmarks.environment import recorded_command
 
 _ARGUMENTS = "isicrt.arguments"
 
@@ -19,4 +19,4 @@ class RecordingCommand(click.Command):
 
 def command_line(ctx: click.Context) -> str:
     """The command as it was typed, quoted for a shell: what a result says that it was made with."""
-    return shlex.join(["isicrt", str(ctx.command.name), *ctx.meta[_ARGUMENTS]])
+    return recorded_command(["isicrt", str(ctx.command.name), *ctx.meta[_ARGUMENTS]])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import click
 
+from isicrt.benchmarks.environment import recorded_command
 from isicrt.benchmarks.peers.race import PEERS, Entrant, Peer, Race, agreement, run_isicrt, run_peer
 from isicrt.engine import shipped
 from isicrt.engine.errors import DataError, IsicrtError, SettingsError
@@ -122,7 +122,7 @@ def _race(
             for entrant in others:
                 entrant.agreement = agreement(folder / "isicrt", folder / entrant.name)
         return Race(
-            command=shlex.join(["python", "-m", "isicrt.benchmarks.peers", *sys.argv[1:]]),
+            command=recorded_command(["python", "-m", "isicrt.benchmarks.peers", *sys.argv[1:]]),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             model=model.name,
             baseline=baseline.name if baseline else None,

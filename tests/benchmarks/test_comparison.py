@@ -43,6 +43,17 @@ def test_the_repeats_decide(old: tuple[float, ...], new: tuple[float, ...], expe
     assert found.changed == (expected in ("better", "worse"))
 
 
+def test_what_did_not_settle_is_said_before_what_changed() -> None:
+    calm, noisy = sample_report(_timed(1.0, 1.01, 1.02)), sample_report(_timed(2.0, 2.8, 2.4))
+    for old, new, age in ((calm, noisy, "newer"), (noisy, calm, "older")):
+        lines = comparison_lines(compare(old, new))
+        assert lines[0].startswith("do not quote what changed")
+        assert lines[1].startswith(
+            f"the {age} report did not settle: darkness: files to masks: the last 3 of 3 runs differ"
+        )
+    assert not any("settle" in line or "quote" in line for line in comparison_lines(compare(calm, calm)))
+
+
 def test_lower_is_better_for_times_and_higher_for_rates() -> None:
     verdicts = _verdicts(compare(sample_report(), sample_report(sample_model(slower=3))))
     assert verdicts["p50_ms@8"] == verdicts["network_images_per_second@8"] == verdicts["infer_cpu_ms"] == "worse"

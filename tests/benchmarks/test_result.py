@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from isicrt.benchmarks.accuracy import Accuracy
-from isicrt.benchmarks.latency import Latency
+from isicrt.benchmarks.latency import QUICK_WINDOW, Latency
 from isicrt.benchmarks.result import SCHEMA, ModelResult, Report, read_report
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun
 from isicrt.engine.errors import DataError
@@ -134,6 +134,13 @@ def _sampled(megapixels: float) -> ModelResult:
         (
             dataclasses.replace(sample_report(), protocol=dataclasses.replace(sample_report().protocol, repeats=2)),
             ["fewer than 3 repeats"],
+            False,
+        ),
+        (
+            dataclasses.replace(
+                sample_report(), protocol=dataclasses.replace(sample_report().protocol, window=QUICK_WINDOW)
+            ),
+            ["a quick run shows that it works: quote none of its figures"],
             False,
         ),
         (

@@ -46,6 +46,14 @@ def test_loads_bottleneck_and_limit(
     assert split.share(bottleneck) == pytest.approx(max(loads) / sum(loads))
 
 
+@pytest.mark.parametrize(("threads", "limit"), [(None, 28.0), (2, 28.0), (1, 40.0), (8, 28.0)])
+def test_a_network_on_fewer_threads_than_cores_bounds_the_pipeline(threads: int | None, limit: float) -> None:
+    split = _split(2, decode=(10.0, 10.0), infer=(90.0, 40.0), restore=(4.0, 4.0), write=(2.5, 2.0))
+    split = dataclasses.replace(split, threads=threads)
+    assert split.limit_ms == pytest.approx(limit)
+    assert StageSplit.from_dict(split.to_dict()) == split
+
+
 def test_a_stage_is_the_median_of_its_passes() -> None:
     split = StageSplit(1, 1, 1, dict.fromkeys(STAGES, (1.0, 9.0, 2.0)), dict.fromkeys(STAGES, (5.0, 3.0, 4.0)))
     assert (split.wall("decode"), split.cpu("decode")) == (2.0, 4.0)

@@ -30,7 +30,7 @@ def test_rendered_images_and_every_kind_of_report(darkness_onnx: Path, tmp_path:
         assert path.stat().st_size > 200
         assert str(path) in "".join(result.output.split("\n"))
     report = read_report(files["json"])
-    assert report.command.startswith("isicrt bench --model ")
+    assert "isicrt bench --model " in report.command
     assert report.command.endswith(f"--html {files['html']}")
     assert [x.batch_size for x in report.models[0].latencies] == [1, 8]
 

@@ -290,27 +290,6 @@ def test_a_slow_writer_holds_back_the_reader(rendered_pairs: Path, tmp_path: Pat
     assert most <= (2 + runtime.depth) * 4 + 2 * (2 + 1) + 4
 
 
-def test_decode_threads_write_what_waits_and_what_is_left(
-    rendered_pairs: Path, tmp_path: Path, runtime: OnnxRuntime
-) -> None:
-    jobs = find_jobs(rendered_pairs / "images", tmp_path)
-    held = threading.Event()
-    writers: list[str] = []
-
-    def overlay(job: Job, mask: np.ndarray) -> None:
-        name = threading.current_thread().name.removeprefix(THREAD_PREFIX)
-        writers.append(name)
-        if len(writers) == len(jobs):
-            held.set()
-        if name.startswith("write"):  # the only write thread is stuck until all others are written
-            assert held.wait(60)
-
-    summary = run_jobs(jobs, runtime, batch_size=4, decode_threads=2, write_threads=1, overlay=overlay)
-    assert (summary.images, summary.failed) == (12, 0)
-    assert sum(name.startswith("write") for name in writers) <= 1
-    assert len(list(tmp_path.iterdir())) == 12
-
-
 @pytest.mark.parametrize(("limit", "stops"), [(0, True), (2, True), (3, False), (None, False)])
 def test_too_many_failures_end_the_run(
     rendered_pairs: Path, tmp_path: Path, runtime: OnnxRuntime, limit: int | None, stops: bool
