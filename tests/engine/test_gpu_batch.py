@@ -39,8 +39,9 @@ def test_the_way_is_chosen(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch)
         assert open_chain(plan) is open_chain(plan, "cpu") is None
         with pytest.raises(type(error), match=r"^--decode gpu: .*--decode cpu"):
             open_chain(plan, "gpu")
-    monkeypatch.setattr(gpu_stages, "GpuChain", lambda runtime, threshold: (runtime, threshold))
-    assert open_chain(plan, threshold=0.3) == open_chain(plan, "gpu", threshold=0.3) == (plan, 0.3)
+    monkeypatch.setattr(gpu_stages, "GpuChain", lambda runtime, **settings: (runtime, settings))
+    chosen = {"threshold": 0.3, "hardware_load": 0.5}
+    assert open_chain(plan, **chosen) == open_chain(plan, "gpu", **chosen) == (plan, chosen)
 
 
 def test_an_onnx_file_cannot_be_fed_by_the_gpu() -> None:

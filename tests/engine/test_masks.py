@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from isicrt.engine.geometry import cutoff, upsample_probability
 from isicrt.engine.masks import Mask, encode_png, replace_file, restore_mask, write_mask
 
 
@@ -110,6 +111,25 @@ def test_cleaning_equals_labelling_on_noise(density: float, keep_largest: bool, 
         np.testing.assert_array_equal(
             _cleaned(mask, keep_largest, fill_holes), _reference(mask, keep_largest, fill_holes)
         )
+
+
+@pytest.mark.parametrize("size", [(7, 9), (24, 24), (61, 200), (200, 61), (300, 301), (511, 30)])
+@pytest.mark.parametrize("threshold", [0.02, 0.5, 0.98])
+def test_only_background_is_left_out_of_the_search(size: tuple[int, int], threshold: float) -> None:
+    rng = np.random.default_rng(size[0])
+    cut = cutoff(threshold)
+    for n in range(60):
+        # Spots of any place and height, some at the edges and many just at the threshold.
+        probability = np.zeros((24, 24), np.uint8)
+        for _ in range(n % 4):
+            y, x = rng.integers(0, 24, 2)
+            level = rng.choice([cut - 1, cut, 255])
+            probability[y : y + rng.integers(1, 9), x : x + rng.integers(1, 9)] = level
+        whole = upsample_probability(probability, size) >= cut
+        for clean in (False, True):
+            mask = restore_mask(probability, size, threshold=threshold, keep_largest=clean, fill_holes=clean)
+            expected = _reference(whole, True, True) if clean else whole
+            np.testing.assert_array_equal(mask, expected)
 
 
 def test_interpolation_comes_before_the_threshold() -> None:
