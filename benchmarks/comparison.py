@@ -54,7 +54,7 @@ class Comparison:
     alone: tuple[str, ...]
     """Models of the new report that the old one does not have."""
     unsettled: tuple[str, ...] = ()
-    """Figures of either report that did not settle: what is said of them may be noise all the same."""
+    """Figures of either report that did not settle, and quick runs: what is said of them may be noise all the same."""
 
     @property
     def changed(self) -> bool:
@@ -79,13 +79,13 @@ def compare(old: Report, new: Report) -> Comparison:
         mismatches=tuple(_mismatches(old, new) + [line for n, o in models for line in _model_mismatches(o, n)]),
         changes=tuple((n.label, tuple(_changes(o, n))) for n, o in models),
         alone=tuple(m.label for m in new.models if m.label not in pairs),
-        unsettled=tuple(
-            f"the {age} report did not settle: {line}"
-            for age, report in (("older", old), ("newer", new))
-            for model in report.models
-            for line in model.noise
-        ),
+        unsettled=(*_doubts(old, "older"), *_doubts(new, "newer")),
     )
+
+
+def _doubts(report: Report, age: str) -> list[str]:
+    quick = [f"the {age} report is of a quick run"] if report.quick else []
+    return quick + [f"the {age} report did not settle: {line}" for model in report.models for line in model.noise]
 
 
 def _mismatches(old: Report, new: Report) -> list[str]:
@@ -205,11 +205,15 @@ def _percent(change: Change) -> str:
     return f"{change.new / change.old - 1:+.1%}" if change.old else "-"
 
 
+def comparison_cautions(found: Comparison) -> list[str]:
+    """What to read before the tables: why not to believe them, a sentence each."""
+    caution = "do not quote what changed: measure again on a quiet machine, and not with --quick"
+    return [caution, *found.unsettled] if found.unsettled else []
+
+
 def comparison_lines(found: Comparison) -> list[str]:
-    """The caution, and what has no table: a sentence each."""
-    lines = ["do not quote what changed: measure again on a quiet machine"] if found.unsettled else []
-    lines += found.unsettled
-    lines += [f"not the same: {line}" for line in found.mismatches]
+    """What has no table: a sentence each."""
+    lines = [f"not the same: {line}" for line in found.mismatches]
     lines += [f"{label}: not in the older report" for label in found.alone]
     return lines if found.changed else [*lines, "nothing changed beyond noise"]
 
@@ -222,6 +226,8 @@ def main(files: list[str]) -> None:
         found = compare(*(read_report(Path(file)) for file in files))
     except IsicrtError as error:
         sys.exit(f"Error: {error}")
+    for line in comparison_cautions(found):
+        print(line)
     for table in comparison_tables(found):
         print(table.title)
         for row in (table.header, *table.rows):

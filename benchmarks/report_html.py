@@ -100,8 +100,9 @@ def to_html(report: Report) -> str:
             stage_plot,
             "Where the time goes",
             "How long an image would keep the whole machine busy in each stage, measured alone: CPU time divided by "
-            "the cores, and for a network on a GPU its wall time. Together they are L. The dashed line is the measured "
-            "pipeline: how far it is to the right of the bar is what it loses.",
+            "the cores, and for a network on a GPU its wall time. Together they are L, or less where --threads "
+            "or a GPU leaves one stage behind the others. The dashed line is the measured pipeline: how far it is to "
+            "the right of L is what it loses.",
         )
     )
     if any(m.timeline for m in report.models):

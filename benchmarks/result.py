@@ -168,10 +168,15 @@ class Report:
         return any(m.end_to_end.failures or (m.accuracy and m.accuracy.problems) for m in self.models)
 
     @property
+    def quick(self) -> bool:
+        """Whether it was measured with ``--quick``, which shows that it works and no more."""
+        return self.protocol.window == QUICK_WINDOW
+
+    @property
     def warnings(self) -> list[str]:
         """What a reader must know before believing the figures."""
         found: list[str] = []
-        if self.protocol.window == QUICK_WINDOW:
+        if self.quick:
             found.append("a quick run shows that it works: quote none of its figures")
         load, cores = self.environment.load_average, self.environment.cores
         if load is not None and load > cores / 2:

@@ -1,8 +1,8 @@
 """What an image costs in each stage of the pipeline when that stage has the machine to itself.
 
-From that follows the limit L of any pipeline of these stages: CPU milliseconds an image of all of them / cores. The
-network is measured on one thread, as the others are: what several threads lose among each other is the pipeline's loss
-and not the limit's.
+From that follows the limit L of any pipeline of these stages: CPU milliseconds an image of all of them / cores, or more
+where one stage has few threads. The network is measured on one thread, as the others are: what several threads lose
+among each other is the pipeline's loss and not the limit's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image
 from isicrt.engine.in_flight import infer_batches
 from isicrt.engine.masks import restore_mask, write_mask
-from isicrt.engine.pipeline import STAGES
+from isicrt.engine.pipeline import STAGES, default_threads
 from isicrt.engine.runtime import PipelinedRuntime, Runtime
 
 
@@ -45,7 +45,7 @@ class StageSplit:
     """CPU milliseconds an image of the network alone on every core at once, one figure for each pass; none for a
     network on a device, and in results that did not note it."""
     threads: int | None = None
-    """Of the network on the CPU; None for one a core."""
+    """Of the network on the CPU, and of decoding; None for one a core."""
 
     def wall(self, stage: str) -> float:
         """Milliseconds an image on the stage's own thread, median of the passes."""
@@ -55,10 +55,18 @@ class StageSplit:
         """CPU milliseconds an image, median of the passes."""
         return float(np.median(self.cpu_ms[stage]))
 
+    @property
+    def usable_cores(self) -> int:
+        """Cores that the pipeline's threads can keep busy. With few `threads` on many cores it is fewer than `cores`,
+        and more than `threads`: those that decode and those that write run beside the network's."""
+        if self.threads is None or self.on_device:
+            return self.cores
+        return min(self.cores, self.threads + sum(default_threads(self.threads)))
+
     def load(self, stage: str) -> float:
-        """Milliseconds an image for which the stage would keep the whole machine busy: CPU time / cores, and for a
-        network on a GPU, of which one call runs at a time, its wall time."""
-        return self.wall(stage) if stage == "infer" and self.on_device else self.cpu(stage) / self.cores
+        """Milliseconds an image for which the stage would keep the whole machine busy: CPU time / `usable_cores`, and
+        for a network on a GPU, of which one call runs at a time, its wall time."""
+        return self.wall(stage) if stage == "infer" and self.on_device else self.cpu(stage) / self.usable_cores
 
     @property
     def waited(self) -> float:
@@ -77,12 +85,27 @@ class StageSplit:
         return max(STAGES, key=self.load)
 
     @property
+    def bounds(self) -> dict[str, float]:
+        """What no pipeline of these stages can beat, each on its own account, milliseconds an image: by what it is."""
+        cores = self.usable_cores
+        found = {f"CPU time of all stages / {_count(cores, 'core')}": sum(map(self.cpu, STAGES)) / cores}
+        if self.on_device:
+            found["wall time of the network on the GPU"] = self.wall("infer")
+        elif self.threads is not None:
+            for stage, name in (("infer", "the network"), ("decode", "decoding")):
+                # No other thread decodes or computes the network. Decode threads write too, so writing has no bound.
+                found[f"CPU time of {name} / {_count(self.threads, 'thread')}"] = self.cpu(stage) / self.threads
+        return found
+
+    @property
     def limit_ms(self) -> float:
-        """L, which no pipeline of these stages can beat, milliseconds an image: CPU time of all stages / cores; or, if
-        it is longer, the wall time of a network on a GPU, or the CPU time of the network / its threads."""
-        limit = sum(map(self.cpu, STAGES)) / self.cores
-        network = self.wall("infer") if self.on_device else self.cpu("infer") / (self.threads or self.cores)
-        return max(limit, network)
+        """L, milliseconds an image: the largest of `bounds`."""
+        return max(self.bounds.values())
+
+    @property
+    def limit_of(self) -> str:
+        """What L is, in words: what was divided by what."""
+        return max(self.bounds, key=self.bounds.__getitem__)
 
     @property
     def crowding(self) -> float | None:
@@ -101,6 +124,7 @@ class StageSplit:
             "megapixels": self.megapixels,
             "bottleneck": self.bottleneck,
             "limit_ms": self.limit_ms,
+            "limit_of": self.limit_of,
             "crowding": self.crowding,
             "passes_crowded_ms": list(self.crowded_ms),
             "stages": {
@@ -131,6 +155,10 @@ class StageSplit:
             tuple(map(float, data.get("passes_crowded_ms", ()))),
             data.get("threads"),
         )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def on_device(runtime: Runtime) -> bool:

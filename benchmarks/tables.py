@@ -63,9 +63,10 @@ def _latency(report: Report) -> Table:
 def _throughput(report: Report) -> Table:
     return Table(
         title="Files to masks",
-        note=f"The whole pipeline, median of {_runs(report)} runs over {report.workload.images} images. L: CPU time of "
-        "all stages, each measured alone on one thread, / cores; no pipeline of them is faster. Ratio: measured / L. "
-        "Crowding: CPU time of the network on every core at once / on one alone, which the machine adds to the ratio.",
+        note=f"The whole pipeline, median of {_runs(report)} runs over {report.workload.images} images. L: "
+        f"{_limits(report)}, each stage measured alone on one thread; no pipeline of them is faster. Ratio: measured / "
+        "L. Crowding: CPU time of the network on every core at once / on one alone, which the machine adds to the "
+        "ratio.",
         header=("Model", "Batch", "images/s", "MP/s", "ms/image", "L ms", "Ratio", "Crowding", "Bottleneck"),
         rows=tuple(
             (m.label, str(m.end_to_end.batch_size))
@@ -84,6 +85,14 @@ def _throughput(report: Report) -> Table:
         ),
         labels=1,
     )
+
+
+def _limits(report: Report) -> str:
+    """What L is; by model where it is not the same for all."""
+    kinds = {m.label: m.stages.limit_of for m in report.models}
+    if len(set(kinds.values())) == 1:
+        return next(iter(kinds.values()))
+    return ", ".join(f"{kind} ({label})" for label, kind in kinds.items())
 
 
 def _stages(report: Report) -> Table:
@@ -124,12 +133,12 @@ def _resources(report: Report) -> Table:
     def cell(value: float | None, absent: str) -> str:
         return absent if value is None else figure(value)
 
-    cores = report.environment.cores
+    cores = max(m.stages.usable_cores for m in report.models)
     return Table(
         title="Resources",
-        note="Cores kept busy and CPU time of the timed runs, beside the CPU time of the stages alone. Largest memory "
-        "of isicrt segment on these images as a process of its own, MB of 10^6 bytes. Energy of the processors, other "
-        "programs' too.",
+        note="Cores kept busy, of those that the pipeline's threads can use, and CPU time of the timed runs, beside "
+        "the CPU time of the stages alone. Largest memory of isicrt segment on these images as a process of its own, MB "
+        "of 10^6 bytes. Energy of the processors, other programs' too.",
         header=("Model", f"Busy of {cores} cores", "CPU ms/image", "Alone", "Peak RSS MB", "GPU MB", "J/image"),
         rows=tuple(
             (

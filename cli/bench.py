@@ -10,7 +10,13 @@ from pathlib import Path
 import click
 
 from isicrt.benchmarks.benchmark import run_benchmark
-from isicrt.benchmarks.comparison import compare, comparison_lines, comparison_tables, pair_models
+from isicrt.benchmarks.comparison import (
+    compare,
+    comparison_cautions,
+    comparison_lines,
+    comparison_tables,
+    pair_models,
+)
 from isicrt.benchmarks.gates import SCORES, Gate, failures, parse_gate
 from isicrt.benchmarks.latency import QUICK_WINDOW, Window
 from isicrt.benchmarks.report_html import to_html
@@ -95,7 +101,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     "under",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Exit code 1 where a figure of a model is less, such as images_per_second=50 or jaccard=0.85.",
+    help="Exit code 1 where a figure of a model is less, such as images_per_second=50 or, with --images and --masks, "
+    "jaccard=0.85.",
 )
 @click.option(
     "--fail-over",
@@ -139,6 +146,8 @@ def command(
 
     isicrt bench --model a.onnx --model b.plan --images DIR --masks DIR --html report.html
 
+    A score can be bounded only with images and their ground truth:
+
     isicrt bench --images DIR --masks DIR --compare old.json --fail-under-ratio images_per_second=0.9 --fail-under
     jaccard=0.85
     """
@@ -147,8 +156,9 @@ def command(
     gates += [parse_gate(text, "--fail-under-ratio") for text in ratios]
     if ratios and old_file is None:
         raise SettingsError("--fail-under-ratio needs --compare: a ratio to what?")
-    if images is not None and masks is None and (scores := [g.name for g in gates if g.name in SCORES]):
-        raise SettingsError(f"a bound on {scores[0]} needs --masks: there is no score without ground truth")
+    if masks is None and (scores := [g.name for g in gates if g.name in SCORES]):
+        why = "a score on rendered images says nothing" if images is None else "there is no score without ground truth"
+        raise SettingsError(f"a bound on {scores[0]} needs --images and --masks: {why}")
     old = read_report(old_file) if old_file is not None else None
     wanted = [(json_file, Report.to_json), (csv_file, to_csv), (markdown_file, to_markdown), (html_file, to_html)]
     files = [(path, text) for path, text in wanted if path is not None]
@@ -215,6 +225,7 @@ def _print(report: Report) -> None:
 def _print_comparison(report: Report, old: Report, gates: Sequence[Gate]) -> list[str]:
     """What changed since the older report, and what the gates do not let pass."""
     found = compare(old, report)
+    _print_tables([], comparison_cautions(found))
     _print_tables(comparison_tables(found), comparison_lines(found))
     return failures(report, gates, pair_models(old, report))
 

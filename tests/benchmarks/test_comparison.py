@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from isicrt.benchmarks.accuracy import Accuracy
-from isicrt.benchmarks.comparison import NOISE, UNKNOWN, Comparison, compare, comparison_lines, comparison_tables, main
+from isicrt.benchmarks.comparison import (
+    NOISE,
+    UNKNOWN,
+    Comparison,
+    compare,
+    comparison_cautions,
+    comparison_lines,
+    comparison_tables,
+    main,
+)
+from isicrt.benchmarks.latency import QUICK_WINDOW
 from isicrt.benchmarks.process import Usage
 from isicrt.benchmarks.result import ModelResult, Report
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun
@@ -43,15 +53,27 @@ def test_the_repeats_decide(old: tuple[float, ...], new: tuple[float, ...], expe
     assert found.changed == (expected in ("better", "worse"))
 
 
-def test_what_did_not_settle_is_said_before_what_changed() -> None:
+def test_what_did_not_settle_is_said_before_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calm, noisy = sample_report(_timed(1.0, 1.01, 1.02)), sample_report(_timed(2.0, 2.8, 2.4))
     for old, new, age in ((calm, noisy, "newer"), (noisy, calm, "older")):
-        lines = comparison_lines(compare(old, new))
+        lines = comparison_cautions(compare(old, new))
         assert lines[0].startswith("do not quote what changed")
         assert lines[1].startswith(
             f"the {age} report did not settle: darkness: files to masks: the last 3 of 3 runs differ"
         )
-    assert not any("settle" in line or "quote" in line for line in comparison_lines(compare(calm, calm)))
+    assert comparison_cautions(compare(calm, calm)) == []
+
+    main([_write(tmp_path / "calm.json", calm), _write(tmp_path / "noisy.json", noisy)])
+    output = capsys.readouterr().out
+    assert output.startswith("do not quote what changed")
+    assert output.index("the newer report did not settle") < output.index("images_per_second")
+
+
+def test_a_quick_run_is_said_before_what_changed() -> None:
+    slow = sample_report()
+    quick = dataclasses.replace(slow, protocol=dataclasses.replace(slow.protocol, window=QUICK_WINDOW))
+    assert comparison_cautions(compare(quick, slow))[1:] == ["the older report is of a quick run"]
+    assert comparison_cautions(compare(slow, quick))[1:] == ["the newer report is of a quick run"]
 
 
 def test_lower_is_better_for_times_and_higher_for_rates() -> None:

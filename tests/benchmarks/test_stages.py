@@ -46,12 +46,40 @@ def test_loads_bottleneck_and_limit(
     assert split.share(bottleneck) == pytest.approx(max(loads) / sum(loads))
 
 
-@pytest.mark.parametrize(("threads", "limit"), [(None, 28.0), (2, 28.0), (1, 40.0), (8, 28.0)])
-def test_a_network_on_fewer_threads_than_cores_bounds_the_pipeline(threads: int | None, limit: float) -> None:
-    split = _split(2, decode=(10.0, 10.0), infer=(90.0, 40.0), restore=(4.0, 4.0), write=(2.5, 2.0))
+@pytest.mark.parametrize(
+    ("cores", "threads", "decode", "limit", "kind"),
+    [
+        (2, None, 10.0, 28.0, "CPU time of all stages / 2 cores"),
+        (2, 2, 10.0, 28.0, "CPU time of all stages / 2 cores"),
+        (2, 8, 10.0, 28.0, "CPU time of all stages / 2 cores"),
+        # One thread computes the network while the others decode and write on the other core.
+        (2, 1, 10.0, 40.0, "CPU time of the network / 1 thread"),
+        (2, 1, 50.0, 50.0, "CPU time of decoding / 1 thread"),
+        (2, 1, 38.0, 42.0, "CPU time of all stages / 2 cores"),
+        # Three threads cannot use more than three cores.
+        (64, 1, 39.0, 40.0, "CPU time of the network / 1 thread"),
+        (1, None, 10.0, 56.0, "CPU time of all stages / 1 core"),
+    ],
+)
+def test_few_threads_bound_the_pipeline(
+    cores: int, threads: int | None, decode: float, limit: float, kind: str
+) -> None:
+    split = _split(cores, decode=(decode, decode), infer=(90.0, 40.0), restore=(4.0, 4.0), write=(2.5, 2.0))
     split = dataclasses.replace(split, threads=threads)
     assert split.limit_ms == pytest.approx(limit)
+    assert split.limit_of == split.to_dict()["limit_of"] == kind
     assert StageSplit.from_dict(split.to_dict()) == split
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "on_device", "usable"),
+    [(2, 1, False, 2), (64, 1, False, 3), (64, 4, False, 10), (64, None, False, 64), (64, 1, True, 64)],
+)
+def test_cores_that_the_threads_can_use(cores: int, threads: int | None, on_device: bool, usable: int) -> None:
+    split = _split(cores, decode=(8.0, 8.0), infer=(40.0, 40.0), restore=(4.0, 4.0), write=(2.0, 2.0))
+    split = dataclasses.replace(split, threads=threads, on_device=on_device)
+    assert split.usable_cores == usable
+    assert split.load("restore") == pytest.approx(4 / usable)
 
 
 def test_a_stage_is_the_median_of_its_passes() -> None:

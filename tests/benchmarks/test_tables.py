@@ -33,6 +33,16 @@ def test_cells() -> None:
     assert all(len(row) == len(t.header) for t in tables(sample_report()) for row in t.rows)
 
 
+def test_the_report_says_what_the_limit_was_divided_by() -> None:
+    model = sample_model()
+    few = dataclasses.replace(model, label="few", stages=dataclasses.replace(model.stages, cores=64, threads=1))
+    notes = [tables(sample_report(*models))[1].note for models in ((model,), (few,), (model, few))]
+    assert "L: CPU time of all stages / 2 cores, each stage" in notes[0]
+    assert "L: CPU time of the network / 1 thread, each stage" in notes[1]
+    assert "2 cores (darkness), CPU time of the network / 1 thread (few), each stage" in notes[2]
+    assert [tables(sample_report(m))[4].header[1] for m in (model, few)] == ["Busy of 2 cores", "Busy of 3 cores"]
+
+
 def test_no_accuracy_without_scores_and_only_for_those_who_have_them() -> None:
     assert len(tables(sample_report(sample_model(scored=False)))) == 5
     mixed = tables(sample_report(sample_model("a", scored=False), sample_model("b")))

@@ -81,7 +81,8 @@ def test_a_failed_image_is_exit_code_1(darkness_onnx: Path, rendered_pairs: Path
         (["--fail-over", "images_per_second=4"], 2, "higher is better; use --fail-under"),
         (["--fail-under", "images_per_second"], 2, "expected NAME=VALUE"),
         (["--fail-under-ratio", "images_per_second=0.9"], 2, "needs --compare"),
-        (["--images", ".", "--fail-under", "jaccard=0.8"], 2, "needs --masks"),
+        (["--images", ".", "--fail-under", "jaccard=0.8"], 2, "--masks: there is no score without ground truth"),
+        (["--fail-under", "dice=0.8"], 2, "dice needs --images and --masks: a score on rendered images says nothing"),
     ],
 )
 def test_bad_arguments(
