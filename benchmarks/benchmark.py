@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -115,7 +115,7 @@ def run_benchmark(
             workload = render_workload(folder, rendered)
         else:
             workload = open_workload(images, masks, folder / "masks")
-        _read_ahead(workload.files)
+        contents = workload.read_ahead()
         candidates = [_prepare(*found, protocol, workload) for found in zip(files, runtimes, alone, strict=True)]
         labels = _labels(candidates)
         folders = [folder / f"masks-{n}" for n in range(len(candidates))]
@@ -143,18 +143,10 @@ def run_benchmark(
             command=command,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             environment=environment,
-            workload=workload.describe(),
+            workload=workload.describe(contents),
             protocol=protocol,
             models=tuple(results),
         )
-
-
-def _read_ahead(files: Sequence[Path]) -> None:
-    """Bring the files into the page cache, so that the first run is like the others."""
-    for file in files:
-        if file.is_file():
-            with suppress(OSError):  # the run will say what is wrong with it
-                file.read_bytes()
 
 
 def _prepare(file: Path, runtime: Runtime, alone: Runtime, protocol: Protocol, workload: Workload) -> _Candidate:

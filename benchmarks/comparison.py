@@ -99,6 +99,8 @@ def _mismatches(old: Report, new: Report) -> list[str]:
         ("number of images", old.workload.images, new.workload.images),
         ("megabytes of images", round(old.workload.megabytes, 1), round(new.workload.megabytes, 1)),
     ]
+    if old.workload.sha256 and new.workload.sha256:
+        sides.append(("SHA-256 of images", old.workload.sha256[:12], new.workload.sha256[:12]))
     names = sorted({*a.versions, *b.versions} - {"isicrt"})
     sides += [(name, a.versions.get(name, "none"), b.versions.get(name, "none")) for name in names]
     return [f"{name}: {was} before, {now} now" for name, was, now in sides if was != now]

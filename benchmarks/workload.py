@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -36,8 +38,23 @@ class Workload:
     """The images, in the order of `names`."""
     rendered: bool
 
-    def describe(self) -> WorkloadSummary:
-        """What the report says of it."""
+    def read_ahead(self) -> str:
+        """Bring the images into the page cache, so that the first run is like the others.
+
+        Returns:
+            SHA-256 of their contents and of their names in the folder, wherever that is.
+        """
+        found = hashlib.sha256()
+        for name, file in sorted(zip(self.names, self.files, strict=True)):
+            content = b""
+            if file.is_file():
+                with suppress(OSError):  # the run will say what is wrong with it
+                    content = file.read_bytes()
+            found.update(f"{name.as_posix()}\n{hashlib.sha256(content).hexdigest()}\n".encode(errors="surrogateescape"))
+        return found.hexdigest()
+
+    def describe(self, sha256: str | None = None) -> WorkloadSummary:
+        """What the report says of it; `sha256` is that of `read_ahead`."""
         return WorkloadSummary(
             source=f"{len(self.files)} rendered images, {RENDERED_SIZE[1]} x {RENDERED_SIZE[0]} px, "
             f"JPEG quality {RENDERED_QUALITY}"
@@ -49,6 +66,7 @@ class Workload:
             without_truth=tuple(n.with_suffix("").as_posix() for n in self.names if n not in self.truths)
             if self.truths
             else (),
+            sha256=sha256,
         )
 
 
@@ -64,6 +82,8 @@ class WorkloadSummary:
     rendered: bool
     without_truth: tuple[str, ...]
     """Images that were segmented and timed but not scored, where others were."""
+    sha256: str | None = None
+    """Of the contents and names of the images, see `Workload.read_ahead`; None in results that did not note it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -13,6 +13,7 @@ from isicrt.benchmarks.benchmark import run_benchmark
 from isicrt.benchmarks.latency import QUICK_WINDOW, Latency
 from isicrt.benchmarks.result import Protocol
 from isicrt.benchmarks.throughput import TimedRun
+from isicrt.benchmarks.workload import open_workload
 from isicrt.engine.errors import DataError, ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.onnx_runtime import OnnxRuntime
@@ -36,6 +37,7 @@ def test_the_masks_of_the_timed_run_are_scored(darkness_onnx: Path, rendered_pai
     assert [(r.images, r.failed) for r in model.end_to_end.runs] == [(12, 0)] * 2
     assert model.end_to_end.batch_size == 4
     assert report.workload.images == 12
+    assert report.workload.sha256 == open_workload(images, None, tmp_path / "none").read_ahead()
     assert not report.workload.rendered
 
     assert model.process is not None
@@ -150,6 +152,28 @@ def test_a_batch_size_above_the_models_is_lowered(
     report = run_benchmark([str(darkness_onnx)], _protocol((1, 8), 1), images=rendered_pairs / "images")
     assert [x.batch_size for x in report.models[0].latencies] == [1]
     assert report.models[0].end_to_end.batch_size == 1
+
+
+def test_contents_and_names_of_images_are_told_apart_and_their_folder_is_not(
+    rendered_pairs: Path, tmp_path: Path
+) -> None:
+    def digest(folder: Path) -> str:
+        return open_workload(folder, None, tmp_path / "masks").read_ahead()
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(rendered_pairs / "images", first)
+    shutil.copytree(first, second)
+    before = digest(first)
+    assert digest(second) == before
+    file = second / "ISIC_0000003.jpg"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1  # of the same size
+    file.write_bytes(content)
+    assert digest(second) != before
+    shutil.copy(first / file.name, file)
+    assert digest(second) == before
+    file.rename(second / "other.jpg")
+    assert digest(second) != before
 
 
 def test_a_bad_image_costs_that_image(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:

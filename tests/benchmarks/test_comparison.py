@@ -132,6 +132,23 @@ def test_what_is_not_the_same_is_said() -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("aa" * 32, "bb" * 32, ["not the same: SHA-256 of images: aaaaaaaaaaaa before, bbbbbbbbbbbb now"]),
+        ("aa" * 32, "aa" * 32, []),
+        (None, "bb" * 32, []),  # an older report did not note it
+    ],
+)
+def test_images_of_other_contents_are_said(old: str | None, new: str, expected: list[str]) -> None:
+    report = sample_report()
+    sides = [
+        dataclasses.replace(report, workload=dataclasses.replace(report.workload, sha256=sha256))
+        for sha256 in (old, new)
+    ]
+    assert comparison_lines(compare(*sides)) == [*expected, "nothing changed beyond noise"]
+
+
+@pytest.mark.parametrize(
     ("old", "new", "paired", "alone"),
     [
         (["a", "b"], ["b", "c"], ["b"], ["c"]),
