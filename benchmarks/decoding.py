@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from isicrt.benchmarks.agreement import Agreement, ImageAgreement, Limits
-from isicrt.benchmarks.environment import read_environment
+from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case, infer
 from isicrt.benchmarks.gpu_dali import decode_with_dali
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
@@ -387,7 +386,7 @@ def _head(words: Sequence[str]) -> dict[str, Any]:
     environment["versions"] |= {d.name: d.version for d in distributions() if (d.name or "").startswith(_DECIDE_PIXELS)}
     return {
         "schema": SCHEMA,
-        "command": shlex.join(words),
+        "command": recorded_command(words),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": environment,
     }

@@ -10,7 +10,6 @@ build. A GPU is not needed. What the command refuses is an entry too, with its r
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 
 import click
 
-from isicrt.benchmarks.environment import read_environment
+from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.macs import count_parameters, load_graph
 from isicrt.benchmarks.process import run_command
 from isicrt.engine.card import ModelCard
@@ -174,7 +173,7 @@ def command(
     if json_path is not None:
         made = {_key(row) for row in rows}
         rows = [row for row in earlier["rows"] if _key(row) not in made] + rows
-        words = shlex.join(["python", "-m", "isicrt.benchmarks.plans", *map(_shown, sys.argv[1:])])
+        words = recorded_command(["python", "-m", "isicrt.benchmarks.plans", *map(_shown, sys.argv[1:])])
         result = {
             "schema": SCHEMA,
             "commands": [*earlier["commands"], words],

@@ -72,13 +72,14 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     data, environment = result["data"], result["environment"]
     versions = ", ".join(
         f"{name} {environment['versions'][name]}"
-        for name in ("isicrt", "onnxruntime")
+        for name in ("isicrt", "onnxruntime", "openvino")
         if name in environment["versions"]
     )
     chosen = f", the ids in {data['ids']}" if data["ids"] else ""
     notes = [
         f"Network alone, milliseconds an image, medians of {result['protocol']['repeats']} repeats in turn; x peer: "
         "median of the repeats' ratios.",
+        *_runtimes(result["models"]),
         f"Jaccard index of {data['images']} images ({', '.join(data['sets'])}, {data['split']}{chosen}), official "
         "protocol; difference to the best model with its paired bootstrap interval.",
         f"Measured {result['date'][:10]} on {environment['cpu']} ({environment['cores']} cores), {versions}, with "
@@ -86,6 +87,16 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     ]
     notes += [f"Warning: {warning}." for warning in result["warnings"]]
     return "\n".join([*lines, "", *(f"- {markdown_text(note)}" for note in notes), ""])
+
+
+def _runtimes(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What computed the networks, by name where it was not one for all; nothing in results that did not note it."""
+    found = {str(model["label"]): str(model.get("runtime", "")) for model in models}
+    if not all(found.values()):
+        return []
+    names = sorted(set(found.values()))
+    by_name = [f"{name} ({', '.join(label for label in found if found[label] == name)})" for name in names]
+    return [f"Computed by {names[0] if len(names) == 1 else ' and '.join(by_name)}."]
 
 
 def _row(model: Mapping[str, Any], most: int) -> list[str]:

@@ -150,6 +150,7 @@ def test_the_file_says_what_was_measured_and_not_where(
     darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    monkeypatch.setenv("ISICRT_CPU_RUNTIME", "onnxruntime")
     root = tmp_path / "set"
     root.mkdir()
     (root / "test").symlink_to(rendered_pairs, target_is_directory=True)
@@ -162,6 +163,7 @@ def test_the_file_says_what_was_measured_and_not_where(
     result = json.loads(text)
     assert result["schema"] == SCHEMA
     assert result["command"] == (
+        "ISICRT_CPU_RUNTIME=onnxruntime "
         "python -m isicrt.benchmarks.decoding darkness.onnx --data set --split test --limit 4 --json d.json "
         "--max-change 0.05"
     )

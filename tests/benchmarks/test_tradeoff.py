@@ -151,6 +151,25 @@ def test_commands_fail_with_a_message(models: Path, rendered_pairs: Path, tmp_pa
         assert (done.exit_code, message in done.output) == (1, True), done.output
 
 
+def test_the_caption_says_what_computed(result_file: Path) -> None:
+    result = read_tradeoff(result_file)
+    (runtime,) = {m["runtime"] for m in result["models"]}
+    assert f"- Computed by {runtime.replace('_', chr(92) + '_')}." in to_markdown(result)
+    result["models"][1]["runtime"] = "abacus"
+    assert f"- Computed by abacus (worse) and {runtime} (good, " in to_markdown(result)
+    del result["models"][0]["runtime"]
+    assert "Computed by" not in to_markdown(result), "results that did not note it can still be printed"
+
+
+def test_the_runtime_is_the_one_that_was_opened(
+    models: Path, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISICRT_CPU_RUNTIME", "onnxruntime")
+    cases = find_cases([rendered_pairs], "test", sorted(EVERYTHING))
+    result = measure_tradeoff([models / "good.onnx"], cases, peer=None, repeats=1, window=QUICK_WINDOW)
+    assert [m["runtime"] for m in result["models"]] == ["onnxruntime-cpu"]
+
+
 def test_markdown_escapes_names(result_file: Path) -> None:
     result = read_tradeoff(result_file)
     result["models"][0]["label"] = "a|b"
