@@ -24,6 +24,7 @@ BETTER: Mapping[str, str] = {
     "peak_rss_mb": LOWER,
     "gpu_memory_mb": LOWER,
     "joules_per_image": LOWER,
+    "gpu_joules_per_image": LOWER,
     "jaccard": HIGHER,
     "threshold_jaccard": HIGHER,
     "dice": HIGHER,
@@ -49,6 +50,7 @@ def figures(model: ModelResult) -> dict[str, float]:
         "limit_ms": model.stages.limit_ms,
         "limit_ratio": model.limit_ratio,
         "joules_per_image": model.end_to_end.joules_per_image,
+        "gpu_joules_per_image": model.end_to_end.gpu_joules_per_image,
     }
     if model.process is not None:
         found |= {"peak_rss_mb": model.process.peak_rss_mb, "gpu_memory_mb": model.process.gpu_memory_mb}

@@ -134,12 +134,16 @@ def _resources(report: Report) -> Table:
         return absent if value is None else figure(value)
 
     cores = max(m.stages.usable_cores for m in report.models)
+    # Two more columns, where a GPU worked and counts.
+    gpu = any(m.end_to_end.gpu_watts is not None for m in report.models)
     return Table(
         title="Resources",
         note="Cores kept busy, of those that the pipeline's threads can use, and CPU time of the timed runs, beside "
-        "the CPU time of the stages alone. Largest memory of isicrt segment on these images as a process of its own, MB "
-        "of 10^6 bytes. Energy of the processors, other programs' too.",
-        header=("Model", f"Busy of {cores} cores", "CPU ms/image", "Alone", "Peak RSS MB", "GPU MB", "J/image"),
+        "the CPU time of the stages alone. Largest memory of isicrt segment on these images as a process of its own, "
+        "MB of 10^6 bytes. Energy of the processors, other programs' too."
+        + (" GPU: energy and mean power of all GPUs in the timed runs." if gpu else ""),
+        header=("Model", f"Busy of {cores} cores", "CPU ms/image", "Alone", "Peak RSS MB", "GPU MB", "J/image")
+        + (("GPU J/image", "GPU W") if gpu else ()),
         rows=tuple(
             (
                 m.label,
@@ -150,6 +154,7 @@ def _resources(report: Report) -> Table:
                 cell(m.process.gpu_memory_mb if m.process else None, "no GPU"),
                 cell(m.end_to_end.joules_per_image, "not readable"),
             )
+            + ((cell(m.end_to_end.gpu_joules_per_image, "-"), cell(m.end_to_end.gpu_watts, "-")) if gpu else ())
             for m in report.models
         ),
         labels=1,
@@ -180,8 +185,8 @@ def _accuracy(report: Report) -> Table:
 
 
 def to_markdown(report: Report) -> str:
-    """Every table with its title and note, then the machine: what a README quotes."""
-    parts = []
+    """The warnings, every table with its title and note, then the machine: what a README quotes."""
+    parts = ["\n".join(f"> - {markdown_text(line)}" for line in report.warnings)] if report.warnings else []
     for table in tables(report):
         lines = [f"**{table.title}.** {table.note}", "", _pipes(table.header)]
         lines.append(_pipes([":--" if n < table.labels else "--:" for n in range(len(table.header))], escape=False))
@@ -228,6 +233,8 @@ def to_csv(report: Report) -> str:
             "peak_rss_mb": m.process.peak_rss_mb if m.process else None,
             "gpu_memory_mb": m.process.gpu_memory_mb if m.process else None,
             "joules_per_image": m.end_to_end.joules_per_image,
+            "gpu_joules_per_image": m.end_to_end.gpu_joules_per_image,
+            "gpu_watts": m.end_to_end.gpu_watts,
             "bottleneck": m.stages.bottleneck,
         }
         fixed |= {f"{s}_ms": m.stages.wall(s) for s in STAGES}

@@ -12,6 +12,7 @@ import numpy as np
 
 from isicrt.benchmarks.energy import EnergyMeter
 from isicrt.benchmarks.latency import relative_spread, settled
+from isicrt.benchmarks.stages import on_device
 from isicrt.engine.gpu_stages import open_chain
 from isicrt.engine.pipeline import Outcome, available_cores, default_threads, run_jobs
 from isicrt.engine.runtime import Runtime
@@ -35,6 +36,8 @@ class TimedRun:
     """CPU time of the process meanwhile, over all threads; None in results that did not note it."""
     joules: float | None = None
     """Energy of the processors meanwhile, other programs' too; None where it cannot be read."""
+    gpu_joules: float | None = None
+    """Energy of all GPUs meanwhile, other programs' too; None where the network is on the CPU or it cannot be read."""
 
     @property
     def images_per_second(self) -> float:
@@ -104,6 +107,18 @@ class EndToEnd:
         found = [r.joules / (r.images - r.failed) for r in self.runs if r.joules is not None]
         return float(np.median(found)) if found else None
 
+    @property
+    def gpu_joules_per_image(self) -> float | None:
+        """Median of the runs."""
+        found = [r.gpu_joules / (r.images - r.failed) for r in self.runs if r.gpu_joules is not None]
+        return float(np.median(found)) if found else None
+
+    @property
+    def gpu_watts(self) -> float | None:
+        """Mean power of all GPUs during a run, median of the runs."""
+        found = [r.gpu_joules / r.seconds for r in self.runs if r.gpu_joules is not None]
+        return float(np.median(found)) if found else None
+
     def busy_threads(self, stage: str) -> float:
         """Threads that were inside a stage, waiting for a core or not, on average; median of the runs."""
         return float(np.median([r.stage_seconds[stage] / r.seconds for r in self.runs]))
@@ -118,6 +133,8 @@ class EndToEnd:
             "cpu_ms_per_image": self.cpu_ms_per_image,
             "busy_cores": self.busy_cores,
             "joules_per_image": self.joules_per_image,
+            "gpu_joules_per_image": self.gpu_joules_per_image,
+            "gpu_watts": self.gpu_watts,
             "spread": self.spread,
             "settled": self.settled,
             "runs": [asdict(r) | {"stage_seconds": dict(r.stage_seconds)} for r in self.runs],
@@ -164,6 +181,7 @@ def run_once(
             chain=chain,
         )
         spent, joules = time.process_time() - cpu, energy.joules()
+        gpu_joules = energy.gpu_joules() if on_device(runtime) else None
     run = TimedRun(
         images=summary.images,
         failed=summary.failed,
@@ -172,5 +190,6 @@ def run_once(
         stage_seconds=dict(summary.stage_seconds),
         cpu_seconds=spent,
         joules=joules,
+        gpu_joules=gpu_joules,
     )
     return run, tuple(sorted(failures))

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from isicrt.benchmarks.gates import figures
+from isicrt.benchmarks.latency import QUICK_WINDOW
 from isicrt.benchmarks.tables import figure, main, tables, to_csv, to_markdown
+from isicrt.benchmarks.throughput import EndToEnd
 from tests.benchmarks.sample_report import sample_model, sample_report
 
 
@@ -43,6 +46,22 @@ def test_the_report_says_what_the_limit_was_divided_by() -> None:
     assert [tables(sample_report(m))[4].header[1] for m in (model, few)] == ["Busy of 2 cores", "Busy of 3 cores"]
 
 
+def test_energy_of_the_gpu_has_columns_where_it_was_read() -> None:
+    model = sample_model()
+    runs = tuple(dataclasses.replace(r, gpu_joules=60.0) for r in model.end_to_end.runs)
+    on_gpu = dataclasses.replace(model, label="b", end_to_end=dataclasses.replace(model.end_to_end, runs=runs))
+    resources = tables(sample_report(model, on_gpu))[4]
+    assert resources.header[-2:] == ("GPU J/image", "GPU W")
+    # 60 J in 0.3 s, for three images.
+    assert [row[-2:] for row in resources.rows] == [("-", "-"), ("20.0", "200")]
+    assert "mean power of all GPUs" in resources.note
+    assert figures(on_gpu)["gpu_joules_per_image"] == pytest.approx(20)
+    assert on_gpu.end_to_end.to_dict()["gpu_watts"] == pytest.approx(200)
+    assert EndToEnd.from_dict(on_gpu.end_to_end.to_dict()) == on_gpu.end_to_end
+    (row,) = {r["gpu_watts"] for r in csv.DictReader(io.StringIO(to_csv(sample_report(on_gpu))))}
+    assert float(row) == pytest.approx(200)
+
+
 def test_no_accuracy_without_scores_and_only_for_those_who_have_them() -> None:
     assert len(tables(sample_report(sample_model(scored=False)))) == 5
     mixed = tables(sample_report(sample_model("a", scored=False), sample_model("b")))
@@ -60,6 +79,15 @@ def test_markdown() -> None:
     assert "| :-- | :-- | --: |" in text
     assert "Measured 2026-01-02 on Some CPU (2 cores), Python 3.11.7" in text
     assert "``isicrt bench --model darkness.onnx``" in text
+
+
+def test_markdown_begins_with_the_warnings() -> None:
+    report = sample_report(load_average=1.7)
+    quick = dataclasses.replace(report, protocol=dataclasses.replace(report.protocol, window=QUICK_WINDOW))
+    lines = to_markdown(quick).splitlines()
+    assert lines[0].startswith("> - a quick run shows that it works: quote none of its figures")
+    assert lines[1].startswith("> - the machine was busy")
+    assert not to_markdown(sample_report()).startswith(">")
 
 
 def test_csv_has_a_row_for_each_model_and_batch_size() -> None:

@@ -26,7 +26,12 @@ def test_rendered_images_and_every_kind_of_report(darkness_onnx: Path, tmp_path:
     assert "says nothing about patients" in result.output
     for title in ("Network alone", "Files to masks", "Stages, each alone", "Resources", "Accuracy"):
         assert title in result.output
+    steps = result.stderr.splitlines()
+    assert steps[0] == "[0/4] rendering 8 images"
+    assert steps[-1] == "[3/4] darkness: memory and timeline"
+    assert not any("\r" in line or "\x1b" in line for line in steps), "no redrawing in a log"
     for path in files.values():
+        assert "quote none of its figures" in path.read_text() or path.suffix == ".csv"
         assert path.stat().st_size > 200
         assert str(path) in "".join(result.output.split("\n"))
     report = read_report(files["json"])
