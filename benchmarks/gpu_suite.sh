@@ -189,7 +189,8 @@ step_tests() {
 }
 
 step_bench() {
-  local model options=(--model unet-light --batch-size 1,2,4,8,16,32,64,128,256)
+  local model size options=(--model unet-light)
+  for size in 1 2 4 8 16 32 64 128 256; do options+=(--batch-size "$size"); done
   if model=$(plan); then options+=(--model "$model"); else say "bench: no plan runs here, ONNX Runtime alone"; fi
   [ -z "$data" ] || options+=(--images "$data/test/images" --masks "$data/test/masks")
   run "bench" 590 "${isicrt[@]}" bench "${options[@]}" --json "$out/bench.json"

@@ -58,6 +58,13 @@ def test_a_dry_run_prints_every_step_and_does_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_benchmark_is_given_one_batch_size_at_a_time() -> None:
+    line = next(line for line in _suite("--dry-run", "bench").stdout.splitlines() if line.startswith("bench "))
+    words = line.split()
+    sizes = [int(words[n + 1]) for n, word in enumerate(words) if word == "--batch-size"]
+    assert sizes == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+
+
 def test_every_command_of_the_dry_run_has_the_options_that_it_is_given(tmp_path: Path) -> None:
     """Each is called with --help behind its options: Click would refuse one that it does not know."""
     done = _suite("--dry-run", "--data", tmp_path)

@@ -202,6 +202,7 @@ def test_a_bad_file_says_how_to_find_it(marked: list[Pair], tmp_path: Path) -> N
 def test_gpu_decoding_agrees_with_the_cpu(rendered_pairs: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
     pairs = find_pairs(rendered_pairs)
     (cpu, cpu_masks), *_ = one_epoch(pairs, augmentation=None)
     (gpu, gpu_masks), *_ = one_epoch(pairs, augmentation=None, device="cuda")
