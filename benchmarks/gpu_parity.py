@@ -9,6 +9,7 @@ limits of `isicrt check-parity`. What it says nothing about is TensorRT.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import click
 
 from isicrt.benchmarks.agreement import Agreement, Limits, cpu_masker, measure_agreement
-from isicrt.benchmarks.environment import read_environment
+from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.gpu_alone import GpuParts, opened_chain
 from isicrt.benchmarks.gpu_torch import open_torch
 from isicrt.benchmarks.workload import open_workload
@@ -68,6 +69,9 @@ def compare(
     return agreement, {"engine": name, "gpu": decoded.gpu, "cpu": decoded.cpu, "refused": decoded.refused}
 
 
+SCHEMA = "isicrt-gpu-parity/1"
+
+
 @click.command()
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
@@ -80,7 +84,14 @@ def command(model: Path, images: Path, masks: Path | None, json_file: Path) -> N
     except IsicrtError as error:
         raise click.ClickException(str(error)) from error
     problems = agreement.problems(Limits())
-    found = {"environment": read_environment().to_dict(), "model": model.name, **decoded, "problems": problems}
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "command": recorded_command(["python", "-m", "isicrt.benchmarks.gpu_parity", *sys.argv[1:]]),
+        "environment": read_environment().to_dict(),
+        "model": model.name,
+        **decoded,
+        "problems": problems,
+    }
     replace_file(json_file, (json.dumps({**found, **agreement.to_dict()}, indent=1) + "\n").encode())
     change = "not measured" if agreement.change is None else f"{agreement.change:+.5f}"
     click.echo(f"{decoded}; mean Jaccard index of the masks {agreement.jaccard_mean:.5f}, change of the score {change}")

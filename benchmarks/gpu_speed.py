@@ -16,6 +16,7 @@ names. End to end starts at file names and ends at PNG files.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from typing import Any
 
 import click
 
-from isicrt.benchmarks.environment import read_environment
+from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.gpu_alone import (
     RESIZE,
     RESTORE,
@@ -57,6 +58,7 @@ from isicrt.engine.runtime import open_runtime
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TORCH_BATCHES = {"eager": BATCHES, "compile": (1, 32, 256)}
 """torch.compile takes up to a minute for each of its own."""
+SCHEMA = "isicrt-gpu-speed/2"
 HARDWARE_LOADS = (0.0, 0.35, 0.65, 1.0)
 CPU_SHARES = (None, 0.25, 0.5)
 """Of the JPEGs; None: the GPU decodes none, and restores no mask."""
@@ -244,7 +246,11 @@ def command(
 
     The exit code is 1 where the plan cannot be opened; all the rest is measured then too.
     """
-    head = {"format": 2, "environment": read_environment().to_dict()}
+    head = {
+        "schema": SCHEMA,
+        "command": recorded_command(["python", "-m", "isicrt.benchmarks.gpu_speed", *sys.argv[1:]]),
+        "environment": read_environment().to_dict(),
+    }
     attempt = Attempts(json_file, head, conclude=conclude, seconds=within)
     engines: dict[str, Callable[[], Any]] = {}
     if plan is not None:
