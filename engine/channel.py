@@ -26,52 +26,62 @@ class Channel(Generic[T]):
     """A bounded queue from some producers to some consumers, which ends when the last producer closes it.
 
     Iterating takes items until the end. After `stop` every waiting or later call raises `Stopped`.
+
+    Args:
+        capacity: items that wait at most.
+        producers: so many times `close` will be called.
+        wake_at: a consumer is woken when so many items wait, or when its time is up: one that is not in a hurry then
+            costs the others less.
     """
 
-    def __init__(self, capacity: int, producers: int) -> None:
+    def __init__(self, capacity: int, producers: int, *, wake_at: int = 1) -> None:
         self._items: deque[T] = deque()
         self._capacity = capacity
         self._producers = producers
+        self._wake_at = wake_at
         self._stopped = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # One thread is woken for one item: where all are, each of many takes Python's lock to find out that it was not
+        # meant, and what they do to each other grows with the square of their number.
+        self._filled, self._emptied = threading.Condition(self._lock), threading.Condition(self._lock)
 
     def put(self, item: T) -> None:
         """Append an item; waits while the channel is full."""
-        with self._changed:
+        with self._lock:
             while len(self._items) >= self._capacity and not self._stopped:
-                self._changed.wait()
+                self._emptied.wait()
             if self._stopped:
                 raise Stopped
             self._items.append(item)
-            self._changed.notify_all()
+            if len(self._items) >= self._wake_at:
+                self._filled.notify()
 
     def poll(self, seconds: float) -> T | None:
         """Take an item; None where none came for so long. Raises `Ended` after the last one."""
-        with self._changed:
+        with self._lock:
             if not self._items and self._producers and not self._stopped:
-                self._changed.wait(seconds)
+                self._filled.wait(seconds)
             if self._stopped:
                 raise Stopped
-            if not self._items:
-                if self._producers:
-                    return None
-                raise Ended
-            item = self._items.popleft()
-            self._changed.notify_all()
-            return item
+            if self._items:
+                return self._next()
+            if self._producers:
+                return None
+            raise Ended
 
     def take(self) -> T | None:
         """Take an item if there is one now. Raises `Stopped`, and never `Ended`."""
         if not self._items and not self._stopped:  # without the lock: who looks often takes nobody's time
             return None
-        with self._changed:
+        with self._lock:
             if self._stopped:
                 raise Stopped
-            if not self._items:
-                return None
-            item = self._items.popleft()
-            self._changed.notify_all()
-            return item
+            return self._next() if self._items else None
+
+    def _next(self) -> T:
+        item = self._items.popleft()
+        self._emptied.notify()
+        return item
 
     def __iter__(self) -> Iterator[T]:
         while True:
@@ -85,15 +95,16 @@ class Channel(Generic[T]):
 
     def close(self) -> None:
         """One producer has finished."""
-        with self._changed:
+        with self._lock:
             self._producers -= 1
-            self._changed.notify_all()
+            self._filled.notify_all()
 
     def stop(self) -> None:
         """Cut off producers and consumers, now."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
-            self._changed.notify_all()
+            self._filled.notify_all()
+            self._emptied.notify_all()
 
 
 class BusyTime:

@@ -46,6 +46,8 @@ class CpuRuntime(ABC):
 
     name: str
     max_batch: int | None = None
+    spare_calls: bool
+    """Whether calls that wait in the runtime begin, without Python, when those before them end."""
     at_once: int
     """Images in one call of `submit`'s. With more, what a layer writes has left the core's cache before the next reads
     it."""
@@ -55,6 +57,8 @@ class CpuRuntime(ABC):
         # Before any native code sees the file.
         self.card: ModelCard = read_onnx_card(path)
         self._threads = threads or available_cores()
+        # Between two calls a thread waits for Python's lock; meanwhile its stream computes one of these.
+        self._calls = self._threads + (max(1, self._threads // 4) if self.spare_calls else 0)
         self._pool: ThreadPoolExecutor | None = None
         self._together: Call | None = None
         """For `infer`: one call on all threads. Loaded when it is first called."""
@@ -100,8 +104,8 @@ class CpuRuntime(ABC):
 
     @property
     def depth(self) -> int:
-        """See `PipelinedRuntime.depth`: one batch for each thread, and one that waits for the first to be free."""
-        return self._threads + 1
+        """See `PipelinedRuntime.depth`: one batch for each call, and one that waits for the first to be free."""
+        return self._calls + 1
 
     def submit(self, images: UInt8Array) -> list[Future[UInt8Array]]:
         """See `PipelinedRuntime.submit`."""
@@ -109,7 +113,7 @@ class CpuRuntime(ABC):
         call = self._alone
         assert call is not None
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=self.name)
+            self._pool = ThreadPoolExecutor(self._calls, thread_name_prefix=self.name)
         copy = images.copy()
         # Parts, and not whole batches, so that all threads have something to do when few images are left.
         parts = [copy[i : i + self.at_once] for i in range(0, len(copy), self.at_once)]

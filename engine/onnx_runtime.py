@@ -16,6 +16,7 @@ class OnnxRuntime(CpuRuntime):
 
     name = "onnxruntime-cpu"
     at_once = 2
+    spare_calls = False  # it computes in the calling threads
 
     def _load_streams(self, threads: int) -> Call:
         return self._load(1)  # threads share a session

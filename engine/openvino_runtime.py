@@ -28,6 +28,7 @@ class OpenVinoRuntime(CpuRuntime):
 
     name = "openvino-cpu"
     at_once = 2
+    spare_calls = True
 
     def _load_streams(self, threads: int) -> Call:
         # A graph of fixed shape is a fifth faster than one of any batch.

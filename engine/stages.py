@@ -32,7 +32,8 @@ from isicrt.engine.sources import Job
 THREAD_PREFIX = "isicrt-"
 STOP_SECONDS = 1.5
 """How long a run that stops early waits for its threads, so that Ctrl-C takes less than 2 s whatever they are doing."""
-_WATCH_SECONDS = 0.25
+_WATCH_SECONDS = 0.1
+"""Between two looks at what has ended, at decoders that are stuck, and at `should_stop`."""
 
 Overlay = Callable[[Job, Mask], None]
 
@@ -61,7 +62,7 @@ class Pipeline:
         # Room for the next batch while one is in the network.
         self._decoded: Channel[Item] = Channel(settings.batch_size + decoders, producers=decoders)
         self._inferred: Channel[Item] = Channel(settings.batch_size + writers, producers=1)
-        self._outcomes: Channel[Outcome] = Channel(64, producers=decoders + writers)
+        self._outcomes: Channel[Outcome] = Channel(256, producers=decoders + writers, wake_at=32)
         self.busy = BusyTime()
         self.error: BaseException | None = None
         self.asked_to_stop = False

@@ -72,3 +72,37 @@ def test_what_is_there_now_is_taken_without_waiting() -> None:
     channel.stop()
     with pytest.raises(Stopped):
         channel.take()
+
+
+def test_one_waiting_consumer_is_woken_for_one_item() -> None:
+    channel: Channel[int] = Channel(8, producers=1)
+    woken: list[int | None] = []
+
+    def consume() -> None:
+        woken.append(channel.poll(0.3))
+
+    def produce() -> None:
+        # Three consumers wait by now, or will find the item without waiting.
+        channel.put(1)
+
+    _in_threads(consume, consume, consume, produce)
+    assert sorted(woken, key=str) == [1, None, None]
+
+
+def test_a_consumer_that_is_not_in_a_hurry_is_left_alone_until_enough_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    woken: list[int] = []
+    monkeypatch.setattr(threading.Condition, "notify", lambda condition, n=1: woken.append(n))
+    channel: Channel[int] = Channel(8, producers=1, wake_at=3)
+    for n in (1, 2):
+        channel.put(n)
+    assert woken == []
+    channel.put(3)
+    assert woken == [1]
+
+
+def test_the_end_wakes_a_consumer_that_is_not_in_a_hurry() -> None:
+    channel: Channel[int] = Channel(8, producers=1, wake_at=3)
+    channel.put(1)
+    assert _in_threads(lambda: list(channel), channel.close)[0] == [1]

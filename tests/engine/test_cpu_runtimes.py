@@ -64,7 +64,7 @@ def test_batches_in_flight_come_back_as_themselves(runtime_class: type[CpuRuntim
     batches = [rng.integers(0, 256, (1 + n % 3, 64, 64, 3), np.uint8) for n in range(7)]
     with runtime_class(darkness_onnx, threads=2) as runtime:
         assert isinstance(runtime, PipelinedRuntime)
-        assert runtime.depth == 3
+        assert runtime.depth == (4 if runtime_class.spare_calls else 3)
         results = list(infer_batches(runtime, enumerate(batches)))
         ticket = runtime.submit(batches[0])
         alone = runtime.infer(batches[1])
