@@ -196,7 +196,7 @@ def command(
     """
     from isicrt.engine import shipped
     from isicrt.engine.gpu_stages import check_decode, open_chain
-    from isicrt.engine.heap import share_heaps
+    from isicrt.engine.heap import keep_buffers, share_heaps
     from isicrt.engine.isolation import ImageDecoder
     from isicrt.engine.ledger import Ledger, mask_settings
     from isicrt.engine.overlay import OverlayFolder
@@ -205,6 +205,7 @@ def command(
     from isicrt.engine.sources import find_jobs
 
     share_heaps(available_cores() // 2)
+    keep_buffers()
     if overlay is not None and os.path.realpath(overlay) == os.path.realpath(out):
         raise SettingsError("--overlay and --out must be different folders")
     started = time.perf_counter()

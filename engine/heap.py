@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 
-_M_ARENA_MAX = -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+"""Of `mallopt(3)`."""
+_KEPT_BYTES = 32 << 20
+"""The most that glibc takes on 64 bits: of no image that a run decodes at once is a buffer larger."""
 
 
 def share_heaps(count: int) -> bool:
@@ -20,10 +23,28 @@ def share_heaps(count: int) -> bool:
     Returns:
         Whether that was done. Not where the C library knows no such thing, or the user has set it (MALLOC_ARENA_MAX).
     """
-    if "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
+    return _set(_M_ARENA_MAX, max(1, count), "ARENA_MAX")
+
+
+def keep_buffers() -> bool:
+    """Let the heaps of this process keep the buffers of one image for the next. It is for a program, not a library.
+
+    glibc gives a large buffer back to the kernel when it is freed, until it has learned better; the kernel then clears
+    the pages of the next one, 4 KiB at a time, and the threads of a process wait for each other there.
+
+    Returns:
+        As `share_heaps` (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_).
+    """
+    kept = _set(_M_MMAP_THRESHOLD, _KEPT_BYTES, "MMAP_THRESHOLD")
+    return _set(_M_TRIM_THRESHOLD, 2 * _KEPT_BYTES, "TRIM_THRESHOLD") and kept
+
+
+def _set(setting: int, value: int, name: str) -> bool:
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if f"MALLOC_{name}" in os.environ or f"MALLOC_{name}_" in os.environ or name.lower() in tunables:
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # musl, macOS; Windows has no library without a name
         return False
-    return bool(mallopt(_M_ARENA_MAX, max(1, count)))
+    return bool(mallopt(setting, value))

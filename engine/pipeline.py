@@ -6,9 +6,11 @@ The stages are in `isicrt.engine.stages`. The calling thread only collects outco
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
+
+import cv2
 
 from isicrt.engine.channel import Stopped
 from isicrt.engine.cores import available_cores
@@ -118,7 +120,8 @@ def run_jobs(
     images = failed = skipped = pixels = 0
     started = time.perf_counter()
     decoded_before = None if chain is None else chain.decoded
-    with ImageDecoder(timeout=decode_timeout) if decode is None else nullcontext(decode) as decoder:
+    own_decoder = ImageDecoder(timeout=decode_timeout) if decode is None else nullcontext(decode)
+    with _one_thread_a_call(), own_decoder as decoder:
         route: Route = HostRoute(runtime, decoder, batch_size, threshold)
         if chain is not None:
             from isicrt.engine.gpu_stages import GpuRoute
@@ -165,6 +168,18 @@ def run_jobs(
     seconds = time.perf_counter() - started
     decoded = None if chain is None or decoded_before is None else chain.decoded - decoded_before
     return RunSummary(images, failed, seconds, pixels / 1e6, pipeline.busy.seconds, skipped, decoded)
+
+
+@contextmanager
+def _one_thread_a_call() -> Iterator[None]:
+    """OpenCV's calls stay in the thread that makes them: a run has a thread for each core as it is, and OpenCV's own
+    would spin beside them while they wait for work. The setting is the process's."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:

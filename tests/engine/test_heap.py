@@ -22,6 +22,24 @@ start, end = re.search(r"^(\w+)-(\w+) .*\[heap\]$", open("/proc/self/maps").read
 print(done, int(start, 16) <= found[0] < int(end, 16))
 """
 
+# Whether a large block that was freed still lies in memory.
+_BUFFER = r"""
+import ctypes
+from isicrt.engine.heap import keep_buffers
+done = keep_buffers()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
+before = resident()
+block = libc.malloc(20 << 20)
+libc.memset(block, 1, 20 << 20)
+libc.free(block)
+print(done, resident() - before > 15 << 20)
+"""
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 @pytest.mark.parametrize(
@@ -34,8 +52,25 @@ print(done, int(start, 16) <= found[0] < int(end, 16))
     ],
 )
 def test_threads_share_heaps(heaps: str, set_by_user: dict[str, str], expected: str) -> None:
-    clean = {name: value for name, value in os.environ.items() if name not in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")}
+    assert _printed([_CODE, heaps], set_by_user) == expected
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize(
+    ("set_by_user", "expected"),
+    [
+        ({}, "True True"),
+        ({"MALLOC_MMAP_THRESHOLD_": "131072"}, "False False"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072"}, "False False"),
+    ],
+)
+def test_buffers_are_kept_for_the_next_image(set_by_user: dict[str, str], expected: str) -> None:
+    assert _printed([_BUFFER], set_by_user) == expected
+
+
+def _printed(code: list[str], set_by_user: dict[str, str]) -> str:
+    clean = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_") and n != "GLIBC_TUNABLES"}
     done = subprocess.run(
-        [sys.executable, "-c", _CODE, heaps], capture_output=True, text=True, check=True, env=clean | set_by_user
+        [sys.executable, "-c", *code], capture_output=True, text=True, check=True, env=clean | set_by_user
     )
-    assert done.stdout.strip() == expected
+    return done.stdout.strip()

@@ -1,0 +1,39 @@
+"""A run keeps OpenCV's own threads out, and gives the process its setting back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import pytest
+
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.pipeline import run_jobs
+from isicrt.engine.sources import find_jobs
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_opencv_computes_in_the_calling_thread_while_a_run_lasts(
+    rendered_pairs: Path, darkness_onnx: Path, tmp_path: Path, raises: bool
+) -> None:
+    seen: list[int] = []
+
+    def look(_: object) -> None:
+        seen.append(cv2.getNumThreads())
+        if raises:
+            raise RuntimeError("the consumer has failed")
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        with OnnxRuntime(darkness_onnx, threads=1) as runtime:
+            jobs = find_jobs(rendered_pairs / "images", tmp_path / "masks")
+            if raises:
+                with pytest.raises(RuntimeError, match="consumer"):
+                    run_jobs(jobs, runtime, on_outcome=look)
+            else:
+                run_jobs(jobs, runtime, on_outcome=look)
+        assert set(seen) == {1}
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
