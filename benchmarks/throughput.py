@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from isicrt.benchmarks.energy import EnergyMeter
 from isicrt.benchmarks.latency import relative_spread, settled
 from isicrt.benchmarks.stages import on_device
 from isicrt.engine.gpu_stages import open_chain
-from isicrt.engine.pipeline import Outcome, available_cores, default_threads, run_jobs
+from isicrt.engine.pipeline import Outcome, available_cores, default_processes, default_threads, run_jobs
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
 
@@ -33,7 +34,7 @@ class TimedRun:
     stage_seconds: Mapping[str, float]
     """Busy seconds of each stage, summed over its threads."""
     cpu_seconds: float | None = None
-    """CPU time of the process meanwhile, over all threads; None in results that did not note it."""
+    """CPU time meanwhile, over all threads and the run's own processes; None in results that did not note it."""
     joules: float | None = None
     """Energy of the processors meanwhile, other programs' too; None where it cannot be read."""
     gpu_joules: float | None = None
@@ -170,17 +171,18 @@ def run_once(
     with open_chain(runtime) or nullcontext() as chain:
         cores = available_cores() if threads is None else threads
         decoders, writers = default_threads(cores, on_gpu=chain is not None)
-        energy, cpu = EnergyMeter(), time.process_time()
+        energy, cpu = EnergyMeter(), _cpu_seconds()
         summary = run_jobs(
             jobs,
             runtime,
             batch_size=batch_size,
             decode_threads=decoders,
             write_threads=writers,
+            write_processes=default_processes(cores, on_gpu=chain is not None),
             on_outcome=note,
             chain=chain,
         )
-        spent, joules = time.process_time() - cpu, energy.joules()
+        spent, joules = _cpu_seconds() - cpu, energy.joules()
         gpu_joules = energy.gpu_joules() if on_device(runtime) else None
     run = TimedRun(
         images=summary.images,
@@ -193,3 +195,8 @@ def run_once(
         gpu_joules=gpu_joules,
     )
     return run, tuple(sorted(failures))
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those of its own that have ended."""
+    return time.process_time() + sum(os.times()[2:4])

@@ -59,6 +59,11 @@ if TYPE_CHECKING:
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads to use. [default: all cores]")
 @click.option(
+    "--write-processes",
+    type=click.IntRange(0, 256),
+    help="Processes that finish and write masks beside this one. [default: none up to 7 cores, then a core in four]",
+)
+@click.option(
     "--mask-bits",
     type=click.Choice(["1", "8"]),
     default="1",
@@ -164,6 +169,7 @@ def command(
     batch_size: int | None,
     threshold: float | None,
     threads: int | None,
+    write_processes: int | None,
     mask_bits: str,
     overlay: Path | None,
     report_path: Path | None,
@@ -200,7 +206,7 @@ def command(
     from isicrt.engine.isolation import ImageDecoder
     from isicrt.engine.ledger import Ledger, mask_settings
     from isicrt.engine.overlay import OverlayFolder
-    from isicrt.engine.pipeline import available_cores, default_threads, run_jobs
+    from isicrt.engine.pipeline import available_cores, default_processes, default_threads, run_jobs
     from isicrt.engine.runtime import open_runtime
     from isicrt.engine.sources import find_jobs
 
@@ -228,7 +234,10 @@ def command(
         batch_size = batch_size or runtime.max_batch or 8
         decode_threads, write_threads = (None, None)
         if threads is not None:
-            decode_threads, write_threads = default_threads(threads, on_gpu=chain is not None)
+            on_gpu = chain is not None
+            decode_threads, write_threads = default_threads(threads, on_gpu=on_gpu)
+            if write_processes is None:
+                write_processes = default_processes(threads, on_gpu=on_gpu)
         settings = {
             "images": [str(argument) for argument in images],
             "out": str(out),
@@ -293,6 +302,7 @@ def command(
                 "hardware_decoder_load": hardware_decoder_load,
                 "decode_timeout": decode_timeout,
                 "fsync": fsync,
+                "write_processes": write_processes,
             }
             try:
                 summary = run_jobs(
@@ -302,6 +312,7 @@ def command(
                     threshold=threshold,
                     decode_threads=decode_threads,
                     write_threads=write_threads,
+                    write_processes=write_processes,
                     mask_bits=int(mask_bits),
                     overlay=draw,
                     on_outcome=note,

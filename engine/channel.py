@@ -13,6 +13,9 @@ from isicrt.engine.outcome import STAGES
 
 T = TypeVar("T")
 
+_LONGEST_WAIT = 0.5
+"""Seconds: Windows delivers Ctrl-C to a waiting main thread only when the wait ends."""
+
 
 class Stopped(Exception):
     """The channel was cut off."""
@@ -78,20 +81,28 @@ class Channel(Generic[T]):
                 raise Stopped
             return self._next() if self._items else None
 
+    def several(self, most: int) -> Iterator[list[T]]:
+        """Take up to so many items at a time, all that there are, until the end."""
+        while True:
+            try:
+                first = self.poll(_LONGEST_WAIT)
+            except Ended:
+                return
+            if first is None:
+                continue
+            items = [first]
+            while len(items) < most and (item := self.take()) is not None:
+                items.append(item)
+            yield items
+
     def _next(self) -> T:
         item = self._items.popleft()
         self._emptied.notify()
         return item
 
     def __iter__(self) -> Iterator[T]:
-        while True:
-            try:
-                # Windows delivers Ctrl-C to a waiting main thread only when the wait ends.
-                item = self.poll(0.5)
-            except Ended:
-                return
-            if item is not None:
-                yield item
+        for items in self.several(1):
+            yield items[0]
 
     def close(self) -> None:
         """One producer has finished."""

@@ -16,7 +16,6 @@ from isicrt.engine.gpu_chain import GpuChain
 from isicrt.engine.gpu_decode import HARDWARE_LOAD
 from isicrt.engine.gpu_lane import ChainTicket
 from isicrt.engine.images import MAX_PIXELS
-from isicrt.engine.masks import Mask
 from isicrt.engine.outcome import DecodeCounts
 from isicrt.engine.routes import Item
 from isicrt.engine.runtime import Runtime
@@ -83,12 +82,6 @@ class GpuRoute:
             while pending:
                 with suppress(Exception):
                     self._chain.collect(pending.popleft()[1])
-
-    def restore(self, item: Item) -> Mask:
-        """See `Route.restore`."""
-        card, mask = self._chain.card, item.content
-        assert isinstance(mask, PackedMask)
-        return mask.clean(keep_largest=card.keep_largest, fill_holes=card.fill_holes)
 
 
 def check_decode(decode: str, model: Path) -> None:

@@ -1,6 +1,6 @@
 """What became of every image, as JSON Lines in the folder of the masks: ``.isicrt-journal.jsonl``.
 
-A line is one JSON object, appended whole with one call, so that it can be read while a run goes on. In order:
+A line is one JSON object, appended whole, several with one call, so that it can be read while a run goes on. In order:
 
     {"run": ID, "format": 1, "started": ..., "version": ..., "model": {...}, "settings": {...}, "root": ...}
     {"writing": [MASK, ...]}                                         these masks are about to be written
@@ -64,12 +64,12 @@ class Journal:
                 raise output_error(folder, error) from error
             raise
 
-    def append(self, entry: Mapping[str, Any]) -> None:
-        """Add one line."""
-        line = _ENCODER.encode(entry).encode("ascii") + b"\n"
+    def append(self, *entries: Mapping[str, Any]) -> None:
+        """Add a line for each, with one call."""
+        lines = b"".join(_ENCODER.encode(entry).encode("ascii") + b"\n" for entry in entries)
         try:
             with self._lock:
-                self._append(line)
+                self._append(lines)
         except OSError as error:
             raise output_error(self._folder, error) from error
 
@@ -84,14 +84,14 @@ class Journal:
         """Close the file."""
         os.close(self._file)
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, lines: bytes) -> None:
         before = os.fstat(self._file)
         if self._links and not before.st_nlink:  # the lines would be lost, and the masks would be nobody's
             raise FileNotFoundError(errno.ENOENT, f"its journal {JOURNAL_NAME} was removed")
         try:
-            written = os.write(self._file, line)
-            while written < len(line):  # a disk that is nearly full takes a part and says no to the rest
-                written += os.write(self._file, line[written:])
+            written = os.write(self._file, lines)
+            while written < len(lines):  # a disk that is nearly full takes a part and says no to the rest
+                written += os.write(self._file, lines[written:])
         except OSError:
             with suppress(OSError):
                 os.ftruncate(self._file, before.st_size)

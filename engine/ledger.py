@@ -19,6 +19,7 @@ from isal import isal_zlib
 from isicrt._version import __version__
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import DataError, ImageError, SettingsError
+from isicrt.engine.finishing import Finished
 from isicrt.engine.images import PNG_SIGNATURE, FileStamp, read_source
 from isicrt.engine.journal import FORMAT, JOURNAL_NAME, Journal, JournalIndex, read_name, write_name
 from isicrt.engine.lock import FolderLock
@@ -159,27 +160,27 @@ class Ledger:
         """These masks are about to be written: what a kill leaves of them is ours. Raises OutputError."""
         self._journal.append({"writing": [write_name(self._name(job.mask)) for job in jobs]})
 
-    def write(
-        self, job: Job, png: bytes, native_size: tuple[int, int], lesion: float, stamp: FileStamp | None
-    ) -> dict[str, Any]:
-        """Write a mask that was announced, and return what `record` is to note of it.
-
-        Raises:
-            OSError: this mask cannot be written.
-            OutputError: none can be.
-        """
-        self.output.write(job.mask, png)
+    @staticmethod
+    def note(native_size: tuple[int, int], finished: Finished, stamp: FileStamp | None) -> dict[str, Any]:
+        """What `record` is to note of a mask that was announced and written."""
         noted: dict[str, Any] = {
             "height": native_size[0],
             "width": native_size[1],
-            "lesion_share": round(lesion, 6),
-            "mask_size": len(png),
-            "mask_crc": isal_zlib.crc32(png),
+            "lesion_share": round(finished.lesion or 0.0, 6),
+            "mask_size": finished.size,
+            "mask_crc": finished.crc,
         }
         return noted if stamp is None else noted | _stamp_fields(stamp)
 
-    def record(self, outcome: Outcome, noted: Mapping[str, Any] | None = None) -> None:
-        """Append the line of an image that has ended. Any thread. Raises OutputError."""
+    def record(self, *ended: tuple[Outcome, Mapping[str, Any] | None]) -> None:
+        """Append the lines of images that have ended, with what `note` says of their masks. Any thread.
+
+        Raises OutputError.
+        """
+        self._journal.append(*[self._entry(outcome) | dict(noted or {}) for outcome, noted in ended])
+        self._sync.now_and_then()
+
+    def _entry(self, outcome: Outcome) -> dict[str, Any]:
         status = "failed" if outcome.error is not None else "skipped" if outcome.skipped else "done"
         mask, source = self._name(outcome.job.mask), _absolute(outcome.job.image)
         image = os.path.join(os.path.dirname(mask), outcome.job.image.name)  # noqa: PTH118, PTH120 (once for each image)
@@ -191,8 +192,7 @@ class Ledger:
         if outcome.damaged is not None:
             entry |= _stamp_fields(outcome.damaged)
             self._remove_stale(outcome.job, mask)
-        self._journal.append(entry | dict(noted or {}))
-        self._sync.now_and_then()
+        return entry
 
     def finish(self, summary: Mapping[str, Any], *, sync: bool = True) -> None:
         """Append the run's last line and, with `sync`, bring everything to the disk. Raises OutputError."""

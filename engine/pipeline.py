@@ -15,6 +15,7 @@ import cv2
 from isicrt.engine.channel import Stopped
 from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import DataError, SettingsError
+from isicrt.engine.finishing import Finishing
 from isicrt.engine.images import MAX_PIXELS
 from isicrt.engine.isolation import DECODE_TIMEOUT, ImageDecoder
 from isicrt.engine.ledger import Ledger
@@ -23,6 +24,7 @@ from isicrt.engine.routes import Decode, HostRoute, Route
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
 from isicrt.engine.stages import THREAD_PREFIX, Overlay, Pipeline, StageSettings
+from isicrt.engine.write_process import MIN_CORES
 
 if TYPE_CHECKING:
     from isicrt.engine.gpu_chain import GpuChain
@@ -35,6 +37,7 @@ __all__ = [
     "Overlay",
     "RunSummary",
     "available_cores",
+    "default_processes",
     "default_threads",
     "run_jobs",
 ]
@@ -52,6 +55,7 @@ def run_jobs(
     threshold: float | None = None,
     decode_threads: int | None = None,
     write_threads: int | None = None,
+    write_processes: int | None = None,
     mask_bits: int = 1,
     overlay: Overlay | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
@@ -75,6 +79,9 @@ def run_jobs(
         batch_size: images in one network call.
         threshold: in (0, 1); None for the model card's.
         decode_threads, write_threads: None for a choice that fits `available_cores`.
+        write_processes: that finish masks beside this one, each with a write thread that does nothing else, and no
+            other write threads; 0 for none, None for `default_processes`, or none where `write_threads` are given. With
+            an `overlay`, which is drawn in this process, there are none.
         mask_bits: 1 or 8, see `write_mask`.
         overlay: called with the job and its mask, bool H x W, after the mask was written, by several threads.
         on_outcome: called for each image as it ends, in no fixed order, in the calling thread.
@@ -107,9 +114,16 @@ def run_jobs(
         raise SettingsError(f"mask bits {mask_bits}: must be 1 or 8")
     if chain is not None and (chain.card != runtime.card or chain.threshold != threshold):
         raise SettingsError(f"the chain has another model or threshold ({chain.threshold}) than the run ({threshold})")
-    decoders, writers = default_threads(available_cores(), on_gpu=chain is not None)
+    cores, on_gpu = available_cores(), chain is not None
+    decoders, writers = default_threads(cores, on_gpu=on_gpu)
     decoders = decoders if decode_threads is None else decode_threads
+    processes = write_processes
+    if processes is None:
+        processes = default_processes(cores, on_gpu=on_gpu) if write_threads is None else 0
+    processes = 0 if overlay is not None else processes
     writers = writers if write_threads is None else write_threads
+    if processes < 0:
+        raise SettingsError(f"write_processes ({processes}): must not be negative")
     if decoders < 1 or writers < 1:
         raise SettingsError("decode and write threads: at least 1 of each is needed")
     if not 0 <= cpu_share <= 1:
@@ -122,13 +136,15 @@ def run_jobs(
     decoded_before = None if chain is None else chain.decoded
     own_decoder = ImageDecoder(timeout=decode_timeout) if decode is None else nullcontext(decode)
     with _one_thread_a_call(), own_decoder as decoder:
-        route: Route = HostRoute(runtime, decoder, batch_size, threshold)
+        route: Route = HostRoute(runtime, decoder, batch_size)
         if chain is not None:
             from isicrt.engine.gpu_stages import GpuRoute
 
             route = GpuRoute(chain, decoder, max_pixels=max_pixels, cpu_share=cpu_share)
-        settings = StageSettings(runtime.card.name, batch_size, mask_bits, overlay, ledger, decode_timeout)
-        pipeline = Pipeline(jobs, route, settings, decoders, writers)
+        card, output = runtime.card, None if ledger is None else ledger.output
+        finishing = Finishing(threshold, card.keep_largest, card.fill_holes, mask_bits, output)
+        settings = StageSettings(card.name, batch_size, finishing, overlay, ledger, decode_timeout, processes > 0)
+        pipeline = Pipeline(jobs, route, settings, decoders, processes or writers)
         interrupted = False
         try:
             pipeline.start()
@@ -188,3 +204,12 @@ def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:
     Restoring and writing takes less time than decoding, and more than reading files for the GPU.
     """
     return (max(1, cores // 2), max(1, cores)) if on_gpu else (max(1, cores), max(1, cores // 2))
+
+
+def default_processes(cores: int, *, on_gpu: bool = False) -> int:
+    """Processes that finish masks, for a number of cores: none for a few. See `isicrt.engine.write_process`.
+
+    Restoring and writing takes a seventh of the work that an image of 512 px is on the CPU, a quarter where it is
+    larger, and nearly all that is left of it where a GPU does the rest.
+    """
+    return 0 if cores < MIN_CORES else cores // 2 if on_gpu else cores // 4

@@ -1,4 +1,4 @@
-"""The way of an image through the stages: what the decode, infer and write threads each do with it."""
+"""The way of an image through the stages: what the decode threads and the inference thread do with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import Decoded, FileStamp
 from isicrt.engine.in_flight import infer_batches
-from isicrt.engine.masks import Mask, restore_mask
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
 
@@ -26,12 +25,13 @@ class Item:
     job: Job
     native_size: tuple[int, int]
     content: Any
-    """What the next stage takes: of one `Route`, and nobody else's business."""
+    """What the next stage takes: between `read` and `results` the route's own business, then a
+    `isicrt.engine.finishing.Content`."""
     stamp: FileStamp | None
 
 
 class Route(Protocol):
-    """One way through the stages. `read` and `restore` are called by several threads, `results` by one."""
+    """One way through the stages. `read` is called by several threads, `results` by one."""
 
     batch_pixels: float
     """Native pixels that the images of one batch may have together, where it is more than one image."""
@@ -44,10 +44,6 @@ class Route(Protocol):
         """The inference thread's work: for each batch, in order, the new content of each item, or its ImageError."""
         ...
 
-    def restore(self, item: Item) -> Mask:
-        """A write thread's work: the finished mask, bool, native height x width."""
-        ...
-
 
 class HostRoute:
     """Pixels are decoded and masks restored on the CPU; the network is wherever its runtime is.
@@ -56,13 +52,12 @@ class HostRoute:
         runtime: see `isicrt.engine.runtime.Runtime`.
         decode: an image into pixels.
         batch_size: images in one network call.
-        threshold: in (0, 1).
     """
 
     batch_pixels = float("inf")
 
-    def __init__(self, runtime: Runtime, decode: Decode, batch_size: int, threshold: float) -> None:
-        self._runtime, self._decode, self._batch_size, self._threshold = runtime, decode, batch_size, threshold
+    def __init__(self, runtime: Runtime, decode: Decode, batch_size: int) -> None:
+        self._runtime, self._decode, self._batch_size = runtime, decode, batch_size
 
     def read(self, job: Job) -> Item:
         """See `Route.read`."""
@@ -80,14 +75,3 @@ class HostRoute:
             for row, item in enumerate(batch):
                 buffer[row] = item.content
             yield batch, buffer[: len(batch)]
-
-    def restore(self, item: Item) -> Mask:
-        """See `Route.restore`."""
-        card = self._runtime.card
-        return restore_mask(
-            item.content,
-            item.native_size,
-            threshold=self._threshold,
-            keep_largest=card.keep_largest,
-            fill_holes=card.fill_holes,
-        )

@@ -18,7 +18,7 @@ from isicrt.engine.images import decode_image
 from isicrt.engine.ledger import Ledger, file_sha256, mask_settings
 from isicrt.engine.masks import restore_mask
 from isicrt.engine.overlay import OverlayFolder
-from isicrt.engine.pipeline import Outcome, RunSummary, default_threads, run_jobs
+from isicrt.engine.pipeline import Outcome, RunSummary, default_processes, default_threads, run_jobs
 from isicrt.engine.runtime import Runtime, open_runtime
 from isicrt.engine.sources import Images, find_jobs
 
@@ -137,9 +137,11 @@ class Segmenter:
             overlays=overlays,
         )
         with ledger, open_chain(self.runtime, decode, threshold=self._threshold) or nullcontext() as chain:
-            decode_threads, write_threads = (None, None)
+            decode_threads, write_threads, processes = (None, None, None)
             if self._threads is not None:
-                decode_threads, write_threads = default_threads(self._threads, on_gpu=chain is not None)
+                on_gpu = chain is not None
+                decode_threads, write_threads = default_threads(self._threads, on_gpu=on_gpu)
+                processes = default_processes(self._threads, on_gpu=on_gpu)
             summary = run_jobs(
                 jobs,
                 self.runtime,
@@ -147,6 +149,7 @@ class Segmenter:
                 threshold=self._threshold,
                 decode_threads=decode_threads,
                 write_threads=write_threads,
+                write_processes=processes,
                 mask_bits=mask_bits,
                 overlay=None if overlays is None else OverlayFolder(out, overlays, run=ledger.run),
                 on_outcome=on_outcome,

@@ -13,21 +13,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from isicrt.engine.channel import BusyTime, Channel, Ended, Stopped
 from isicrt.engine.decoding import MAX_LOST, Abandoned, DecodeSlot, DecodeWatch
 from isicrt.engine.errors import DataError, ImageError, IsicrtError, ModelError
+from isicrt.engine.finishing import Finished, Finishing
 from isicrt.engine.images import DamagedImageError
 from isicrt.engine.ledger import Ledger
-from isicrt.engine.masks import Mask, encode_png, replace_file
+from isicrt.engine.masks import Mask
 from isicrt.engine.outcome import Outcome
-from isicrt.engine.output import OutputError, is_fatal, output_error
 from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.routes import Item, Route
 from isicrt.engine.sources import Job
+from isicrt.engine.write_process import MOST_AT_ONCE, WriteProcess
 
 THREAD_PREFIX = "isicrt-"
 STOP_SECONDS = 1.5
@@ -45,10 +45,12 @@ class StageSettings:
     model: str
     """Its name, for messages."""
     batch_size: int
-    mask_bits: int
+    finishing: Finishing
     overlay: Overlay | None
     ledger: Ledger | None
     decode_timeout: float
+    write_in_processes: bool = False
+    """Whether each write thread has a process that finishes its masks."""
 
 
 class Pipeline:
@@ -76,7 +78,7 @@ class Pipeline:
         self._threads = [
             *(self._decoder(slot) for slot in slots),
             self._thread("infer", self._infer, self._inferred),
-            *(self._thread(f"write-{n}", self._write, self._outcomes) for n in range(writers)),
+            *(self._thread(f"write-{n}", self._write_all, self._outcomes) for n in range(writers)),
         ]
 
     def start(self) -> None:
@@ -95,7 +97,9 @@ class Pipeline:
             for job in self._watch.stuck_jobs():
                 seconds = f"{self._settings.decode_timeout:g} s"
                 message = f"{job.image}: cannot be decoded: it took more than {seconds} (--decode-timeout)"
-                yield self._record(Outcome(job, message, None, None))
+                outcome = Outcome(job, message, None, None)
+                self._record((outcome, None))
+                yield outcome
                 if self._watch.lost > MAX_LOST:
                     self._fail(DataError(f"{message}, as did {MAX_LOST} others: the disk or the mount does not answer"))
             if not self._draining and should_stop():
@@ -164,12 +168,16 @@ class Pipeline:
         with self._jobs_lock:
             return None if self._draining else next(self._jobs, None)
 
-    def _record(self, outcome: Outcome, noted: dict[str, Any] | None = None) -> Outcome:
+    def _record(self, *ended: tuple[Outcome, dict[str, Any] | None]) -> None:
         if self._settings.ledger is not None:
             if self._is_cut:  # what a run that was cut off thinks of an image may be wrong
                 raise Stopped
-            self._settings.ledger.record(outcome, noted)
-        return outcome
+            self._settings.ledger.record(*ended)
+
+    def _end(self, *ended: tuple[Outcome, dict[str, Any] | None]) -> None:
+        self._record(*ended)
+        for outcome, _ in ended:
+            self._outcomes.put(outcome)
 
     def _decode_and_help(self, slot: DecodeSlot) -> None:
         try:
@@ -177,21 +185,22 @@ class Pipeline:
         finally:
             if not slot.abandoned:
                 self._decoded.close()
-        self._write()  # what is left: with the write threads alone, the other cores would be idle at the end
+        if not self._settings.write_in_processes:
+            self._write()  # what is left: with the write threads alone, the other cores would be idle at the end
 
     def _decode(self, slot: DecodeSlot) -> None:
         while True:
             # What is nearly done goes first. The system gives each thread its share and knows nothing of stages: write
             # threads, which are few, would fall behind where masks are large.
-            while (item := self._inferred.take()) is not None:
-                self._write_one(item)
+            while not self._settings.write_in_processes and (item := self._inferred.take()) is not None:
+                self._end(self._finish(item))
             if (job := self._next_job()) is None:
                 return
             slot.begin(job)
             ended = self._decode_job(job)
             slot.end()
             if isinstance(ended, Outcome):
-                self._outcomes.put(self._record(ended))
+                self._end((ended, None))
             else:
                 self._decoded.put(ended)
 
@@ -228,7 +237,7 @@ class Pipeline:
                 ledger.announce([item.job for item in done if not isinstance(item.content, ImageError)])
             for item in done:
                 if isinstance(item.content, ImageError):
-                    self._outcomes.put(self._record(_damaged(item.job, item.content)))
+                    self._end((_damaged(item.job, item.content), None))
                 else:
                     self._inferred.put(item)
 
@@ -269,41 +278,42 @@ class Pipeline:
 
     def _write(self) -> None:
         for item in self._inferred:
-            self._write_one(item)
+            self._end(self._finish(item))
 
-    def _write_one(self, item: Item) -> None:
-        outcome, noted = self._finish(item)
-        self._outcomes.put(self._record(outcome, noted))
+    def _write_all(self) -> None:
+        """A write thread's work."""
+        if not self._settings.write_in_processes:
+            self._write()
+            return
+        process = WriteProcess(self._settings.finishing)
+        try:
+            for items in self._inferred.several(MOST_AT_ONCE):
+                finished = process.finish([(item.job.mask, item.native_size, item.content) for item in items])
+                self._end(
+                    *[
+                        self._finish(item) if done is None else self._noted(item, done)
+                        for item, done in zip(items, finished, strict=True)
+                    ]
+                )
+        finally:
+            process.close()
 
     def _finish(self, item: Item) -> tuple[Outcome, dict[str, Any] | None]:
+        """Write a mask in this thread."""
+        overlay = self._settings.overlay
+        then = None if overlay is None else partial(overlay, item.job)
+        with BUDGET.admit(item.native_size[0] * item.native_size[1]):
+            done = self._settings.finishing.finish(item.job.mask, item.native_size, item.content, then)
+        return self._noted(item, done)
+
+    def _noted(self, item: Item, done: Finished) -> tuple[Outcome, dict[str, Any] | None]:
         """How an image ended, and what the journal notes of its mask."""
-        job, ledger = item.job, self._settings.ledger
-        noted = None
-        try:
-            with BUDGET.admit(item.native_size[0] * item.native_size[1]):
-                with self.busy.stage("restore"):
-                    mask = self._route.restore(item)
-                    lesion = np.count_nonzero(mask) / mask.size
-                with self.busy.stage("write"):
-                    png = encode_png(mask, self._settings.mask_bits)
-                    if ledger is not None:
-                        noted = ledger.write(job, png, item.native_size, lesion, item.stamp)
-                    else:
-                        job.mask.parent.mkdir(parents=True, exist_ok=True)
-                        replace_file(job.mask, png)
-                    if self._settings.overlay is not None:
-                        self._settings.overlay(job, mask)
-        except OutputError:
-            raise
-        except IsicrtError as error:
-            return Outcome(job, str(error), item.native_size, None), None
-        except OSError as error:
-            if is_fatal(error):
-                raise output_error(job.mask.parent, error) from error
-            return Outcome(job, f"{job.mask}: {error.strerror or error}", item.native_size, None), None
-        except Exception as error:  # whatever it was, it was about this image: the others go on
-            return Outcome(job, f"{job.mask}: {type(error).__name__}: {error}", item.native_size, None), None
-        return Outcome(job, None, item.native_size, lesion), noted
+        self.busy.add("restore", done.restore_seconds)
+        self.busy.add("write", done.write_seconds)
+        outcome = Outcome(item.job, done.problem, item.native_size, done.lesion)
+        if done.problem is not None or self._settings.ledger is None:
+            return outcome, None
+        return outcome, self._settings.ledger.note(item.native_size, done, item.stamp)
 
 
 def _damaged(job: Job, error: ImageError) -> Outcome:
