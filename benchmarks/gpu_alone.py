@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, cycle, islice
@@ -24,12 +24,14 @@ from PIL import Image
 from isicrt.benchmarks.gpu_rates import rate
 from isicrt.benchmarks.rendered import render
 from isicrt.engine.errors import ModelError
+from isicrt.engine.finishing import Finishing
 from isicrt.engine.gpu_batch import BATCH_PIXELS, ChainImage, PackedMask, read_chain_image
 from isicrt.engine.gpu_chain import GpuChain, Launcher
 from isicrt.engine.gpu_decode import HARDWARE_LOAD, DeviceImage, GpuDecoder
 from isicrt.engine.gpu_kernels import NAMES, Kernels
 from isicrt.engine.images import decode_image
 from isicrt.engine.masks import restore_mask, write_mask
+from isicrt.engine.write_process import MOST_AT_ONCE, WriteProcess
 
 RESTORE = frozenset({"restore_mask"})
 RESIZE = frozenset(NAMES) - RESTORE
@@ -223,6 +225,32 @@ def write_figures(native: tuple[int, int], folder: Path, seconds: float, threads
         write_mask(mask.clean(keep_largest=True, fill_holes=True), folder / f"{next(names)}.png")
 
     return _pooled(partial(_each, one, packed), seconds, threads)
+
+
+def process_write_figures(native: tuple[int, int], folder: Path, seconds: float, processes: int) -> dict[str, Any]:
+    """The same in processes, as many masks in a message as in a run. Arguments as of `write_figures`.
+
+    Raises:
+        ModelError: a process left masks undone, or could not write one.
+    """
+    masks = [np.asarray(_rendered_mask(n).resize(native[::-1])) > 127 for n in range(MOST_AT_ONCE)]
+    packed = [PackedMask(np.packbits(mask, axis=1), native) for mask in masks]
+    finishing = Finishing(0.5, keep_largest=True, fill_holes=True, mask_bits=1, output=None)
+    names = count()
+
+    def some(process: WriteProcess) -> int:
+        for _ in range(4):
+            finished = process.finish([(folder / f"{next(names)}.png", native, mask) for mask in packed])
+            if wrong := [done for done in finished if done is None or done.problem is not None]:
+                raise ModelError(f"masks were not written: {wrong[0]}")
+        return 4 * len(packed)
+
+    with ExitStack() as stack:
+        workers = [WriteProcess(finishing, start_after=0) for _ in range(processes)]
+        for worker in workers:
+            stack.callback(worker.close)
+        pool = stack.enter_context(ThreadPoolExecutor(processes))
+        return rate(lambda: sum(pool.map(some, workers)), seconds) | {"processes": processes}
 
 
 def cpu_restore_figures(

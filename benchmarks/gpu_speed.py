@@ -37,6 +37,7 @@ from isicrt.benchmarks.gpu_alone import (
     cpu_restore_figures,
     gpu_decode_figures,
     held_figures,
+    process_write_figures,
     read_figures,
     write_figures,
 )
@@ -51,7 +52,7 @@ from isicrt.benchmarks.latency import Window
 from isicrt.engine.cuda_memory import CudaDevice
 from isicrt.engine.errors import IsicrtError
 from isicrt.engine.onnx_file import read_onnx_card
-from isicrt.engine.pipeline import available_cores, default_threads
+from isicrt.engine.pipeline import available_cores, default_processes, default_threads
 from isicrt.engine.plan import read_plan
 from isicrt.engine.runtime import open_runtime
 
@@ -98,8 +99,16 @@ class Session:
         shape = read_onnx_card(self.model).input_size
         read = partial(read_figures, self.files[size], shape, self.seconds, readers)
         self.attempt(("stages", size, "read"), read)
-        write = partial(write_figures, SIZES[size])
-        self.attempt(("stages", size, "write"), lambda: write(self.folder("write", size), self.seconds, writers))
+        native, folder, processes = SIZES[size], self.folder, default_processes(available_cores(), on_gpu=True)
+        if processes:  # as in a run
+            self.attempt(
+                ("stages", size, "write"),
+                lambda: process_write_figures(native, folder("write", size), self.seconds, processes),
+            )
+        self.attempt(
+            ("stages", size, "write on threads" if processes else "write"),
+            lambda: write_figures(native, folder("write on threads", size), self.seconds, writers),
+        )
 
     def gpu_stages(self, idle: Any, size: str) -> None:
         """What needs a GPU and no engine. `idle` is a runtime whose network does nothing."""

@@ -19,6 +19,7 @@ from isicrt.benchmarks.gpu_alone import (
     cpu_restore_figures,
     gpu_decode_figures,
     held_figures,
+    process_write_figures,
     read_figures,
     write_figures,
 )
@@ -143,6 +144,7 @@ def test_what_the_cpu_does(files: list[Path], tmp_path: Path) -> None:
     assert cpu_decode_figures(files, (64, 64), 0.001, 2)["images_per_second"] > 0
     for name, figures in (
         ("gpu", lambda folder: write_figures((120, 161), folder, 0.001, 2)),
+        ("processes", lambda folder: process_write_figures((120, 161), folder, 0.001, 2)),
         ("cpu", lambda folder: cpu_restore_figures((64, 64), (120, 161), folder, 0.001, 2)),
     ):
         folder = tmp_path / name
