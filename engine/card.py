@@ -26,6 +26,7 @@ RESIZE_RULES = ("stretch",)
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_SIDE = 8192
 MAX_NAME = 200
+MAX_VIEWS = 64
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class ModelCard:
     precision: str = "fp32"
     """Of the weights and of the arithmetic in the graph: ``fp32``, ``fp16``, or ``int8`` with float32 at both ends."""
     network: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments that build the torch module again: ``decoder_channels``, ``layout`` and so on."""
+    """Arguments that build the torch module again: ``decoder_channels``, ``layout`` and so on. In a file that averages
+    several views of each image (`isicrt.export.views`), their number: ``views``."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Data, its SHA-256, number of images, recipe, epochs, fold, seed."""
     scores: Mapping[str, Any] = field(default_factory=dict)
@@ -97,11 +99,20 @@ class ModelCard:
             reject("std", f"must be positive, not {self.std!r}")
         if not _is_number(self.threshold) or not 0 < self.threshold < 1:
             reject("threshold", f"must lie between 0 and 1, not {self.threshold!r}")
+        views = self.network.get("views", 1)
+        if not isinstance(views, int) or isinstance(views, bool) or not 1 <= views <= MAX_VIEWS:
+            reject("network", f"has views that must be a whole number from 1 to {MAX_VIEWS}, not {_shown(views)}")
 
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.input_height, self.input_width
+
+    @property
+    def views(self) -> int:
+        """Views of each image whose mean the graph gives, itself; 1 where it looks at an image as it is."""
+        views: int = self.network.get("views", 1)
+        return views
 
     def replace(self, **changes: Any) -> ModelCard:
         """A copy with some fields changed."""

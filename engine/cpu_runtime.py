@@ -49,13 +49,15 @@ class CpuRuntime(ABC):
     spare_calls: bool
     """Whether calls that wait in the runtime begin, without Python, when those before them end."""
     at_once: int
-    """Images in one call of `submit`'s. With more, what a layer writes has left the core's cache before the next reads
-    it."""
+    """Images in one call of `submit`'s: of a class for a model that looks at an image once, of an object for its own.
+    With more, what a layer writes has left the core's cache before the next reads it."""
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
         self.path = Path(path)
         # Before any native code sees the file.
         self.card: ModelCard = read_onnx_card(path)
+        # Each view of an image is an image to the layers.
+        self.at_once = max(1, self.at_once // self.card.views)
         self._threads = threads or available_cores()
         # Between two calls a thread waits for Python's lock; meanwhile its stream computes one of these.
         self._calls = self._threads + (max(1, self._threads // 4) if self.spare_calls else 0)

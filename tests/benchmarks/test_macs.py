@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from isicrt.benchmarks.macs import count_macs, count_parameters, load_graph
 from isicrt.engine import shipped
 from isicrt.engine.errors import ModelError
+from isicrt.export.views import average_views
 
 
 def one_node(
@@ -64,6 +65,17 @@ def test_the_shipped_model_costs_what_the_docs_say() -> None:
     graph = load_graph(shipped.resolve("unet-light"))
     assert count_macs(graph) == 315_804_672  # torch's FlopCounterMode / 2: 0.32 GMAC at 192 px
     assert count_parameters(graph) == pytest.approx(1.99e6, rel=0.02)  # folded batch norms leave a bias each
+
+
+@pytest.mark.parametrize("name", [shipped.FLOAT, shipped.DEFAULT])
+def test_each_view_costs_the_network_again_and_no_weights(name: str) -> None:
+    if name not in shipped.names():
+        pytest.skip("no model ships yet")
+    graph = load_graph(shipped.resolve(name))
+    averaged = average_views(graph, 4)
+    assert count_macs(averaged) == 4 * count_macs(graph)
+    assert count_macs(averaged, batch=3) == 12 * count_macs(graph)
+    assert count_parameters(averaged) == count_parameters(graph)
 
 
 def test_a_shape_that_is_open_is_told() -> None:

@@ -42,6 +42,11 @@ def test_the_table(shelf: Path) -> None:
     assert notes == [f"{shipped.DEFAULT}: scores on isic2016-test", "other: no scores"]
 
 
+def test_the_table_says_which_models_average_views(shelf: Path) -> None:
+    write_darkness_model(shelf / "a-x4.onnx", name="a-x4", network={"views": 4})
+    assert _run()[1].splitlines()[-1] == "a-x4: mean of 4 views of each image; no scores"
+
+
 def test_one_card_as_json(shelf: Path) -> None:
     write_darkness_model(shelf / "other.onnx", scores=SCORES)
     code, output = _run("other", "--json")

@@ -40,6 +40,11 @@ def test_input_size_is_height_and_width() -> None:
     assert CARD.input_size == (192, 256)
 
 
+def test_a_model_looks_at_an_image_once_unless_its_card_says_otherwise() -> None:
+    assert CARD.views == 1
+    assert ModelCard.from_json(CARD.replace(network={"views": 4}).to_json()).views == 4
+
+
 def test_replace_checks_again() -> None:
     assert CARD.replace(threshold=0.25).threshold == 0.25
     with pytest.raises(ModelError, match="'threshold'"):
@@ -76,6 +81,10 @@ def test_replace_checks_again() -> None:
         ("fill_holes", "yes"),
         ("name", 7),
         ("scores", [1]),
+        ("network", {"views": 0}),
+        ("network", {"views": 65}),
+        ("network", {"views": True}),
+        ("network", {"views": "4"}),
     ],
 )
 def test_a_bad_field_is_named(field: str, value: object) -> None:

@@ -257,3 +257,40 @@ def test_a_batch_is_shared_out_among_threads_that_have_nothing_to_do(
         monkeypatch.setattr(runtime, "_alone", both_at_once)
         probability = runtime.collect(runtime.submit(images))
     np.testing.assert_array_equal(probability, 255 - images[..., 1])
+
+
+@pytest.mark.parametrize(("views", "parts"), [(1, [2, 2, 1]), (2, [1] * 5), (8, [1] * 5)])
+def test_each_view_of_an_image_counts_as_an_image(
+    runtime_class: type[CpuRuntime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: int, parts: list[int]
+) -> None:
+    """So that what a layer writes stays in the core's cache."""
+    write_darkness_model(tmp_path / "views.onnx", network={"views": views})
+    images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
+    computed = []
+    with runtime_class(tmp_path / "views.onnx", threads=1) as runtime:
+        real = runtime._alone
+        assert real is not None
+
+        def noted(part: UInt8Array) -> UInt8Array:
+            computed.append(len(part))
+            return real(part)
+
+        monkeypatch.setattr(runtime, "_alone", noted)
+        for probability in (runtime.infer(images), runtime.collect(runtime.submit(images))):
+            np.testing.assert_array_equal(probability, 255 - images[..., 1])
+    assert sorted(computed) == sorted(parts * 2)
+
+
+def test_openvino_compiles_the_batch_that_it_is_called_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled_for = []
+    real = openvino_runtime._caller
+
+    def watched(compiled: Any) -> Call:
+        compiled_for.append(list(compiled.inputs[0].shape))
+        return real(compiled)
+
+    monkeypatch.setattr(openvino_runtime, "_caller", watched)
+    for views in (1, 4):
+        write_darkness_model(tmp_path / "views.onnx", network={"views": views})
+        OpenVinoRuntime(tmp_path / "views.onnx", threads=1).close()
+    assert compiled_for == [[2, 64, 64, 3], [1, 64, 64, 3]]
