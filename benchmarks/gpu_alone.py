@@ -29,9 +29,12 @@ from isicrt.engine.gpu_batch import BATCH_PIXELS, ChainImage, PackedMask, read_c
 from isicrt.engine.gpu_chain import GpuChain, Launcher
 from isicrt.engine.gpu_decode import HARDWARE_LOAD, DeviceImage, GpuDecoder
 from isicrt.engine.gpu_kernels import NAMES, Kernels
-from isicrt.engine.images import decode_image
+from isicrt.engine.helper_process import MOST_AT_ONCE
+from isicrt.engine.images import MAX_PIXELS, decode_image
+from isicrt.engine.isolation import DECODE_TIMEOUT
 from isicrt.engine.masks import restore_mask, write_mask
-from isicrt.engine.write_process import MOST_AT_ONCE, WriteProcess
+from isicrt.engine.read_process import ReadAll, ReadProcess
+from isicrt.engine.write_process import WriteProcess
 
 RESTORE = frozenset({"restore_mask"})
 RESIZE = frozenset(NAMES) - RESTORE
@@ -196,6 +199,29 @@ def read_figures(files: Sequence[Path], size: tuple[int, int], seconds: float, t
             return len(list(pool.map(lambda file: read_chain_image(file, size), files)))
 
         return rate(work, seconds) | {"threads": threads}
+
+
+def process_read_figures(files: Sequence[Path], seconds: float, processes: int) -> dict[str, Any]:
+    """The same in processes, as many files in a message as in a run.
+
+    Raises:
+        ModelError: a process left files unread.
+    """
+    endless = cycle(files)
+    parts = [list(islice(endless, MOST_AT_ONCE)) for _ in range(4)]
+
+    def some(process: ReadProcess) -> int:
+        for part in parts:
+            if None in process.read(part):
+                raise ModelError(f"files were not read, or are not for the GPU: {part[0]} and those after it")
+        return sum(map(len, parts))
+
+    with ExitStack() as stack:
+        workers = [ReadProcess(ReadAll(MAX_PIXELS, 0.0), DECODE_TIMEOUT, start_after=0) for _ in range(processes)]
+        for worker in workers:
+            stack.callback(worker.close)
+        pool = stack.enter_context(ThreadPoolExecutor(processes))
+        return rate(lambda: sum(pool.map(some, workers)), seconds) | {"processes": processes}
 
 
 def cpu_decode_figures(files: Sequence[Path], size: tuple[int, int], seconds: float, threads: int) -> dict[str, Any]:

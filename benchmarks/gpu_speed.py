@@ -37,6 +37,7 @@ from isicrt.benchmarks.gpu_alone import (
     cpu_restore_figures,
     gpu_decode_figures,
     held_figures,
+    process_read_figures,
     process_write_figures,
     read_figures,
     write_figures,
@@ -95,20 +96,21 @@ class Session:
 
     def host_stages(self, size: str) -> None:
         """What the CPU does on the GPU's way."""
-        readers, writers = default_threads(available_cores(), on_gpu=True)
+        cores = available_cores()
+        readers, writers = default_threads(cores, on_gpu=True)
+        processes = default_processes(cores, on_gpu=True)
         shape = read_onnx_card(self.model).input_size
-        read = partial(read_figures, self.files[size], shape, self.seconds, readers)
-        self.attempt(("stages", size, "read"), read)
-        native, folder, processes = SIZES[size], self.folder, default_processes(available_cores(), on_gpu=True)
+        files, native, seconds, folder = self.files[size], SIZES[size], self.seconds, self.folder
+        on_threads = " on threads" if processes else ""
+        sections: dict[str, Callable[[], Any]] = {
+            f"read{on_threads}": lambda: read_figures(files, shape, seconds, readers),
+            f"write{on_threads}": lambda: write_figures(native, folder("write-threads", size), seconds, writers),
+        }
         if processes:  # as in a run
-            self.attempt(
-                ("stages", size, "write"),
-                lambda: process_write_figures(native, folder("write", size), self.seconds, processes),
-            )
-        self.attempt(
-            ("stages", size, "write on threads" if processes else "write"),
-            lambda: write_figures(native, folder("write on threads", size), self.seconds, writers),
-        )
+            sections["read"] = lambda: process_read_figures(files, seconds, readers)
+            sections["write"] = lambda: process_write_figures(native, folder("write", size), seconds, processes)
+        for name, work in sections.items():
+            self.attempt(("stages", size, name), work)
 
     def gpu_stages(self, idle: Any, size: str) -> None:
         """What needs a GPU and no engine. `idle` is a runtime whose network does nothing."""

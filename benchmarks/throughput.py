@@ -178,7 +178,7 @@ def run_once(
             batch_size=batch_size,
             decode_threads=decoders,
             write_threads=writers,
-            write_processes=default_processes(cores, on_gpu=chain is not None),
+            processes=default_processes(cores, on_gpu=chain is not None),
             on_outcome=note,
             chain=chain,
         )

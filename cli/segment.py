@@ -59,9 +59,10 @@ if TYPE_CHECKING:
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads to use. [default: all cores]")
 @click.option(
-    "--write-processes",
+    "--processes",
     type=click.IntRange(0, 256),
-    help="Processes that finish and write masks beside this one. [default: none up to 7 cores, then a core in four]",
+    help="Processes beside this one that finish masks and, where a GPU decodes, read files. [default: none up to 7 "
+    "cores, then one for four cores, or for two where a GPU decodes]",
 )
 @click.option(
     "--mask-bits",
@@ -169,7 +170,7 @@ def command(
     batch_size: int | None,
     threshold: float | None,
     threads: int | None,
-    write_processes: int | None,
+    processes: int | None,
     mask_bits: str,
     overlay: Path | None,
     report_path: Path | None,
@@ -236,8 +237,8 @@ def command(
         if threads is not None:
             on_gpu = chain is not None
             decode_threads, write_threads = default_threads(threads, on_gpu=on_gpu)
-            if write_processes is None:
-                write_processes = default_processes(threads, on_gpu=on_gpu)
+            if processes is None:
+                processes = default_processes(threads, on_gpu=on_gpu)
         settings = {
             "images": [str(argument) for argument in images],
             "out": str(out),
@@ -302,7 +303,7 @@ def command(
                 "hardware_decoder_load": hardware_decoder_load,
                 "decode_timeout": decode_timeout,
                 "fsync": fsync,
-                "write_processes": write_processes,
+                "processes": processes,
             }
             try:
                 summary = run_jobs(
@@ -312,7 +313,7 @@ def command(
                     threshold=threshold,
                     decode_threads=decode_threads,
                     write_threads=write_threads,
-                    write_processes=write_processes,
+                    processes=processes,
                     mask_bits=int(mask_bits),
                     overlay=draw,
                     on_outcome=note,

@@ -88,11 +88,17 @@ def read_chain_image(
         ImageError: as `decode`.
     """
     path = Path(path)
-    source = read_source(path)
-    native_size = suits_gpu(source.data)
-    fits = native_size is not None and native_size[0] * native_size[1] <= min(max_pixels, LARGE_PIXELS)
-    for_gpu = fits and source.stamp.crc >= cpu_share * 2**32 and not may_take_long(source.data)
-    if native_size is not None and for_gpu:
-        return ChainImage(path, native_size, source, None, source.stamp)
+    if (image := gpu_image(path, read_source(path), max_pixels, cpu_share)) is not None:
+        return image
     decoded = decode(path, size)
     return ChainImage(path, decoded.native_size, None, decoded.pixels, decoded.stamp)
+
+
+def gpu_image(path: Path, source: Source, max_pixels: int, cpu_share: float) -> ChainImage | None:
+    """A file that was read, if it is for the GPU to decode. Arguments as of `read_chain_image`."""
+    native_size = suits_gpu(source.data)
+    if native_size is None or native_size[0] * native_size[1] > min(max_pixels, LARGE_PIXELS):
+        return None
+    if source.stamp.crc < cpu_share * 2**32 or may_take_long(source.data):
+        return None
+    return ChainImage(path, native_size, source, None, source.stamp)

@@ -16,15 +16,16 @@ from isicrt.engine.channel import Stopped
 from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.finishing import Finishing
+from isicrt.engine.helper_process import MIN_CORES
 from isicrt.engine.images import MAX_PIXELS
 from isicrt.engine.isolation import DECODE_TIMEOUT, ImageDecoder
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.outcome import STAGES, Outcome, RunSummary
+from isicrt.engine.read_process import ReadAll
 from isicrt.engine.routes import Decode, HostRoute, Route
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
 from isicrt.engine.stages import THREAD_PREFIX, Overlay, Pipeline, StageSettings
-from isicrt.engine.write_process import MIN_CORES
 
 if TYPE_CHECKING:
     from isicrt.engine.gpu_chain import GpuChain
@@ -55,7 +56,7 @@ def run_jobs(
     threshold: float | None = None,
     decode_threads: int | None = None,
     write_threads: int | None = None,
-    write_processes: int | None = None,
+    processes: int | None = None,
     mask_bits: int = 1,
     overlay: Overlay | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
@@ -79,9 +80,10 @@ def run_jobs(
         batch_size: images in one network call.
         threshold: in (0, 1); None for the model card's.
         decode_threads, write_threads: None for a choice that fits `available_cores`.
-        write_processes: that finish masks beside this one, each with a write thread that does nothing else, and no
-            other write threads; 0 for none, None for `default_processes`, or none where `write_threads` are given. With
-            an `overlay`, which is drawn in this process, there are none.
+        processes: that finish masks beside this one, each with a write thread that does nothing else, and no other
+            write threads; with a `chain` each decode thread has one too, that reads files. 0 for none; None for
+            `default_processes`, or none where `write_threads` are given. With an `overlay`, which is drawn in this
+            process, there are none.
         mask_bits: 1 or 8, see `write_mask`.
         overlay: called with the job and its mask, bool H x W, after the mask was written, by several threads.
         on_outcome: called for each image as it ends, in no fixed order, in the calling thread.
@@ -117,13 +119,12 @@ def run_jobs(
     cores, on_gpu = available_cores(), chain is not None
     decoders, writers = default_threads(cores, on_gpu=on_gpu)
     decoders = decoders if decode_threads is None else decode_threads
-    processes = write_processes
     if processes is None:
         processes = default_processes(cores, on_gpu=on_gpu) if write_threads is None else 0
     processes = 0 if overlay is not None else processes
     writers = writers if write_threads is None else write_threads
     if processes < 0:
-        raise SettingsError(f"write_processes ({processes}): must not be negative")
+        raise SettingsError(f"processes ({processes}): must not be negative")
     if decoders < 1 or writers < 1:
         raise SettingsError("decode and write threads: at least 1 of each is needed")
     if not 0 <= cpu_share <= 1:
@@ -137,13 +138,17 @@ def run_jobs(
     own_decoder = ImageDecoder(timeout=decode_timeout) if decode is None else nullcontext(decode)
     with _one_thread_a_call(), own_decoder as decoder:
         route: Route = HostRoute(runtime, decoder, batch_size)
+        read_ahead = None
         if chain is not None:
             from isicrt.engine.gpu_stages import GpuRoute
 
             route = GpuRoute(chain, decoder, max_pixels=max_pixels, cpu_share=cpu_share)
+            read_ahead = ReadAll(max_pixels, cpu_share) if processes else None
         card, output = runtime.card, None if ledger is None else ledger.output
         finishing = Finishing(threshold, card.keep_largest, card.fill_holes, mask_bits, output)
-        settings = StageSettings(card.name, batch_size, finishing, overlay, ledger, decode_timeout, processes > 0)
+        settings = StageSettings(
+            card.name, batch_size, finishing, overlay, ledger, decode_timeout, processes > 0, read_ahead
+        )
         pipeline = Pipeline(jobs, route, settings, decoders, processes or writers)
         interrupted = False
         try:
@@ -207,7 +212,7 @@ def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:
 
 
 def default_processes(cores: int, *, on_gpu: bool = False) -> int:
-    """Processes that finish masks, for a number of cores: none for a few. See `isicrt.engine.write_process`.
+    """Processes that finish masks, for a number of cores: none for a few. See `isicrt.engine.helper_process`.
 
     Restoring and writing takes a seventh of the work that an image of 512 px is on the CPU, a quarter where it is
     larger, and nearly all that is left of it where a GPU does the rest.

@@ -149,7 +149,7 @@ class Segmenter:
                 threshold=self._threshold,
                 decode_threads=decode_threads,
                 write_threads=write_threads,
-                write_processes=processes,
+                processes=processes,
                 mask_bits=mask_bits,
                 overlay=None if overlays is None else OverlayFolder(out, overlays, run=ledger.run),
                 on_outcome=on_outcome,

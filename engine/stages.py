@@ -14,20 +14,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from isicrt.engine.channel import BusyTime, Channel, Ended, Stopped
 from isicrt.engine.decoding import MAX_LOST, Abandoned, DecodeSlot, DecodeWatch
 from isicrt.engine.errors import DataError, ImageError, IsicrtError, ModelError
 from isicrt.engine.finishing import Finished, Finishing
+from isicrt.engine.helper_process import MOST_AT_ONCE
 from isicrt.engine.images import DamagedImageError
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.masks import Mask
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.pixel_budget import BUDGET
+from isicrt.engine.read_process import ReadAll, ReadProcess
 from isicrt.engine.routes import Item, Route
 from isicrt.engine.sources import Job
-from isicrt.engine.write_process import MOST_AT_ONCE, WriteProcess
+from isicrt.engine.write_process import WriteProcess
 
 THREAD_PREFIX = "isicrt-"
 STOP_SECONDS = 1.5
@@ -51,6 +54,8 @@ class StageSettings:
     decode_timeout: float
     write_in_processes: bool = False
     """Whether each write thread has a process that finishes its masks."""
+    read_ahead: ReadAll | None = None
+    """What the process of each decode thread does; None where there is none."""
 
 
 class Pipeline:
@@ -72,6 +77,8 @@ class Pipeline:
         self._deadline = float("inf")
         self._waited = 0.0
         self._in_flight: deque[list[Item]] = deque()
+        # Of each decode thread and, where it is given up, its successor: jobs to be checked, and jobs to be read.
+        self._ahead: list[tuple[deque[Job], deque[Job]]] = [(deque(), deque()) for _ in range(decoders)]
         slots = [DecodeSlot(n) for n in range(decoders)]
         # A worker that is overdue is killed first: a thread is given up where that does not help.
         self._watch = DecodeWatch(slots, settings.decode_timeout * 1.25 + 0.25, self._start_decoder)
@@ -164,9 +171,9 @@ class Pipeline:
         # A daemon: a decoder that hangs on a file must not keep an interrupted process alive.
         return threading.Thread(target=run, name=THREAD_PREFIX + name, daemon=True)
 
-    def _next_job(self) -> Job | None:
+    def _next_jobs(self, most: int) -> list[Job]:
         with self._jobs_lock:
-            return None if self._draining else next(self._jobs, None)
+            return [] if self._draining else list(islice(self._jobs, most))
 
     def _record(self, *ended: tuple[Outcome, dict[str, Any] | None]) -> None:
         if self._settings.ledger is not None:
@@ -181,7 +188,10 @@ class Pipeline:
 
     def _decode_and_help(self, slot: DecodeSlot) -> None:
         try:
-            self._decode(slot)
+            if self._settings.read_ahead is None:
+                self._decode(slot)
+            else:
+                self._decode_ahead(slot, self._settings.read_ahead)
         finally:
             if not slot.abandoned:
                 self._decoded.close()
@@ -194,28 +204,68 @@ class Pipeline:
             # threads, which are few, would fall behind where masks are large.
             while not self._settings.write_in_processes and (item := self._inferred.take()) is not None:
                 self._end(self._finish(item))
-            if (job := self._next_job()) is None:
+            if not (jobs := self._next_jobs(1)):
                 return
-            slot.begin(job)
-            ended = self._decode_job(job)
+            slot.begin(jobs[0])
+            ended = self._before(jobs[0]) or self._read(jobs[0])
             slot.end()
-            if isinstance(ended, Outcome):
-                self._end((ended, None))
-            else:
-                self._decoded.put(ended)
+            self._hand_on(ended)
 
-    def _decode_job(self, job: Job) -> Item | Outcome:
-        """An image for the network, or how it has ended without it."""
+    def _decode_ahead(self, slot: DecodeSlot, task: ReadAll) -> None:
+        unchecked, unread = self._ahead[slot.number]
+        process = ReadProcess(task, self._settings.decode_timeout)
+        try:
+            while not self._draining:
+                if not unchecked and not unread:
+                    unchecked.extend(self._next_jobs(MOST_AT_ONCE))
+                    if not unchecked:
+                        return
+                while unchecked:
+                    job = unchecked.popleft()
+                    slot.begin(job)
+                    before = self._before(job)
+                    slot.end()
+                    if before is None:
+                        unread.append(job)
+                    else:
+                        self._hand_on(before)
+                with self.busy.stage("decode"):
+                    images = process.read([job.image for job in unread])
+                for image in images:
+                    job = unread.popleft()
+                    if image is not None:
+                        self._hand_on(Item(job, image.native_size, image, image.stamp))
+                        continue
+                    slot.begin(job)
+                    ended = self._read(job)
+                    slot.end()
+                    self._hand_on(ended)
+        finally:
+            process.close()
+
+    def _before(self, job: Job) -> Outcome | None:
+        """How an image has ended already; None where it is to be read."""
         if job.problem is not None:
             return Outcome(job, job.problem, None, None)
         ledger = self._settings.ledger
         try:
-            if ledger is not None and (before := ledger.check(job)) is not None:
-                return before
+            return None if ledger is None else ledger.check(job)
+        except ImageError as error:
+            return _damaged(job, error)
+
+    def _read(self, job: Job) -> Item | Outcome:
+        """An image for the network, or how it has ended without it."""
+        try:
             with self.busy.stage("decode"):
                 return self._route.read(job)
         except ImageError as error:
             return _damaged(job, error)
+
+    def _hand_on(self, ended: Item | Outcome) -> None:
+        if isinstance(ended, Outcome):
+            self._end((ended, None))
+        else:
+            self._decoded.put(ended)
 
     def _infer(self) -> None:
         ledger = self._settings.ledger

@@ -19,6 +19,7 @@ from isicrt.benchmarks.gpu_alone import (
     cpu_restore_figures,
     gpu_decode_figures,
     held_figures,
+    process_read_figures,
     process_write_figures,
     read_figures,
     write_figures,
@@ -141,6 +142,7 @@ def test_the_hardware_decoders_share_reaches_the_decoder(
 
 def test_what_the_cpu_does(files: list[Path], tmp_path: Path) -> None:
     assert read_figures(files, (64, 64), 0.001, 2)["threads"] == 2
+    assert process_read_figures(files, 0.001, 2)["images_per_second"] > 0
     assert cpu_decode_figures(files, (64, 64), 0.001, 2)["images_per_second"] > 0
     for name, figures in (
         ("gpu", lambda folder: write_figures((120, 161), folder, 0.001, 2)),

@@ -86,15 +86,15 @@ def _todo(tmp_path: Path, count: int, size: tuple[int, int] = (90, 120)) -> list
 
 @pytest.mark.usefixtures("at_once")
 def test_masks_and_journal_are_those_of_the_threads(many: Path, tmp_path: Path, runtime: OnnxRuntime) -> None:
-    _run(many, tmp_path / "threads", runtime, write_processes=0)
-    summary = _run(many, tmp_path / "processes", runtime, write_processes=2)
+    _run(many, tmp_path / "threads", runtime, processes=0)
+    summary = _run(many, tmp_path / "processes", runtime, processes=2)
     assert (summary.images, summary.failed) == (60, 0)
     assert summary.stage_seconds["restore"] > 0
     assert summary.stage_seconds["write"] > 0
     assert _masks(tmp_path / "threads") == _masks(tmp_path / "processes")
     assert _lines(tmp_path / "threads") == _lines(tmp_path / "processes")
     assert len(_lines(tmp_path / "processes")) == 60
-    assert _run(many, tmp_path / "processes", runtime, write_processes=2).skipped == 60
+    assert _run(many, tmp_path / "processes", runtime, processes=2).skipped == 60
 
 
 def test_a_process_is_started_when_it_is_worth_it(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_mask_that_cannot_be_written_costs_itself(many: Path, tmp_path: Path, 
     failed: list[Outcome] = []
     jobs = find_jobs(many, tmp_path / "out")
     summary = run_jobs(
-        jobs, runtime, write_processes=2, on_outcome=lambda o: failed.append(o) if o.error is not None else None
+        jobs, runtime, processes=2, on_outcome=lambda o: failed.append(o) if o.error is not None else None
     )
     assert (summary.images, summary.failed) == (60, 1)
     assert "07.png" in str(failed[0].error)
@@ -167,8 +167,8 @@ def _killing(lose: Callable[[int], None]) -> Callable[[WriteProcess, Any], Any]:
     finish = WriteProcess.finish
 
     def kill_then_finish(self: WriteProcess, todo: Any) -> Any:
-        if self._process is not None:
-            lose(self._process.pid)
+        if self.process.pid is not None:
+            lose(self.process.pid)
         return finish(self, todo)
 
     return kill_then_finish
@@ -186,7 +186,7 @@ def test_a_process_that_is_lost_costs_nothing(
         lost.append(pid)
 
     monkeypatch.setattr(WriteProcess, "finish", _killing(lose))
-    summary = _run(many, tmp_path / "out", runtime, write_processes=2)
+    summary = _run(many, tmp_path / "out", runtime, processes=2)
     assert lost
     assert (summary.images, summary.failed) == (60, 0)
     assert len(_masks(tmp_path / "out")) == 60
@@ -212,11 +212,11 @@ def test_an_interrupted_run_leaves_no_process(many: Path, tmp_path: Path, runtim
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _run(many, tmp_path / "out", runtime, write_processes=2, on_outcome=interrupt)
+        _run(many, tmp_path / "out", runtime, processes=2, on_outcome=interrupt)
     deadline = time.monotonic() + 10
     while [t for t in threading.enumerate() if "write-" in t.name] and time.monotonic() < deadline:
         time.sleep(0.05)
-    again = _run(many, tmp_path / "out", runtime, write_processes=2)
+    again = _run(many, tmp_path / "out", runtime, processes=2)
     assert (again.images + again.skipped, again.failed) == (60, 0)
 
 
@@ -227,7 +227,7 @@ def test_overlays_are_drawn_here_and_so_are_their_masks(
     monkeypatch.setattr(WriteProcess, "finish", lambda *_: pytest.fail("a process was asked"))
     drawn: list[str] = []
     jobs = find_jobs(rendered_pairs / "images", tmp_path / "out")
-    run_jobs(jobs, runtime, write_processes=2, overlay=lambda job, mask: drawn.append(job.mask.name))
+    run_jobs(jobs, runtime, processes=2, overlay=lambda job, mask: drawn.append(job.mask.name))
     assert len(drawn) == len(jobs)
 
 
@@ -237,5 +237,5 @@ def test_how_many() -> None:
 
 
 def test_not_fewer_than_none(rendered_pairs: Path, tmp_path: Path, runtime: OnnxRuntime) -> None:
-    with pytest.raises(SettingsError, match="write_processes"):
-        run_jobs(find_jobs(rendered_pairs / "images", tmp_path / "out"), runtime, write_processes=-1)
+    with pytest.raises(SettingsError, match="processes"):
+        run_jobs(find_jobs(rendered_pairs / "images", tmp_path / "out"), runtime, processes=-1)

@@ -1,0 +1,151 @@
+"""Processes that do a part of a run's work, for machines with many cores.
+
+All threads of a process share Python's lock, and each call into the system or a library gives it back and takes it
+again: a mask does so some twenty times, a file that is read seven times. With eight threads or more they wait for each
+other longer than they work. A process has a lock of its own, and a dozen images go there in one message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import IO, Any
+
+MIN_CORES = 8
+"""Fewer cores are kept busy by threads alone."""
+MOST_AT_ONCE = 16
+"""Images in a message: with more, the others would have nothing to do at the end."""
+START_AFTER = 64
+"""Images that a thread has dealt with before it starts a process: for a few that is not worth its time."""
+_MOST_STARTS = 3
+_PATIENCE_SECONDS = 2.0
+
+# Not `-m`: the process must find the isicrt that this one runs.
+_START = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from isicrt.engine.helper_process import serve; serve()"
+)
+
+Task = Callable[[Any], Any]
+
+
+class HelperLost(Exception):
+    """The process is gone, or could not be started; what it was asked is for the caller to do."""
+
+
+class HelperProcess:
+    """One process with one task, driven by one thread; close it after the last call.
+
+    It is started by the first call, and again a few times where it is lost.
+
+    Args:
+        task: is sent to the process, and called there with what is asked.
+        command: starts a process; None for the one that isicrt has.
+    """
+
+    def __init__(self, task: Task, command: Sequence[str] | None = None) -> None:
+        self._task = task
+        self._command = list(command or (sys.executable, "-c", _START, json.dumps(sys.path)))
+        self._starts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while there is one."""
+        return None if self._process is None else self._process.pid
+
+    def ask(self, question: Any, seconds: float | None = None) -> Any:
+        """What the task returns.
+
+        Args:
+            question: can be pickled.
+            seconds: after which the process is ended and lost; None to wait for as long as it takes. Only on POSIX.
+
+        Raises:
+            HelperLost: there is no answer, and will be none.
+        """
+        if self._process is None:
+            self._begin()
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            _send(process.stdin, question)
+            if seconds is not None and os.name == "posix" and not select.select([process.stdout], [], [], seconds)[0]:
+                raise TimeoutError
+            return _receive(process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            self._kill()
+            raise HelperLost from error
+
+    def _begin(self) -> None:
+        if self._starts == _MOST_STARTS:
+            raise HelperLost
+        self._starts += 1
+        # A session of its own: Ctrl-C is for the run, which then ends its processes.
+        options: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
+        try:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options
+            )
+            assert self._process.stdin is not None
+            _send(self._process.stdin, self._task)
+        except OSError as error:  # no memory, or no more processes
+            self._kill()
+            raise HelperLost from error
+
+    def close(self) -> None:
+        """End the process, which finishes what it was asked if that does not take long."""
+        process = self._process
+        if process is not None and process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_PATIENCE_SECONDS)
+        self._kill()
+
+    def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(OSError):
+            process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def serve() -> None:
+    """What the process does, until its input ends, which is when the run is gone, however that went."""
+    import cv2
+
+    from isicrt.engine.heap import keep_buffers, share_heaps
+
+    share_heaps(1)
+    keep_buffers()
+    cv2.setNumThreads(1)
+    questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # nothing that a library prints may get between the answers
+    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        task = _receive(questions)
+        while True:
+            _send(answers, task(_receive(questions)))
+    os._exit(0)  # the run waits for it, and everything is written
+
+
+def _send(stream: IO[bytes], message: Any) -> None:
+    # Both sides are this program, and nobody else holds the pipe: pickle is safe here.
+    pickle.dump(message, stream, protocol=pickle.HIGHEST_PROTOCOL)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> Any:
+    return pickle.load(stream)
