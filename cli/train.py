@@ -54,7 +54,8 @@ MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
 @click.option(
     "--resume",
     metavar="auto|PATH",
-    help="Go on from a checkpoint. `auto`: from the run folder's last.pt if there is one, else from the start.",
+    help="Go on from a checkpoint. `auto`: from the run folder's last.pt if there is one, else from its teachers, else "
+    "from the start.",
 )
 @click.option(
     "--start-from",
@@ -101,7 +102,8 @@ def command(
     """Train a lesion segmentation model on ISIC 2016.
 
     Writes a run folder: config.yaml, metrics.csv, curves.png, samples.png, best.pt (highest validation Jaccard) and
-    last.pt (to resume). A run that is stopped goes on with the same command and --resume auto.
+    last.pt (to resume). A run that is stopped goes on with the same command and --resume auto. A recipe with soft
+    labels trains its teachers first, in the folder teachers/.
     """
     try:
         import torch
@@ -109,6 +111,7 @@ def command(
         from isicrt.trainer.allocator import keep_freed_memory
         from isicrt.trainer.checkpoint import LAST
         from isicrt.trainer.loop import RunSettings, train
+        from isicrt.trainer.run_folder import has_begun
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train", str(error)) from error
 
@@ -122,7 +125,7 @@ def command(
     out = out or Path("runs") / (f"{chosen.name}-all" if fold is None else f"{chosen.name}-fold{fold}")
     checkpoint = None
     if resume == "auto":
-        checkpoint = out / LAST if (out / LAST).is_file() else None
+        checkpoint = out / LAST if has_begun(out) else None
     elif resume is not None:
         checkpoint = Path(resume)
     settings = RunSettings(
@@ -150,6 +153,8 @@ def command(
                 click.echo(
                     f"\nStopped. The epochs that were finished are in {out}; go on with --resume auto.", err=True
                 )
+            elif has_begun(out):
+                click.echo("\nStopped while its teachers learned; go on with --resume auto.", err=True)
             else:
                 click.echo("\nStopped before the first epoch was finished: nothing to resume.", err=True)
             raise
@@ -205,11 +210,17 @@ def _progress() -> Any:
                 console.print(f"{grey_masks} masks have grey pixels, which are lesion above 128 of 255")
             if done:
                 console.print(f"resuming after epoch {done}")
-            # The bar counts the images of all epochs, so its estimate is of the whole run.
+            # The bar counts the images of all epochs, so its estimate is of the whole run, or of this teacher's.
             per_epoch = max(training // recipe.batch_size, 1) * min(recipe.batch_size, training)
-            self.bar.update(
+            self.bar.reset(
                 self.task, total=per_epoch * recipe.epochs, completed=per_epoch * done, epoch=done, epochs=recipe.epochs
             )
+
+        def teaching(self, teacher: int, teachers: int) -> None:
+            console.print(f"teacher {teacher} of {teachers}")
+
+        def predicting(self, images: int, teachers: int) -> None:
+            console.print(f"{teachers} teachers predict {images} images; then the run itself")
 
         def stepped(self, epoch: int, images: int, loss: float) -> None:
             speed = self.bar.tasks[0].speed

@@ -46,8 +46,11 @@ def draw_matrices(
     return np.concatenate([linear, shift[..., None]], axis=2).astype(np.float32)
 
 
-def warp(images: Any, masks: Any, matrices: Any, a: Augmentation, source: int, target: int) -> tuple[Any, Any]:
-    """DALI nodes of images and masks under the maps of `draw_matrices`: bilinear, and nearest for masks."""
+def warp(
+    images: Any, masks: Any, matrices: Any, a: Augmentation, source: int, target: int, soft: bool = False
+) -> tuple[Any, Any]:
+    """DALI nodes of images and masks under the maps of `draw_matrices`: bilinear, and nearest for masks that are not
+    soft."""
     from nvidia.dali import fn, types
 
     settings: dict[str, Any] = {"size": (target, target), "inverse_map": True}
@@ -60,7 +63,8 @@ def warp(images: Any, masks: Any, matrices: Any, a: Augmentation, source: int, t
     else:
         settings["fill_value"] = 0
     images = fn.warp_affine(images, matrix=matrices, interp_type=types.INTERP_LINEAR, **settings)
-    return images, fn.warp_affine(masks, matrix=matrices, interp_type=types.INTERP_NN, **settings)
+    rule = types.INTERP_LINEAR if soft else types.INTERP_NN
+    return images, fn.warp_affine(masks, matrix=matrices, interp_type=rule, **settings)
 
 
 def _reflected(images: Any, margin: int) -> Any:

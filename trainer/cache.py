@@ -31,11 +31,13 @@ class ResizedPairs:
     """Images and masks of a list of pairs, in its order.
 
     ``images`` is uint8 N x size x size x 3, RGB; ``masks`` uint8 N x size x size, 0 or 255. Both are read-only maps of
-    files.
+    files, or the chosen rows of one in memory.
     """
 
     images: UInt8Array
     masks: UInt8Array
+    soft: bool = False
+    """Whether the masks have all levels from 0 to 255, as shares of 255. They are then resampled bilinearly."""
 
 
 def cache_folder() -> Path:
@@ -45,7 +47,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isicrt"
 
 
-def resized_pairs(pairs: Sequence[Pair], size: int, folder: Path | None = None) -> ResizedPairs:
+def resized_pairs(
+    pairs: Sequence[Pair], size: int, folder: Path | None = None, *, within: Sequence[Pair] | None = None
+) -> ResizedPairs:
     """The pairs at `size` x `size` pixels, from the cache or decoded now.
 
     Args:
@@ -53,12 +57,19 @@ def resized_pairs(pairs: Sequence[Pair], size: int, folder: Path | None = None) 
         size: pixels.
         folder: of caches; None for `cache_folder`. A cache belongs to names, sizes and times of change of its files, so
             an edited image makes a new one. Old ones may be deleted at any time.
+        within: a longer list that has all of the pairs, and whose cache is read: runs that learn from parts of one
+            list then share one cache.
 
     Raises:
         DataError: a file cannot be decoded, or the cache cannot be written.
     """
     if not pairs:
         raise DataError("there is no image to cache")
+    if within is not None and len(within) > len(pairs):
+        whole = resized_pairs(within, size, folder)
+        number = {pair.id: i for i, pair in enumerate(within)}
+        rows = [number[pair.id] for pair in pairs]
+        return ResizedPairs(np.asarray(whole.images[rows]), np.asarray(whole.masks[rows]))
     place = (folder or cache_folder()) / f"pairs-{size}-{_key(pairs, size)}"
     if not place.is_dir():
         _fill(pairs, size, place)

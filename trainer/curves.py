@@ -57,7 +57,7 @@ def draw_samples(images: Tensor, masks: Tensor, path: Path, *, columns: int = 8)
 
     Args:
         images: uint8 N x H x W x 3.
-        masks: float N x 1 x H x W, 0 or 1.
+        masks: float N x 1 x H x W, in [0, 1]; the outline is at a half.
         path: of the PNG.
         columns: at most so many images in a row; two rows of images at the most.
     """

@@ -212,11 +212,33 @@ def split_fold(pairs: Sequence[Pair], folds: int, fold: int) -> tuple[list[Pair]
         raise DataError(f"fold {fold} does not exist: there are {folds}, numbered from 0")
     sides: tuple[list[Pair], list[Pair]] = ([], [])
     for pair in pairs:
-        bucket = int.from_bytes(hashlib.sha256(group_of(pair.id).encode()).digest()[:8], "big") % folds
-        sides[bucket == fold].append(pair)
+        sides[_bucket(group_of(pair.id), folds) == fold].append(pair)
     if not all(sides):
         raise DataError(f"{len(pairs)} pairs are too few for fold {fold} of {folds}: one side would be empty")
     return sides
+
+
+def hold_out(pairs: Sequence[Pair], part: int, parts: int) -> tuple[list[Pair], list[Pair]]:
+    """The pairs of all parts but one, and those of that part.
+
+    As in `split_fold`, images of one lesion stay together and a pair's part depends on its id alone; it does not depend
+    on the pair's fold, so that the training pairs of a fold are shared out evenly.
+
+    Raises:
+        DataError: there is no such part, or a side is empty.
+    """
+    if not 0 <= part < parts:
+        raise DataError(f"part {part} does not exist: there are {parts}, numbered from 0")
+    sides: tuple[list[Pair], list[Pair]] = ([], [])
+    for pair in pairs:
+        sides[_bucket(f"sub{group_of(pair.id)}", parts) == part].append(pair)
+    if not all(sides):
+        raise DataError(f"{len(pairs)} training pairs are too few for {parts} parts: part {part} or the rest is empty")
+    return sides
+
+
+def _bucket(text: str, count: int) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % count
 
 
 def _listed(title: str, problems: Sequence[str]) -> str:

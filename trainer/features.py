@@ -64,7 +64,8 @@ class FrozenFeatures:
 class FeatureBatches:
     """The shuffled batches of one epoch; the last incomplete one is dropped, as in `TrainingBatches`.
 
-    Iterating gives ``(features, masks)``: `Features` in float32, and float32 N x 1 x size x size, 0 or 1.
+    Iterating gives ``(features, masks)``: `Features` in float32, and float32 N x 1 x size x size, 0 or 1 or, where the
+    masks are soft, between.
     """
 
     def __init__(self, parts: list[Tensor], masks: np.ndarray, batch_size: int, seed: int, device: str) -> None:
@@ -78,5 +79,5 @@ class FeatureBatches:
         for start in range(0, len(self) * self._size, self._size):
             chosen = self.order[start : start + self._size]
             features = Features(*(part[torch.from_numpy(chosen)].to(self._device).float() for part in self._parts))
-            masks = torch.from_numpy((self._masks[np.sort(chosen)] > 0)[np.argsort(np.argsort(chosen))])
-            yield features, masks[:, None].to(self._device).float()
+            masks = torch.from_numpy(self._masks[np.sort(chosen)][np.argsort(np.argsort(chosen))])
+            yield features, masks[:, None].to(self._device).float() / 255

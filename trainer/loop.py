@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import datetime
 import math
-import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from isicrt._version import __version__
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import SettingsError, TrainingError
-from isicrt.trainer import checkpoint, optimisation
+from isicrt.trainer import checkpoint, optimisation, soft_labels
 from isicrt.trainer.cache import resized_pairs
 from isicrt.trainer.curves import draw_curves, draw_samples
-from isicrt.trainer.dataset import checked_pairs, split_fold
+from isicrt.trainer.dataset import DatasetReport, Pair, checked_pairs, hold_out, split_fold
 from isicrt.trainer.features import FeatureBatches, FrozenFeatures
 from isicrt.trainer.losses import mix
 from isicrt.trainer.mixstyle import mixed_styles
@@ -32,53 +27,26 @@ from isicrt.trainer.models import build_model, normalise
 from isicrt.trainer.offline import augment_offline
 from isicrt.trainer.pipelines import TrainingBatches, cache_size, epoch_seed
 from isicrt.trainer.recipe import Recipe
+from isicrt.trainer.run import Listener, RunSettings
+from isicrt.trainer.run_folder import check_config, check_identity, has_begun, identity_of, write_config, write_metrics
 from isicrt.trainer.start import Start
 from isicrt.trainer.validation import ValidationSet
 
-
-@dataclass(frozen=True)
-class RunSettings:
-    """Where a run gets its data and where it goes; what it does is the recipe's."""
-
-    recipe: Recipe
-    data: tuple[Path, ...]
-    """One or several data sets, see `find_pairs`."""
-    out: Path
-    fold: int | None = 0
-    """The fold that validates; None to learn from every pair, validate nothing and keep the last epoch."""
-    seed: int = 0
-    device: str = "cpu"
-    """``cpu`` or ``cuda``."""
-    cache: bool = True
-    """Decode once and keep the resized pairs, see `resized_pairs`; False decodes in every epoch."""
-    pretrained: str | os.PathLike[str] | None = "imagenet"
-    """Of the encoder, see `MobileNetV2Encoder`."""
-    resume: Path | None = None
-    """A ``last.pt`` to go on from."""
-    start_from: Path | None = None
-    """A checkpoint whose weights this run begins with, in place of `pretrained`: the same architecture and widths,
-    any input size. Its last epoch where it has one, else its average."""
+__all__ = ["Listener", "RunSettings", "half_type", "train"]
 
 
-class Listener:
-    """Is told how a run goes. This one says nothing; the command line's draws a progress bar."""
-
-    def started(self, recipe: Recipe, training: int, validation: int, grey_masks: int, done: int) -> None:
-        """The data are checked, so many masks are grey; `done` epochs were trained before."""
-
-    def stepped(self, epoch: int, images: int, loss: float) -> None:
-        """A batch of so many images is learned."""
-
-    def finished(self, row: Mapping[str, Any]) -> None:
-        """An epoch is validated and saved; `row` goes to ``metrics.csv``."""
-
-
-def train(settings: RunSettings, listener: Listener | None = None) -> Path:
-    """Train a model.
+def train(
+    settings: RunSettings,
+    listener: Listener | None = None,
+    *,
+    checked: tuple[list[Pair], DatasetReport] | None = None,
+) -> Path:
+    """Train a model; where the recipe has soft labels, its teachers first.
 
     Args:
         settings: of the run.
         listener: is told of every batch and epoch.
+        checked: the data, where they were found and checked a moment ago.
 
     Returns:
         ``best.pt``, the epoch with the highest mean Jaccard index on the validation fold; the last one where there is
@@ -91,25 +59,25 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
     """
     listener = listener or Listener()
     recipe, out = settings.recipe, settings.out
-    if settings.resume is None and (out / checkpoint.LAST).exists():
+    if settings.resume is None and has_begun(out):
         raise SettingsError(f"{out} holds a run already: go on with --resume auto, or name another folder with --out")
-    pairs, report = checked_pairs(settings.data, "train")
-    training, validation = (pairs, []) if settings.fold is None else split_fold(pairs, recipe.folds, settings.fold)
-    identity: dict[str, Any] = {
-        "recipe": recipe.to_dict(),
-        "data_sha256": report.sha256,
-        "fold": settings.fold,
-        "seed": settings.seed,
-    }
+    # A run that was stopped while its teachers learned has no checkpoint of its own.
+    teaching = settings.resume == out / checkpoint.LAST and not settings.resume.exists() and has_begun(out)
+    resume = None if teaching else settings.resume
+    teacher = soft_labels.teacher_of(settings)
+    pairs, report = checked or checked_pairs(settings.data, "train")
+    learned, validation = (pairs, []) if settings.fold is None else split_fold(pairs, recipe.folds, settings.fold)
+    training = learned if settings.held_out is None else hold_out(learned, *settings.held_out)[0]
     start = None if settings.start_from is None else Start.read(settings.start_from, recipe)
-    if start is not None:
-        identity["start_from"] = start.origin
+    identity = identity_of(settings, report.sha256, start=start, teacher=teacher)
+    if teaching:
+        check_config(out, identity)
 
     torch.manual_seed(settings.seed)
     channels = {} if recipe.decoder_channels is None else {"decoder_channels": list(recipe.decoder_channels)}
     network: dict[str, Any] = {"layout": recipe.layout} | channels
-    card = _card(settings, network, report.sha256, len(training), len(validation), start)
-    given = settings.resume or settings.start_from
+    card = _card(settings, network, report.sha256, len(training), len(validation), start, teacher)
+    given = resume or settings.start_from
     weights_source = None if given else settings.pretrained
     model = build_model(recipe.architecture, pretrained=weights_source, **network)
     model = model.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -119,35 +87,39 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
     history: list[dict[str, Any]] = []
     optimiser_state: dict[str, Any] | None = None
     scaler_state: dict[str, Any] = {}
-    if settings.resume is not None:
-        _, state = checkpoint.load(settings.resume)
-        _check_identity(settings.resume, state, identity)
+    if resume is not None:
+        _, state = checkpoint.load(resume)
+        check_identity(resume, state, identity)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimiser_state, scaler_state, history = state["optimiser"], state["scaler"], state["history"]
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write_config(settings, identity)
+        write_config(settings, identity)
         if history:  # a kill may have come between the checkpoint and its row
-            _write_metrics(history, out / checkpoint.METRICS)
+            write_metrics(history, out / checkpoint.METRICS)
     except OSError as error:
         raise SettingsError(
             f"{out}: the run folder cannot be written: {error.strerror}. Name another with --out"
         ) from error
-    if recipe.augmented_copies and recipe.augmentation is not None:
+    copies = recipe.augmented_copies
+    if copies and recipe.augmentation is not None:
         training = training + augment_offline(
             training,
             out / "augmented",
-            copies=recipe.augmented_copies,
+            copies=copies,
             size=recipe.input_size,
             augmentation=recipe.augmentation,
             seed=settings.seed,
         )
     validation_set = ValidationSet(validation, card) if validation else None
-    online = None if recipe.augmented_copies else recipe.augmentation
+    online = None if copies else recipe.augmentation
     kept = cache_size(recipe.largest_size) if online else recipe.input_size
-    resized = resized_pairs(training, kept) if settings.cache else None
+    # Offline copies are a run's own; without them all teachers share one cache.
+    resized = resized_pairs(training, kept, within=None if copies else learned) if settings.cache else None
+    if teacher is not None and resized is not None:
+        resized = soft_labels.soften(settings, teacher, training, (pairs, report), resized, listener, train)
     listener.started(recipe, len(training), len(validation), report.grey_masks, len(history))
     loss_function = mix(recipe.loss)
     half = half_type(settings.device)
@@ -253,7 +225,7 @@ def train(settings: RunSettings, listener: Listener | None = None) -> Path:
                 history=history,
                 identity=identity,
             )
-            _write_metrics(history, out / checkpoint.METRICS)
+            write_metrics(history, out / checkpoint.METRICS)
             draw_curves(checkpoint.read_metrics(out), out / "curves.png", title=_title(settings))
         except OSError as error:
             raise TrainingError(f"{out}: epoch {epoch + 1} could not be saved: {error}") from error
@@ -274,8 +246,15 @@ def _card(
     training: int,
     validation: int,
     start: Start | None,
+    teacher: Recipe | None,
 ) -> ModelCard:
-    recipe = settings.recipe
+    recipe, soft = settings.recipe, settings.recipe.soft_labels
+    own = {
+        "start_from": start and dict(start.origin),
+        "held_out": settings.held_out and list(settings.held_out),
+        # The recipe's own name: a file's path tells of the machine.
+        "soft_labels": soft and teacher and {"teacher": teacher.name, "parts": soft.parts, "share": soft.share},
+    }
     return ModelCard(
         name=recipe.name,
         architecture=recipe.architecture,
@@ -293,7 +272,7 @@ def _card(
             "fold": settings.fold,
             "seed": settings.seed,
             "arithmetic": str(half_type(settings.device) or torch.float32).removeprefix("torch."),
-            **({} if start is None else {"start_from": dict(start.origin)}),
+            **{name: value for name, value in own.items() if value is not None},
         },
         versions={"isicrt": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
         created=datetime.date.today().isoformat(),
@@ -310,7 +289,8 @@ def half_type(device: str) -> torch.dtype | None:
 
 def _title(settings: RunSettings) -> str:
     fold = "all pairs" if settings.fold is None else f"fold {settings.fold}"
-    return f"{settings.recipe.name}, {fold}"
+    without = "" if settings.held_out is None else ", without part {} of {}".format(*settings.held_out)
+    return f"{settings.recipe.name}, {fold}{without}"
 
 
 def _noted(scores: Mapping[str, Any], recipe: Recipe, fold: int | None, remark: str = "") -> dict[str, Any]:
@@ -320,59 +300,6 @@ def _noted(scores: Mapping[str, Any], recipe: Recipe, fold: int | None, remark: 
     kept = ("images", "jaccard", "dice", "threshold_jaccard", "jaccard_low", "jaccard_high")
     protocol = {"protocol": f"official, without clean-up{remark}", "fold": f"{fold} of {recipe.folds}"}
     return {"validation": {name: scores[name] for name in kept} | protocol}
-
-
-def _check_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with other data or another recipe, and say what differs."""
-    if "identity" not in state:
-        raise SettingsError(f"{path}: cannot be resumed; name the {checkpoint.LAST} of a run")
-    differences = _differences(state["identity"], identity, "")
-    if differences:
-        raise SettingsError(
-            "\n  ".join([f"{path}: was made with other settings; give the same ones or start anew:", *differences])
-        )
-
-
-def _differences(then: Any, now: Any, prefix: str) -> list[str]:
-    if isinstance(then, Mapping) and isinstance(now, Mapping):
-        keys = sorted(set(then) | set(now))
-        return [d for k in keys for d in _differences(then.get(k), now.get(k), f"{prefix}{k}.")]
-    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        pairs = enumerate(zip(then, now, strict=True))
-        return [d for i, (a, b) in pairs for d in _differences(a, b, f"{prefix}{i}.")]
-    return [] if then == now else [f"{prefix.rstrip('.')}: {then!r} then, {now!r} now"]
-
-
-def _write_config(settings: RunSettings, identity: Mapping[str, Any]) -> None:
-    config = {
-        **identity,
-        "data": [str(root) for root in settings.data],
-        "device": settings.device,
-        "isicrt": __version__,
-        "torch": str(torch.__version__),
-    }
-    text = yaml.safe_dump(_plain(config), sort_keys=False)
-    (settings.out / checkpoint.CONFIG).write_text(text, encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    """The value in YAML's own types."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _write_metrics(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
-    temporary.replace(path)
 
 
 def _tensorboard(out: Path) -> Any:

@@ -1,7 +1,7 @@
 """DALI decodes and augments: one definition for training, one for validation, on the CPU or the GPU.
 
-Masks are resampled by nearest neighbour, so they keep two values. A pipeline lives for one epoch and its seed comes
-from the run's seed and the epoch, so a resumed run sees the random numbers that it would have seen.
+Masks are resampled by nearest neighbour, so they keep two values; soft ones bilinearly. A pipeline lives for one epoch
+and its seed comes from the run's seed and the epoch, so a resumed run sees the random numbers that it would have seen.
 https://docs.nvidia.com/deeplearning/dali/user-guide/docs/
 """
 
@@ -48,7 +48,7 @@ class TrainingBatches:
         threads: of DALI's.
 
     ``order`` holds the indices of the pairs in the order in which they come out. Iterating gives ``(images, masks)``:
-    uint8 N x size x size x 3, RGB, and float32 N x 1 x size x size, 0 or 1.
+    uint8 N x size x size x 3, RGB, and float32 N x 1 x size x size, 0 or 1 or, where `resized` is soft, between.
 
     Raises:
         DataError: a file cannot be decoded.
@@ -72,6 +72,7 @@ class TrainingBatches:
         self.batch_size = min(batch_size, len(pairs))
         self._pairs = pairs
         self._size, self._augmentation, self._resized = size, augmentation, resized
+        self._soft = resized is not None and resized.soft
         self._rng = np.random.default_rng(seed)
         self.order = self._rng.permutation(len(pairs))
         self._pipe = self._build(seed, device, threads)
@@ -115,7 +116,9 @@ class TrainingBatches:
                 raise DataError(
                     f"DALI cannot decode a training image or mask. Find it with: isicrt data check DIR ({error})"
                 ) from error
-            yield _tensor(images), (_tensor(masks) > FOREGROUND_ABOVE).permute(0, 3, 1, 2).float()
+            levels = _tensor(masks)
+            target = levels.float() / 255 if self._soft else (levels > FOREGROUND_ABOVE).float()
+            yield _tensor(images), target.permute(0, 3, 1, 2)
 
     def _build(self, seed: int, device: str, threads: int) -> Any:
         try:
@@ -147,9 +150,9 @@ class TrainingBatches:
             elif gpu:
                 images, masks = images.gpu(), masks.gpu()
             if a is None:
-                images, masks = _resize(images, masks, self._size)
+                images, masks = _resize(images, masks, self._size, self._soft)
             else:
-                images, masks = warp(images, masks, drawn[0], a, self._source_size, self._size)
+                images, masks = warp(images, masks, drawn[0], a, self._source_size, self._size, self._soft)
                 if a.artefacts:
                     images, masks = lay_over(images, masks, drawn[1].gpu() if gpu else drawn[1])
                 images = colour(images, a, self._size, seed)
@@ -190,9 +193,10 @@ def _decode(images: Any, masks: Any, gpu: bool) -> tuple[Any, Any]:
     return images, masks.gpu() if gpu else masks
 
 
-def _resize(images: Any, masks: Any, size: int) -> tuple[Any, Any]:
-    """To a square: antialiased triangle for images, nearest neighbour for masks."""
+def _resize(images: Any, masks: Any, size: int, soft: bool = False) -> tuple[Any, Any]:
+    """To a square: antialiased triangle for images and for soft masks, nearest neighbour for the others."""
     from nvidia.dali import fn, types
 
-    images = fn.resize(images, size=(size, size), interp_type=types.INTERP_LINEAR, antialias=True)
-    return images, fn.resize(masks, size=(size, size), interp_type=types.INTERP_NN)
+    triangle = {"interp_type": types.INTERP_LINEAR, "antialias": True}
+    images = fn.resize(images, size=(size, size), **triangle)
+    return images, fn.resize(masks, size=(size, size), **(triangle if soft else {"interp_type": types.INTERP_NN}))

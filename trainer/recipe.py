@@ -113,6 +113,23 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class SoftLabels:
+    """Targets that are in part the predictions of teachers, see `isicrt.trainer.soft_labels`."""
+
+    teacher: str
+    """Name of the teachers' recipe, or its YAML file (from the current folder, as for ``--recipe``)."""
+    parts: int = 4
+    """Of the training pairs; each teacher learns from all parts but one, which it predicts."""
+    share: float = 0.5
+    """Of the truth in the target; the rest is the prediction."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.teacher), "soft_labels.teacher", "is the name or the file of a recipe")
+        _require(2 <= self.parts <= 100, "soft_labels.parts", "lies from 2 to 100")
+        _require(0 <= self.share < 1, "soft_labels.share", "must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All settings of a training run."""
 
@@ -137,6 +154,8 @@ class Recipe:
     see edges and colours, and their large maps are what a training step spends most of its time on."""
     mixstyle: float = 0.0
     """Probability that the styles of a batch are mixed, see `mixed_styles`; 0 for never."""
+    soft_labels: SoftLabels | None = None
+    """None: the targets are the masks, and nothing else."""
     weight_decay: float = 0.01
     """Of AdamW; biases and batch norms are left out."""
     ema_decay: float = 0.0
@@ -158,6 +177,7 @@ class Recipe:
         _require(sum(s.epochs for s in self.stages) > 0, "stages", "need at least one epoch")
         offline = self.augmented_copies > 0
         _require(not offline or self.augmentation is not None, "augmentation", "is needed for augmented_copies")
+        _require(self.soft_labels is None or not offline, "soft_labels", "does not go with augmented_copies")
         for stage in self.stages:
             _require(
                 stage.augmentation is None or (self.augmentation is not None and not offline),
@@ -204,8 +224,9 @@ class Recipe:
         if self.decoder_channels is not None:
             data["decoder_channels"] = list(self.decoder_channels)
         data["loss"] = dict(self.loss)
-        if not self.mixstyle:  # a run that began before there was such a setting can be resumed
-            del data["mixstyle"]
+        for name in ("mixstyle", "soft_labels"):
+            if not data[name]:  # a run that began before there was such a setting can be resumed
+                del data[name]
         return data
 
     @classmethod
@@ -229,6 +250,8 @@ class Recipe:
             top["decoder_channels"] = tuple(top["decoder_channels"])
         if "loss" in top:
             _mapping(top["loss"], "loss")
+        if top.get("soft_labels") is not None:
+            top["soft_labels"] = _build(SoftLabels, _mapping(top["soft_labels"], "soft_labels"), "soft_labels.")
         return _build(cls, top, "")
 
 

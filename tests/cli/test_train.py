@@ -47,6 +47,35 @@ def test_trains_refuses_to_overwrite_and_resumes(rendered_pairs: Path, tmp_path:
     assert "resuming after epoch 1" in resumed.output
 
 
+def test_teachers_are_counted_and_a_run_that_has_only_them_goes_on(
+    rendered_pairs: Path, tmp_path: Path, recipe: str
+) -> None:
+    soft = tmp_path / "soft.yaml"
+    soft.write_text(RECIPE.replace("name: tiny", "name: soft") + f"soft_labels: {{teacher: {recipe}, parts: 2}}\n")
+    out = tmp_path / "run"
+    arguments = ["train", "--data", str(rendered_pairs), "--recipe", str(soft), "--out", str(out), "--epochs", "1"]
+    arguments += ["--encoder-weights", "none", "--device", "cpu"]
+    refused = CliRunner().invoke(group, [*arguments, "--no-cache"])
+    assert refused.exit_code == 2
+    assert "soft labels are made for the pairs of the cache" in refused.output
+
+    result = CliRunner().invoke(group, arguments)
+    assert result.exit_code == 0, result.output
+    told = ["teacher 1 of 2", "epoch   2", "teacher 2 of 2", "epoch   2", "2 teachers predict", "epoch   1"]
+    place = 0
+    for line in told:
+        place = result.output.index(line, place) + 1
+
+    (out / "last.pt").unlink()  # as if it had been stopped before the first epoch
+    again = CliRunner().invoke(group, arguments)
+    assert again.exit_code == 2
+    assert "--resume auto" in again.output
+    resumed = CliRunner().invoke(group, [*arguments, "--resume", "auto"])
+    assert resumed.exit_code == 0, resumed.output
+    assert "teacher 1" not in resumed.output
+    assert (out / "last.pt").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -1,0 +1,138 @@
+"""What a run folder says of its run: the settings that it was made with, so that no other run goes on in it, and the
+rows of its epochs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from isicrt._version import __version__
+from isicrt.engine.errors import SettingsError
+from isicrt.trainer import checkpoint
+from isicrt.trainer.recipe import Recipe
+from isicrt.trainer.run import RunSettings
+from isicrt.trainer.start import Start
+
+TEACHERS = "teachers"
+"""The folder of the runs of a run's teachers, see `isicrt.trainer.soft_labels`."""
+SURROUNDINGS = ("data", "device", "isicrt", "torch")
+"""What ``config.yaml`` says of where a run runs, which may change when it goes on."""
+
+
+def has_begun(out: Path) -> bool:
+    """Whether a run has begun in the folder: there is a checkpoint, or teachers that were to come before it."""
+    return (out / checkpoint.LAST).exists() or (out / TEACHERS).exists()
+
+
+def identity_of(
+    settings: RunSettings, data_sha256: str, *, start: Start | None = None, teacher: Recipe | None = None
+) -> dict[str, Any]:
+    """What must be the same when a run goes on, in plain YAML types.
+
+    Args:
+        settings: of the run.
+        data_sha256: see `DatasetReport`.
+        start: what the run begins with, if it is another run's checkpoint.
+        teacher: the recipe of the run's teachers. All of it is here, because a name says nothing of what is in a file.
+    """
+    identity: dict[str, Any] = {
+        "recipe": settings.recipe.to_dict(),
+        "data_sha256": data_sha256,
+        "fold": settings.fold,
+        "seed": settings.seed,
+    }
+    # Absent where they are not used: a run that began before there were such settings can be resumed.
+    if start is not None:
+        identity["start_from"] = start.origin
+    if teacher is not None:
+        identity["teacher"] = teacher.to_dict()
+    if settings.held_out is not None:
+        identity["held_out"] = list(settings.held_out)
+    return identity
+
+
+def check_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data or another recipe, and say what differs."""
+    if "identity" not in state:
+        raise SettingsError(f"{path}: cannot be resumed; name the {checkpoint.LAST} of a run")
+    _compare(path, state["identity"], identity)
+
+
+def check_config(out: Path, identity: Mapping[str, Any]) -> None:
+    """`check_identity` of a run that has no checkpoint yet, by its ``config.yaml``."""
+    path = out / checkpoint.CONFIG
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        then = {name: value for name, value in config.items() if name not in SURROUNDINGS}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise SettingsError(
+            f"{path}: does not say what the teachers beside it are of: {error}. Delete {out} to begin anew"
+        ) from error
+    _compare(path, then, _plain(identity))
+
+
+def _compare(path: Path, then: Any, now: Any) -> None:
+    differences = _differences(then, now, "")
+    if differences:
+        raise SettingsError(
+            "\n  ".join([f"{path}: was made with other settings; give the same ones or start anew:", *differences])
+        )
+
+
+def _differences(then: Any, now: Any, prefix: str) -> list[str]:
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        keys = sorted(set(then) | set(now))
+        return [d for k in keys for d in _differences(then.get(k), now.get(k), f"{prefix}{k}.")]
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        pairs = enumerate(zip(then, now, strict=True))
+        return [d for i, (a, b) in pairs for d in _differences(a, b, f"{prefix}{i}.")]
+    return [] if then == now else [f"{prefix.rstrip('.')}: {then!r} then, {now!r} now"]
+
+
+def write_config(settings: RunSettings, identity: Mapping[str, Any]) -> None:
+    """``config.yaml``: the identity of a run, and its `SURROUNDINGS`.
+
+    Raises:
+        OSError: it cannot be written; one that stood there before is untouched.
+    """
+    surroundings = {
+        "data": [str(root) for root in settings.data],
+        "device": settings.device,
+        "isicrt": __version__,
+        "torch": str(torch.__version__),
+    }
+    _replace(settings.out / checkpoint.CONFIG, yaml.safe_dump(_plain({**identity, **surroundings}), sort_keys=False))
+
+
+def _plain(value: Any) -> Any:
+    """The value in YAML's own types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def write_metrics(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """``metrics.csv``, one row an epoch; whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(history[0]))
+    writer.writeheader()
+    writer.writerows(history)
+    _replace(path, text.getvalue())
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    temporary.replace(path)
