@@ -29,11 +29,11 @@ from isicrt.engine.gpu_batch import BATCH_PIXELS, ChainImage, PackedMask, read_c
 from isicrt.engine.gpu_chain import GpuChain, Launcher
 from isicrt.engine.gpu_decode import HARDWARE_LOAD, DeviceImage, GpuDecoder
 from isicrt.engine.gpu_kernels import NAMES, Kernels
-from isicrt.engine.helper_process import MOST_AT_ONCE
 from isicrt.engine.images import MAX_PIXELS, decode_image
 from isicrt.engine.isolation import DECODE_TIMEOUT
 from isicrt.engine.masks import restore_mask, write_mask
 from isicrt.engine.read_process import ReadAll, ReadProcess
+from isicrt.engine.task_process import MOST_AT_ONCE
 from isicrt.engine.write_process import WriteProcess
 
 RESTORE = frozenset({"restore_mask"})

@@ -16,7 +16,6 @@ from isicrt.engine.channel import Stopped
 from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.finishing import Finishing
-from isicrt.engine.helper_process import MIN_CORES
 from isicrt.engine.images import MAX_PIXELS
 from isicrt.engine.isolation import DECODE_TIMEOUT, ImageDecoder
 from isicrt.engine.ledger import Ledger
@@ -26,6 +25,7 @@ from isicrt.engine.routes import Decode, HostRoute, Route
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
 from isicrt.engine.stages import THREAD_PREFIX, Overlay, Pipeline, StageSettings
+from isicrt.engine.task_process import MIN_CORES
 
 if TYPE_CHECKING:
     from isicrt.engine.gpu_chain import GpuChain
@@ -212,7 +212,7 @@ def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:
 
 
 def default_processes(cores: int, *, on_gpu: bool = False) -> int:
-    """Processes that finish masks, for a number of cores: none for a few. See `isicrt.engine.helper_process`.
+    """Processes that finish masks, for a number of cores: none for a few. See `isicrt.engine.task_process`.
 
     Restoring and writing takes a seventh of the work that an image of 512 px is on the CPU, a quarter where it is
     larger, and nearly all that is left of it where a GPU does the rest.

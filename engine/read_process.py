@@ -1,4 +1,4 @@
-"""Files that are read ahead in processes where a GPU decodes, see `isicrt.engine.helper_process`."""
+"""Files that are read ahead in processes where a GPU decodes, see `isicrt.engine.task_process`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from isicrt.engine.errors import ImageError
 from isicrt.engine.gpu_batch import ChainImage, gpu_image
-from isicrt.engine.helper_process import START_AFTER, HelperLost, HelperProcess
 from isicrt.engine.images import read_source
+from isicrt.engine.task_process import START_AFTER, ProcessLost, TaskProcess
 
 _MOST_BYTES = 1 << 25
 """Of a file that goes through a pipe."""
@@ -43,13 +43,13 @@ class ReadProcess:
         seconds: after which the process is given up: a file in it hangs, and the thread that reads each of them finds
             out which.
         start_after: files that the caller reads before there is a process.
-        command: see `HelperProcess`.
+        command: see `TaskProcess`.
     """
 
     def __init__(
         self, task: ReadAll, seconds: float, *, start_after: int = START_AFTER, command: Sequence[str] | None = None
     ) -> None:
-        self.process = HelperProcess(task, command)
+        self.process = TaskProcess(task, command)
         self._seconds = seconds
         self._to_come = start_after
 
@@ -59,7 +59,7 @@ class ReadProcess:
         if self._to_come < 0 and paths:
             try:
                 found: list[ChainImage | None] = self.process.ask(list(paths), self._seconds)
-            except HelperLost:
+            except ProcessLost:
                 pass
             else:
                 return found

@@ -21,7 +21,6 @@ from isicrt.engine.channel import BusyTime, Channel, Ended, Stopped
 from isicrt.engine.decoding import MAX_LOST, Abandoned, DecodeSlot, DecodeWatch
 from isicrt.engine.errors import DataError, ImageError, IsicrtError, ModelError
 from isicrt.engine.finishing import Finished, Finishing
-from isicrt.engine.helper_process import MOST_AT_ONCE
 from isicrt.engine.images import DamagedImageError
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.masks import Mask
@@ -30,6 +29,7 @@ from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.read_process import ReadAll, ReadProcess
 from isicrt.engine.routes import Item, Route
 from isicrt.engine.sources import Job
+from isicrt.engine.task_process import MOST_AT_ONCE
 from isicrt.engine.write_process import WriteProcess
 
 THREAD_PREFIX = "isicrt-"

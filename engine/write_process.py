@@ -1,4 +1,4 @@
-"""Masks that are finished in processes, see `isicrt.engine.helper_process`."""
+"""Masks that are finished in processes, see `isicrt.engine.task_process`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isicrt.engine.finishing import Content, Finished, Finishing
-from isicrt.engine.helper_process import START_AFTER, HelperLost, HelperProcess
 from isicrt.engine.output import OutputError
 from isicrt.engine.pixel_budget import LARGE_PIXELS
+from isicrt.engine.task_process import START_AFTER, ProcessLost, TaskProcess
 
 Todo = tuple[Path, tuple[int, int], Content]
 """As the arguments of `Finishing.finish`."""
@@ -33,13 +33,13 @@ class WriteProcess:
     Args:
         finishing: of the run.
         start_after: masks that the caller finishes before there is a process.
-        command: see `HelperProcess`.
+        command: see `TaskProcess`.
     """
 
     def __init__(
         self, finishing: Finishing, *, start_after: int = START_AFTER, command: Sequence[str] | None = None
     ) -> None:
-        self.process = HelperProcess(_FinishAll(finishing), command)
+        self.process = TaskProcess(_FinishAll(finishing), command)
         self._to_come = start_after
 
     def finish(self, todo: Sequence[Todo]) -> list[Finished | None]:
@@ -56,7 +56,7 @@ class WriteProcess:
             return results
         try:
             answer = self.process.ask([todo[n] for n in small])
-        except HelperLost:
+        except ProcessLost:
             return results
         if isinstance(answer, str):
             raise OutputError(answer)

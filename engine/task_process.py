@@ -28,17 +28,17 @@ _PATIENCE_SECONDS = 2.0
 
 # Not `-m`: the process must find the isicrt that this one runs.
 _START = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from isicrt.engine.helper_process import serve; serve()"
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from isicrt.engine.task_process import serve; serve()"
 )
 
 Task = Callable[[Any], Any]
 
 
-class HelperLost(Exception):
+class ProcessLost(Exception):
     """The process is gone, or could not be started; what it was asked is for the caller to do."""
 
 
-class HelperProcess:
+class TaskProcess:
     """One process with one task, driven by one thread; close it after the last call.
 
     It is started by the first call, and again a few times where it is lost.
@@ -67,7 +67,7 @@ class HelperProcess:
             seconds: after which the process is ended and lost; None to wait for as long as it takes. Only on POSIX.
 
         Raises:
-            HelperLost: there is no answer, and will be none.
+            ProcessLost: there is no answer, and will be none.
         """
         if self._process is None:
             self._begin()
@@ -82,11 +82,11 @@ class HelperProcess:
             return _receive(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             self._kill()
-            raise HelperLost from error
+            raise ProcessLost from error
 
     def _begin(self) -> None:
         if self._starts == _MOST_STARTS:
-            raise HelperLost
+            raise ProcessLost
         self._starts += 1
         # A session of its own: Ctrl-C is for the run, which then ends its processes.
         options: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
@@ -98,7 +98,7 @@ class HelperProcess:
             _send(self._process.stdin, self._task)
         except OSError as error:  # no memory, or no more processes
             self._kill()
-            raise HelperLost from error
+            raise ProcessLost from error
 
     def close(self) -> None:
         """End the process, which finishes what it was asked if that does not take long."""
