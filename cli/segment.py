@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     "--processes",
     type=click.IntRange(0, 256),
     help="Processes beside this one that finish masks and, where a GPU decodes, read files. [default: none up to 7 "
-    "cores, then one for four cores, or for two where a GPU decodes]",
+    "cores and with --overlay, then one for four cores, or for two where a GPU decodes]",
 )
 @click.option(
     "--mask-bits",

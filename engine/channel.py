@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -81,19 +81,24 @@ class Channel(Generic[T]):
                 raise Stopped
             return self._next() if self._items else None
 
-    def several(self, most: int) -> Iterator[list[T]]:
-        """Take up to so many items at a time, all that there are, until the end."""
+    def several(self, most: Callable[[], int], alone: Callable[[T], bool]) -> Iterator[list[T]]:
+        """Take what is there, up to `most()` items at a time, until the end; an item that is `alone` by itself."""
         while True:
             try:
                 first = self.poll(_LONGEST_WAIT)
             except Ended:
                 return
-            if first is None:
-                continue
-            items = [first]
-            while len(items) < most and (item := self.take()) is not None:
-                items.append(item)
-            yield items
+            if first is not None:
+                yield [first] if alone(first) else [first, *self._more(most() - 1, alone)]
+
+    def _more(self, most: int, alone: Callable[[T], bool]) -> list[T]:
+        items: list[T] = []
+        with self._lock:
+            if self._stopped:
+                raise Stopped
+            while len(items) < most and self._items and not alone(self._items[0]):
+                items.append(self._next())
+        return items
 
     def _next(self) -> T:
         item = self._items.popleft()
@@ -101,7 +106,7 @@ class Channel(Generic[T]):
         return item
 
     def __iter__(self) -> Iterator[T]:
-        for items in self.several(1):
+        for items in self.several(lambda: 1, lambda item: True):
             yield items[0]
 
     def close(self) -> None:

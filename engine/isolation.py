@@ -41,11 +41,12 @@ DECODE_TIMEOUT = 60.0
 LENGTH = struct.Struct("<I")
 """In front of each message between a run and its workers; a message is JSON, pixels follow it as they are."""
 
-# Not `-m`: the worker must find the isicrt that this process runs. Pillow's limit, which refuses what has more than
-# twice as many pixels, is global to a process: only in one of our own is it ours to move.
+# Not `-m`: the worker must find the isicrt that this process runs, and nothing in the current folder. Pillow's limit,
+# which refuses what has more than twice as many pixels, is global to a process: only in one of our own is it ours to
+# move.
 _START = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from PIL import Image; "
-    "Image.MAX_IMAGE_PIXELS = int(sys.argv[2]); from isicrt.engine.decode_worker import main; main()"
+    "import sys; limit, *sys.path[:] = sys.argv[1:]; from PIL import Image; "
+    "Image.MAX_IMAGE_PIXELS = int(limit); from isicrt.engine.decode_worker import main; main()"
 )
 
 
@@ -77,7 +78,7 @@ class ImageDecoder:
         self.timeout = timeout
         self._isolate = isolate
         self._max_pixels = max_pixels
-        self._command = list(command or (sys.executable, "-c", _START, json.dumps(sys.path), str(max_pixels)))
+        self._command = list(command or (sys.executable, "-c", _START, str(max_pixels), *map(str, sys.path)))
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
         self._lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import errno
 import os
@@ -9,6 +10,7 @@ import re
 import secrets
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -113,6 +115,7 @@ class OutputFolder:
         self.path = folder
         self.run = run
         self._fsync = fsync
+        self._prefix = f".isicrt-{run}-00"
         self._identity = self._look()
 
     def write(self, path: Path, data: bytes) -> None:
@@ -123,7 +126,7 @@ class OutputFolder:
             OutputError: no file can be.
         """
         self.check()
-        temporary = path.with_name(f".isicrt-{self.run}-{secrets.token_hex(4)}.tmp")
+        temporary = path.with_name(f"{self._prefix}{secrets.token_hex(3)}.tmp")
         try:
             try:
                 file = os.open(temporary, _CREATE, 0o666)
@@ -147,6 +150,20 @@ class OutputFolder:
                 raise output_error(self.path, error) from error
             self.check()
             raise
+
+    def of_process(self, number: int) -> OutputFolder:
+        """The same folder for a process, whose temporary files can be told from the others'; `number` from 0 to 254."""
+        other = copy.copy(self)
+        other._prefix = f".isicrt-{self.run}-{number % 255 + 1:02x}"
+        return other
+
+    def remove_temporary(self, folders: Iterable[Path]) -> None:
+        """Remove what a process that was lost has left in these folders."""
+        for folder in folders:
+            with suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(self._prefix):
+                        os.unlink(entry.path)  # noqa: PTH108
 
     def check(self) -> None:
         """Raise OutputError unless the folder is there and is the one it was."""

@@ -5,9 +5,11 @@ The stages are in `isicrt.engine.stages`. The calling thread only collects outco
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import cv2
@@ -25,7 +27,7 @@ from isicrt.engine.routes import Decode, HostRoute, Route
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
 from isicrt.engine.stages import THREAD_PREFIX, Overlay, Pipeline, StageSettings
-from isicrt.engine.task_process import MIN_CORES
+from isicrt.engine.task_process import HAS_TIME_LIMIT, MIN_CORES
 
 if TYPE_CHECKING:
     from isicrt.engine.gpu_chain import GpuChain
@@ -136,14 +138,14 @@ def run_jobs(
     started = time.perf_counter()
     decoded_before = None if chain is None else chain.decoded
     own_decoder = ImageDecoder(timeout=decode_timeout) if decode is None else nullcontext(decode)
-    with _one_thread_a_call(), own_decoder as decoder:
+    with _WITHOUT_OPENCV_THREADS, own_decoder as decoder:
         route: Route = HostRoute(runtime, decoder, batch_size)
         read_ahead = None
         if chain is not None:
             from isicrt.engine.gpu_stages import GpuRoute
 
             route = GpuRoute(chain, decoder, max_pixels=max_pixels, cpu_share=cpu_share)
-            read_ahead = ReadAll(max_pixels, cpu_share) if processes else None
+            read_ahead = ReadAll(max_pixels, cpu_share) if processes and HAS_TIME_LIMIT else None
         card, output = runtime.card, None if ledger is None else ledger.output
         finishing = Finishing(threshold, card.keep_largest, card.fill_holes, mask_bits, output)
         settings = StageSettings(
@@ -191,16 +193,29 @@ def run_jobs(
     return RunSummary(images, failed, seconds, pixels / 1e6, pipeline.busy.seconds, skipped, decoded)
 
 
-@contextmanager
-def _one_thread_a_call() -> Iterator[None]:
-    """OpenCV's calls stay in the thread that makes them: a run has a thread for each core as it is, and OpenCV's own
-    would spin beside them while they wait for work. The setting is the process's."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
+class _OwnThreads:
+    """While runs last, OpenCV's calls stay in the thread that makes them: a run has a thread for each core as it is,
+    and OpenCV's own would spin beside them while they wait for work. The setting is the process's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs = self._before = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._runs == 0:
+                self._before = cv2.getNumThreads()
+                cv2.setNumThreads(1)
+            self._runs += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._runs -= 1
+            if self._runs == 0:
+                cv2.setNumThreads(self._before)
+
+
+_WITHOUT_OPENCV_THREADS = _OwnThreads()
 
 
 def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:
@@ -212,9 +227,12 @@ def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:
 
 
 def default_processes(cores: int, *, on_gpu: bool = False) -> int:
-    """Processes that finish masks, for a number of cores: none for a few. See `isicrt.engine.task_process`.
+    """Processes that finish masks, for a number of cores: none for a few. See `isicrt.engine.task_process`. None either
+    in a program that has no Python beside it to start them with.
 
     Restoring and writing takes a seventh of the work that an image of 512 px is on the CPU, a quarter where it is
     larger, and nearly all that is left of it where a GPU does the rest.
     """
+    if getattr(sys, "frozen", False) or not sys.executable:
+        return 0
     return 0 if cores < MIN_CORES else cores // 2 if on_gpu else cores // 4

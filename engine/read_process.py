@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from isicrt.engine.errors import ImageError
 from isicrt.engine.gpu_batch import ChainImage, gpu_image
 from isicrt.engine.images import read_source
-from isicrt.engine.task_process import START_AFTER, ProcessLost, TaskProcess
+from isicrt.engine.task_process import MOST_AT_ONCE, START_AFTER, ProcessLost, TaskProcess
 
 _MOST_BYTES = 1 << 25
-"""Of a file that goes through a pipe."""
+"""Of the files in one answer, and so of each file that is read here."""
+_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+"""Of what is likely to be for the GPU. What a file is, its content decides, but a thread need not read it twice."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,27 @@ class ReadAll:
     cpu_share: float
 
     def __call__(self, paths: Sequence[Path]) -> list[ChainImage | None]:
-        return [self._read(path) for path in paths]
+        """As many as fit into an answer, at least one."""
+        images: list[ChainImage | None] = []
+        room = _MOST_BYTES
+        for path in paths:
+            image = self._read(path)
+            images.append(image)
+            if image is not None and image.source is not None:
+                room -= len(image.source.data)
+                if room <= 0:
+                    break
+        return images
 
     def _read(self, path: Path) -> ChainImage | None:
-        try:
-            source = read_source(path)
-        except ImageError:
+        if path.suffix.lower() not in _SUFFIXES:
             return None
-        small = len(source.data) <= _MOST_BYTES
-        return gpu_image(path, source, self.max_pixels, self.cpu_share) if small else None
+        try:
+            if path.stat().st_size > _MOST_BYTES:
+                return None
+            return gpu_image(path, read_source(path), self.max_pixels, self.cpu_share)
+        except (ImageError, OSError):
+            return None
 
 
 class ReadProcess:
@@ -52,18 +67,22 @@ class ReadProcess:
         self.process = TaskProcess(task, command)
         self._seconds = seconds
         self._to_come = start_after
+        self._useless = False
+
+    @property
+    def takes(self) -> int:
+        """Files that are to be given to it at a time: one where the caller reads it."""
+        return 1 if self._to_come > 0 or self._useless or self.process.is_over else MOST_AT_ONCE
 
     def read(self, paths: Sequence[Path]) -> list[ChainImage | None]:
-        """Files, at most `MOST_AT_ONCE`; None for each that is left to the caller."""
+        """The first of these files, at least one, at most `MOST_AT_ONCE`; None for each that is left to the caller."""
         self._to_come -= len(paths)
+        found: list[ChainImage | None] = [None] * len(paths)
         if self._to_come < 0 and paths:
-            try:
-                found: list[ChainImage | None] = self.process.ask(list(paths), self._seconds)
-            except ProcessLost:
-                pass
-            else:
-                return found
-        return [None] * len(paths)
+            with suppress(ProcessLost):
+                found = self.process.ask(list(paths), self._seconds)
+            self._useless = not any(found)
+        return found
 
     def close(self) -> None:
         """End the process."""

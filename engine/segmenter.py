@@ -106,6 +106,7 @@ class Segmenter:
         existing: str = "resume",
         retry_failed: bool = False,
         decode: str = "auto",
+        processes: int | None = None,
     ) -> RunSummary:
         """Segment a folder, a glob pattern, a list or some files into masks; an image that fails costs itself only.
 
@@ -118,6 +119,8 @@ class Segmenter:
             existing: ``resume`` skips what an earlier run did with this model and these settings; ``overwrite``.
             retry_failed: try unchanged files again that failed because of what is in them.
             decode: ``auto``, ``gpu`` or ``cpu``, see `isicrt.engine.gpu_stages.open_chain`.
+            processes: that finish masks beside this one, see `isicrt.engine.pipeline.run_jobs`; 0 for none, None for
+                a choice that fits the cores.
 
         Raises:
             DataError: no image, masks that would clash, files of somebody else in their place, another run in `out`,
@@ -137,11 +140,12 @@ class Segmenter:
             overlays=overlays,
         )
         with ledger, open_chain(self.runtime, decode, threshold=self._threshold) or nullcontext() as chain:
-            decode_threads, write_threads, processes = (None, None, None)
+            decode_threads, write_threads = (None, None)
             if self._threads is not None:
                 on_gpu = chain is not None
                 decode_threads, write_threads = default_threads(self._threads, on_gpu=on_gpu)
-                processes = default_processes(self._threads, on_gpu=on_gpu)
+                if processes is None:
+                    processes = default_processes(self._threads, on_gpu=on_gpu)
             summary = run_jobs(
                 jobs,
                 self.runtime,

@@ -1,9 +1,10 @@
 """The stages: decode threads -> one inference thread -> restore-and-write threads, between bounded channels. Decode
-threads write too where masks wait.
+threads write too where masks wait. With many cores each write thread drives a process that does its work, and then
+decode threads only decode; where a GPU decodes, each decode thread has a process that reads ahead.
 
 Memory does not depend on the number of images: jobs are taken from their iterable as they are needed, and a stage
-that is ahead waits. The work is done in native code that releases the GIL, so threads are enough. When a run is
-interrupted, every channel is cut off and the threads end after their current item.
+that is ahead waits. The work is done in native code that releases the GIL, so threads are enough for a few cores. When
+a run is interrupted, every channel is cut off and the threads end after their current item, or their process's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from isicrt.engine.channel import BusyTime, Channel, Ended, Stopped
@@ -29,14 +29,15 @@ from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.read_process import ReadAll, ReadProcess
 from isicrt.engine.routes import Item, Route
 from isicrt.engine.sources import Job
-from isicrt.engine.task_process import MOST_AT_ONCE
-from isicrt.engine.write_process import WriteProcess
+from isicrt.engine.write_process import WriteProcess, is_large
 
 THREAD_PREFIX = "isicrt-"
 STOP_SECONDS = 1.5
 """How long a run that stops early waits for its threads, so that Ctrl-C takes less than 2 s whatever they are doing."""
 _WATCH_SECONDS = 0.1
 """Between two looks at what has ended, at decoders that are stuck, and at `should_stop`."""
+
+_GATHER_SECONDS = 0.02
 
 Overlay = Callable[[Job, Mask], None]
 
@@ -64,6 +65,7 @@ class Pipeline:
     def __init__(self, jobs: Iterable[Job], route: Route, settings: StageSettings, decoders: int, writers: int) -> None:
         self._jobs = iter(jobs)
         self._jobs_lock = threading.Lock()
+        self._jobs_error: BaseException | None = None
         self._route = route
         self._settings = settings
         # Room for the next batch while one is in the network.
@@ -85,7 +87,7 @@ class Pipeline:
         self._threads = [
             *(self._decoder(slot) for slot in slots),
             self._thread("infer", self._infer, self._inferred),
-            *(self._thread(f"write-{n}", self._write_all, self._outcomes) for n in range(writers)),
+            *(self._thread(f"write-{n}", partial(self._write_all, n), self._outcomes) for n in range(writers)),
         ]
 
     def start(self) -> None:
@@ -172,8 +174,26 @@ class Pipeline:
         return threading.Thread(target=run, name=THREAD_PREFIX + name, daemon=True)
 
     def _next_jobs(self, most: int) -> list[Job]:
+        """Fewer where they come slowly: the first of them need not wait for the last."""
+        jobs: list[Job] = []
         with self._jobs_lock:
-            return [] if self._draining else list(islice(self._jobs, most))
+            until = time.monotonic() + _GATHER_SECONDS
+            while not self._draining and len(jobs) < most:
+                if self._jobs_error is not None:
+                    if jobs:  # those that came before it are done
+                        break
+                    raise self._jobs_error
+                try:
+                    job = next(self._jobs, None)
+                except BaseException as error:
+                    self._jobs_error = error
+                    continue
+                if job is None:
+                    break
+                jobs.append(job)
+                if time.monotonic() > until:
+                    break
+        return jobs
 
     def _record(self, *ended: tuple[Outcome, dict[str, Any] | None]) -> None:
         if self._settings.ledger is not None:
@@ -217,10 +237,12 @@ class Pipeline:
         try:
             while not self._draining:
                 if not unchecked and not unread:
-                    unchecked.extend(self._next_jobs(MOST_AT_ONCE))
+                    unchecked.extend(self._next_jobs(process.takes))
                     if not unchecked:
                         return
                 while unchecked:
+                    if self._draining:
+                        return
                     job = unchecked.popleft()
                     slot.begin(job)
                     before = self._before(job)
@@ -230,9 +252,11 @@ class Pipeline:
                     else:
                         self._hand_on(before)
                 with self.busy.stage("decode"):
-                    images = process.read([job.image for job in unread])
-                for image in images:
-                    job = unread.popleft()
+                    images = deque(process.read([job.image for job in unread]))
+                while images:
+                    if self._draining:
+                        return
+                    job, image = unread.popleft(), images.popleft()
                     if image is not None:
                         self._hand_on(Item(job, image.native_size, image, image.stamp))
                         continue
@@ -330,21 +354,23 @@ class Pipeline:
         for item in self._inferred:
             self._end(self._finish(item))
 
-    def _write_all(self) -> None:
+    def _write_all(self, number: int) -> None:
         """A write thread's work."""
         if not self._settings.write_in_processes:
             self._write()
             return
-        process = WriteProcess(self._settings.finishing)
+        process = WriteProcess(self._settings.finishing, number)
         try:
-            for items in self._inferred.several(MOST_AT_ONCE):
+            for items in self._inferred.several(lambda: process.takes, lambda item: is_large(item.native_size)):
                 finished = process.finish([(item.job.mask, item.native_size, item.content) for item in items])
-                self._end(
-                    *[
-                        self._finish(item) if done is None else self._noted(item, done)
-                        for item, done in zip(items, finished, strict=True)
-                    ]
-                )
+                ended = [(item, done) for item, done in zip(items, finished, strict=True) if done is not None]
+                if ended:
+                    self._end(*[self._noted(item, done) for item, done in ended])
+                if process.error is not None:
+                    raise process.error
+                for item, done in zip(items, finished, strict=True):
+                    if done is None:  # one after the other, so that a run that is cut off ends here
+                        self._end(self._finish(item))
         finally:
             process.close()
 

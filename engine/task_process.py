@@ -8,7 +8,6 @@ other longer than they work. A process has a lock of its own, and a dozen images
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
 import select
@@ -24,12 +23,15 @@ MOST_AT_ONCE = 16
 START_AFTER = 64
 """Images that a thread has dealt with before it starts a process: for a few that is not worth its time."""
 _MOST_STARTS = 3
-_PATIENCE_SECONDS = 2.0
+_PATIENCE_SECONDS, _KILL_SECONDS = 2.0, 1.0
+HAS_TIME_LIMIT = hasattr(select, "poll")
+"""Whether a process that hangs can be given up: not on Windows."""
 
-# Not `-m`: the process must find the isicrt that this one runs.
-_START = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from isicrt.engine.task_process import serve; serve()"
-)
+# Not `-m`: the process must find the isicrt that this one runs. Nothing may be imported before that: Python would look
+# for it in the current folder first, which may be a stranger's images.
+_START = "import sys; sys.path[:] = sys.argv[1:]; from isicrt.engine.task_process import serve; serve()"
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""Else each process starts a thread for every core, which it has no use for."""
 
 Task = Callable[[Any], Any]
 
@@ -50,7 +52,7 @@ class TaskProcess:
 
     def __init__(self, task: Task, command: Sequence[str] | None = None) -> None:
         self._task = task
-        self._command = list(command or (sys.executable, "-c", _START, json.dumps(sys.path)))
+        self._command = list(command or (sys.executable, "-c", _START, *map(str, sys.path)))
         self._starts = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -64,7 +66,8 @@ class TaskProcess:
 
         Args:
             question: can be pickled.
-            seconds: after which the process is ended and lost; None to wait for as long as it takes. Only on POSIX.
+            seconds: after which the process is ended and lost; None to wait for as long as it takes. Only where
+                `HAS_TIME_LIMIT`.
 
         Raises:
             ProcessLost: there is no answer, and will be none.
@@ -77,26 +80,39 @@ class TaskProcess:
         assert process.stdout is not None
         try:
             _send(process.stdin, question)
-            if seconds is not None and os.name == "posix" and not select.select([process.stdout], [], [], seconds)[0]:
-                raise TimeoutError
+            if seconds is not None and HAS_TIME_LIMIT:
+                answer = select.poll()  # `select` takes no descriptor above 1023
+                answer.register(process.stdout, select.POLLIN)
+                if not answer.poll(seconds * 1000):
+                    raise TimeoutError
             return _receive(process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # gone, silent, a question that cannot be sent, or an answer that is none
             self._kill()
             raise ProcessLost from error
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it was lost so often that it is not started again."""
+        return self._process is None and self._starts == _MOST_STARTS
+
     def _begin(self) -> None:
-        if self._starts == _MOST_STARTS:
+        if self.is_over:
             raise ProcessLost
         self._starts += 1
         # A session of its own: Ctrl-C is for the run, which then ends its processes.
         options: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
         try:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, **_ONE_THREAD},
+                **options,
             )
             assert self._process.stdin is not None
             _send(self._process.stdin, self._task)
-        except OSError as error:  # no memory, or no more processes
+        except Exception as error:  # no memory, no more processes, or a task that cannot be sent
             self._kill()
             raise ProcessLost from error
 
@@ -116,7 +132,8 @@ class TaskProcess:
             return
         with contextlib.suppress(OSError):
             process.kill()
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # one that a dead mount holds is not even killed
+            process.wait(_KILL_SECONDS)
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):

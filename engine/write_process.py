@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from isicrt.engine.finishing import Content, Finished, Finishing
 from isicrt.engine.output import OutputError
 from isicrt.engine.pixel_budget import LARGE_PIXELS
-from isicrt.engine.task_process import START_AFTER, ProcessLost, TaskProcess
+from isicrt.engine.task_process import MOST_AT_ONCE, START_AFTER, ProcessLost, TaskProcess
 
 Todo = tuple[Path, tuple[int, int], Content]
 """As the arguments of `Finishing.finish`."""
@@ -18,13 +19,20 @@ Todo = tuple[Path, tuple[int, int], Content]
 @dataclass(frozen=True)
 class _FinishAll:
     finishing: Finishing
+    run: int
+    """The process of the run."""
 
-    def __call__(self, todo: Sequence[Todo]) -> list[Finished] | str:
-        """Or the message of an OutputError."""
-        try:
-            return [self.finishing.finish(*one) for one in todo]
-        except OutputError as error:
-            return str(error)
+    def __call__(self, todo: Sequence[Todo]) -> tuple[list[Finished], str | None]:
+        """What was finished, and the message of the OutputError that was the end of it."""
+        finished: list[Finished] = []
+        for one in todo:
+            if os.name == "posix" and os.getppid() != self.run:  # it is gone, and its lock on the folder with it
+                os._exit(1)
+            try:
+                finished.append(self.finishing.finish(*one))
+            except OutputError as error:
+                return finished, str(error)
+        return finished, None
 
 
 class WriteProcess:
@@ -32,38 +40,56 @@ class WriteProcess:
 
     Args:
         finishing: of the run.
+        number: of the write thread, from 0 to 254; it is in the names of the process's temporary files.
         start_after: masks that the caller finishes before there is a process.
         command: see `TaskProcess`.
     """
 
     def __init__(
-        self, finishing: Finishing, *, start_after: int = START_AFTER, command: Sequence[str] | None = None
+        self,
+        finishing: Finishing,
+        number: int = 0,
+        *,
+        start_after: int = START_AFTER,
+        command: Sequence[str] | None = None,
     ) -> None:
-        self.process = TaskProcess(_FinishAll(finishing), command)
+        output = finishing.output
+        self._output = None if output is None else output.of_process(number)
+        self.process = TaskProcess(_FinishAll(replace(finishing, output=self._output), os.getpid()), command)
         self._to_come = start_after
+        self.error: OutputError | None = None
+        """After it nothing can be written any more."""
+
+    @property
+    def takes(self) -> int:
+        """Masks that are to be given to it at a time: one where the caller finishes it."""
+        return 1 if self._to_come > 0 or self.process.is_over else MOST_AT_ONCE
 
     def finish(self, todo: Sequence[Todo]) -> list[Finished | None]:
         """Finish masks, at most `MOST_AT_ONCE`; None for each that is left to the caller: there is no process (yet),
-        or the image is so large that large ones take turns.
-
-        Raises:
-            OutputError: no mask can be written any more.
+        the image is so large that large ones take turns, or there is an `error`.
         """
         results: list[Finished | None] = [None] * len(todo)
         self._to_come -= len(todo)
-        small = [n for n, (_, size, _) in enumerate(todo) if size[0] * size[1] < LARGE_PIXELS]
+        small = [n for n, (_, size, _) in enumerate(todo) if not is_large(size)]
         if self._to_come >= 0 or not small:
             return results
         try:
-            answer = self.process.ask([todo[n] for n in small])
+            finished, problem = self.process.ask([todo[n] for n in small])
         except ProcessLost:
+            if self._output is not None:
+                self._output.remove_temporary({todo[n][0].parent for n in small})
             return results
-        if isinstance(answer, str):
-            raise OutputError(answer)
-        for n, finished in zip(small, answer, strict=True):
-            results[n] = finished
+        self.error = None if problem is None else OutputError(problem)
+        for n, done in zip(small, finished, strict=False):
+            results[n] = done
         return results
 
     def close(self) -> None:
         """End the process."""
         self.process.close()
+
+
+def is_large(size: tuple[int, int]) -> bool:
+    """Whether an image of (height, width) waits for its turn, see `isicrt.engine.pixel_budget`."""
+    return size[0] * size[1] >= LARGE_PIXELS

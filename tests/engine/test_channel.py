@@ -74,19 +74,24 @@ def test_what_is_there_now_is_taken_without_waiting() -> None:
         channel.take()
 
 
-def test_one_waiting_consumer_is_woken_for_one_item() -> None:
+def test_an_item_wakes_one_consumer_and_room_one_producer(monkeypatch: pytest.MonkeyPatch) -> None:
     channel: Channel[int] = Channel(8, producers=1)
-    woken: list[int | None] = []
+    woken: list[int] = []
+    monkeypatch.setattr(threading.Condition, "notify", lambda condition, n=1: woken.append(n))
+    monkeypatch.setattr(threading.Condition, "notify_all", lambda condition: pytest.fail("all were woken"))
+    channel.put(1)
+    channel.put(2)
+    assert channel.poll(0) == 1
+    assert channel.take() == 2
+    assert woken == [1, 1, 1, 1]
 
-    def consume() -> None:
-        woken.append(channel.poll(0.3))
 
-    def produce() -> None:
-        # Three consumers wait by now, or will find the item without waiting.
-        channel.put(1)
-
-    _in_threads(consume, consume, consume, produce)
-    assert sorted(woken, key=str) == [1, None, None]
+def test_several_are_taken_together_and_some_alone() -> None:
+    channel: Channel[int] = Channel(20, producers=1)
+    for n in (1, 2, 30, 40, 3, 4, 5, 6):
+        channel.put(n)
+    channel.close()
+    assert list(channel.several(lambda: 3, lambda n: n >= 30)) == [[1, 2], [30], [40], [3, 4, 5], [6]]
 
 
 def test_a_consumer_that_is_not_in_a_hurry_is_left_alone_until_enough_is_there(

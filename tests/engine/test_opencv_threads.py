@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import pytest
 
+from isicrt.engine import pipeline
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.pipeline import run_jobs
 from isicrt.engine.sources import find_jobs
@@ -34,6 +35,21 @@ def test_opencv_computes_in_the_calling_thread_while_a_run_lasts(
             else:
                 run_jobs(jobs, runtime, on_outcome=look)
         assert set(seen) == {1}
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
+
+
+def test_of_two_runs_at_once_the_last_gives_it_back() -> None:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        first, second = pipeline._WITHOUT_OPENCV_THREADS, pipeline._WITHOUT_OPENCV_THREADS
+        first.__enter__()
+        second.__enter__()
+        first.__exit__()
+        assert cv2.getNumThreads() == 1
+        second.__exit__()
         assert cv2.getNumThreads() == 3
     finally:
         cv2.setNumThreads(before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from isicrt.engine import read_process
 from isicrt.engine.gpu_batch import ChainImage, read_chain_image
 from isicrt.engine.images import decode_image
 from isicrt.engine.journal import JOURNAL_NAME, read_journal
@@ -23,6 +25,7 @@ from isicrt.engine.outcome import Outcome, RunSummary
 from isicrt.engine.pipeline import run_jobs
 from isicrt.engine.read_process import ReadAll, ReadProcess
 from isicrt.engine.sources import find_jobs
+from isicrt.engine.task_process import MOST_AT_ONCE
 from isicrt.engine.write_process import WriteProcess
 from tests.engine.host_plan import HostPlan
 
@@ -42,7 +45,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes start with the first file and the first mask."""
     read, write = ReadProcess.__init__, WriteProcess.__init__
     monkeypatch.setattr(ReadProcess, "__init__", lambda self, task, seconds: read(self, task, seconds, start_after=0))
-    monkeypatch.setattr(WriteProcess, "__init__", lambda self, finishing: write(self, finishing, start_after=0))
+    monkeypatch.setattr(WriteProcess, "__init__", lambda self, *settings: write(self, *settings, start_after=0))
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +148,43 @@ def test_a_process_that_hangs_is_given_up(many: Path) -> None:
     try:
         assert process.read([many / "00.jpg"]) == [None]
         assert process.process.pid is None
+    finally:
+        process.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no time limit")
+def test_not_even_killing_it_holds_the_run(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a dead mount, where a process cannot be killed."""
+    real = subprocess.Popen.kill
+    hanging: list[Any] = []
+    monkeypatch.setattr(subprocess.Popen, "kill", hanging.append)
+    process = ReadProcess(Hangs(10**8, 0.0), 0.3, start_after=0)
+    began = time.monotonic()
+    assert process.read([many / "00.jpg"]) == [None]
+    assert time.monotonic() - began < 30
+    assert len(hanging) == 1
+    real(hanging[0])
+    hanging[0].wait()
+
+
+def test_an_answer_has_a_size(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [(many / f"{n:02d}.jpg").stat().st_size for n in range(4)]
+    monkeypatch.setattr(read_process, "_MOST_BYTES", max(sizes))
+    paths = [many / f"{n:02d}.jpg" for n in range(4)]
+    images = TASK(paths)
+    assert 1 <= len(images) <= 2
+    monkeypatch.setattr(read_process, "_MOST_BYTES", min(sizes) - 1)
+    assert TASK(paths) == [None] * 4
+
+
+def test_where_nothing_is_for_the_gpu_files_are_taken_one_by_one(many: Path) -> None:
+    process = ReadProcess(TASK, 60, start_after=0)
+    try:
+        assert process.takes == MOST_AT_ONCE
+        assert process.read([many / "56.png"] * 3) == [None] * 3
+        assert process.takes == 1
+        assert process.read([many / "00.jpg"]) != [None]
+        assert process.takes == MOST_AT_ONCE
     finally:
         process.close()
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,14 +19,14 @@ import pytest
 
 from isicrt.engine import write_process
 from isicrt.engine.errors import SettingsError
-from isicrt.engine.finishing import Finishing
+from isicrt.engine.finishing import Finished, Finishing
 from isicrt.engine.gpu_batch import PackedMask
 from isicrt.engine.images import read_mask
 from isicrt.engine.ledger import Ledger, mask_settings
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.outcome import Outcome, RunSummary
-from isicrt.engine.output import OutputError, OutputFolder
-from isicrt.engine.pipeline import default_processes, run_jobs
+from isicrt.engine.output import OutputError, OutputFolder, is_leftover
+from isicrt.engine.pipeline import THREAD_PREFIX, default_processes, run_jobs
 from isicrt.engine.sources import find_jobs
 from isicrt.engine.write_process import Todo, WriteProcess
 
@@ -42,14 +43,15 @@ def runtime(darkness_onnx: Path) -> Iterator[OnnxRuntime]:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes start with the first mask."""
     start = WriteProcess.__init__
-    monkeypatch.setattr(WriteProcess, "__init__", lambda self, finishing: start(self, finishing, start_after=0))
+    monkeypatch.setattr(WriteProcess, "__init__", lambda self, *settings: start(self, *settings, start_after=0))
 
 
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
     yield
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    if os.name == "posix":
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
 
 
 @pytest.fixture
@@ -150,17 +152,79 @@ def test_a_mask_that_cannot_be_written_costs_itself(many: Path, tmp_path: Path, 
     assert "07.png" in str(failed[0].error)
 
 
-def test_a_folder_that_is_gone_ends_the_run(tmp_path: Path) -> None:
+def test_a_folder_that_is_gone_is_the_end(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     process = WriteProcess(Finishing(0.5, True, True, 1, OutputFolder(out, "0" * 12)), start_after=0)
     try:
         assert process.finish(_todo(out, 1))[0] is not None
         out.rename(tmp_path / "elsewhere")
-        with pytest.raises(OutputError, match="cannot be written any more"):
-            process.finish(_todo(out, 1))
+        assert process.finish(_todo(out, 1)) == [None]
+        assert "cannot be written any more" in str(process.error)
     finally:
         process.close()
+
+
+def test_what_was_finished_before_the_end_counts(tmp_path: Path) -> None:
+    class Fills:
+        """A disk with room for two masks."""
+
+        room = 2
+
+        def finish(self, *_: object) -> Finished:
+            if not self.room:
+                raise OutputError("full")
+            self.room -= 1
+            return Finished(None, 0.5, 10, 1, 0.1, 0.1)
+
+    finished, problem = write_process._FinishAll(Fills(), os.getppid())(_todo(tmp_path, 4))  # type: ignore[arg-type]
+    assert len(finished) == 2
+    assert problem == "full"
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_run_ends_with_its_folder_and_says_what_was_done(many: Path, tmp_path: Path, runtime: OnnxRuntime) -> None:
+    out = tmp_path / "out"
+
+    def move(_: Outcome) -> None:
+        if out.is_dir():
+            out.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(OutputError, match="cannot be written any more"):
+        _run(many, out, runtime, processes=2, on_outcome=move)
+    assert not out.exists()
+    done = [line["mask"] for line in _lines(tmp_path / "elsewhere") if line["status"] == "done"]
+    assert set(done) == set(_masks(tmp_path / "elsewhere"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a process there keeps its parent's number")
+def test_a_process_whose_run_is_gone_writes_no_more() -> None:
+    code = "from isicrt.engine.write_process import _FinishAll; _FinishAll(None, 1)([None]); print('wrote')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_run_that_is_cut_off_writes_nothing_afterwards(
+    many: Path, tmp_path: Path, runtime: OnnxRuntime, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    finish = Finishing.finish
+
+    def slowly(self: Finishing, *todo: Any) -> Any:
+        time.sleep(0.4)
+        return finish(self, *todo)
+
+    monkeypatch.setattr(Finishing, "finish", slowly)
+    until = time.monotonic() + 1
+    with pytest.raises(KeyboardInterrupt):
+        _run(many, tmp_path / "out", runtime, processes=processes, should_stop=lambda: time.monotonic() > until)
+    assert len(_masks(tmp_path / "out")) < 30
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREAD_PREFIX):
+            thread.join(20)
+    # Each thread ends after the mask that it had begun, and all but those are in the journal.
+    done = [line["mask"] for line in _lines(tmp_path / "out") if line["status"] == "done"]
+    assert 0 <= len(_masks(tmp_path / "out")) - len(done) <= 4
 
 
 def _killing(lose: Callable[[int], None]) -> Callable[[WriteProcess, Any], Any]:
@@ -195,7 +259,12 @@ def test_a_process_that_is_lost_costs_nothing(
 
 @pytest.mark.parametrize(
     "command",
-    [["/nonexistent/python"], [sys.executable, "-c", ""], [sys.executable, "-c", "print('noise'); input()"]],
+    [
+        ["/nonexistent/python"],
+        [sys.executable, "-c", ""],
+        [sys.executable, "-c", "print('noise'); input()"],
+        [sys.executable, "-c", "print('Info: a line that pickle takes for a number'); input()"],
+    ],
 )
 def test_what_is_no_process_of_ours_leaves_everything_to_the_caller(tmp_path: Path, command: list[str]) -> None:
     process = WriteProcess(FINISHING, start_after=0, command=command)
@@ -204,6 +273,38 @@ def test_what_is_no_process_of_ours_leaves_everything_to_the_caller(tmp_path: Pa
             assert process.finish(_todo(tmp_path, 2)) == [None, None]
     finally:
         process.close()
+
+
+def test_what_a_lost_process_left_behind_is_removed(tmp_path: Path) -> None:
+    process = WriteProcess(
+        Finishing(0.5, True, True, 1, OutputFolder(tmp_path, "0" * 12)), 4, start_after=0, command=[sys.executable]
+    )
+    own, another = (tmp_path / f".isicrt-{'0' * 12}-{owner}abcdef.tmp" for owner in ("05", "00"))
+    for path in (own, another):
+        path.touch()
+    assert process.finish(_todo(tmp_path, 2)) == [None, None]
+    assert (own.exists(), another.exists()) == (False, True)
+    assert is_leftover(own.name, {"0" * 12})
+
+
+def test_a_question_that_cannot_be_sent_is_for_the_caller(tmp_path: Path) -> None:
+    process = WriteProcess(FINISHING, start_after=0)
+    try:
+        assert process.finish([(tmp_path / "a.png", (9, 9), lambda: None)]) == [None]  # type: ignore[list-item]
+    finally:
+        process.close()
+
+
+def test_nothing_is_imported_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("json", "pickle", "isicrt", "numpy"):
+        (tmp_path / f"{name}.py").write_text("open('taken', 'w'); raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    process = WriteProcess(FINISHING, start_after=0)
+    try:
+        assert process.finish(_todo(tmp_path, 1)) != [None]
+    finally:
+        process.close()
+    assert not (tmp_path / "taken").exists()
 
 
 @pytest.mark.usefixtures("at_once")
@@ -231,9 +332,11 @@ def test_overlays_are_drawn_here_and_so_are_their_masks(
     assert len(drawn) == len(jobs)
 
 
-def test_how_many() -> None:
+def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [default_processes(cores) for cores in (1, 2, 7)] == [0, 0, 0]
     assert (default_processes(16), default_processes(16, on_gpu=True)) == (4, 8)
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert default_processes(16) == 0
 
 
 def test_not_fewer_than_none(rendered_pairs: Path, tmp_path: Path, runtime: OnnxRuntime) -> None:
