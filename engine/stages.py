@@ -173,6 +173,9 @@ class Pipeline:
         # A daemon: a decoder that hangs on a file must not keep an interrupted process alive.
         return threading.Thread(target=run, name=THREAD_PREFIX + name, daemon=True)
 
+    def _takes_no_more(self) -> bool:
+        return self._draining
+
     def _next_jobs(self, most: int) -> list[Job]:
         """Fewer where they come slowly: the first of them need not wait for the last."""
         jobs: list[Job] = []
@@ -235,13 +238,13 @@ class Pipeline:
         unchecked, unread = self._ahead[slot.number]
         process = ReadProcess(task, self._settings.decode_timeout)
         try:
-            while not self._draining:
+            while not self._takes_no_more():
                 if not unchecked and not unread:
                     unchecked.extend(self._next_jobs(process.takes))
                     if not unchecked:
                         return
                 while unchecked:
-                    if self._draining:
+                    if self._takes_no_more():
                         return
                     job = unchecked.popleft()
                     slot.begin(job)
@@ -254,7 +257,7 @@ class Pipeline:
                 with self.busy.stage("decode"):
                     images = deque(process.read([job.image for job in unread]))
                 while images:
-                    if self._draining:
+                    if self._takes_no_more():
                         return
                     job, image = unread.popleft(), images.popleft()
                     if image is not None:

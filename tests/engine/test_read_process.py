@@ -157,7 +157,7 @@ def test_not_even_killing_it_holds_the_run(many: Path, monkeypatch: pytest.Monke
     """As on a dead mount, where a process cannot be killed."""
     real = subprocess.Popen.kill
     hanging: list[Any] = []
-    monkeypatch.setattr(subprocess.Popen, "kill", hanging.append)
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda self: hanging.append(self))
     process = ReadProcess(Hangs(10**8, 0.0), 0.3, start_after=0)
     began = time.monotonic()
     assert process.read([many / "00.jpg"]) == [None]
