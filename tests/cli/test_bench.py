@@ -127,8 +127,8 @@ def test_ctrl_c_leaves_nothing_behind(darkness_onnx: Path, tmp_path: Path) -> No
         stderr=subprocess.STDOUT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     ) as process:
-        # Not before: Cython code in the first import of numpy.random swallows a KeyboardInterrupt.
-        while not list(tmp_path.glob("isicrt-bench-*/images/*.jpg")) and process.poll() is None:
+        # Not before all are rendered: the Cython code of numpy.random may swallow a KeyboardInterrupt.
+        while len(list(tmp_path.glob("isicrt-bench-*/images/*.jpg"))) < 48 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=120)
