@@ -8,7 +8,7 @@ import os
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of `mallopt(3)`."""
 _KEPT_BYTES = 32 << 20
-"""The most that glibc takes on 64 bits: of no image that a run decodes at once is a buffer larger."""
+"""The most that glibc takes on 64 bits; larger buffers go back to the kernel as before."""
 
 
 def share_heaps(count: int) -> bool:

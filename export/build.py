@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -251,7 +252,8 @@ def _exact_graph(source: Source, precision: str) -> onnx.ModelProto:
         return export_onnx(source.deployed, source.card)
     assert source.graph is not None
     if source.card.precision == "int8":
-        origin = source.name.removesuffix("-int8") if source.name.endswith("-int8") else "CHECKPOINT"
+        float_name = re.sub(r"-int8(-x\d+)?$", "", source.name)
+        origin = float_name if float_name != source.name else "CHECKPOINT"
         raise BuildError(
             f"{source.path}: is an int8 model, made for ONNX Runtime on CPUs; TensorRT's parser takes no int8 graph of "
             f"that kind, and its weights cannot be brought back. Build from the model that it was made of: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from isicrt.engine.pipeline import THREAD_PREFIX
+from isicrt.engine.read_process import ReadProcess
+from isicrt.engine.write_process import WriteProcess
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.host_plan import HostPlan
 
@@ -27,3 +30,22 @@ def host(darkness_onnx: Path, kernels: CpuKernels) -> Iterator[HostPlan]:
     yield host
     host.close()
     assert [t.name for t in threading.enumerate() if t.name.startswith(THREAD_PREFIX)] == []
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of a run start with the first file and the first mask."""
+    for kind in (ReadProcess, WriteProcess):
+        start = kind.__init__
+        monkeypatch.setattr(
+            kind, "__init__", lambda self, *settings, start=start: start(self, *settings, start_after=0)
+        )
+
+
+@pytest.fixture
+def no_process_is_left() -> Iterator[None]:
+    """After the test no child of this process is left, running or ended."""
+    yield
+    if os.name == "posix":
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from isicrt.engine.pipeline import run_jobs
 from isicrt.engine.read_process import ReadAll, ReadProcess
 from isicrt.engine.sources import find_jobs
 from isicrt.engine.task_process import MOST_AT_ONCE
-from isicrt.engine.write_process import WriteProcess
 from tests.engine.host_plan import HostPlan
 
 TASK = ReadAll(10**8, 0.0)
+
+pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
 
 class Hangs(ReadAll):
@@ -38,22 +39,6 @@ class Hangs(ReadAll):
     def __call__(self, paths: Sequence[Path]) -> list[ChainImage | None]:
         time.sleep(600)
         return []
-
-
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes start with the first file and the first mask."""
-    read, write = ReadProcess.__init__, WriteProcess.__init__
-    monkeypatch.setattr(ReadProcess, "__init__", lambda self, task, seconds: read(self, task, seconds, start_after=0))
-    monkeypatch.setattr(WriteProcess, "__init__", lambda self, *settings: write(self, *settings, start_after=0))
-
-
-@pytest.fixture(autouse=True)
-def no_process_is_left() -> Iterator[None]:
-    yield
-    if os.name == "posix":
-        with pytest.raises(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
 
 
 @pytest.fixture

@@ -32,26 +32,13 @@ from isicrt.engine.write_process import Todo, WriteProcess
 
 FINISHING = Finishing(0.5, keep_largest=True, fill_holes=True, mask_bits=1, output=None)
 
+pytestmark = pytest.mark.usefixtures("no_process_is_left")
+
 
 @pytest.fixture
 def runtime(darkness_onnx: Path) -> Iterator[OnnxRuntime]:
     with OnnxRuntime(darkness_onnx, threads=1) as runtime:
         yield runtime
-
-
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes start with the first mask."""
-    start = WriteProcess.__init__
-    monkeypatch.setattr(WriteProcess, "__init__", lambda self, *settings: start(self, *settings, start_after=0))
-
-
-@pytest.fixture(autouse=True)
-def no_process_is_left() -> Iterator[None]:
-    yield
-    if os.name == "posix":
-        with pytest.raises(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
 
 
 @pytest.fixture
