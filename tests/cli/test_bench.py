@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,7 @@ def test_ctrl_c_leaves_nothing_behind(darkness_onnx: Path, tmp_path: Path) -> No
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:
         # Not before all are rendered: the Cython code of numpy.random may swallow a KeyboardInterrupt.
         while len(list(tmp_path.glob("isicrt-bench-*/images/*.jpg"))) < 48 and process.poll() is None:
