@@ -28,7 +28,7 @@ from isicrt.engine.finishing import Finishing
 from isicrt.engine.gpu_batch import BATCH_PIXELS, ChainImage, PackedMask, read_chain_image
 from isicrt.engine.gpu_chain import GpuChain, Launcher
 from isicrt.engine.gpu_decode import HARDWARE_LOAD, DeviceImage, GpuDecoder
-from isicrt.engine.gpu_kernels import NAMES, Kernels
+from isicrt.engine.gpu_kernels import NAMES, Grid, Kernels
 from isicrt.engine.images import MAX_PIXELS, decode_image
 from isicrt.engine.isolation import DECODE_TIMEOUT
 from isicrt.engine.masks import restore_mask, write_mask
@@ -73,7 +73,7 @@ class SomeKernels:
     def __init__(self, kernels: Launcher | None, names: frozenset[str]) -> None:
         self._kernels, self._names = kernels, names
 
-    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], stream: Any, *arguments: Any) -> None:
+    def launch(self, name: str, grid: Grid, block: tuple[int, int], stream: Any, *arguments: Any) -> None:
         """See `Kernels.launch`."""
         if self._kernels is not None and name in self._names:
             self._kernels.launch(name, grid, block, stream, *arguments)

@@ -21,8 +21,9 @@ from isicrt.engine.errors import ImageError, ModelError, SettingsError
 from isicrt.engine.geometry import cutoff
 from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image, within_bounds
 from isicrt.engine.gpu_decode import HARDWARE_LOAD, DeviceImage, GpuDecoder
-from isicrt.engine.gpu_kernels import Kernels, cover, linear_scale, taps
+from isicrt.engine.gpu_kernels import Grid, Kernels, cover
 from isicrt.engine.gpu_lane import ChainTicket, Lane, Row, count_decoded
+from isicrt.engine.gpu_tables import MapStack, ResizePlan, aligned, mask_table
 from isicrt.engine.images import decode_source
 from isicrt.engine.masks import Mask
 from isicrt.engine.outcome import DecodeCounts
@@ -30,15 +31,13 @@ from isicrt.engine.runtime import Runtime
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
 
 _BLOCK = (32, 8)
-_ALIGNMENT = 256
+_WEIGHTS_BLOCK = (128, 1)
 
 
 class Launcher(Protocol):
     """What `isicrt.engine.gpu_kernels.Kernels` does."""
 
-    def launch(
-        self, name: str, grid: tuple[int, int], block: tuple[int, int], stream: Any, *arguments: Any
-    ) -> None: ...
+    def launch(self, name: str, grid: Grid, block: tuple[int, int], stream: Any, *arguments: Any) -> None: ...
 
 
 class GpuChain:
@@ -232,82 +231,62 @@ class GpuChain:
                 decoded[index] = image
                 rows[index].on_gpu = True
         self._decode_on_cpu([rows[index] for index, _ in given if index not in decoded])
-        height, width = self.card.input_size
-        image_bytes = height * width * 3
-        self._upload(lane, [n for n in range(len(rows)) if n not in decoded], rows, image_bytes)
-        scratch_rows = max((image.size[0] for image in decoded.values()), default=0)
-        weights = max((self._table_bytes(image.size) for image in decoded.values()), default=0)
-        tall, tables = lane.rows.at_least(scratch_rows * width * 3), lane.weights.at_least(weights)
-        weighed: tuple[int, int] | None = None  # whose weights lie in `tables`: most images of a folder have one size
-        for index, image in decoded.items():
-            self._resize(slot.stream, image, tall, tables, slot.input_address + index * image_bytes, weighed)
-            weighed = image.size
-        slot.start_network(len(rows))
+        self._upload(lane, [n for n in range(len(rows)) if n not in decoded], rows)
         total = 0
         for row in rows:
             row.offset = total
-            size = row.packed_shape[0] * row.packed_shape[1]
-            total += -(-size // _ALIGNMENT) * _ALIGNMENT
-        packed = lane.packed.at_least(total)
-        for index, row in enumerate(rows):
-            if row.error is None:
-                self._restore(slot, index, row.image.native_size, packed + row.offset)
+            total += aligned(row.packed_shape[0] * row.packed_shape[1])
+        self._resize_and_infer(lane, rows, ResizePlan(decoded, self.card.input_size), total)
         if total:
-            lane.masks.download(packed, total, slot.stream)
+            lane.masks.download(lane.packed.at_least(total), total, slot.stream)
         lane.done.record(slot.stream)
 
-    def _upload(self, lane: Lane, indices: Sequence[int], rows: list[Row], image_bytes: int) -> None:
+    def _resize_and_infer(self, lane: Lane, rows: list[Row], plan: ResizePlan, mask_bytes: int) -> None:
+        slot, (h, w) = lane.slot, self.card.input_size
+        weights, between = lane.weights.at_least(plan.weight_bytes), lane.between.at_least(plan.between_bytes)
+        masks = {n: row.image.native_size for n, row in enumerate(rows) if row.error is None}
+        packed = lane.packed.at_least(mask_bytes)
+        axes, images, restored = lane.upload_tables(
+            plan.axes(weights),
+            plan.images(weights, between, slot.input_address),
+            mask_table(masks, [row.offset for row in rows], packed, MapStack(slot.output_address, (h, w))),
+        )
+        launch = self._launch
+        if plan.parts:
+            grid = cover(max(h, w), 1, axes.rows, _WEIGHTS_BLOCK)
+            launch("triangle_weights", grid, _WEIGHTS_BLOCK, slot.stream, axes.address)
+        for part in plan.parts:
+            table = images.row(part.first)
+            grid = cover(w, part.tallest, part.images, _BLOCK)
+            launch("resize_rows", grid, _BLOCK, slot.stream, table, w)
+            grid = cover(3 * w, h, part.images, _BLOCK)
+            launch("resize_columns", grid, _BLOCK, slot.stream, table, w, h)
+        slot.start_network(len(rows))
+        if masks:
+            height, width = (max(size[axis] for size in masks.values()) for axis in (0, 1))
+            grid = cover(-(-width // 8), height, len(masks), _BLOCK)
+            launch("restore_mask", grid, _BLOCK, slot.stream, restored.address, h, w, self._cutoff)
+
+    def _upload(self, lane: Lane, indices: Sequence[int], rows: list[Row]) -> None:
         """Pixels of the CPU; black where there are none, so that a broken file's row is at least defined."""
+        height, width = self.card.input_size
+        image_bytes = height * width * 3
         host = lane.uploads.at_least(len(indices) * image_bytes)
         for place, index in enumerate(indices):
             pixels = rows[index].pixels
-            part = host[place * image_bytes : (place + 1) * image_bytes]
-            part[:] = 0 if pixels is None else pixels.ravel()
-            target = lane.slot.input_address + index * image_bytes
-            lane.uploads.upload(part, target, lane.slot.stream)
+            host[place * image_bytes : (place + 1) * image_bytes] = 0 if pixels is None else pixels.ravel()
+        first = 0
+        while first < len(indices):  # neighbours in one copy
+            after = first + 1
+            while after < len(indices) and indices[after] - indices[first] == after - first:
+                after += 1
+            part = host[first * image_bytes : after * image_bytes]
+            lane.uploads.upload(part, lane.slot.input_address + indices[first] * image_bytes, lane.slot.stream)
+            first = after
 
-    def _launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], stream: Any, *arguments: Any) -> None:
+    def _launch(self, name: str, grid: Grid, block: tuple[int, int], stream: Any, *arguments: Any) -> None:
         assert self._kernels is not None
         self._kernels.launch(name, grid, block, stream, *arguments)
-
-    def _axis_bytes(self, size_in: int, size_out: int) -> int:
-        return 4 * size_out * (2 + taps(size_in, size_out))
-
-    def _table_bytes(self, size: tuple[int, int]) -> int:
-        return sum(self._axis_bytes(*axis) for axis in zip(size, self.card.input_size, strict=True))
-
-    def _resize(
-        self, stream: Any, image: DeviceImage, tall: int, tables: int, target: int, weighed: tuple[int, int] | None
-    ) -> None:
-        (height, width), (h, w) = image.size, self.card.input_size
-        across, down = self._tables(w, tables), self._tables(h, tables + self._axis_bytes(width, w))
-        if weighed != image.size:
-            self._weigh(stream, width, w, across)
-            self._weigh(stream, height, h, down)
-        launch = self._launch
-        grid = cover(w, height, _BLOCK)
-        launch(
-            "resize_rows", grid, _BLOCK, stream, image.address, image.pitch, height, w, taps(width, w), *across, tall
-        )
-        grid = cover(3 * w, h, _BLOCK)
-        launch("resize_columns", grid, _BLOCK, stream, tall, 3 * w, h, taps(height, h), *down, target)
-
-    def _tables(self, size_out: int, memory: int) -> tuple[int, int, int]:
-        """Where the tables of one axis lie: first pixels, counts, weights."""
-        return memory, memory + 4 * size_out, memory + 8 * size_out
-
-    def _weigh(self, stream: Any, size_in: int, size_out: int, tables: tuple[int, int, int]) -> None:
-        grid = -(-size_out // 128), 1
-        count = taps(size_in, size_out)
-        self._launch("triangle_weights", grid, (128, 1), stream, size_in, size_out, count, *tables)
-
-    def _restore(self, slot: Any, index: int, size: tuple[int, int], target: int) -> None:
-        (height, width), (h, w) = size, self.card.input_size
-        grid = cover(-(-width // 8), height, _BLOCK)
-        source = slot.output_address + index * h * w
-        scales = linear_scale(h, height), linear_scale(w, width)
-        arguments = (source, h, w, height, width, *scales, self._cutoff, target)
-        self._launch("restore_mask", grid, _BLOCK, slot.stream, *arguments)
 
     def close(self) -> None:
         """Wait for what is in flight and give the memory back; the runtime stays open. May be called twice.

@@ -4,6 +4,9 @@ The arithmetic is that of the two libraries, integer where theirs is. Doubles ar
 is fused with a sum (``--fmad=false``), so that not one rounding differs. The source is plain C++ but for the indices of
 threads: a test compiles it for the CPU and compares it byte by byte.
 
+One launch is for all images of a batch, each a layer of the grid: what a launch costs the thread that queues it is much
+for one image. What the kernels must know of each image is in tables, see `isicrt.engine.gpu_tables`.
+
 Pillow 13 shrinks the height of a tall portrait first, which is less work. The kernels always begin with the width, as
 Pillow did before, and differ by one level of 255 there.
 """
@@ -23,9 +26,13 @@ typedef unsigned char uint8;
 #define STEP(axis) (gridDim.axis * blockDim.axis)
 
 // Pillow, libImaging/Resample.c: precompute_coeffs with the triangle filter, then normalize_coeffs_8bpc.
-// `first` and `count` have one number for each output pixel, `weights` has `taps` of them, in units of 2^-22.
-extern "C" __global__ void triangle_weights(int size_in, int size_out, int taps, int *first, int *count, int *weights)
+// A row of `axes`: pixels in, pixels out, taps, address. There is for each output pixel the first pixel that it is made
+// of, then for each their number, then for each `taps` weights in units of 2^-22.
+extern "C" __global__ void triangle_weights(const long long *axes)
 {
+    const long long *axis = axes + 4LL * blockIdx.z;
+    const int size_in = axis[0], size_out = axis[1], taps = axis[2];
+    int *first = (int *)axis[3], *count = first + size_out, *weights = count + size_out;
     const double scale = (double)size_in / size_out;
     const double stretch = scale < 1.0 ? 1.0 : scale;
     for (int out = FIRST(x); out < size_out; out += STEP(x)) {
@@ -58,14 +65,20 @@ __device__ inline uint8 clipped(int sum)
     return sum < 0 ? 0 : sum > 255 ? 255 : sum;
 }
 
-// height x width x 3 (rows `pitch` bytes apart) to height x width_out x 3.
-extern "C" __global__ void resize_rows(
-    const uint8 *image, long long pitch, int height, int width_out, int taps,
-    const int *first, const int *count, const int *weights, uint8 *result)
+// A row of `images`: address of the pixels (height x width x 3), bytes from row to row, height, taps and address of the
+// weights along the rows, address of what is between (height x width_out x 3), taps and address of the weights along
+// the columns, address of the result (height_out x width_out x 3).
+extern "C" __global__ void resize_rows(const long long *images, int width_out)
 {
+    const long long *image = images + 9LL * blockIdx.z;
+    const uint8 *pixels = (const uint8 *)image[0];
+    const long long pitch = image[1];
+    const int height = image[2], taps = image[3];
+    const int *first = (const int *)image[4], *count = first + width_out, *weights = count + width_out;
+    uint8 *between = (uint8 *)image[5];
     for (int y = FIRST(y); y < height; y += STEP(y))
         for (int x = FIRST(x); x < width_out; x += STEP(x)) {
-            const uint8 *source = image + y * pitch + 3LL * first[x];
+            const uint8 *source = pixels + y * pitch + 3LL * first[x];
             const int *weight = weights + (long long)x * taps;
             int red = 1 << 21, green = 1 << 21, blue = 1 << 21;
             for (int i = 0; i < count[x]; i++, source += 3) {
@@ -73,21 +86,23 @@ extern "C" __global__ void resize_rows(
                 green += source[1] * weight[i];
                 blue += source[2] * weight[i];
             }
-            uint8 *target = result + ((long long)y * width_out + x) * 3;
+            uint8 *target = between + ((long long)y * width_out + x) * 3;
             target[0] = clipped(red);
             target[1] = clipped(green);
             target[2] = clipped(blue);
         }
 }
 
-// height x row bytes to height_out x row bytes.
-extern "C" __global__ void resize_columns(
-    const uint8 *image, int row, int height_out, int taps,
-    const int *first, const int *count, const int *weights, uint8 *result)
+extern "C" __global__ void resize_columns(const long long *images, int width_out, int height_out)
 {
+    const long long *image = images + 9LL * blockIdx.z;
+    const uint8 *between = (const uint8 *)image[5];
+    const int taps = image[6], row = 3 * width_out;
+    const int *first = (const int *)image[7], *count = first + height_out, *weights = count + height_out;
+    uint8 *result = (uint8 *)image[8];
     for (int y = FIRST(y); y < height_out; y += STEP(y))
         for (int x = FIRST(x); x < row; x += STEP(x)) {
-            const uint8 *source = image + (long long)first[y] * row + x;
+            const uint8 *source = between + (long long)first[y] * row + x;
             const int *weight = weights + (long long)y * taps;
             int sum = 1 << 21;
             for (int i = 0; i < count[y]; i++) sum += source[(long long)i * row] * weight[i];
@@ -113,12 +128,16 @@ __device__ inline void linear(
     at_high = (int)rintf(fraction * 2048.0f);
 }
 
-// A probability map of h x w to a mask of height x width: 1 bit a pixel, the first one highest, rows of whole bytes.
-extern "C" __global__ void restore_mask(
-    const uint8 *probability, int h, int w, int height, int width,
-    double scale_y, double scale_x, int cutoff, uint8 *packed)
+// A row of `masks`: address of the probability map (h x w), height and width of the mask, its address. 1 bit a pixel,
+// the first one highest, rows of whole bytes. The scales are divided as OpenCV does it.
+extern "C" __global__ void restore_mask(const long long *masks, int h, int w, int cutoff)
 {
+    const long long *mask = masks + 4LL * blockIdx.z;
+    const uint8 *probability = (const uint8 *)mask[0];
+    const int height = mask[1], width = mask[2];
     const int row_bytes = (width + 7) / 8;
+    const double scale_y = 1.0 / ((double)height / h), scale_x = 1.0 / ((double)width / w);
+    uint8 *packed = (uint8 *)mask[3];
     for (int y = FIRST(y); y < height; y += STEP(y)) {
         int top, bottom, at_top, at_bottom;
         linear(y, scale_y, h, true, top, bottom, at_top, at_bottom);
@@ -142,26 +161,17 @@ extern "C" __global__ void restore_mask(
 }
 """
 
-NAMES = {
-    "triangle_weights": "iiiPPP",
-    "resize_rows": "PqiiiPPPP",
-    "resize_columns": "PiiiPPPP",
-    "restore_mask": "PiiiiddiP",
-}
+NAMES = {"triangle_weights": "P", "resize_rows": "Pi", "resize_columns": "Pii", "restore_mask": "Piii"}
 """Kernels and the types of their arguments, in the letters of `struct`."""
 OPTIONS: tuple[str, ...] = ("--fmad=false", "-O3")
 _MAX_GRID_Y = 65535
+Grid = tuple[int, int, int]
 
 
 def taps(size_in: int, size_out: int) -> int:
     """Input pixels that one output pixel may need, as Pillow counts them."""
     support = max(1.0, size_in / size_out)
     return int(-(-support // 1)) * 2 + 1
-
-
-def linear_scale(size_in: int, size_out: int) -> float:
-    """Input pixels an output pixel, with OpenCV's two divisions."""
-    return 1.0 / (size_out / size_in)
 
 
 class Kernels:
@@ -179,14 +189,15 @@ class Kernels:
         module = _load(device)
         self._functions = {name: module.get_function(name).prepare(types) for name, types in NAMES.items()}
 
-    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], stream: Any, *arguments: Any) -> None:
-        """Queue a kernel. `grid` and `block` are (x, y)."""
-        self._functions[name].prepared_async_call((*grid, 1), (*block, 1), stream, *arguments)
+    def launch(self, name: str, grid: Grid, block: tuple[int, int], stream: Any, *arguments: Any) -> None:
+        """Queue a kernel. `grid` is (x, y, images of the batch), `block` (x, y)."""
+        self._functions[name].prepared_async_call(grid, (*block, 1), stream, *arguments)
 
 
-def cover(width: int, height: int, block: tuple[int, int]) -> tuple[int, int]:
-    """Blocks, (x, y), that cover that many threads; the kernels go round again where the grid ends earlier."""
-    return -(-width // block[0]), min(_MAX_GRID_Y, -(-height // block[1]))
+def cover(width: int, height: int, images: int, block: tuple[int, int]) -> Grid:
+    """Blocks, (x, y, z), that cover that many threads for each image; the kernels go round again where the grid ends
+    earlier."""
+    return -(-width // block[0]), min(_MAX_GRID_Y, -(-height // block[1])), images
 
 
 def _load(device: CudaDevice) -> Any:

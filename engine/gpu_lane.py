@@ -14,6 +14,7 @@ from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.gpu_batch import ChainImage, PackedMask
 from isicrt.engine.gpu_decode import DeviceImage
 from isicrt.engine.gpu_scratch import GrowingMemory, GrowingPinned
+from isicrt.engine.gpu_tables import Table
 from isicrt.engine.outcome import DecodeCounts
 
 
@@ -60,18 +61,45 @@ class ChainTicket:
         self.held.clear()
 
 
+@dataclass(frozen=True)
+class DeviceTable:
+    """A table in device memory."""
+
+    address: int
+    rows: int
+    row_bytes: int
+
+    def row(self, index: int) -> int:
+        """The address of a row."""
+        return self.address + index * self.row_bytes
+
+
 class Lane:
     """A slot of the runtime with the memory that its batch needs beside it."""
 
     def __init__(self, device: Any, slot: Any) -> None:
         self.slot = slot
-        self.rows = GrowingMemory(device)
+        self.between = GrowingMemory(device)
+        self._tables = GrowingMemory(device)
+        self._host_tables = GrowingPinned(device)
         self.weights = GrowingMemory(device)
         self.packed = GrowingMemory(device)
         self.masks = GrowingPinned(device)
         self.uploads = GrowingPinned(device)
         # Whoever waits sleeps: the CPU's cores have images to read and masks to write.
         self.done = device.cuda.Event(device.cuda.event_flags.DISABLE_TIMING | device.cuda.event_flags.BLOCKING_SYNC)
+
+    def upload_tables(self, *tables: Table) -> list[DeviceTable]:
+        """Copy tables to the device, one behind the other; returns before it is done."""
+        size = sum(table.nbytes for table in tables)
+        host, address = self._host_tables.at_least(size), self._tables.at_least(size)
+        found, offset = [], 0
+        for table in tables:
+            host[offset : offset + table.nbytes] = np.ascontiguousarray(table).view(np.uint8).ravel()
+            found.append(DeviceTable(address + offset, len(table), table.itemsize * table.shape[1]))
+            offset += table.nbytes
+        self._host_tables.upload(host[:size], address, self.slot.stream)
+        return found
 
     def packed_mask(self, row: Row) -> PackedMask:
         """A row's mask, once `done` has come. A copy: the lane's next batch writes there."""
@@ -82,7 +110,8 @@ class Lane:
     def free(self, device: Any) -> None:
         """Wait for what is under way and give all of the memory back, also where some of it cannot be."""
         with ExitStack() as steps:
-            for memory in (self.rows, self.weights, self.packed, self.masks, self.uploads):
+            device_only = self.between, self.weights, self.packed, self._tables
+            for memory in (*device_only, self.masks, self.uploads, self._host_tables):
                 steps.callback(memory.free)
             steps.callback(setattr, self, "done", None)
             with suppress(device.cuda.Error):

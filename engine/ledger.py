@@ -81,6 +81,7 @@ class Ledger:
         self.run = secrets.token_hex(6)
         """12 hexadecimal digits of this run."""
         self._out = Path(out)
+        self._prefix = os.path.join(self._out, "")  # noqa: PTH118 (what the masks' paths begin with)
         self.journal = self._out / JOURNAL_NAME
         """The journal's file."""
         self._overlays = None if overlays is None else Path(overlays)
@@ -216,7 +217,11 @@ class Ledger:
 
     def _name(self, mask: Path) -> str:
         """A mask's path relative to the folder, with slashes."""
-        return mask.relative_to(self._out).as_posix()
+        path = str(mask)  # three times for each image: `relative_to` would be a good part of what an image costs here
+        if not path.startswith(self._prefix):
+            return mask.relative_to(self._out).as_posix()
+        name = path[len(self._prefix) :]
+        return name if os.sep == "/" else name.replace(os.sep, "/")
 
     def _source(self, entry: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
         """The absolute path of the image that a line is about."""

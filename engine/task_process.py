@@ -23,6 +23,8 @@ MOST_AT_ONCE = 16
 START_AFTER = 64
 """Images that a thread has dealt with before it starts a process: for a few that is not worth its time."""
 _MOST_STARTS = 3
+_PIPE_BYTES = 1 << 20
+"""What Linux gives a user who is not root."""
 _PATIENCE_SECONDS, _KILL_SECONDS = 2.0, 1.0
 HAS_TIME_LIMIT = hasattr(select, "poll")
 """Whether a process that hangs can be given up: not on Windows."""
@@ -111,6 +113,8 @@ class TaskProcess:
                 **options,
             )
             assert self._process.stdin is not None
+            for pipe in (self._process.stdin, self._process.stdout):
+                _widen(pipe)
             _send(self._process.stdin, self._task)
         except Exception as error:  # no memory, no more processes, or a task that cannot be sent
             self._kill()
@@ -138,6 +142,15 @@ class TaskProcess:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+
+def _widen(pipe: IO[bytes] | None) -> None:
+    """Room for a whole message, where the system gives it: else both sides wake each other for every 64 KiB of it."""
+    if pipe is not None and sys.platform == "linux":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # more than this user may have
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def serve() -> None:

@@ -10,18 +10,17 @@ from typing import Any
 
 import pytest
 
-from isicrt.engine.gpu_kernels import NAMES, SOURCE
+from isicrt.engine.gpu_kernels import NAMES, SOURCE, Grid
 
 _BEFORE = """
 #include <cmath>
 using std::floor;
-struct Three { int x, y; };
+struct Three { int x, y, z; };
 static Three threadIdx, blockIdx, blockDim, gridDim;
 #define __global__
 #define __device__ static
 """
-_C_TYPES = {"P": ("void *", ctypes.c_void_p), "i": ("int", ctypes.c_int), "q": ("long long", ctypes.c_longlong)}
-_C_TYPES["d"] = ("double", ctypes.c_double)
+_C_TYPES = {"P": ("void *", ctypes.c_void_p), "i": ("int", ctypes.c_int)}
 
 
 class CpuKernels:
@@ -43,12 +42,13 @@ class CpuKernels:
         self._library = ctypes.CDLL(str(output))
         for name, types in NAMES.items():
             function = getattr(self._library, f"launch_{name}")
-            function.argtypes = [ctypes.c_int] * 4 + [_C_TYPES[letter][1] for letter in types]
+            function.argtypes = [ctypes.c_int] * 5 + [_C_TYPES[letter][1] for letter in types]
 
-    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], stream: Any, *arguments: Any) -> None:
+    def launch(self, name: str, grid: Grid, block: tuple[int, int], stream: Any, *arguments: Any) -> None:
         """See `Kernels.launch`."""
         assert block[0] * block[1] <= 1024
-        assert grid[1] <= 65535
+        assert min(grid) > 0
+        assert max(grid[1:]) <= 65535
         function = getattr(self._library, f"launch_{name}")
         if stream is None:
             function(*grid, *block, *arguments)
@@ -61,16 +61,17 @@ def _launcher(name: str, types: str) -> str:
     parameters = _parameters(name)
     casts = ", ".join(f"({kind})a{n}" for n, kind in enumerate(parameters))
     return f"""
-extern "C" void launch_{name}(int grid_x, int grid_y, int block_x, int block_y, {arguments})
+extern "C" void launch_{name}(int grid_x, int grid_y, int grid_z, int block_x, int block_y, {arguments})
 {{
-    gridDim = {{grid_x, grid_y}};
-    blockDim = {{block_x, block_y}};
-    for (int by = 0; by < grid_y; by++) for (int bx = 0; bx < grid_x; bx++)
-        for (int ty = 0; ty < block_y; ty++) for (int tx = 0; tx < block_x; tx++) {{
-            blockIdx = {{bx, by}};
-            threadIdx = {{tx, ty}};
-            {name}({casts});
-        }}
+    gridDim = {{grid_x, grid_y, grid_z}};
+    blockDim = {{block_x, block_y, 1}};
+    for (int bz = 0; bz < grid_z; bz++)
+        for (int by = 0; by < grid_y; by++) for (int bx = 0; bx < grid_x; bx++)
+            for (int ty = 0; ty < block_y; ty++) for (int tx = 0; tx < block_x; tx++) {{
+                blockIdx = {{bx, by, bz}};
+                threadIdx = {{tx, ty, 0}};
+                {name}({casts});
+            }}
 }}
 """
 

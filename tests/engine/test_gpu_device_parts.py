@@ -18,7 +18,8 @@ from isicrt.engine.cuda_graph import CudaGraph
 from isicrt.engine.cuda_memory import CudaDevice, TransferBuffer, make_stream
 from isicrt.engine.geometry import UInt8Array, resize_by_pillow, upsample_probability
 from isicrt.engine.gpu_decode import DeviceImage, GpuDecoder
-from isicrt.engine.gpu_kernels import Kernels, cover, linear_scale, taps
+from isicrt.engine.gpu_kernels import Kernels, cover
+from isicrt.engine.gpu_tables import MapStack, ResizePlan, Table, mask_table
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.stand_ins import HostDevice, RecordedGraph
 
@@ -176,46 +177,53 @@ class _Room:
             buffer.free()
 
 
-def _queue_resize(place: Place, stream: Any, source: TransferBuffer, room: _Room, size: tuple[int, int]) -> Any:
-    """As the chain does it, rows first; returns the buffer of the result."""
-    (height, pitch), (h, w) = source.host.shape, size
-    width = pitch // 3
-    tables = []
-    for size_in, size_out in ((width, w), (height, h)):
-        count = taps(size_in, size_out)
-        addresses = [room(4 * length).address for length in (size_out, size_out, size_out * count)]
-        place.kernels.launch(
-            *("triangle_weights", (-(-size_out // 128), 1), (128, 1), stream, size_in, size_out, count), *addresses
-        )
-        tables.append((count, *addresses))
-    rows, result = room(height, 3 * w), room(h, 3 * w)
-    place.kernels.launch(
-        *("resize_rows", cover(w, height, BLOCK), BLOCK, stream, source.address, pitch, height, w),
-        *(*tables[0], rows.address),
-    )
-    place.kernels.launch(
-        *("resize_columns", cover(3 * w, h, BLOCK), BLOCK, stream, rows.address, 3 * w, h),
-        *(*tables[1], result.address),
-    )
+def _uploaded(room: _Room, stream: Any, table: Table) -> int:
+    """The address of a table in device memory."""
+    buffer = room(1, table.nbytes)
+    buffer.host[:] = np.ascontiguousarray(table).view(np.uint8).reshape(1, -1)
+    buffer.upload(1, stream)
+    return int(buffer.address)
+
+
+def _queue_resize(place: Place, stream: Any, sources: list[TransferBuffer], room: _Room, size: tuple[int, int]) -> Any:
+    """As the chain does it, rows first; returns the buffer of the results."""
+    h, w = size
+    images = {}
+    for n, source in enumerate(sources):
+        height, pitch = source.host.shape
+        images[n] = DeviceImage(source.address, pitch, (height, pitch // 3), source)
+    plan = ResizePlan(images, size)
+    weights, between, result = room(plan.weight_bytes), room(plan.between_bytes), room(len(sources) * h, 3 * w)
+    axes = plan.axes(weights.address)
+    address = _uploaded(room, stream, axes)
+    place.kernels.launch("triangle_weights", cover(max(size), 1, len(axes), (128, 1)), (128, 1), stream, address)
+    address = _uploaded(room, stream, plan.images(weights.address, between.address, result.address))
+    (part,) = plan.parts
+    place.kernels.launch("resize_rows", cover(w, part.tallest, part.images, BLOCK), BLOCK, stream, address, w)
+    place.kernels.launch("resize_columns", cover(3 * w, h, part.images, BLOCK), BLOCK, stream, address, w, h)
     return result
 
 
 @pytest.mark.parametrize("target", [(256, 256), (48, 80)])
 @pytest.mark.parametrize("size", [(64, 64), (97, 131), (512, 512), (767, 1022), (1, 9)])
 def test_images_are_resized_as_pillow_does_it(place: Place, size: tuple[int, int], target: tuple[int, int]) -> None:
-    image = render(7, size)[0] if min(size) > 8 else np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    rng = np.random.default_rng(1)
+    image = render(7, size)[0] if min(size) > 8 else rng.integers(0, 256, (*size, 3), np.uint8)
+    images = [np.ascontiguousarray(image), render(8, (90, 120))[0]]  # another one beside it, in the same launches
     room, stream = _Room(place), make_stream(place.device)
-    source = room(size[0], 3 * size[1])
-    source.host[:] = image.reshape(size[0], -1)
-    source.upload(size[0], stream)
-    result = _queue_resize(place, stream, source, room, target)
-    result.download(target[0], stream)
+    sources = [room(one.shape[0], 3 * one.shape[1]) for one in images]
+    for source, one in zip(sources, images, strict=True):
+        source.host[:] = one.reshape(len(one), -1)
+        source.upload(len(one), stream)
+    result = _queue_resize(place, stream, sources, room, target)
+    result.download(2 * target[0], stream)
     stream.synchronize()
-    found = np.array(result.host).reshape(*target, 3)
+    found = np.array(result.host).reshape(2, *target, 3)
     room.free()
-    difference = np.abs(found.astype(int) - resize_by_pillow(np.ascontiguousarray(image), target))
+    difference = np.abs(found[0].astype(int) - resize_by_pillow(images[0], target))
     # Pillow 13 shrinks the height first where that is much less work; the kernels begin with the width, as before.
     assert difference.max() <= (size[0] * target[1] > 1.3 * size[1] * target[0])
+    np.testing.assert_array_equal(found[1], resize_by_pillow(images[1], target))
 
 
 def test_a_graph_reads_what_lies_in_the_buffers_when_it_is_launched(place: Place) -> None:
@@ -224,13 +232,13 @@ def test_a_graph_reads_what_lies_in_the_buffers_when_it_is_launched(place: Place
     room, stream = _Room(place), make_stream(place.device)
     height, width = 97, 131
     probability, packed = room(64, 64), room(height, -(-width // 8))
+    table = mask_table({0: (height, width)}, [0], packed.address, MapStack(probability.address, (64, 64)))
+    address = _uploaded(room, stream, table)
+    grid = cover(packed.host.shape[1], height, 1, BLOCK)
 
     def enqueue() -> None:
         probability.upload(64, stream)
-        place.kernels.launch(
-            *("restore_mask", cover(packed.host.shape[1], height, BLOCK), BLOCK, stream, probability.address),
-            *(64, 64, height, width, linear_scale(64, height), linear_scale(64, width), 128, packed.address),
-        )
+        place.kernels.launch("restore_mask", grid, BLOCK, stream, address, 64, 64, 128)
         packed.download(height, stream)
 
     enqueue()  # once call by call, as a slot does it

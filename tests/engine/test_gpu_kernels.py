@@ -16,58 +16,60 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from isicrt.engine import gpu_tables
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.cuda_memory import CudaDevice, TransferBuffer, make_stream
 from isicrt.engine.errors import ModelError
 from isicrt.engine.geometry import UInt8Array, cutoff, resize_by_pillow, upsample_probability
-from isicrt.engine.gpu_kernels import NAMES, OPTIONS, SOURCE, Kernels, cover, linear_scale, taps
+from isicrt.engine.gpu_decode import DeviceImage
+from isicrt.engine.gpu_kernels import NAMES, OPTIONS, SOURCE, Kernels, cover, taps
 from isicrt.engine.gpu_ptx import PTX_FILE, compile_ptx, read_ptx
+from isicrt.engine.gpu_tables import MapStack, Part, ResizePlan, aligned, mask_table
 from isicrt.engine.masks import restore_mask
 from tests.engine.cpu_kernels import CpuKernels
 
 BLOCK = (8, 4)
 
 
-def _weights(kernels: CpuKernels, size_in: int, size_out: int) -> tuple[npt.NDArray[np.int32], ...]:
-    count = taps(size_in, size_out)
-    tables = tuple(np.full(shape, -7, np.int32) for shape in (size_out, size_out, (size_out, count)))
-    addresses = [table.ctypes.data for table in tables]
-    kernels.launch("triangle_weights", (2, 1), (8, 1), None, size_in, size_out, count, *addresses)
-    return tables
+def _rows(kernels: CpuKernels, images: list[UInt8Array], size: tuple[int, int]) -> list[UInt8Array]:
+    """Images that the batch's tables and the launches of a chain resize, as in `GpuChain`."""
+    (h, w), given = size, {}
+    for n, image in enumerate(images):
+        given[n] = DeviceImage(image.ctypes.data, image.strides[0], (image.shape[0], image.shape[1]), image)
+    plan = ResizePlan(given, size)
+    weights = np.full(plan.weight_bytes, 0xEE, np.uint8)
+    between = np.full(plan.between_bytes, 0xEE, np.uint8)
+    results = np.empty((len(images), *size, 3), np.uint8)
+    axes = plan.axes(weights.ctypes.data)
+    table = plan.images(weights.ctypes.data, between.ctypes.data, results.ctypes.data)
+    kernels.launch("triangle_weights", (2, 1, len(axes)), (8, 1), None, axes.ctypes.data)
+    for part in plan.parts:
+        rows = table[part.first :].ctypes.data
+        kernels.launch("resize_rows", cover(w, part.tallest, part.images, BLOCK), BLOCK, None, rows, w)
+        kernels.launch("resize_columns", cover(3 * w, h, part.images, BLOCK), BLOCK, None, rows, w, h)
+    return list(results)
 
 
 def _resize(kernels: CpuKernels, image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-    height, width = image.shape[:2]
-    pitch = image.strides[0]
-    rows = np.empty((height, size[1], 3), np.uint8)
-    result = np.empty((*size, 3), np.uint8)
-    across, down = _weights(kernels, width, size[1]), _weights(kernels, height, size[0])
-    kernels.launch(
-        *("resize_rows", cover(size[1], height, BLOCK), BLOCK, None),
-        *(image.ctypes.data, pitch, height, size[1], across[2].shape[1]),
-        *(table.ctypes.data for table in across),
-        rows.ctypes.data,
-    )
-    kernels.launch(
-        *("resize_columns", cover(3 * size[1], size[0], BLOCK), BLOCK, None),
-        *(rows.ctypes.data, 3 * size[1], size[0], down[2].shape[1]),
-        *(table.ctypes.data for table in down),
-        result.ctypes.data,
-    )
-    return result
+    return _rows(kernels, [image], size)[0]
 
 
-def _restore(kernels: CpuKernels, probability: UInt8Array, size: tuple[int, int], level: int) -> npt.NDArray[np.bool_]:
-    (h, w), (height, width) = probability.shape, size
-    packed = np.full((height, -(-width // 8)), 0xEE, np.uint8)
-    kernels.launch(
-        *("restore_mask", cover(packed.shape[1], height, BLOCK), BLOCK, None),
-        *(probability.ctypes.data, h, w, height, width, linear_scale(h, height), linear_scale(w, width), level),
-        packed.ctypes.data,
-    )
-    mask = np.unpackbits(packed, axis=1, count=width)
-    np.testing.assert_array_equal(np.packbits(mask, axis=1), packed)  # what is behind the last pixel is black
-    return mask.view(np.bool_)
+def _restore(
+    kernels: CpuKernels, probabilities: UInt8Array, sizes: list[tuple[int, int]], level: int
+) -> list[npt.NDArray[np.bool_]]:
+    h, w = probabilities.shape[1:]
+    packed = [np.full((height, -(-width // 8)), 0xEE, np.uint8) for height, width in sizes]
+    addresses = [one.ctypes.data for one in packed]
+    table = mask_table(dict(enumerate(sizes)), addresses, 0, MapStack(probabilities.ctypes.data, (h, w)))
+    shape = [max(one.shape[axis] for one in packed) for axis in (0, 1)]
+    grid = cover(shape[1], shape[0], len(sizes), BLOCK)
+    kernels.launch("restore_mask", grid, BLOCK, None, table.ctypes.data, h, w, level)
+    masks = []
+    for one, (_, width) in zip(packed, sizes, strict=True):
+        mask = np.unpackbits(one, axis=1, count=width)
+        np.testing.assert_array_equal(np.packbits(mask, axis=1), one)  # what is behind the last pixel is black
+        masks.append(mask.view(np.bool_))
+    return masks
 
 
 SIZES = [(1, 1), (1, 9), (9, 1), (7, 5), (64, 64), (97, 131), (33, 250), (200, 31), (300, 400)]
@@ -99,8 +101,12 @@ def test_resize_reads_rows_with_a_gap_between_them(kernels: CpuKernels) -> None:
 
 
 def test_weights_are_pillows_count_and_sum_to_one(kernels: CpuKernels) -> None:
-    first, count, weights = _weights(kernels, 1000, 96)
-    assert taps(1000, 96) == weights.shape[1] == 23
+    assert taps(1000, 96) == 23
+    first, count, weights = (np.full(shape, -7, np.int32) for shape in (96, 96, (96, 23)))
+    table = np.concatenate([first, count, weights.ravel()])
+    axis = np.array([1000, 96, 23, table.ctypes.data])
+    kernels.launch("triangle_weights", (2, 1, 1), (8, 1), None, axis.ctypes.data)
+    first, count, weights = table[:96], table[96:192], table[192:].reshape(96, 23)
     assert first[0] == 0
     assert first[-1] + count[-1] == 1000
     assert np.abs(weights.sum(axis=1) - (1 << 22)).max() < 30
@@ -115,7 +121,31 @@ def test_masks_are_opencvs_to_the_last_bit(
 ) -> None:
     probability = np.random.default_rng(3).integers(0, 256, source, dtype=np.uint8)
     expected = upsample_probability(probability, size) >= level
-    np.testing.assert_array_equal(_restore(kernels, probability, size, level), expected)
+    np.testing.assert_array_equal(_restore(kernels, probability[None], [size], level)[0], expected)
+
+
+def test_one_launch_is_for_a_batch_of_all_sizes(kernels: CpuKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
+    alone = [_resize(kernels, image, (48, 80)) for image in images]
+    for most in (gpu_tables.BETWEEN_BYTES, 1 << 16, 1):
+        monkeypatch.setattr(gpu_tables, "BETWEEN_BYTES", most)
+        for found, expected in zip(_rows(kernels, images, (48, 80)), alone, strict=True):
+            np.testing.assert_array_equal(found, expected)
+    probabilities = rng.integers(0, 256, (len(SIZES), 48, 80), dtype=np.uint8)
+    for n, mask in enumerate(_restore(kernels, probabilities, SIZES, 128)):
+        np.testing.assert_array_equal(mask, upsample_probability(probabilities[n], SIZES[n]) >= 128)
+
+
+def test_parts_are_as_large_as_their_bound_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = {n: DeviceImage(0, 0, (height, 9), None) for n, height in enumerate((10, 20, 400, 5, 5))}
+    own = [aligned(image.size[0] * 64 * 3) for image in images.values()]
+    monkeypatch.setattr(gpu_tables, "BETWEEN_BYTES", own[0] + own[1])
+    plan = ResizePlan(images, (32, 64))
+    assert plan.parts == [Part(0, 2, 20), Part(2, 1, 400), Part(3, 2, 5)]
+    assert plan.between_bytes == own[2]
+    assert len(plan.axes(0)) == 5  # four heights and one width
+    assert ResizePlan({}, (32, 64)).parts == []
 
 
 def test_a_mask_of_a_smooth_probability_at_a_photographs_size(kernels: CpuKernels) -> None:
@@ -124,12 +154,12 @@ def test_a_mask_of_a_smooth_probability_at_a_photographs_size(kernels: CpuKernel
     for size in ((767, 1022), (1500, 2003)):
         expected = restore_mask(probability, size, threshold=0.5, keep_largest=False, fill_holes=False)
         assert 0 < expected.mean() < 1
-        np.testing.assert_array_equal(_restore(kernels, probability, size, cutoff(0.5)), expected)
+        np.testing.assert_array_equal(_restore(kernels, probability[None], [size], cutoff(0.5))[0], expected)
 
 
 def test_a_grid_covers_every_thread() -> None:
-    assert cover(17, 9, (8, 4)) == (3, 3)
-    assert cover(1, 1_000_000, (8, 4)) == (1, 65535)
+    assert cover(17, 9, 2, (8, 4)) == (3, 3, 2)
+    assert cover(1, 1_000_000, 1, (8, 4)) == (1, 65535, 1)
 
 
 def test_resize_agrees_with_pillow_itself(kernels: CpuKernels, rendered_pairs: Path) -> None:
@@ -165,19 +195,20 @@ def test_masks_are_opencvs_on_the_gpu_too() -> None:
         for height, width in ((64, 64), (97, 131), (767, 1022)):
             source = TransferBuffer(device, probability.shape)
             result = TransferBuffer(device, (height, -(-width // 8)))
+            tables = TransferBuffer(device, (1, 32))
             source.host[:] = probability
             source.upload(64, stream)
-            kernels.launch(
-                *("restore_mask", cover(result.host.shape[1], height, (32, 8)), (32, 8), stream),
-                *(source.address, 64, 64, height, width, linear_scale(64, height), linear_scale(64, width), 128),
-                result.address,
-            )
+            table = mask_table({0: (height, width)}, [0], result.address, MapStack(source.address, (64, 64)))
+            tables.host[:] = table.view(np.uint8)
+            tables.upload(1, stream)
+            grid = cover(result.host.shape[1], height, 1, (32, 8))
+            kernels.launch("restore_mask", grid, (32, 8), stream, tables.address, 64, 64, 128)
             result.download(height, stream)
             stream.synchronize()
             found = np.unpackbits(result.host, axis=1, count=width).view(np.bool_)
             expected = upsample_probability(probability, (height, width)) >= 128
-            source.free()
-            result.free()
+            for buffer in (source, result, tables):
+                buffer.free()
             np.testing.assert_array_equal(found, expected)
 
 
