@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from isicrt.benchmarks.report_markdown import BEGIN, END, has_markers, render, write_page
-from isicrt.benchmarks.report_table import NotRun, ReportTable, read_row, read_trials
+from isicrt.benchmarks.report_table import NotRun, ReportTable, read_row, read_table, read_trials
 from isicrt.engine.errors import DataError
 from tests.benchmarks.report_runs import write_run
 from tests.benchmarks.test_report_table import TEST, scored
@@ -77,3 +77,10 @@ def test_a_page_that_cannot_be_written_is_named(table: ReportTable, tmp_path: Pa
     with pytest.raises(DataError, match="cannot be written"):
         write_page(tmp_path / "no" / "page.md", table)
     assert not has_markers(tmp_path / "no" / "page.md")
+
+
+def test_the_page_has_the_table_that_is_committed() -> None:
+    repository = Path(__file__).parents[2]
+    table = read_table(repository / "benchmarks" / "results" / "report-table.json")
+    page = (repository / "docs" / "results.md").read_text(encoding="utf-8")
+    assert page.partition(BEGIN)[2].partition(END)[0].strip() == render(table).strip()

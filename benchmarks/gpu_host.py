@@ -1,0 +1,216 @@
+"""What the host does on the GPU's way, measured without a GPU: how fast a run could be if the GPU took no time.
+
+    python -m isicrt.benchmarks.gpu_host --images DIR --json gpu-host.json
+
+The run is that of `isicrt segment` with a plan: files are read, batches go through a chain, masks are unpacked, cleaned
+and written, and the journal has a line for each. Only the chain is not there: its batches are done when they are given
+to it, and every mask is an ellipse. What is timed is therefore all that a GPU waits for.
+
+Files are read and masks finished on threads, or in processes (`isicrt.engine.task_process`). The CPU time of this
+process bounds a run in which everything else has cores of its own: most of it is Python's, which one thread at a time
+can run, and the thread that keeps the GPU supplied needs it too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import click
+import cv2
+import numpy as np
+
+from isicrt.benchmarks.environment import read_environment, recorded_command
+from isicrt.benchmarks.scratch import fresh
+from isicrt.engine import shipped
+from isicrt.engine.card import ModelCard
+from isicrt.engine.cores import available_cores
+from isicrt.engine.errors import DataError, IsicrtError
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.gpu_batch import ChainImage, PackedMask
+from isicrt.engine.ledger import Ledger, mask_settings
+from isicrt.engine.onnx_file import read_onnx_card
+from isicrt.engine.outcome import DecodeCounts
+from isicrt.engine.pipeline import default_processes, default_threads, run_jobs
+from isicrt.engine.sources import Job, find_jobs
+
+SCHEMA = "isicrt-gpu-host/1"
+BATCH = 256
+DEPTH = 3
+"""Batches in flight, as with a plan."""
+REPEATS = 5
+
+
+class InstantChain:
+    """A `isicrt.engine.gpu_stages.Chain` and the runtime of its run: a GPU that takes no time."""
+
+    name = "no GPU"
+    max_batch: int | None = BATCH
+    depth = DEPTH
+
+    def __init__(self, card: ModelCard) -> None:
+        self.card, self.threshold = card, card.threshold
+        self.decoded = DecodeCounts()
+        self._masks: dict[tuple[int, int], UInt8Array] = {}
+
+    def submit(self, images: Sequence[ChainImage]) -> Any:
+        """The batch is its own ticket."""
+        self.decoded += DecodeCounts(gpu=sum(image.source is not None for image in images))
+        return images
+
+    def collect(self, ticket: Sequence[ChainImage]) -> list[PackedMask]:
+        """An ellipse for each image, as a copy: so it comes from pinned memory."""
+        return [PackedMask(np.array(self._bits(image.native_size)), image.native_size) for image in ticket]
+
+    def infer(self, images: UInt8Array) -> UInt8Array:
+        """Not called."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _bits(self, size: tuple[int, int]) -> UInt8Array:
+        if size not in self._masks:
+            height, width = size
+            mask = np.zeros(size, np.uint8)
+            cv2.ellipse(mask, (width // 2, height // 2), (width // 3, height // 4), 25.0, 0.0, 360.0, 1, cv2.FILLED)
+            self._masks[size] = np.packbits(mask, axis=1)
+        return self._masks[size]
+
+
+@dataclass(frozen=True)
+class HostRun:
+    """One run."""
+
+    images_per_second: float
+    own_user_us: float
+    """CPU time of the run's own process for an image, in microseconds, outside the system's calls."""
+    own_system_us: float
+    """The same inside them, where Python's lock is free."""
+    others_us: float
+    """CPU time of its other processes."""
+
+
+def host_run(files: Sequence[Path], count: int, card: ModelCard, out: Path, processes: int) -> HostRun:
+    """One run of `count` images, `files` over and over, into a fresh folder.
+
+    Args:
+        files: JPEGs that a GPU would decode.
+        count: of masks.
+        card: of the model.
+        out: the folder; what is there is set aside.
+        processes: see `run_jobs`.
+
+    Raises:
+        DataError: an image failed, or was not for the GPU.
+    """
+    fresh(out)
+    jobs = [Job(file, out / f"{n}.png") for n, file in enumerate(islice(cycle(files), count))]
+    chain: Any = InstantChain(card)
+    with Ledger(out, jobs, model={"sha256": ""}, settings=mask_settings(card, None, 1)) as ledger:
+        before, started = _cpu_seconds(), time.perf_counter()
+        summary = run_jobs(jobs, chain, batch_size=BATCH, chain=chain, ledger=ledger, processes=processes)
+        seconds, after = time.perf_counter() - started, _cpu_seconds()
+    if summary.failed or chain.decoded.gpu != count:
+        raise DataError(
+            f"{summary.failed} of {count} images failed, and {count - chain.decoded.gpu} were not for the GPU to "
+            "decode: give JPEGs"
+        )
+    user, system, others = ((b - a) / count * 1e6 for a, b in zip(before, after, strict=True))
+    return HostRun(count / seconds, user, system, others)
+
+
+def _cpu_seconds() -> tuple[float, float, float]:
+    now = os.times()
+    return now.user, now.system, now.children_user + now.children_system
+
+
+def measure(
+    files: Sequence[Path], card: ModelCard, folder: Path, *, count: int, processes: Sequence[int], repeats: int
+) -> dict[int, list[HostRun]]:
+    """Runs by number of processes, in turn, after one each that is not counted."""
+    runs: dict[int, list[HostRun]] = {number: [] for number in processes}
+    for repeat in range(repeats + 1):
+        for number in processes:
+            run = host_run(files, count, card, folder / f"masks-{number}", number)
+            if repeat:
+                runs[number].append(run)
+    return runs
+
+
+def to_dict(runs: dict[int, list[HostRun]], **facts: Any) -> dict[str, Any]:
+    """Plain JSON types; ``schema`` first."""
+    return {
+        "schema": SCHEMA,
+        **facts,
+        "by_processes": {
+            str(number): {
+                **{name: statistics.median(getattr(run, name) for run in of_one) for name in asdict(of_one[0])},
+                "runs": [asdict(run) for run in of_one],
+            }
+            for number, of_one in runs.items()
+        },
+    }
+
+
+def to_markdown(data: dict[str, Any]) -> str:
+    """A table of medians."""
+    lines = [
+        "| read and finished | images/s | this process, us an image: Python | in the system | other processes |",
+        "| :-- | --: | --: | --: | --: |",
+    ]
+    for number, found in data["by_processes"].items():
+        where = "on threads" if number == "0" else f"in {number} and {data['readers']} processes"
+        cells = (found[name] for name in ("images_per_second", "own_user_us", "own_system_us", "others_us"))
+        lines.append("| " + " | ".join([where, *(f"{cell:,.0f}" for cell in cells)]) + " |")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--images", required=True, type=click.Path(exists=True, path_type=Path), help="Folder of JPEGs.")
+@click.option("--model", default=None, help="An .onnx file or a shipped model's name. [default: the shipped model]")
+@click.option("--count", type=click.IntRange(min=1), default=8192, show_default=True, help="Masks of a run.")
+@click.option("--processes", type=click.IntRange(min=1), default=None, help="That finish masks. [default: as a run's]")
+@click.option("--repeats", type=click.IntRange(min=1), default=REPEATS, show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+def main(
+    images: Path, model: str | None, count: int, processes: int | None, repeats: int, json_file: Path | None
+) -> None:
+    """Measure what the host does on the GPU's way. No GPU is needed."""
+    cores = available_cores()
+    number = processes or default_processes(cores, on_gpu=True) or max(1, cores // 2)
+    environment = read_environment()
+    try:
+        with tempfile.TemporaryDirectory(prefix="isicrt-gpu-host-") as name:
+            files = [job.image for job in find_jobs(images, Path(name))]
+            card = read_onnx_card(shipped.resolve(model))
+            runs = measure(files, card, Path(name), count=count, processes=(0, number), repeats=repeats)
+    except IsicrtError as error:
+        raise click.ClickException(str(error)) from error
+    data = to_dict(
+        runs,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=recorded_command(["python", "-m", "isicrt.benchmarks.gpu_host", *sys.argv[1:]]),
+        environment=environment.to_dict(),
+        images=len(files),
+        count=count,
+        batch_size=BATCH,
+        readers=default_threads(cores, on_gpu=True)[0],
+    )
+    click.echo(to_markdown(data))
+    if json_file is not None:
+        json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The host's side of the GPU's way, without a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from isicrt.benchmarks.gpu_host import SCHEMA, InstantChain, host_run, main
+from isicrt.engine.card import ModelCard
+from isicrt.engine.errors import DataError
+from isicrt.engine.gpu_batch import read_chain_image
+from isicrt.engine.images import read_mask
+from isicrt.engine.task_process import START_AFTER
+from tests.tiny_models import darkness_card
+
+
+@pytest.fixture
+def card() -> ModelCard:
+    return darkness_card()
+
+
+@pytest.fixture
+def jpegs(rendered_pairs: Path) -> list[Path]:
+    return sorted((rendered_pairs / "images").iterdir())[:3]
+
+
+def test_a_batch_is_done_when_it_is_submitted(card: ModelCard, jpegs: list[Path]) -> None:
+    chain = InstantChain(card)
+    images = [read_chain_image(file, card.input_size) for file in jpegs]
+    masks = chain.collect(chain.submit(images))
+    assert chain.decoded.gpu == 3
+    for image, mask in zip(images, masks, strict=True):
+        found = mask.clean(keep_largest=True, fill_holes=True)
+        assert found.shape == image.native_size
+        assert 0.1 < found.mean() < 0.4
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_every_mask_of_a_run_is_written_and_time_is_told_apart(
+    card: ModelCard, jpegs: list[Path], tmp_path: Path, processes: int
+) -> None:
+    count = 4 * START_AFTER
+    run = host_run(jpegs, count, card, tmp_path / "masks", processes)
+    masks = sorted((tmp_path / "masks").glob("*.png"))
+    assert len(masks) == count
+    assert read_mask(masks[0]).any()
+    assert run.images_per_second > 0
+    assert run.own_user_us + run.own_system_us > 0
+    assert (run.others_us > 0) == (processes > 0)
+
+
+def test_what_the_gpu_would_not_decode_is_no_figure(card: ModelCard, jpegs: list[Path], tmp_path: Path) -> None:
+    png = tmp_path / "a.png"
+    Image.open(jpegs[0]).save(png)
+    with pytest.raises(DataError, match="0 of 4 images failed, and 2 were not for the GPU to decode: give JPEGs"):
+        host_run([jpegs[0], png], 4, card, tmp_path / "masks", 0)
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("not an image")
+    with pytest.raises(DataError, match="2 of 4 images failed"):
+        host_run([jpegs[0], bad], 4, card, tmp_path / "masks", 0)
+
+
+def test_both_ways_are_in_the_report(rendered_pairs: Path, tmp_path: Path) -> None:
+    report = tmp_path / "host.json"
+    options = ["--images", rendered_pairs / "images", "--count", 20, "--processes", 2, "--repeats", 1, "--json", report]
+    done = CliRunner().invoke(main, [str(option) for option in options])
+    assert done.exit_code == 0, done.output
+    assert "| on threads | " in done.output
+    assert "| in 2 and " in done.output
+    data = json.loads(report.read_text())
+    assert data["schema"] == SCHEMA
+    assert set(data["by_processes"]) == {"0", "2"}
+    assert all(len(found["runs"]) == 1 for found in data["by_processes"].values())
+    assert "python -m isicrt.benchmarks.gpu_host" in data["command"]
