@@ -9,6 +9,7 @@
 #   parity   masks of the GPU's way against ONNX Runtime's: the plan, decoded on the CPU and on the GPU, and torch in
 #            its place, which needs no plan                            parity-{cpu,gpu}-decode.json, parity-torch.json
 #   tests    python -m pytest -m gpu
+#   host     what the CPU does on the GPU's way, as if the GPU took no time      host.json
 #   speed    each stage alone and end to end; torch and ONNX Runtime    speed.json
 #   bench    isicrt bench: the pipeline of `segment`, plan beside ONNX  bench.json
 #   dali     DALI's decoding on the GPU against its own on the CPU
@@ -24,7 +25,7 @@
 # On a machine that reaches no package index, carry what is missing there: wheels for that machine's Python, unpacked into
 # one folder on PYTHONPATH. Set SITE_PARTS to files that make up a tar.xz of such a folder, in order, and they are unpacked
 # into $SITE (default: a folder isicrt-site in the system's temporary one) first; without SITE_PARTS $SITE is used as it is.
-# Called where there is no GPU, every step says so and the exit code is 1.
+# Called where there is no GPU, every step but `host` says so and the exit code is 1.
 #
 # Recipe, with the two helpers of the project's workplace (../shared/tools, not part of this repository), for a lent machine
 # with CPython 3.12 that takes at most 64 MiB a call, of which this repository is 26, and keeps ignored files between calls:
@@ -48,7 +49,7 @@
 #   true                                                   # ... .01, then .02 and so on           30 s each
 #   SITE_PARTS='build/parts/site.tar.xz.*' benchmarks/gpu_suite.sh --within 270 --data build/data/isic2016 \
 #     doctor engines parity                                # carry the last part and build/data    5 min
-#   benchmarks/gpu_suite.sh --within 270 --data build/data/isic2016 tests speed   # the same warm machine: $SITE and
+#   benchmarks/gpu_suite.sh --within 270 --data build/data/isic2016 tests host speed  # the same warm machine: $SITE and
 #                                                          # $WORK are still there; carry build/data  5 min
 #
 # `dali` and `train` do NOT fit beside these: DALI is 476 MB unpacked, which is some six calls more, and training takes
@@ -59,7 +60,7 @@ set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 usage() { sed -n '2,/^set -uo/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//'; }
 
-all=(doctor engines parity tests speed bench dali train)
+all=(doctor engines parity tests host speed bench dali train)
 out=${OUT:-gpu-results} data=${ISICRT_DATA:-} weights=none within=0 dry= steps=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -69,7 +70,7 @@ while [ $# -gt 0 ]; do
       case $1 in --out) out=$2 ;; --data) data=$2 ;; --within) within=$2 ;; *) weights=$2 ;; esac
       shift ;;
     -h | --help) usage; exit 0 ;;
-    doctor | engines | parity | tests | speed | bench | dali | train) steps+=("$1") ;;
+    doctor | engines | parity | tests | host | speed | bench | dali | train) steps+=("$1") ;;
     *) echo "unknown: $1 (steps: ${all[*]}; see --help)" >&2; exit 2 ;;
   esac
   shift
@@ -186,6 +187,10 @@ step_tests() {
   # Other versions of other people's packages may warn there; here a warning is an error, and no result would come back.
   run "pytest -m gpu" 180 "$python" -m pytest -q -m gpu -W default -p no:cacheprovider --continue-on-collection-errors \
     "$here/tests"
+}
+
+step_host() {
+  run "host" 60 "$python" -m isicrt.benchmarks.gpu_host --images "$(images)" --json "$out/host.json"
 }
 
 step_bench() {

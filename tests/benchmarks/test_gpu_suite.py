@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SUITE = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_suite.sh"
-STEPS = ("doctor", "engines", "parity", "tests", "speed", "bench", "dali", "train")
+STEPS = ("doctor", "engines", "parity", "tests", "host", "speed", "bench", "dali", "train")
 """In this order: the most important first."""
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
@@ -51,6 +51,7 @@ def test_a_dry_run_prints_every_step_and_does_nothing(tmp_path: Path) -> None:
         f"--masks {tmp_path}/test/masks --decode gpu",
         "--decode cpu",
         "--decode gpu",
+        "isicrt.benchmarks.gpu_host",
         "isicrt.benchmarks.gpu_speed",
         "--recipe segnet-attention-atrous-light",
     ):
