@@ -4,8 +4,8 @@ The arithmetic is that of the two libraries, integer where theirs is. Doubles ar
 is fused with a sum (``--fmad=false``), so that not one rounding differs. The source is plain C++ but for the indices of
 threads: a test compiles it for the CPU and compares it byte by byte.
 
-One launch is for all images of a batch, each a layer of the grid: what a launch costs the thread that queues it is much
-for one image. What the kernels must know of each image is in tables, see `isicrt.engine.gpu_tables`.
+One launch is for many images of a batch, each a layer of the grid: what a launch costs the thread that queues it is
+much for one image. What the kernels must know of each of them is in tables, see `isicrt.engine.gpu_tables`.
 
 Pillow 13 shrinks the height of a tall portrait first, which is less work. The kernels always begin with the width, as
 Pillow did before, and differ by one level of 255 there.
@@ -164,8 +164,11 @@ extern "C" __global__ void restore_mask(const long long *masks, int h, int w, in
 NAMES = {"triangle_weights": "P", "resize_rows": "Pi", "resize_columns": "Pii", "restore_mask": "Piii"}
 """Kernels and the types of their arguments, in the letters of `struct`."""
 OPTIONS: tuple[str, ...] = ("--fmad=false", "-O3")
-_MAX_GRID_Y = 65535
+_MOST_BLOCKS = (64, 128)
+"""Of an image, (x, y). Where images of all sizes share a launch, blocks of the small ones find nothing to do, and must
+not be many."""
 Grid = tuple[int, int, int]
+"""Blocks, (x, y), and layers: images, or axes of weights."""
 
 
 def taps(size_in: int, size_out: int) -> int:
@@ -190,14 +193,14 @@ class Kernels:
         self._functions = {name: module.get_function(name).prepare(types) for name, types in NAMES.items()}
 
     def launch(self, name: str, grid: Grid, block: tuple[int, int], stream: Any, *arguments: Any) -> None:
-        """Queue a kernel. `grid` is (x, y, images of the batch), `block` (x, y)."""
+        """Queue a kernel; `block` is (x, y)."""
         self._functions[name].prepared_async_call(grid, (*block, 1), stream, *arguments)
 
 
-def cover(width: int, height: int, images: int, block: tuple[int, int]) -> Grid:
-    """Blocks, (x, y, z), that cover that many threads for each image; the kernels go round again where the grid ends
-    earlier."""
-    return -(-width // block[0]), min(_MAX_GRID_Y, -(-height // block[1])), images
+def cover(width: int, height: int, layers: int, block: tuple[int, int]) -> Grid:
+    """Blocks that cover that many threads in each layer; the kernels go round again where the grid ends earlier."""
+    x, y = (min(most, -(-side // of)) for most, side, of in zip(_MOST_BLOCKS, (width, height), block, strict=True))
+    return x, y, layers
 
 
 def _load(device: CudaDevice) -> Any:

@@ -98,7 +98,8 @@ class Lane:
             host[offset : offset + table.nbytes] = np.ascontiguousarray(table).view(np.uint8).ravel()
             found.append(DeviceTable(address + offset, len(table), table.itemsize * table.shape[1]))
             offset += table.nbytes
-        self._host_tables.upload(host[:size], address, self.slot.stream)
+        if size:  # the driver does not say what a copy of nothing is
+            self._host_tables.upload(host[:size], address, self.slot.stream)
         return found
 
     def packed_mask(self, row: Row) -> PackedMask:

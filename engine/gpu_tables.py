@@ -1,4 +1,4 @@
-"""What the kernels are told of a batch: a row of 64-bit integers for each of its images, uploaded at once.
+"""What the kernels are told of a batch: a row of 64-bit integers for each axis, image and mask, uploaded at once.
 
 The columns are those that `isicrt.engine.gpu_kernels.SOURCE` describes.
 """
@@ -16,13 +16,14 @@ from isicrt.engine.gpu_kernels import taps
 
 Table = npt.NDArray[np.int64]
 
-BETWEEN_BYTES = 1 << 27
-"""Of what lies between the two passes of resizing, for all images that one launch is for; one image may have more."""
+BETWEEN_BYTES = 1 << 25
+"""Of what lies between the two passes of resizing, for all images that one launch is for; one image may have more. So
+much is still in the cache of a data-centre GPU when the second pass reads it."""
 _ALIGNMENT = 256
 
 
 def aligned(size: int) -> int:
-    """The next address, from an aligned one, that memory reads well from."""
+    """A size, rounded up so that what lies behind it begins where memory reads well from."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 

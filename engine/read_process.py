@@ -64,7 +64,7 @@ class ReadProcess:
     def __init__(
         self, task: ReadAll, seconds: float, *, start_after: int = START_AFTER, command: Sequence[str] | None = None
     ) -> None:
-        self.process = TaskProcess(task, command)
+        self.process = TaskProcess(task, command, bulk="answer")
         self._seconds = seconds
         self._to_come = start_after
         self._useless = False

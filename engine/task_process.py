@@ -23,8 +23,9 @@ MOST_AT_ONCE = 16
 START_AFTER = 64
 """Images that a thread has dealt with before it starts a process: for a few that is not worth its time."""
 _MOST_STARTS = 3
-_PIPE_BYTES = 1 << 20
-"""What Linux gives a user who is not root."""
+_PIPE_BYTES = 1 << 18
+"""Where a pipe has 64 KiB unasked. All pipes of a user share a limit of 64 MiB, above which new ones are made smaller
+than that."""
 _PATIENCE_SECONDS, _KILL_SECONDS = 2.0, 1.0
 HAS_TIME_LIMIT = hasattr(select, "poll")
 """Whether a process that hangs can be given up: not on Windows."""
@@ -50,10 +51,12 @@ class TaskProcess:
     Args:
         task: is sent to the process, and called there with what is asked.
         command: starts a process; None for the one that isicrt has.
+        bulk: whether it is a ``question`` or an ``answer`` that is large.
     """
 
-    def __init__(self, task: Task, command: Sequence[str] | None = None) -> None:
+    def __init__(self, task: Task, command: Sequence[str] | None = None, *, bulk: str) -> None:
         self._task = task
+        self._bulk = bulk
         self._command = list(command or (sys.executable, "-c", _START, *map(str, sys.path)))
         self._starts = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -113,8 +116,7 @@ class TaskProcess:
                 **options,
             )
             assert self._process.stdin is not None
-            for pipe in (self._process.stdin, self._process.stdout):
-                _widen(pipe)
+            _widen(self._process.stdin if self._bulk == "question" else self._process.stdout)
             _send(self._process.stdin, self._task)
         except Exception as error:  # no memory, no more processes, or a task that cannot be sent
             self._kill()
@@ -145,11 +147,11 @@ class TaskProcess:
 
 
 def _widen(pipe: IO[bytes] | None) -> None:
-    """Room for a whole message, where the system gives it: else both sides wake each other for every 64 KiB of it."""
+    """Else both sides wake each other for every 64 KiB of a message."""
     if pipe is not None and sys.platform == "linux":
         import fcntl
 
-        with contextlib.suppress(OSError):  # more than this user may have
+        with contextlib.suppress(OSError):  # this user's pipes have enough
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 

@@ -55,7 +55,8 @@ class WriteProcess:
     ) -> None:
         output = finishing.output
         self._output = None if output is None else output.of_process(number)
-        self.process = TaskProcess(_FinishAll(replace(finishing, output=self._output), os.getpid()), command)
+        task = _FinishAll(replace(finishing, output=self._output), os.getpid())
+        self.process = TaskProcess(task, command, bulk="question")
         self._to_come = start_after
         self.error: OutputError | None = None
         """After it nothing can be written any more."""

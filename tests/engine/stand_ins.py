@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -150,6 +151,7 @@ class HostDevice:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.allocated = 0
+        self.freed: list[object] = []
         self.pushed = 0
         self.fail_allocation_of: int | None = None
         self.gpu = SimpleNamespace(name="host")
@@ -180,8 +182,10 @@ class HostDevice:
     def _pinned(self, shape: tuple[int, ...], dtype: type) -> UInt8Array:
         size = int(np.prod(shape))
 
-        def free(memory: object) -> None:
+        def free(memory: Any) -> None:
             self.allocated -= size
+            ctypes.memset(ctypes.addressof(memory), 0xDD, size)
+            self.freed.append(memory)
 
         # The base of PyCUDA's array is its allocation, with `free`. A ctypes array is what numpy takes as a base.
         kind = type("Pinned", (ctypes.c_uint8 * size,), {"free": free, "_type_": ctypes.c_uint8, "_length_": size})
@@ -217,10 +221,13 @@ class HostMemory:
 
     def free(self) -> None:
         self._device.allocated -= len(self._bytes)
+        self._bytes[:] = 0xDD  # kept: work that is queued and still means this memory finds something else there
+        self._device.freed.append(self._bytes)
 
 
 def _copy(host: UInt8Array, device: HostMemory | int, *, back: bool = False) -> None:
     assert host.flags.c_contiguous, "PyCUDA takes nothing else"
+    assert host.nbytes, "the driver need not take a copy of nothing"
     there = memory_at(int(device), host.shape)
     if back:
         host[:] = there

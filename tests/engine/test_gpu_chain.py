@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from isicrt.benchmarks.agreement import cpu_masker
-from isicrt.engine import gpu_chain, gpu_stages
+from isicrt.benchmarks.rendered import render
+from isicrt.engine import gpu_chain, gpu_stages, gpu_tables
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
 from isicrt.engine.gpu_batch import PackedMask, read_chain_image
 from isicrt.engine.gpu_chain import GpuChain
@@ -223,8 +224,6 @@ def test_a_batch_has_a_size(host: HostPlan, rendered_pairs: Path, count: int) ->
 
 
 def test_images_of_growing_size_need_more_memory_and_get_it(host: HostPlan, tmp_path: Path) -> None:
-    from isicrt.benchmarks.rendered import render
-
     for n, size in enumerate([(40, 30), (600, 900), (33, 500), (1200, 800)]):
         Image.fromarray(render(n, size)[0]).save(tmp_path / f"{n}.jpg")
     files = sorted(tmp_path.glob("*.jpg"))
@@ -232,6 +231,33 @@ def test_images_of_growing_size_need_more_memory_and_get_it(host: HostPlan, tmp_
         assert not isinstance(one, ImageError)
         assert not isinstance(other, ImageError)
         assert one.shape == other.shape
+
+
+@pytest.mark.parametrize("most", [1, 1 << 16, 1 << 25])
+def test_images_of_all_kinds_share_their_launches(
+    host: HostPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(gpu_tables, "BETWEEN_BYTES", most)
+    rng, files = np.random.default_rng(0), []
+    for n in range(24):
+        size = (int(rng.integers(9, 60 + n * 20)), int(rng.integers(9, 60 + n * 20)))
+        files.append(tmp_path / f"{n:02d}.{'png' if n % 6 == 4 else 'jpg'}")
+        Image.fromarray(render(n, size)[0]).save(files[-1])
+        if n % 6 == 5:
+            files[-1].write_bytes(files[-1].read_bytes().replace(b"\xff\xdb", b"\xff\xef"))
+    alone = [host.chain.segment_files([file])[0] for file in files]
+    host.device.log.clear()
+    for one, other in zip(host.chain.segment_files(files), alone, strict=True):
+        assert isinstance(one, ImageError) == isinstance(other, ImageError)
+        if not isinstance(one, ImageError):
+            np.testing.assert_array_equal(one, other)
+    count = host.device.log.count
+    assert count("triangle_weights") == count("restore_mask") == 6  # batches of 4
+    assert count("resize_rows") == count("resize_columns")
+    if most == 1:
+        assert count("resize_rows") == 16
+    if most == 1 << 25:
+        assert count("resize_rows") == 6
 
 
 def test_only_a_plan_can_be_fed_by_the_gpu(darkness_onnx: Path) -> None:

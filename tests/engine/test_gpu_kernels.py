@@ -16,13 +16,14 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from isicrt.engine import gpu_tables
+from isicrt.engine import gpu_kernels, gpu_tables
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.cuda_memory import CudaDevice, TransferBuffer, make_stream
 from isicrt.engine.errors import ModelError
 from isicrt.engine.geometry import UInt8Array, cutoff, resize_by_pillow, upsample_probability
 from isicrt.engine.gpu_decode import DeviceImage
 from isicrt.engine.gpu_kernels import NAMES, OPTIONS, SOURCE, Kernels, cover, taps
+from isicrt.engine.gpu_lane import Lane
 from isicrt.engine.gpu_ptx import PTX_FILE, compile_ptx, read_ptx
 from isicrt.engine.gpu_tables import MapStack, Part, ResizePlan, aligned, mask_table
 from isicrt.engine.masks import restore_mask
@@ -159,7 +160,20 @@ def test_a_mask_of_a_smooth_probability_at_a_photographs_size(kernels: CpuKernel
 
 def test_a_grid_covers_every_thread() -> None:
     assert cover(17, 9, 2, (8, 4)) == (3, 3, 2)
-    assert cover(1, 1_000_000, 1, (8, 4)) == (1, 65535, 1)
+    assert cover(1, 1_000_000, 1, (8, 4)) == (1, 128, 1)
+    assert cover(1_000_000, 1, 3, (8, 4)) == (64, 1, 3)
+
+
+def test_kernels_go_round_again_where_the_grid_ends_earlier(
+    kernels: CpuKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_kernels, "_MOST_BLOCKS", (2, 3))
+    rng = np.random.default_rng(8)
+    image = rng.integers(0, 256, (97, 131, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(_resize(kernels, image, (48, 80)), resize_by_pillow(image, (48, 80)))
+    probability = rng.integers(0, 256, (64, 64), dtype=np.uint8)
+    expected = upsample_probability(probability, (97, 331)) >= 128
+    np.testing.assert_array_equal(_restore(kernels, probability[None], [(97, 331)], 128)[0], expected)
 
 
 def test_resize_agrees_with_pillow_itself(kernels: CpuKernels, rendered_pairs: Path) -> None:
@@ -189,27 +203,33 @@ def test_masks_are_opencvs_on_the_gpu_too() -> None:
         pytest.skip("no NVIDIA GPU with a driver here")
     pytest.importorskip("pycuda.driver", reason="PyCUDA is not installed (extra gpu)", exc_type=ImportError)
     device = CudaDevice()
-    probability = np.random.default_rng(5).integers(0, 256, (64, 64), dtype=np.uint8)
+    sizes = [(64, 64), (97, 131), (767, 1022)]
+    maps = np.random.default_rng(5).integers(0, 256, (3 * 64, 64), dtype=np.uint8)
     with device.current():
         kernels, stream = Kernels(device), make_stream(device)
-        for height, width in ((64, 64), (97, 131), (767, 1022)):
-            source = TransferBuffer(device, probability.shape)
-            result = TransferBuffer(device, (height, -(-width // 8)))
-            tables = TransferBuffer(device, (1, 32))
-            source.host[:] = probability
-            source.upload(64, stream)
-            table = mask_table({0: (height, width)}, [0], result.address, MapStack(source.address, (64, 64)))
-            tables.host[:] = table.view(np.uint8)
-            tables.upload(1, stream)
-            grid = cover(result.host.shape[1], height, 1, (32, 8))
-            kernels.launch("restore_mask", grid, (32, 8), stream, tables.address, 64, 64, 128)
-            result.download(height, stream)
-            stream.synchronize()
-            found = np.unpackbits(result.host, axis=1, count=width).view(np.bool_)
-            expected = upsample_probability(probability, (height, width)) >= 128
-            for buffer in (source, result, tables):
-                buffer.free()
-            np.testing.assert_array_equal(found, expected)
+        slot: Any = SimpleNamespace(stream=stream)
+        lane = Lane(device, slot)
+        source = TransferBuffer(device, maps.shape)
+        source.host[:] = maps
+        source.upload(len(maps), stream)
+        offsets = [0]
+        for height, width in sizes:
+            offsets.append(offsets[-1] + aligned(height * -(-width // 8)))
+        packed = lane.packed.at_least(offsets[-1])
+        stack = MapStack(source.address, (64, 64))
+        (table,) = lane.upload_tables(mask_table(dict(enumerate(sizes)), offsets, packed, stack))
+        for first in (0, 1):  # the second launch reads the table from a row in its midst
+            grid = cover(128, 767, len(sizes) - first, (32, 8))
+            kernels.launch("restore_mask", grid, (32, 8), stream, table.row(first), 64, 64, 128)
+        lane.masks.download(packed, offsets[-1], stream)
+        stream.synchronize()
+        found = np.array(lane.masks.host)
+        source.free()
+        lane.free(device)
+    for n, (height, width) in enumerate(sizes):
+        bits = found[offsets[n] :][: height * -(-width // 8)].reshape(height, -1)
+        expected = upsample_probability(maps[64 * n : 64 * (n + 1)], (height, width)) >= 128
+        np.testing.assert_array_equal(np.unpackbits(bits, axis=1, count=width).view(np.bool_), expected)
 
 
 def test_the_ptx_is_of_this_source() -> None:

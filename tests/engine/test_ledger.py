@@ -331,3 +331,17 @@ def test_a_sync_of_a_folder(tmp_path: Path) -> None:
     sync_file_system(tmp_path)
     with pytest.raises(OSError, match="No such file"):
         sync_file_system(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("out", [".", "a", "a/", "./a", "a/..", "../a", ".a", "{here}/a", "a\\"])
+def test_names_in_the_journal_are_relative_whatever_the_folder_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = Path(out.format(here=tmp_path / "here"))
+    with Ledger(folder, [], model={"sha256": "0"}, settings={}) as ledger:
+        for name in ("m.png", "s/m.png", "s/t/.m.png", " m.png", "\udce4.png", "a/m.png"):
+            assert ledger._name(folder / name) == (folder / name).relative_to(folder).as_posix() == name
+        with pytest.raises(ValueError, match="not in the subpath"):
+            ledger._name(Path("/elsewhere/m.png"))

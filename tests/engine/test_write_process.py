@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isicrt.engine import write_process
+from isicrt.engine import task_process, write_process
 from isicrt.engine.errors import SettingsError
 from isicrt.engine.finishing import Finished, Finishing
 from isicrt.engine.gpu_batch import PackedMask
@@ -329,3 +329,28 @@ def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_not_fewer_than_none(rendered_pairs: Path, tmp_path: Path, runtime: OnnxRuntime) -> None:
     with pytest.raises(SettingsError, match="processes"):
         run_jobs(find_jobs(rendered_pairs / "images", tmp_path / "out"), runtime, processes=-1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes have a size on Linux")
+def test_masks_go_through_a_wide_pipe_and_results_through_an_ordinary_one(tmp_path: Path) -> None:
+    import fcntl
+
+    process = WriteProcess(FINISHING, start_after=0)
+    mask = PackedMask(np.full((9, 2), 255, np.uint8), (9, 16))
+    assert process.finish([(tmp_path / "a.png", (9, 16), mask)])[0] is not None
+    running = process.process._process
+    assert running is not None
+    assert running.stdin is not None
+    assert running.stdout is not None
+    sizes = [fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) for pipe in (running.stdin, running.stdout)]
+    process.close()
+    assert sizes[0] >= 4 * sizes[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes have a size on Linux")
+def test_a_pipe_that_cannot_be_wider_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_process, "_PIPE_BYTES", 1 << 31)  # more than the system knows
+    process = WriteProcess(FINISHING, start_after=0)
+    mask = PackedMask(np.full((9, 2), 255, np.uint8), (9, 16))
+    assert process.finish([(tmp_path / "a.png", (9, 16), mask)])[0] is not None
+    process.close()
