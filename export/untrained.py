@@ -23,7 +23,7 @@ _BATCH = 8
 
 
 def make_untrained(
-    architecture: str, layout: str = "light", size: int = 128, seed: int = 1
+    architecture: str, layout: str = "light", size: int = 128, seed: int = 1, standardise: float = 0.0
 ) -> tuple[Deployed, ModelCard]:
     """Random weights, and batch norms that have seen one batch: else the signal dies on its way down.
 
@@ -32,6 +32,7 @@ def make_untrained(
         layout: see there.
         size: side of the input in pixels.
         seed: the same one gives the same weights, whatever was drawn before.
+        standardise: see `build_model`.
 
     Returns:
         The network in eval mode with its normalisation and its sigmoid, and its card.
@@ -39,13 +40,13 @@ def make_untrained(
     card = ModelCard(
         name=f"{architecture}-{layout}-untrained",
         architecture=architecture,
-        network={"layout": layout},
+        network={"layout": layout, "standardise": standardise},
         input_height=size,
         input_width=size,
     )
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        network = build_model(architecture, pretrained=None, layout=layout)
+        network = build_model(architecture, pretrained=None, **card.network)
         norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
             norm.momentum = 1.0

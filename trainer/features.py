@@ -40,7 +40,7 @@ class FrozenFeatures:
         parts: list[Tensor] = []
         for start in range(0, count, batch_size):
             images = torch.from_numpy(np.array(resized.images[start : start + batch_size])).to(device)
-            features = model.encoder(normalise(images, card.mean, card.std))
+            features = model.encode(normalise(images, card.mean, card.std))
             if not parts:
                 parts = [
                     torch.empty((count, *f.shape[1:]), dtype=torch.float16).to(memory_format=torch.channels_last)

@@ -75,7 +75,8 @@ def train(
 
     torch.manual_seed(settings.seed)
     channels = {} if recipe.decoder_channels is None else {"decoder_channels": list(recipe.decoder_channels)}
-    network: dict[str, Any] = {"layout": recipe.layout} | channels
+    shares = {"standardise": recipe.standardise} if recipe.standardise else {}
+    network: dict[str, Any] = {"layout": recipe.layout} | channels | shares
     card = _card(settings, network, report.sha256, len(training), len(validation), start, teacher)
     given = resume or settings.start_from
     weights_source = None if given else settings.pretrained

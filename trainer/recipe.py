@@ -154,6 +154,9 @@ class Recipe:
     see edges and colours, and their large maps are what a training step spends most of its time on."""
     mixstyle: float = 0.0
     """Probability that the styles of a batch are mixed, see `mixed_styles`; 0 for never."""
+    standardise: float = 0.0
+    """Share in [0, 1] of each image's own mean and deviation that is taken out of it before the network sees it, in
+    training and in every file that is made of the model; see `isicrt.trainer.models.standardised`."""
     soft_labels: SoftLabels | None = None
     """None: the targets are the masks, and nothing else."""
     weight_decay: float = 0.01
@@ -170,6 +173,7 @@ class Recipe:
         _require(1 <= self.batch_size <= 4096, "batch_size", "lies from 1 to 4096")
         _require(0 <= self.frozen_layers <= 18, "frozen_layers", "lies from 0 to 18")
         _require(0 <= self.mixstyle <= 1, "mixstyle", "must lie in [0, 1]")
+        _require(0 <= self.standardise <= 1, "standardise", "must lie in [0, 1]")
         _require(0 <= self.weight_decay < 1, "weight_decay", "lies in [0, 1)")
         _require(0 <= self.ema_decay < 1, "ema_decay", "lies in [0, 1)")
         _require(self.folds >= 2, "folds", "is at least 2")
@@ -224,7 +228,7 @@ class Recipe:
         if self.decoder_channels is not None:
             data["decoder_channels"] = list(self.decoder_channels)
         data["loss"] = dict(self.loss)
-        for name in ("mixstyle", "soft_labels"):
+        for name in ("mixstyle", "soft_labels", "standardise"):
             if not data[name]:  # a run that began before there was such a setting can be resumed
                 del data[name]
         return data

@@ -24,15 +24,15 @@ Exported = tuple[Deployed, onnx.ModelProto]
 
 @pytest.fixture(
     scope="module",
-    params=[(name, "light") for name in ARCHITECTURES]
+    params=[(name, "light", share) for name, share in (("unet", 1.0), *((name, 0.0) for name in ARCHITECTURES))]
     # The report's own widths: 8, 111 and 140 million parameters.
-    + [pytest.param((name, "report"), marks=pytest.mark.nightly) for name in ARCHITECTURES],
-    ids=lambda param: "-".join(param),
+    + [pytest.param((name, "report", 0.0), marks=pytest.mark.nightly) for name in ARCHITECTURES],
+    ids=lambda param: "-".join(param[:2]) + "-standardised" * bool(param[2]),
 )
 def exported(request: pytest.FixtureRequest) -> Exported:
     """Random weights, 64 x 64 px."""
-    architecture, layout = request.param
-    deployed, card = make_untrained(architecture, layout, size=64)
+    architecture, layout, share = request.param
+    deployed, card = make_untrained(architecture, layout, size=64, standardise=share)
     return deployed, export_onnx(deployed, card)
 
 

@@ -8,7 +8,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from isicrt.engine.errors import ModelError
-from isicrt.trainer.models import ARCHITECTURES, SegmentationModel, build_model, normalise
+from isicrt.trainer.models import (
+    ARCHITECTURES,
+    LEAST_DEVIATION,
+    SegmentationModel,
+    build_model,
+    normalise,
+    standardised,
+)
 from isicrt.trainer.models.blocks import DepthwiseConvolution
 from isicrt.trainer.models.encoder import StridedDepthwiseConvolution
 
@@ -90,6 +97,8 @@ def test_the_light_unet_stays_under_a_gmac_at_256_px() -> None:
         ({"architecture": "unet", "layout": "report", "decoder_channels": [8, 8, 8]}, ": four widths"),
         ({"architecture": "segnet-attention", "decoder_channels": [8, 8, 8]}, ": four widths"),
         ({"architecture": "unet", "decoder_channels": [8, 8, 8, 0]}, "four widths"),
+        ({"architecture": "unet", "standardise": 1.5}, r"standardise 1.5: a share in \[0, 1\]"),
+        ({"architecture": "unet", "standardise": "much"}, "standardise 'much'"),
         ({"architecture": "unet", "pretrained": "/nonexistent.pth"}, "no such file of encoder weights"),
     ],
 )
@@ -134,6 +143,33 @@ def test_normalise_is_imagenets() -> None:
     expected = torch.tensor([-2.5, (128 / 255 - 0.4) / 0.25, 7.0])
     assert result.shape == (1, 3, 2, 2)
     torch.testing.assert_close(result[0, :, 1, 0], expected)
+
+
+def test_a_standardised_image_has_no_mean_and_a_deviation_of_one() -> None:
+    images = torch.randn(2, 3, 40, 50) * torch.tensor([0.2, 1.0, 2.0]).view(3, 1, 1) + 5
+    result = standardised(images, 1.0)
+    torch.testing.assert_close(result.mean((2, 3)), torch.zeros(2, 3), atol=1e-4, rtol=0)
+    expected = images.std((2, 3)) / (images.std((2, 3)) + LEAST_DEVIATION)
+    torch.testing.assert_close(result.std((2, 3)), expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(standardised(images, 0.0), images)
+    flat = standardised(torch.full((1, 3, 8, 8), 0.7), 1.0)
+    torch.testing.assert_close(flat, torch.zeros(1, 3, 8, 8), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_light_and_white_balance_change_nothing_once_images_are_standardised(architecture: str) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 64, 64)
+    other = images * 1.3 + torch.tensor([0.5, -0.3, 1.0]).view(3, 1, 1)
+    changes = {}
+    for share in (0.0, 0.5, 1.0):
+        torch.manual_seed(1)
+        model = build_model(architecture, decoder_channels=NARROW, standardise=share).eval()
+        with torch.inference_mode():
+            changes[share] = float((model(other) - model(images)).abs().mean() / model(images).std())
+            torch.testing.assert_close(model.decode(model.encode(images)), model(images))
+    assert changes[1.0] < changes[0.5] < changes[0.0]
+    assert changes[1.0] < 0.1 * changes[0.0]
 
 
 def test_atrous_depthwise_gradients_are_those_of_float32() -> None:

@@ -98,6 +98,7 @@ def test_stage_of_an_epoch_skips_stages_without_epochs() -> None:
         ({"loss": "bce"}, "loss must be a mapping"),
         ({"loss": {"bce": "x"}}, "loss weights must be numbers"),
         ({"mixstyle": 1.5}, "'mixstyle' must lie in"),
+        ({"standardise": -0.5}, "'standardise' must lie in"),
         ({"soft_labels": "unet-light"}, "soft_labels must be a mapping"),
         ({"soft_labels": {"parts": 4}}, r"'soft_labels\.teacher' is missing"),
         ({"soft_labels": {"teacher": ""}}, r"'soft_labels\.teacher' is the name or the file"),

@@ -19,11 +19,13 @@ from isicrt.trainer.models.encoder import Features, MobileNetV2Encoder
 from isicrt.trainer.models.segnet import SegNetDecoder
 from isicrt.trainer.models.unet import LightUNetDecoder, ReportUNetDecoder
 
-__all__ = ["ARCHITECTURES", "LAYOUTS", "SegmentationModel", "build_model", "normalise"]
+__all__ = ["ARCHITECTURES", "LAYOUTS", "SegmentationModel", "build_model", "normalise", "standardised"]
 
 ARCHITECTURES = ("unet", "segnet-attention", "segnet-attention-atrous")
 LAYOUTS = ("light", "report")
 STRIDE = 32
+LEAST_DEVIATION = 0.1
+"""Added to what `standardised` divides by; skin alone has more."""
 
 DEFAULT_CHANNELS = {
     ("unet", "light"): (192, 96, 64, 32),
@@ -43,11 +45,20 @@ class SegmentationModel(nn.Module):
         decoder: features of the encoder to N x `channels` x H/`stride` x W/`stride`.
         channels: of the decoder's output.
         stride: of the decoder's output.
+        standardise: see `standardised`.
     """
 
-    def __init__(self, encoder: MobileNetV2Encoder, decoder: nn.Module, channels: int, stride: int = 2) -> None:
+    def __init__(
+        self,
+        encoder: MobileNetV2Encoder,
+        decoder: nn.Module,
+        channels: int,
+        stride: int = 2,
+        standardise: float = 0.0,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.standardise = standardise
         self.stride = stride
         self.decoder = decoder
         self.head = nn.Conv2d(channels, 1, 1)
@@ -68,7 +79,11 @@ class SegmentationModel(nn.Module):
             h, w = images.shape[-2:]
             near = [max(STRIDE, round(side / STRIDE) * STRIDE) for side in (h, w)]
             raise ModelError(f"input of {h} x {w}: both sides must be multiples of {STRIDE}; try {near[0]} x {near[1]}")
-        return self.decode(self.encoder(images))
+        return self.decode(self.encode(images))
+
+    def encode(self, images: Tensor) -> Features:
+        """The encoder's features of `images`, which are as for `forward`."""
+        return self.encoder(standardised(images, self.standardise) if self.standardise else images)
 
     def decode(self, features: Features) -> Tensor:
         """Logits, float32 N x 1 x H x W, from the encoder's features of the images."""
@@ -81,6 +96,7 @@ def build_model(
     pretrained: str | os.PathLike[str] | None = None,
     decoder_channels: Sequence[int] | None = None,
     layout: str = "light",
+    standardise: float = 0.0,
 ) -> SegmentationModel:
     """Build one of `ARCHITECTURES`.
 
@@ -90,13 +106,16 @@ def build_model(
         decoder_channels: widths of the four decoder blocks from 1/16 to 1/2; None for the layout's own. The light
             U-Net also takes three, and then ends at 1/4.
         layout: ``light`` (separable convolutions, 320 top channels) or ``report`` (the report's layers).
+        standardise: share in [0, 1], see `standardised`.
 
     Raises:
-        ModelError: an unknown name, or not so many positive widths.
+        ModelError: an unknown name, not so many positive widths, or no such share.
     """
     for value, allowed, what in ((architecture, ARCHITECTURES, "architecture"), (layout, LAYOUTS, "layout")):
         if value not in allowed:
             raise ModelError(f"unknown {what} {value!r}: choose from {', '.join(allowed)}")
+    if not isinstance(standardise, int | float) or not 0 <= standardise <= 1:
+        raise ModelError(f"standardise {standardise!r}: a share in [0, 1] is needed")
     widths = tuple(decoder_channels or DEFAULT_CHANNELS[architecture, layout])
     light = layout == "light"
     counts = (3, 4) if light and architecture == "unet" else (4,)
@@ -109,7 +128,7 @@ def build_model(
         decoder = (LightUNetDecoder if light else ReportUNetDecoder)(encoder.top_channels, widths)
     else:
         decoder = SegNetDecoder(encoder.top_channels, widths, light=light, atrous=architecture.endswith("atrous"))
-    return SegmentationModel(encoder, decoder, decoder.out_channels, 2 ** (5 - len(widths)))
+    return SegmentationModel(encoder, decoder, decoder.out_channels, 2 ** (5 - len(widths)), float(standardise))
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -123,3 +142,20 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     # arithmetic because ONNX Runtime is ten times slower where it has to repeat three numbers along the last dimension,
     # and after the cast because TensorRT for RTX takes no other order with uint8.
     return images.float().permute(0, 3, 1, 2) * scale + shift
+
+
+def standardised(images: Tensor, share: float) -> Tensor:
+    """Each image's channels less their own mean, over their own standard deviation: what the light and the camera make
+    of all pixels alike is gone before the network sees them.
+
+    Args:
+        images: float32 N x 3 x H x W, normalised.
+        share: 1 for all of it; 0 for the images as they are; between, for what lies between.
+
+    Returns:
+        float32 N x 3 x H x W.
+    """
+    mean = images.mean((2, 3), keepdim=True)
+    deviation = ((images - mean) ** 2).mean((2, 3), keepdim=True).sqrt()
+    # A picture of next to nothing is not made into noise.
+    return (images - share * mean) / (1 - share + share * (deviation + LEAST_DEVIATION))
