@@ -13,7 +13,7 @@ from isicrt.benchmarks.accuracy import Accuracy
 from isicrt.benchmarks.environment import Environment
 from isicrt.benchmarks.latency import QUICK_WINDOW, SETTLED_WINDOWS, TOLERANCE, Latency, Window, relative_spread
 from isicrt.benchmarks.process import Usage
-from isicrt.benchmarks.stages import StageSplit
+from isicrt.benchmarks.stages import MOST_BESIDE, StageSplit
 from isicrt.benchmarks.throughput import EndToEnd
 from isicrt.benchmarks.timeline import Lane
 from isicrt.benchmarks.workload import WorkloadSummary
@@ -194,6 +194,12 @@ class Report:
             f"{m.label}: its stages, each alone, waited for a core {m.stages.waited:.0%} of their time"
             for m in self.models
             if m.stages.waited > TOLERANCE
+        ]
+        found += [
+            f"{m.label}: a stage, alone on one thread, took {m.stages.beside:.0%} more CPU time than wall time: "
+            "another thread ran beside it, and L is too large"
+            for m in self.models
+            if m.stages.beside > MOST_BESIDE
         ]
         found += [model.sample_note for model in self.models if model.sample_note is not None]
         for model in self.models:

@@ -20,8 +20,12 @@ from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image
 from isicrt.engine.in_flight import infer_batches
 from isicrt.engine.masks import restore_mask, write_mask
+from isicrt.engine.opencv_threads import WITHOUT_OPENCV_THREADS
 from isicrt.engine.pipeline import STAGES, default_threads
 from isicrt.engine.runtime import PipelinedRuntime, Runtime
+
+MOST_BESIDE = 0.05
+"""Of `StageSplit.beside`; clocks alone differ by less."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,13 @@ class StageSplit:
         held the cores, or the disk was slow."""
         stages = [s for s in STAGES if s != "infer" or not self.on_device]
         return max(0.0, 1 - sum(map(self.cpu, stages)) / sum(map(self.wall, stages)))
+
+    @property
+    def beside(self) -> float:
+        """Share by which the CPU time of a stage is above its wall time, of the worst stage on the CPU; 0 where none
+        is. One thread works at a time here: what is above was another thread's, which the stage has no use for."""
+        stages = [s for s in STAGES if s != "infer" or not self.on_device]
+        return max(0.0, *(self.cpu(s) / self.wall(s) - 1 for s in stages if self.wall(s)))
 
     def share(self, stage: str) -> float:
         """The stage's part, 0..1, of the loads of all stages."""
@@ -207,13 +218,15 @@ def crowded_pass(runtime: Runtime, batch: UInt8Array, calls: int = 6) -> float |
         return None
     keys = range(calls * max(1, runtime.depth - 1))
     start = time.process_time_ns()
-    for _ in infer_batches(runtime, ((key, batch) for key in keys)):
-        pass
+    with WITHOUT_OPENCV_THREADS:
+        for _ in infer_batches(runtime, ((key, batch) for key in keys)):
+            pass
     return (time.process_time_ns() - start) / 1e6 / (len(keys) * len(batch))
 
 
 def stage_pass(images: Sequence[Path], runtime: Runtime, batch_size: int, out: Path) -> StagePass:
-    """Take `images` through the four stages, one after the other and never two at once.
+    """Take `images` through the four stages, one after the other and never two at once, as a run does it: OpenCV's own
+    threads would spin for a while after each call, and that would count as CPU time of whatever comes next.
 
     Args:
         images: files that can be decoded; not none.
@@ -221,6 +234,11 @@ def stage_pass(images: Sequence[Path], runtime: Runtime, batch_size: int, out: P
         batch_size: of the network's calls; the last call may have fewer.
         out: existing folder for the masks.
     """
+    with WITHOUT_OPENCV_THREADS:
+        return _stage_pass(images, runtime, batch_size, out)
+
+
+def _stage_pass(images: Sequence[Path], runtime: Runtime, batch_size: int, out: Path) -> StagePass:
     watch = _Stopwatch()
     pixels = 0
     card = runtime.card

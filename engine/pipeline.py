@@ -6,13 +6,10 @@ The stages are in `isicrt.engine.stages`. The calling thread only collects outco
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
-
-import cv2
 
 from isicrt.engine.channel import Stopped
 from isicrt.engine.cores import available_cores
@@ -21,6 +18,7 @@ from isicrt.engine.finishing import Finishing
 from isicrt.engine.images import MAX_PIXELS
 from isicrt.engine.isolation import DECODE_TIMEOUT, ImageDecoder
 from isicrt.engine.ledger import Ledger
+from isicrt.engine.opencv_threads import WITHOUT_OPENCV_THREADS
 from isicrt.engine.outcome import STAGES, Outcome, RunSummary
 from isicrt.engine.read_process import ReadAll
 from isicrt.engine.routes import Decode, HostRoute, Route
@@ -138,7 +136,7 @@ def run_jobs(
     started = time.perf_counter()
     decoded_before = None if chain is None else chain.decoded
     own_decoder = ImageDecoder(timeout=decode_timeout) if decode is None else nullcontext(decode)
-    with _WITHOUT_OPENCV_THREADS, own_decoder as decoder:
+    with WITHOUT_OPENCV_THREADS, own_decoder as decoder:
         route: Route = HostRoute(runtime, decoder, batch_size)
         read_ahead = None
         if chain is not None:
@@ -191,31 +189,6 @@ def run_jobs(
     seconds = time.perf_counter() - started
     decoded = None if chain is None or decoded_before is None else chain.decoded - decoded_before
     return RunSummary(images, failed, seconds, pixels / 1e6, pipeline.busy.seconds, skipped, decoded)
-
-
-class _OwnThreads:
-    """While runs last, OpenCV's calls stay in the thread that makes them: a run has a thread for each core as it is,
-    and OpenCV's own would spin beside them while they wait for work. The setting is the process's."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._runs = self._before = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._runs == 0:
-                self._before = cv2.getNumThreads()
-                cv2.setNumThreads(1)
-            self._runs += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._runs -= 1
-            if self._runs == 0:
-                cv2.setNumThreads(self._before)
-
-
-_WITHOUT_OPENCV_THREADS = _OwnThreads()
 
 
 def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:

@@ -126,9 +126,14 @@ def _sampled(megapixels: float) -> ModelResult:
         (sample_report(_sampled(1.0)), ["L is of 3 images with 1.00 MP in the mean; all of them have 0.80"], False),
         (sample_report(_sampled(0.82)), [], False),
         (
-            # 93 ms of CPU time in 240 ms.
-            sample_report(_with(stages=dataclasses.replace(sample_model().stages, wall_ms=_each(60.0)))),
-            ["waited for a core 61% of their time"],
+            # 93 ms of CPU time in 320 ms.
+            sample_report(_with(stages=dataclasses.replace(sample_model().stages, wall_ms=_each(80.0)))),
+            ["waited for a core 71% of their time"],
+            False,
+        ),
+        (
+            sample_report(_with(stages=dataclasses.replace(sample_model().stages, wall_ms=_each(20.0)))),
+            ["a stage, alone on one thread, took 300% more CPU time than wall time: another thread ran beside it"],
             False,
         ),
         (

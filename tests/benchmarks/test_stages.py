@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
+from isicrt.benchmarks import stages
 from isicrt.benchmarks.stages import StageSplit, crowded_pass, on_device, stage_pass
 from isicrt.engine.images import read_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
@@ -85,6 +88,39 @@ def test_cores_that_the_threads_can_use(cores: int, threads: int | None, on_devi
 def test_a_stage_is_the_median_of_its_passes() -> None:
     split = StageSplit(1, 1, 1, dict.fromkeys(STAGES, (1.0, 9.0, 2.0)), dict.fromkeys(STAGES, (5.0, 3.0, 4.0)))
     assert (split.wall("decode"), split.cpu("decode")) == (2.0, 4.0)
+
+
+def test_cpu_time_beside_a_stage_is_told() -> None:
+    split = _split(2, decode=(1.0, 1.02), infer=(4.0, 3.0), restore=(0.5, 0.4), write=(0.1, 0.2))
+    assert split.beside == pytest.approx(1.0)
+    split = _split(2, decode=(1.0, 0.9), infer=(4.0, 3.0), restore=(0.5, 0.4), write=(0.1, 0.1))
+    assert split.beside == 0
+    split = _split(2, decode=(1.0, 0.9), infer=(4.0, 8.0), restore=(0.5, 0.4), write=(0.1, 0.1))
+    assert split.beside == pytest.approx(1.0)
+    assert dataclasses.replace(split, on_device=True).beside == 0
+
+
+def test_opencv_has_no_threads_of_its_own_in_a_pass(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    restore = stages.restore_mask
+
+    def look(*arguments: Any, **options: Any) -> Any:
+        seen.append(cv2.getNumThreads())
+        return restore(*arguments, **options)
+
+    monkeypatch.setattr(stages, "restore_mask", look)
+    images = sorted((rendered_pairs / "images").iterdir())[:2]
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        with OnnxRuntime(darkness_onnx, threads=1) as runtime:
+            stage_pass(images, runtime, 1, tmp_path)
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
+    assert seen == [1, 1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 100])

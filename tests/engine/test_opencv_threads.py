@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import pytest
 
-from isicrt.engine import pipeline
 from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.opencv_threads import WITHOUT_OPENCV_THREADS
 from isicrt.engine.pipeline import run_jobs
 from isicrt.engine.sources import find_jobs
 
@@ -44,7 +44,7 @@ def test_of_two_runs_at_once_the_last_gives_it_back() -> None:
     before = cv2.getNumThreads()
     cv2.setNumThreads(3)
     try:
-        first, second = pipeline._WITHOUT_OPENCV_THREADS, pipeline._WITHOUT_OPENCV_THREADS
+        first, second = WITHOUT_OPENCV_THREADS, WITHOUT_OPENCV_THREADS
         first.__enter__()
         second.__enter__()
         first.__exit__()

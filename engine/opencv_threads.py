@@ -1,0 +1,33 @@
+"""OpenCV's own threads, which a run has no use for."""
+
+from __future__ import annotations
+
+import threading
+
+import cv2
+
+
+class OwnThreads:
+    """While runs last, OpenCV's calls stay in the thread that makes them: a run has a thread for each core as it is,
+    and OpenCV's own would spin beside them while they wait for work. The setting is the process's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs = self._before = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._runs == 0:
+                self._before = cv2.getNumThreads()
+                cv2.setNumThreads(1)
+            self._runs += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._runs -= 1
+            if self._runs == 0:
+                cv2.setNumThreads(self._before)
+
+
+WITHOUT_OPENCV_THREADS = OwnThreads()
+"""The process's. It may be entered by several threads, and again inside itself."""
