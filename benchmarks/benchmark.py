@@ -19,7 +19,7 @@ from pathlib import Path
 
 from isicrt.benchmarks.accuracy import Accuracy, score_masks
 from isicrt.benchmarks.environment import read_environment
-from isicrt.benchmarks.latency import Latency, measure_latency
+from isicrt.benchmarks.latency import Latency, measure_latency, settled
 from isicrt.benchmarks.process import Usage, run_command
 from isicrt.benchmarks.result import ModelResult, Protocol, Report
 from isicrt.benchmarks.scratch import fresh
@@ -67,7 +67,8 @@ class _Candidate:
 
     @property
     def settled(self) -> bool:
-        return self.end_to_end.settled and all(x.settled for x in self.latencies)
+        passes = [sum(p.cpu_ms.values()) for p in self.passes]
+        return self.end_to_end.settled and settled(passes) and all(x.settled for x in self.latencies)
 
 
 def run_benchmark(

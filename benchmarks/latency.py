@@ -3,7 +3,7 @@
 `Runtime.infer` takes pixels in host memory and returns when the probabilities are in host memory, so on a GPU both
 transfers are in the figure. Warm-up calls are made and thrown away at the start of every window; no sample is
 clipped afterwards. Windows are repeated until the last three agree, which is how NVIDIA's perf_analyzer decides that it
-has measured enough.
+has measured enough; as there, these three are the figures, and those before them are only kept.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.runtime import Runtime
+
+T = TypeVar("T")
 
 Clock = Callable[[], int]
 """Nanoseconds, never going back: `time.perf_counter_ns`."""
@@ -55,11 +57,11 @@ class Latency:
 
     @property
     def samples_ms(self) -> npt.NDArray[np.float64]:
-        """All windows in one row, milliseconds."""
-        return np.concatenate([np.asarray(w, np.float64) for w in self.windows_ms])
+        """All windows that count in one row, milliseconds."""
+        return np.concatenate([np.asarray(w, np.float64) for w in counted(self.windows_ms, self.settled)])
 
     def percentile(self, q: float) -> float:
-        """The q-th percentile (0..100) of all samples, milliseconds; linear between neighbours (Hyndman and Fan 7)."""
+        """The q-th percentile (0..100) of `samples_ms`; linear between neighbours (Hyndman and Fan 7)."""
         return float(np.percentile(self.samples_ms, q))
 
     @property
@@ -70,23 +72,23 @@ class Latency:
 
     @property
     def spread(self) -> float:
-        """(largest - smallest) / median of the windows' medians: how well the repeats agree."""
-        return relative_spread(self.window_medians)
+        """(largest - smallest) / median of the medians of the windows that count: how well the repeats agree."""
+        return relative_spread(counted(self.window_medians, self.settled))
 
     @property
     def window_medians(self) -> list[float]:
-        """Milliseconds a call, one for each window."""
+        """Milliseconds a call, one for each window, also of those that do not count."""
         return [float(np.median(w)) for w in self.windows_ms]
 
     @property
     def window_rates(self) -> list[float]:
-        """Images a second of calls made back to back, one for each window."""
+        """Images a second of calls made back to back, one for each window, also of those that do not count."""
         return [1e3 * self.batch_size * len(w) / sum(w) for w in self.windows_ms]
 
     @property
     def images_per_second(self) -> float:
-        """Network-only throughput of calls made back to back: images / time of a window, median of the windows."""
-        return float(np.median(self.window_rates))
+        """Network-only throughput of calls made back to back: images / time of a window, median of those that count."""
+        return float(np.median(counted(self.window_rates, self.settled)))
 
     @property
     def settled(self) -> bool:
@@ -122,6 +124,11 @@ def relative_spread(values: Sequence[float]) -> float:
 def settled(values: Sequence[float]) -> bool:
     """Whether the last `SETTLED_WINDOWS` of `values` (all, where there are fewer) agree within `TOLERANCE`."""
     return relative_spread(values[-SETTLED_WINDOWS:]) <= TOLERANCE
+
+
+def counted(values: Sequence[T], agree: bool) -> Sequence[T]:
+    """Those that figures are of: the last `SETTLED_WINDOWS`, if these `agree`; else all, with all their noise."""
+    return values[-SETTLED_WINDOWS:] if agree else values
 
 
 def measure_latency(

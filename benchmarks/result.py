@@ -53,7 +53,7 @@ class ModelResult:
     @property
     def settled(self) -> bool:
         """Whether the last windows and runs agree, so that there is no need to go on."""
-        return self.end_to_end.settled and all(x.settled for x in self.latencies)
+        return self.end_to_end.settled and self.stages.settled and all(x.settled for x in self.latencies)
 
     @property
     def limit_ratio(self) -> float:
@@ -77,6 +77,12 @@ class ModelResult:
             found.append(
                 f"{self.label}: files to masks: the last {len(runs)} of {len(self.end_to_end.runs)} runs differ by "
                 f"{relative_spread([r.seconds for r in runs]):.0%}"
+            )
+        if not self.stages.settled:
+            passes = [sum(costs) for costs in zip(*self.stages.cpu_ms.values(), strict=True)][-SETTLED_WINDOWS:]
+            found.append(
+                f"{self.label}: the stages, each alone: the last {len(passes)} passes differ by "
+                f"{relative_spread(passes):.0%}, and so does L"
             )
         return found
 

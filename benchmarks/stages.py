@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from isicrt.benchmarks.latency import counted, settled
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image
 from isicrt.engine.in_flight import infer_batches
@@ -51,13 +52,18 @@ class StageSplit:
     threads: int | None = None
     """Of the network on the CPU, and of decoding; None for one a core."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether the last passes agree, all stages together."""
+        return settled([sum(costs) for costs in zip(*self.cpu_ms.values(), strict=True)])
+
     def wall(self, stage: str) -> float:
-        """Milliseconds an image on the stage's own thread, median of the passes."""
-        return float(np.median(self.wall_ms[stage]))
+        """Milliseconds an image on the stage's own thread, median of the passes that count."""
+        return float(np.median(counted(self.wall_ms[stage], self.settled)))
 
     def cpu(self, stage: str) -> float:
-        """CPU milliseconds an image, median of the passes."""
-        return float(np.median(self.cpu_ms[stage]))
+        """CPU milliseconds an image, median of the passes that count, see `isicrt.benchmarks.latency.counted`."""
+        return float(np.median(counted(self.cpu_ms[stage], self.settled)))
 
     @property
     def usable_cores(self) -> int:
@@ -122,7 +128,8 @@ class StageSplit:
     def crowding(self) -> float | None:
         """CPU time of the network on every core at once / on one while the others rest. What is above 1 is the
         machine's: cores that share caches, memory, power or execution units. No pipeline can win it back."""
-        return float(np.median(self.crowded_ms)) / self.cpu("infer") if self.crowded_ms else None
+        crowded = counted(self.crowded_ms, self.settled)
+        return float(np.median(crowded)) / self.cpu("infer") if crowded else None
 
     def to_dict(self) -> dict[str, Any]:
         """Derived figures first, then the passes."""

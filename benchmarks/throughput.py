@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from isicrt.benchmarks.energy import EnergyMeter
-from isicrt.benchmarks.latency import relative_spread, settled
+from isicrt.benchmarks.latency import counted, relative_spread, settled
 from isicrt.benchmarks.stages import on_device
 from isicrt.engine.gpu_stages import open_chain
 from isicrt.engine.pipeline import Outcome, available_cores, default_processes, default_threads, run_jobs
@@ -61,14 +61,19 @@ class EndToEnd:
     """What was wrong with each image that gave no mask, in the last run."""
 
     @property
+    def counted(self) -> Sequence[TimedRun]:
+        """The runs that the figures below are of, see `isicrt.benchmarks.latency.counted`."""
+        return counted(self.runs, self.settled)
+
+    @property
     def images_per_second(self) -> float:
         """Median of the runs."""
-        return float(np.median([r.images_per_second for r in self.runs]))
+        return float(np.median([r.images_per_second for r in self.counted]))
 
     @property
     def megapixels_per_second(self) -> float:
         """Median of the runs; megapixels of the files, not of the network's input."""
-        return float(np.median([r.megapixels_per_second for r in self.runs]))
+        return float(np.median([r.megapixels_per_second for r in self.counted]))
 
     @property
     def ms_per_image(self) -> float:
@@ -82,8 +87,8 @@ class EndToEnd:
 
     @property
     def spread(self) -> float:
-        """(slowest - fastest) / median of the runs' seconds."""
-        return relative_spread([r.seconds for r in self.runs])
+        """(slowest - fastest) / median of their seconds."""
+        return relative_spread([r.seconds for r in self.counted])
 
     @property
     def settled(self) -> bool:
@@ -93,36 +98,36 @@ class EndToEnd:
     @property
     def busy_cores(self) -> float | None:
         """CPU seconds a second, median of the runs: the cores' number where none was ever idle."""
-        found = [r.cpu_seconds / r.seconds for r in self.runs if r.cpu_seconds is not None]
+        found = [r.cpu_seconds / r.seconds for r in self.counted if r.cpu_seconds is not None]
         return float(np.median(found)) if found else None
 
     @property
     def cpu_ms_per_image(self) -> float | None:
         """CPU milliseconds an image, median of the runs."""
-        found = [1e3 * r.cpu_seconds / (r.images - r.failed) for r in self.runs if r.cpu_seconds is not None]
+        found = [1e3 * r.cpu_seconds / (r.images - r.failed) for r in self.counted if r.cpu_seconds is not None]
         return float(np.median(found)) if found else None
 
     @property
     def joules_per_image(self) -> float | None:
         """Median of the runs."""
-        found = [r.joules / (r.images - r.failed) for r in self.runs if r.joules is not None]
+        found = [r.joules / (r.images - r.failed) for r in self.counted if r.joules is not None]
         return float(np.median(found)) if found else None
 
     @property
     def gpu_joules_per_image(self) -> float | None:
         """Median of the runs."""
-        found = [r.gpu_joules / (r.images - r.failed) for r in self.runs if r.gpu_joules is not None]
+        found = [r.gpu_joules / (r.images - r.failed) for r in self.counted if r.gpu_joules is not None]
         return float(np.median(found)) if found else None
 
     @property
     def gpu_watts(self) -> float | None:
         """Mean power of all GPUs during a run, median of the runs."""
-        found = [r.gpu_joules / r.seconds for r in self.runs if r.gpu_joules is not None]
+        found = [r.gpu_joules / r.seconds for r in self.counted if r.gpu_joules is not None]
         return float(np.median(found)) if found else None
 
     def busy_threads(self, stage: str) -> float:
         """Threads that were inside a stage, waiting for a core or not, on average; median of the runs."""
-        return float(np.median([r.stage_seconds[stage] / r.seconds for r in self.runs]))
+        return float(np.median([r.stage_seconds[stage] / r.seconds for r in self.counted]))
 
     def to_dict(self) -> dict[str, Any]:
         """Derived figures first, then the runs."""

@@ -116,3 +116,18 @@ def test_windows_settle_when_the_last_three_agree(windows: tuple[tuple[float, ..
 
 def test_the_spread_compares_medians_of_windows() -> None:
     assert Latency(1, ((10.0, 10.0, 90.0), (11.0, 11.0, 11.0))).spread == pytest.approx(1 / 10.5)
+
+
+def test_what_came_before_the_windows_that_agree_is_kept_and_does_not_count() -> None:
+    windows = ((9.0, 9.0), (5.0, 5.0), (2.0, 2.0), (2.0, 2.1), (2.0, 2.2))
+    latency = Latency(1, windows)
+    assert latency.settled
+    assert latency.percentile(100) == 2.2
+    assert latency.images_per_second == pytest.approx(1000 / 2.05)
+    assert latency.spread < 0.1
+    assert len(latency.window_medians) == 5
+    assert Latency.from_dict(latency.to_dict()) == latency
+    assert latency.to_dict()["calls"] == 6
+    unsettled = Latency(1, windows[:4])
+    assert not unsettled.settled
+    assert unsettled.percentile(100) == 9.0, "all of them, with all their noise"

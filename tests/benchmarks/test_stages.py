@@ -90,6 +90,16 @@ def test_a_stage_is_the_median_of_its_passes() -> None:
     assert (split.wall("decode"), split.cpu("decode")) == (2.0, 4.0)
 
 
+def test_passes_before_those_that_agree_do_not_count() -> None:
+    times = (9.0, 2.0, 2.1, 2.05)
+    split = StageSplit(1, 1, 1, dict.fromkeys(STAGES, times), dict.fromkeys(STAGES, times))
+    assert split.settled
+    assert split.cpu("infer") == split.wall("write") == 2.05
+    split = StageSplit(1, 1, 1, dict.fromkeys(STAGES, times[:3]), dict.fromkeys(STAGES, times[:3]))
+    assert not split.settled
+    assert split.cpu("infer") == 2.1
+
+
 def test_cpu_time_beside_a_stage_is_told() -> None:
     split = _split(2, decode=(1.0, 1.02), infer=(4.0, 3.0), restore=(0.5, 0.4), write=(0.1, 0.2))
     assert split.beside == pytest.approx(1.0)

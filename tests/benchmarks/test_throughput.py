@@ -25,6 +25,16 @@ def test_figures_are_medians_of_the_runs() -> None:
     assert result.busy_threads("decode") == pytest.approx(0.125)
 
 
+def test_runs_before_those_that_agree_do_not_count() -> None:
+    runs = tuple(TimedRun(30, 0, s, 12.0, BUSY, s) for s in (9.0, 6.0, 2.0, 2.1, 2.05))
+    result = EndToEnd(8, runs)
+    assert result.settled
+    assert result.images_per_second == pytest.approx(30 / 2.05)
+    assert result.cpu_ms_per_image == pytest.approx(2050 / 30)
+    assert result.spread == pytest.approx(0.1 / 2.05)
+    assert len(result.to_dict()["runs"]) == 5
+
+
 def test_what_was_not_noted_is_none() -> None:
     result = EndToEnd(8, (TimedRun(3, 0, 1.0, 2.4, BUSY),))
     assert (result.busy_cores, result.cpu_ms_per_image, result.joules_per_image) == (None, None, None)
