@@ -5,6 +5,11 @@
 Ronneberger et al. 2015 (arXiv:1505.04597): at each of five levels two 3 x 3 convolutions with ReLU, 2 x 2 max-pooling
 down, 2 x 2 transposed convolution up, concatenation. Padded, as everybody builds it now, so that the output is as large
 as the input. No separable convolution, no pretrained encoder. The weights are random: it can be timed and not trusted.
+
+Random weights give noise, and a mask of thousands of specks costs whoever cleans and compresses it milliseconds that no
+trained network costs. So the last convolution's output is scaled down and a constant map is added to the logits: every
+mask is one ellipse in the middle, as large as a usual lesion and smoother than one. All layers stay and are computed,
+for what they find still moves the probabilities near its border; the map costs one addition a pixel.
 """
 
 from __future__ import annotations
@@ -27,6 +32,13 @@ if TYPE_CHECKING:
 LEVELS = 5
 STRIDE = 2 ** (LEVELS - 1)
 """The input's sides are multiples of this."""
+_HEAD_GAIN = 0.01
+"""Of the last convolution's weights: what reaches the logits has a standard deviation of 0.02 to 0.06, which is less
+than they fall within a pixel at the ellipse's border (0.16 at 192 px), so that no speck comes off it."""
+_PEAK = 8.0
+"""Logit in the middle of the ellipse; 0 at its border, where the threshold is."""
+_AXES = (0.5, 0.62)
+"""Height and width of the ellipse as parts of the image's: 24 % of its area."""
 _CHANNELS = 8
 """Widths are multiples of this: vector kernels pad to it, and an awkward width would flatter what is compared."""
 
@@ -65,8 +77,20 @@ def widths_macs(widths: tuple[int, ...], size: int) -> int:
     return total
 
 
+def ellipse_logits(size: int) -> npt.NDArray[np.float32]:
+    """The constant map that is added to the logits: float32 1 x 1 x size x size, above 0 in one centred ellipse.
+
+    It falls in a straight line from the middle, `_PEAK` for each radius.
+    """
+    steps = (np.arange(size) + 0.5) / size - 0.5
+    radii = np.hypot(steps[:, None] / (_AXES[0] / 2), steps[None, :] / (_AXES[1] / 2))
+    return (_PEAK * (1 - radii)).astype(np.float32)[None, None]
+
+
 def plain_unet(gmac: float = 4.0, size: int = 192, *, seed: int = 0) -> onnx.ModelProto:
     """An untrained plain U-Net with a model card, uint8 N x size x size x 3 to uint8 N x size x size.
+
+    Its probabilities are those of `ellipse_logits`, moved a little by what the network computes from the image.
 
     Args:
         gmac: wanted cost of one image; the exact one is in the card.
@@ -94,7 +118,9 @@ def plain_unet(gmac: float = 4.0, size: int = 192, *, seed: int = 0) -> onnx.Mod
         up = builder.add("ConvTranspose", [x, *weights], kernel_shape=[2, 2], strides=[2, 2])
         x = builder.pair(builder.add("Concat", [skip, up], axis=1), 2 * width, width)
         below = width
-    logits = builder.add("Conv", [x, *builder.weights((1, below, 1, 1), below)], kernel_shape=[1, 1])
+    noise = builder.add("Conv", [x, *builder.weights((1, below, 1, 1), below, gain=_HEAD_GAIN)], kernel_shape=[1, 1])
+    # A map and no scalar: a runtime folds what is one number a channel into the convolution's bias, and this it cannot.
+    logits = builder.add("Add", [noise, builder.keep(ellipse_logits(size))])
     probability = builder.add("Squeeze", [builder.add("Sigmoid", [logits]), builder.keep(np.array([1]))])
     levels = builder.add("Round", [builder.add("Mul", [probability, builder.keep(255.0)])])
     builder.add("Cast", [levels], "probability", to=2)
@@ -121,10 +147,16 @@ class _Builder:
         self._stored.append(self._onnx.numpy_helper.from_array(np.asarray(array), name))
         return name
 
-    def weights(self, shape: tuple[int, ...], fan_in: int) -> tuple[str, str]:
-        """Normal weights of variance 2 / fan-in (He et al. 2015), which neither die out nor grow, and zero biases."""
+    def weights(self, shape: tuple[int, ...], fan_in: int, *, gain: float = 1.0) -> tuple[str, str]:
+        """Normal weights of variance 2 / fan-in (He et al. 2015), which neither die out nor grow, and zero biases.
+
+        Args:
+            shape: out x in x k x k; in x out x 2 x 2 where k is 2, which only transposed convolutions have.
+            fan_in: inputs of one output.
+            gain: by which the weights are multiplied.
+        """
         outputs = shape[1] if shape[2:] == (2, 2) else shape[0]
-        kernel = self._rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan_in))
+        kernel = self._rng.standard_normal(shape, np.float32) * np.float32(gain * np.sqrt(2 / fan_in))
         return self.keep(kernel), self.keep(np.zeros(outputs, np.float32))
 
     def pair(self, x: str, below: int, width: int) -> str:
@@ -163,7 +195,12 @@ class _Builder:
             mean=(0.5, 0.5, 0.5),
             std=(58 / 255, 58 / 255, 58 / 255),
             network={"widths": list(widths), "macs": count_macs(model), "parameters": count_parameters(model)},
-            training={"note": "not trained: random weights, made to be timed", "seed": seed},
+            training={
+                "note": "not trained: random weights, made to be timed. The logits are a constant ellipse, which every "
+                "mask shows, plus the network's output scaled down",
+                "seed": seed,
+                "head_gain": _HEAD_GAIN,
+            },
             versions={"onnx": self._onnx.__version__},
         )
         helper.set_model_props(model, {METADATA_KEY: card.to_json()})

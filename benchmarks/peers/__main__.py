@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from isicrt.benchmarks.environment import recorded_command
+from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.peers.race import PEERS, Entrant, Peer, Race, agreement, run_isicrt, run_peer
 from isicrt.engine import shipped
 from isicrt.engine.errors import DataError, IsicrtError, SettingsError
@@ -100,6 +100,7 @@ def _float_model(model: Path, named: str | None, peers: list[Peer], baseline: Pa
 def _race(
     images: Path, model: Path, float_model: Path | None, peers: list[Peer], baseline: Path | None, runs: int
 ) -> Race:
+    environment = read_environment()  # its load average is of other work only before the first run
     with tempfile.TemporaryDirectory(prefix="isicrt-peers-") as name:
         folder = Path(name)
         jobs = find_jobs(images, folder / "masks")
@@ -132,6 +133,8 @@ def _race(
             isicrt=ours,
             peers=others,
             left_out={name: packages for name, packages in missing.items() if packages},
+            not_run=[name for name in PEERS if name not in missing],
+            environment=environment,
         )
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from isicrt.benchmarks.environment import Environment, read_environment
+from isicrt.benchmarks.environment import Environment
+from isicrt.benchmarks.latency import SETTLED_WINDOWS, TOLERANCE, relative_spread
 from isicrt.benchmarks.process import run_command
 from isicrt.benchmarks.scratch import fresh
 from isicrt.engine.errors import DataError
@@ -20,6 +21,7 @@ from isicrt.engine.images import read_mask
 from isicrt.engine.scores import score_mask
 
 SCHEMA = "isicrt-peers/1"
+"""Files without `not_run` and `warnings` are older: their load average was read after the runs and holds them."""
 AGREES = 0.98
 """Mean Jaccard index of two entrants' masks from which they have done the same work."""
 
@@ -128,19 +130,49 @@ class Race:
     isicrt: Entrant
     peers: Sequence[Entrant]
     left_out: Mapping[str, Sequence[str]]
-    """Peers that were not run, with the packages that are missing."""
+    """Peers that were asked for and could not be run, with the packages that are missing."""
+    not_run: Sequence[str]
+    """Peers that nobody asked for."""
+    environment: Environment
+    """Read before the first run."""
     float_model: str | None = None
     """File of the same network in float32 for the peers that run torch, where `model` is int8."""
-    environment: Environment = field(default_factory=read_environment)
+
+    def rounds(self, peer: Entrant) -> list[float]:
+        """How many times faster isicrt is, loop against loop, in each round."""
+        return [theirs / ours for ours, theirs in zip(self.isicrt.seconds, peer.seconds, strict=True)]
 
     def ratio(self, peer: Entrant) -> tuple[float, float, float]:
         """How many times faster isicrt is, loop against loop: of the medians, and the range over the rounds."""
-        rounds = [theirs / ours for ours, theirs in zip(self.isicrt.seconds, peer.seconds, strict=True)]
+        rounds = self.rounds(peer)
         return float(np.median(peer.seconds) / np.median(self.isicrt.seconds)), min(rounds), max(rounds)
 
     def process_ratio(self, peer: Entrant) -> float:
         """The same of the whole processes, start-up included."""
         return float(np.median(peer.process_seconds) / np.median(self.isicrt.process_seconds))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before believing the ratios, in the words of `isicrt bench`."""
+        found: list[str] = []
+        load, cores = self.environment.load_average, self.environment.cores
+        if load is not None and load > cores / 2:
+            found.append(f"the machine was busy before the start: load average {load:.1f} on {cores} cores")
+        spreads = {p.name: relative_spread(self.rounds(p)) for p in self.peers}
+        noise = [
+            f"{name}: the ratios of {len(self.isicrt.seconds)} rounds differ by {spread:.0%}"
+            for name, spread in spreads.items()
+            if spread > TOLERANCE
+        ]
+        if noise:
+            found.append(
+                f"the machine is noisy: the ratios below did not settle within {TOLERANCE:.0%}. Quote none of them; "
+                "close other programs and measure again"
+            )
+        found += noise
+        if len(self.isicrt.seconds) < SETTLED_WINDOWS:
+            found.append(f"fewer than {SETTLED_WINDOWS} rounds say nothing about noise")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -163,6 +195,8 @@ class Race:
                 for p in self.peers
             ],
             "left_out": {name: list(packages) for name, packages in self.left_out.items()},
+            "not_run": list(self.not_run),
+            "warnings": self.warnings,
         }
 
     def _entry(self, entrant: Entrant) -> dict[str, Any]:
@@ -188,8 +222,10 @@ class Race:
         network += f"; torch: {self.float_model}" if self.float_model else ""
         lines += ["", f"{self.images} images, {len(self.isicrt.seconds)} rounds, {network}. {e.cpu} ({e.cores} cores)."]
         lines += [f"Left out: {name} (not installed: {', '.join(p)})." for name, p in self.left_out.items()]
+        lines += [f"Not run: {', '.join(self.not_run)} (--peers named others)."] if self.not_run else []
         odd = [p.name for p in self.peers if p.agreement is not None and p.agreement < AGREES]
         lines += [f"Masks that agree less than {AGREES}: {', '.join(odd)}."] if odd else []
+        lines += ["", *(f"> - {line}" for line in self.warnings)] if self.warnings else []
         return "\n".join(lines) + "\n"
 
 

@@ -42,8 +42,12 @@ def test_the_plain_unet_as_a_torch_module(tmp_path: Path) -> None:
     onnx.save(plain_unet(0.05, 64), model)
     with OnnxRuntime(model) as runtime:
         expected = runtime.infer(NOISE)
+    network = load_module(model)
     with torch.inference_mode():
-        found = load_module(model)(torch.from_numpy(NOISE)).numpy()
+        found = network(torch.from_numpy(NOISE)).numpy()
+    calls = [getattr(node.target, "__name__", "") for node in network.graph.nodes if node.op == "call_function"]
+    assert (calls.count("conv2d"), calls.count("conv_transpose2d")) == (19, 4)
+    assert (found[0] != found[1]).any(), "what the convolutions find is seen"
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 

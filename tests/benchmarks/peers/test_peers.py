@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,14 +14,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from isicrt.benchmarks.peers import __main__ as peers_main
 from isicrt.benchmarks.peers.__main__ import _float_model, command
-from isicrt.benchmarks.peers.race import PEERS, agreement
+from isicrt.benchmarks.peers.race import PEERS, Entrant, Race, agreement
 from isicrt.engine import shipped
 from isicrt.engine.errors import SettingsError
 from isicrt.engine.masks import write_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.pipeline import run_jobs
 from isicrt.engine.sources import find_jobs
+from tests.benchmarks.sample_report import sample_report
 
 
 @pytest.mark.parametrize("name", list(PEERS))
@@ -69,6 +72,8 @@ def test_a_race(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> No
     assert len(peer["seconds"]) == len(peer["process_seconds"]) == len(data["isicrt"]["seconds"]) == 2
     assert peer["agreement"] > 0.85
     assert peer["ratio_low"] <= peer["ratio_high"]
+    assert data["not_run"] == [name for name in PEERS if name != "opencv-onnx"]
+    assert "fewer than 3 rounds say nothing about noise" in data["warnings"]
     assert Path(files[1]).read_text() in result.output
 
     other = CliRunner().invoke(
@@ -76,6 +81,84 @@ def test_a_race(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> No
     )
     assert other.exit_code == 0, other.output
     assert "| other network |" in other.output
+
+
+def _sample_race(*seconds: float, load_average: float | None = 0.1, not_run: tuple[str, ...] = ()) -> Race:
+    """isicrt takes a second in each round and `opencv-onnx` so many."""
+    return Race(
+        command="python -m isicrt.benchmarks.peers",
+        date="2026-01-02T03:04:05+00:00",
+        model="m.onnx",
+        baseline=None,
+        images=10,
+        megabytes=1.0,
+        isicrt=_sample_entrant("isicrt", *(1.0 for _ in seconds)),
+        peers=[_sample_entrant("opencv-onnx", *seconds)],
+        left_out={"rembg": ["rembg"]},
+        not_run=not_run,
+        environment=replace(sample_report().environment, load_average=load_average),
+    )
+
+
+def _sample_entrant(name: str, *seconds: float) -> Entrant:
+    return Entrant(name, [*seconds], [*seconds], [*seconds], [100.0 for _ in seconds])
+
+
+NOISY = (
+    "the machine is noisy: the ratios below did not settle within 10%. Quote none of them; close other programs and "
+    "measure again"
+)
+
+
+@pytest.mark.parametrize(
+    ("race", "expected"),
+    [
+        (_sample_race(2.0, 2.0, 2.0), []),
+        (_sample_race(2.0, 2.19, 2.0), []),
+        (_sample_race(2.0, 2.3, 2.0), [NOISY, "opencv-onnx: the ratios of 3 rounds differ by 15%"]),
+        # An outlier of the first round counts too: the table prints the range of all rounds.
+        (_sample_race(3.0, 2.0, 2.0, 2.0), [NOISY, "opencv-onnx: the ratios of 4 rounds differ by 50%"]),
+        (_sample_race(2.0, 2.0, 2.0, load_average=1.0), []),
+        (_sample_race(2.0, 2.0, 2.0, load_average=None), []),
+        (_sample_race(2.0, 2.0), ["fewer than 3 rounds say nothing about noise"]),
+        # The same sentence as bench's.
+        (_sample_race(2.0, 2.0, 2.0, load_average=1.7), sample_report(load_average=1.7).warnings),
+    ],
+)
+def test_warnings_stand_under_the_table_and_in_the_json(race: Race, expected: list[str]) -> None:
+    assert race.warnings == expected
+    assert race.to_dict()["warnings"] == expected
+    lines = race.to_markdown().splitlines()
+    assert [line for line in lines if line.startswith(">")] == [f"> - {line}" for line in expected]
+    if expected:
+        assert lines[-len(expected) - 1] == "", "a paragraph of its own, the last"
+
+
+def test_peers_that_nobody_asked_for_are_named() -> None:
+    named = _sample_race(2.0, 2.0, 2.0, not_run=("dataloader", "openvino"))
+    assert named.to_dict()["not_run"] == ["dataloader", "openvino"]
+    assert named.to_dict()["left_out"] == {"rembg": ["rembg"]}
+    assert "Not run: dataloader, openvino (--peers named others)." in named.to_markdown().splitlines()
+    assert "Not run" not in _sample_race(2.0, 2.0, 2.0).to_markdown()
+
+
+def test_the_machine_is_looked_at_before_the_first_run(
+    darkness_onnx: Path, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    run_isicrt = peers_main.run_isicrt
+
+    def note_start(entrant: Entrant, model: Path, files: Path, out: Path) -> None:
+        started.append(entrant.name)
+        run_isicrt(entrant, model, files, out)
+
+    monkeypatch.setattr(peers_main, "run_isicrt", note_start)
+    # The runs load the machine: afterwards it would be busy.
+    monkeypatch.setattr(os, "getloadavg", lambda: (777.0, 0.0, 0.0) if started else (555.0, 0.0, 0.0))
+    arguments = ["--images", str(rendered_pairs / "images"), "--model", str(darkness_onnx), "--runs", "1"]
+    result = CliRunner().invoke(command, [*arguments, "--peers", "opencv-onnx"])
+    assert result.exit_code == 0, result.output
+    assert "busy before the start: load average 555.0" in result.output
 
 
 @pytest.mark.parametrize(
