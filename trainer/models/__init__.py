@@ -83,7 +83,8 @@ class SegmentationModel(nn.Module):
 
     def encode(self, images: Tensor) -> Features:
         """The encoder's features of `images`, which are as for `forward`."""
-        return self.encoder(standardised(images, self.standardise) if self.standardise else images)
+        features: Features = self.encoder(standardised(images, self.standardise) if self.standardise else images)
+        return features
 
     def decode(self, features: Features) -> Tensor:
         """Logits, float32 N x 1 x H x W, from the encoder's features of the images."""
