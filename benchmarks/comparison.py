@@ -1,14 +1,16 @@
 """Two reports, figure by figure: what changed beyond noise, and what makes them hard to compare.
 
-A figure changed if the repeats say so: the range of the new ones does not touch that of the old ones, and their medians
-differ by more than the repeats of either report do among each other, and by more than 2 %. Scores are compared image by
-image, by a 95 % bootstrap interval of the mean difference (Efron and Tibshirani 1993).
+The figures are those of the report and of the gates (`isicrt.benchmarks.gates.figures`). One of them changed if the
+repeats say so: the range of the new ones does not touch that of the old ones, and the figures differ the same way, by
+more than the repeats of either report do among each other, and by more than 2 %. Scores are compared image by image, by
+a 95 % bootstrap interval of the mean difference (Efron and Tibshirani 1993).
 
 ``python -m isicrt.benchmarks.comparison OLD.json NEW.json`` compares two saved reports.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from isicrt.benchmarks.gates import BETTER, HIGHER, figures
-from isicrt.benchmarks.latency import relative_spread
-from isicrt.benchmarks.result import ModelResult, Report, read_report
+from isicrt.benchmarks.latency import TOLERANCE, counted, relative_spread
+from isicrt.benchmarks.result import SCHEMA, ModelResult, Report, read_report
 from isicrt.benchmarks.tables import Table, figure
-from isicrt.engine.errors import IsicrtError
+from isicrt.engine.errors import DataError, IsicrtError
 from isicrt.engine.pipeline import STAGES
 from isicrt.engine.scores import bootstrap_interval
 
@@ -30,6 +32,8 @@ MEMORY_CHANGE = 0.05
 """The same for the peak of memory, of which there is one reading."""
 
 NOISE, UNKNOWN = "within noise", "too few repeats"
+
+_WANTED = "Only what `isicrt bench --json FILE` wrote can be compared"
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,50 @@ class Comparison:
     """What `compare` found."""
 
     mismatches: tuple[str, ...]
-    """What was not the same: machine, threads, batch sizes, images, versions."""
+    """What was not the same: machine, threads, batch sizes, versions, the path of the same images."""
     changes: tuple[tuple[str, tuple[Change, ...]], ...]
     """By the label of the new report's model."""
     alone: tuple[str, ...]
     """Models of the new report that the old one does not have."""
-    unsettled: tuple[str, ...] = ()
-    """Figures of either report that did not settle, and quick runs: what is said of them may be noise all the same."""
+    doubts: tuple[str, ...] = ()
+    """Why what is said of the figures may be noise all the same: quick runs, busy machines, figures that did not settle
+    and stages that waited, in either report."""
+    other_images: tuple[str, ...] = ()
+    """How the images differ, where the reports are not of the same ones."""
 
     @property
     def changed(self) -> bool:
         """Whether anything changed beyond noise."""
         return any(c.verdict in ("better", "worse") for _, changes in self.changes for c in changes)
+
+
+def read_compared(path: Path) -> Report:
+    """Read a report that is to be compared; where the file is none, say what it is instead.
+
+    Raises:
+        DataError: there is no such file, or it is something else, or not whole.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON file ({error}). {_WANTED}") from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(schema, str):
+        raise DataError(f"{path}: a JSON file that names no schema, so no report of isicrt. {_WANTED}")
+    if schema.partition("/")[0] != SCHEMA.partition("/")[0]:
+        raise DataError(f"{path}: a result of another kind, {schema!r}, and no report of `isicrt bench`. {_WANTED}")
+    try:
+        return read_report(path)
+    except DataError as error:
+        if error.__cause__ is None:  # of another version, which it says
+            raise
+        cause = error.__cause__
+        what = f"it has no {cause}" if isinstance(cause, KeyError) else str(cause)
+        raise DataError(
+            f"{path}: a report of `isicrt bench` ({schema}) that is not whole: {what}. {_WANTED}"
+        ) from cause
 
 
 def pair_models(old: Report, new: Report) -> dict[str, ModelResult]:
@@ -72,42 +108,90 @@ def pair_models(old: Report, new: Report) -> dict[str, ModelResult]:
 
 
 def compare(old: Report, new: Report) -> Comparison:
-    """Compare every model that both reports have."""
+    """Compare every model that both reports have.
+
+    Raises:
+        DataError: there is none.
+    """
     pairs = pair_models(old, new)
+    if not pairs:
+        raise DataError(
+            f"nothing to compare: no model is in both reports. The older has {_labels(old)}; the newer has "
+            f"{_labels(new)}. Measure one of the older report's models, or compare with a report of these"
+        )
     models = [(m, pairs[m.label]) for m in new.models if m.label in pairs]
     return Comparison(
         mismatches=tuple(_mismatches(old, new) + [line for n, o in models for line in _model_mismatches(o, n)]),
         changes=tuple((n.label, tuple(_changes(o, n))) for n, o in models),
         alone=tuple(m.label for m in new.models if m.label not in pairs),
-        unsettled=(*_doubts(old, "older"), *_doubts(new, "newer")),
+        doubts=(*_doubts(old, "older"), *_doubts(new, "newer")),
+        other_images=tuple(_said(_image_sides(old, new))) if _of_other_images(old, new) else (),
     )
 
 
+def _labels(report: Report) -> str:
+    return ", ".join(m.label for m in report.models) or "none"
+
+
 def _doubts(report: Report, age: str) -> list[str]:
-    quick = [f"the {age} report is of a quick run"] if report.quick else []
-    return quick + [f"the {age} report did not settle: {line}" for model in report.models for line in model.noise]
+    """Those of `Report.warnings` that say that the figures may be off; the bounds are the same."""
+    found = [f"the {age} report is of a quick run"] if report.quick else []
+    load, cores = report.environment.load_average, report.environment.cores
+    if load is not None and load > cores / 2:
+        found.append(f"the {age} report's machine was busy before the start: load average {load:.1f} on {cores} cores")
+    found += [f"the {age} report did not settle: {line}" for model in report.models for line in model.noise]
+    return found + [
+        f"the {age} report is of a busy machine: {m.label}: its stages, each alone, waited for a core "
+        f"{m.stages.waited:.0%} of their time"
+        for m in report.models
+        if m.stages.waited > TOLERANCE
+    ]
+
+
+_Sides = list[tuple[str, object, object]]
+"""What it is, the older report's, the newer one's."""
+
+
+def _said(sides: _Sides) -> list[str]:
+    return [f"{name}: {was} before, {now} now" for name, was, now in sides if was != now]
+
+
+def _of_other_images(old: Report, new: Report) -> bool:
+    """By their contents; where a report did not note those, by anything else that is known of them."""
+    if old.workload.sha256 and new.workload.sha256:
+        return old.workload.sha256 != new.workload.sha256
+    return bool(_said(_image_sides(old, new)))
+
+
+def _image_sides(old: Report, new: Report) -> _Sides:
+    a, b = old.workload, new.workload
+    sides: _Sides = [
+        ("images", a.source, b.source),
+        ("number of images", a.images, b.images),
+        ("megabytes of images", round(a.megabytes, 1), round(b.megabytes, 1)),
+    ]
+    if a.sha256 and b.sha256:
+        sides.append(("SHA-256 of images", a.sha256[:12], b.sha256[:12]))
+    return sides
 
 
 def _mismatches(old: Report, new: Report) -> list[str]:
     a, b = old.environment, new.environment
-    sides: list[tuple[str, object, object]] = [
+    sides: _Sides = [
         ("CPU", a.cpu, b.cpu),
         ("cores", a.cores, b.cores),
         ("GPU", ", ".join(a.gpus) or "none", ", ".join(b.gpus) or "none"),
         ("threads", old.protocol.threads or "one a core", new.protocol.threads or "one a core"),
-        ("images", old.workload.source, new.workload.source),
-        ("number of images", old.workload.images, new.workload.images),
-        ("megabytes of images", round(old.workload.megabytes, 1), round(new.workload.megabytes, 1)),
     ]
-    if old.workload.sha256 and new.workload.sha256:
-        sides.append(("SHA-256 of images", old.workload.sha256[:12], new.workload.sha256[:12]))
+    if not _of_other_images(old, new):  # else it is a caution
+        sides += _image_sides(old, new)
     names = sorted({*a.versions, *b.versions} - {"isicrt"})
     sides += [(name, a.versions.get(name, "none"), b.versions.get(name, "none")) for name in names]
-    return [f"{name}: {was} before, {now} now" for name, was, now in sides if was != now]
+    return _said(sides)
 
 
 def _model_mismatches(old: ModelResult, new: ModelResult) -> list[str]:
-    sides: list[tuple[str, object, object]] = [
+    sides: _Sides = [
         ("model", old.label, new.label),
         ("runtime", old.runtime, new.runtime),
         ("file", old.sha256[:12], new.sha256[:12]),
@@ -115,7 +199,7 @@ def _model_mismatches(old: ModelResult, new: ModelResult) -> list[str]:
         ("batch sizes", _batches(old), _batches(new)),
         ("the network's CPU time is of", _network_threads(old), _network_threads(new)),
     ]
-    return [f"{new.label}: {name}: {was} before, {now} now" for name, was, now in sides if was != now]
+    return [f"{new.label}: {line}" for line in _said(sides)]
 
 
 def _network_threads(model: ModelResult) -> str:
@@ -128,35 +212,43 @@ def _batches(model: ModelResult) -> str:
 
 def _changes(old: ModelResult, new: ModelResult) -> list[Change]:
     repeats_old, repeats_new = _repeats(old), _repeats(new)
+    was, now = _values(old), _values(new)
     found = [
-        Change(name, float(np.median(a)), float(np.median(b)), _verdict(name, a, b))
+        Change(name, was[name], now[name], _verdict(name, (was[name], now[name]), a, b))
         for name, b in repeats_new.items()
         if (a := repeats_old.get(name))
     ]
-    was, now = figures(old), figures(new)
     if (name := "peak_rss_mb") in was and name in now:
         calm = abs(now[name] / was[name] - 1) <= MEMORY_CHANGE
         found.append(Change(name, was[name], now[name], NOISE if calm else _direction(name, was[name], now[name])))
     return found + _score_changes(old, new)
 
 
-def _repeats(model: ModelResult) -> dict[str, list[float]]:
-    """What was measured several times: one figure for each repeat."""
-    found = {"images_per_second": [r.images_per_second for r in model.end_to_end.runs]}
+def _values(model: ModelResult) -> dict[str, float]:
+    """What the report and the gates say: percentiles are of all samples, however many each window has."""
+    return figures(model) | {f"{s}_cpu_ms": model.stages.cpu(s) for s in STAGES}
+
+
+def _repeats(model: ModelResult) -> dict[str, Sequence[float]]:
+    """What was measured several times: one figure for each repeat that counts, as `_values` are of these alone."""
+    found: dict[str, Sequence[float]] = {"images_per_second": [r.images_per_second for r in model.end_to_end.counted]}
     for x in model.latencies:
-        found[f"p50_ms@{x.batch_size}"] = x.window_medians
-        found[f"p99_ms@{x.batch_size}"] = [float(np.percentile(w, 99)) for w in x.windows_ms]
-        found[f"network_images_per_second@{x.batch_size}"] = x.window_rates
-    return found | {f"{s}_cpu_ms": list(model.stages.cpu_ms[s]) for s in STAGES}
+        windows = counted(x.windows_ms, x.settled)
+        found[f"p50_ms@{x.batch_size}"] = [float(np.percentile(w, 50)) for w in windows]
+        found[f"p99_ms@{x.batch_size}"] = [float(np.percentile(w, 99)) for w in windows]
+        found[f"network_images_per_second@{x.batch_size}"] = counted(x.window_rates, x.settled)
+    return found | {f"{s}_cpu_ms": counted(model.stages.cpu_ms[s], model.stages.settled) for s in STAGES}
 
 
-def _verdict(name: str, old: Sequence[float], new: Sequence[float]) -> str:
+def _verdict(name: str, values: tuple[float, float], old: Sequence[float], new: Sequence[float]) -> str:
+    """`values` are the old figure and the new one; `old` and `new` are their repeats."""
     if min(len(old), len(new)) < 2:
         return UNKNOWN
-    a, b = float(np.median(old)), float(np.median(new))
-    apart = max(old) < min(new) or max(new) < min(old)
+    was, now = values
     noise = max(relative_spread(old), relative_spread(new), SMALLEST_CHANGE)
-    return _direction(name, a, b) if apart and abs(b / a - 1) > noise else NOISE
+    # p99 of all samples may fall where that of every window rises: then neither is to be believed.
+    agreed = (max(old) < min(new) and was < now) or (max(new) < min(old) and now < was)
+    return _direction(name, was, now) if agreed and abs(now / was - 1) > noise else NOISE
 
 
 def _direction(name: str, old: float, new: float) -> str:
@@ -189,7 +281,7 @@ def comparison_tables(found: Comparison, *, everything: bool = False) -> list[Ta
         tables.append(
             Table(
                 title=f"{label}: against the older report",
-                note="Changed: the repeats of the two reports do not overlap and their medians differ by more than the "
+                note="Changed: the repeats of the two reports do not overlap and the figures differ by more than the "
                 f"repeats do. {len(changes) - len(shown)} of {len(changes)} figures are within noise and not shown.",
                 header=("Figure", "Before", "Now", "Change", "Verdict"),
                 rows=tuple((c.name, _text(c, c.old), _text(c, c.new), _percent(c), c.verdict) for c in shown),
@@ -209,8 +301,15 @@ def _percent(change: Change) -> str:
 
 def comparison_cautions(found: Comparison) -> list[str]:
     """What to read before the tables: why not to believe them, a sentence each."""
-    caution = "do not quote what changed: measure again on a quiet machine, and not with --quick"
-    return [caution, *found.unsettled] if found.unsettled else []
+    lines = []
+    if found.other_images:
+        lines = [
+            "the two reports are of other images, so what changed may be the images: measure both on the same ones"
+        ]
+        lines += [f"other images: {line}" for line in found.other_images]
+    if found.doubts:
+        lines += ["do not quote what changed: measure again on a quiet machine, and not with --quick", *found.doubts]
+    return lines
 
 
 def comparison_lines(found: Comparison) -> list[str]:
@@ -221,11 +320,11 @@ def comparison_lines(found: Comparison) -> list[str]:
 
 
 def main(files: list[str]) -> None:
-    """Print the comparison of two saved reports; exit with a message where one is not a report."""
+    """Print the comparison of two saved reports; exit with a message where one is none or they share no model."""
     if len(files) != 2:
         sys.exit("Usage: python -m isicrt.benchmarks.comparison OLD.json NEW.json")
     try:
-        found = compare(*(read_report(Path(file)) for file in files))
+        found = compare(*(read_compared(Path(file)) for file in files))
     except IsicrtError as error:
         sys.exit(f"Error: {error}")
     for line in comparison_cautions(found):
@@ -234,7 +333,8 @@ def main(files: list[str]) -> None:
         print(table.title)
         for row in (table.header, *table.rows):
             print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, _widths(table), strict=True)).rstrip())
-    print("\n".join(comparison_lines(found)))
+    for line in comparison_lines(found):
+        print(line)
 
 
 def _widths(table: Table) -> list[int]:

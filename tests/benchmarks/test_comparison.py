@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,17 @@ from isicrt.benchmarks.comparison import (
     comparison_lines,
     comparison_tables,
     main,
+    read_compared,
 )
-from isicrt.benchmarks.latency import QUICK_WINDOW
+from isicrt.benchmarks.gates import figures
+from isicrt.benchmarks.latency import QUICK_WINDOW, Latency
 from isicrt.benchmarks.process import Usage
 from isicrt.benchmarks.result import ModelResult, Report
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun
+from isicrt.engine.errors import DataError
 from tests.benchmarks.sample_report import BUSY, sample_model, sample_report
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
 def _timed(*seconds: float) -> ModelResult:
@@ -74,6 +80,82 @@ def test_a_quick_run_is_said_before_what_changed() -> None:
     quick = dataclasses.replace(slow, protocol=dataclasses.replace(slow.protocol, window=QUICK_WINDOW))
     assert comparison_cautions(compare(quick, slow))[1:] == ["the older report is of a quick run"]
     assert comparison_cautions(compare(slow, quick))[1:] == ["the newer report is of a quick run"]
+
+
+@pytest.mark.parametrize(("load", "busy"), [(1.7, True), (1.0, False)])
+def test_a_machine_that_was_busy_before_the_start_is_said_before_what_changed(load: float, busy: bool) -> None:
+    calm, other = sample_report(), sample_report(load_average=load)
+    for old, new, age in ((calm, other, "newer"), (other, calm, "older")):
+        expected = [f"the {age} report's machine was busy before the start: load average {load} on 2 cores"]
+        assert comparison_cautions(compare(old, new))[1:] == (expected if busy else [])
+    assert bool(other.warnings) == busy, "as the report itself says"
+
+
+@pytest.mark.parametrize(
+    ("wall_ms", "waited"),
+    [
+        (27.0, "14%"),  # 93 ms of CPU time in 108 ms
+        (25.0, None),  # in 100 ms: within the tolerance
+    ],
+)
+def test_stages_that_waited_are_said_before_what_changed(wall_ms: float, waited: str | None) -> None:
+    stages = dataclasses.replace(sample_model().stages, wall_ms=dict.fromkeys(BUSY, (wall_ms, wall_ms)))
+    calm, other = sample_report(), sample_report(dataclasses.replace(sample_model(), stages=stages))
+    for old, new, age in ((calm, other, "newer"), (other, calm, "older")):
+        lines = comparison_cautions(compare(old, new))
+        expected = (
+            f"the {age} report is of a busy machine: darkness: its stages, each alone, waited for a core {waited}"
+        )
+        assert lines[1:] == ([f"{expected} of their time"] if waited else [])
+    assert any("waited for a core" in line for line in other.warnings) == bool(waited), "as the report itself says"
+
+
+def _called(*windows_ms: tuple[float, ...]) -> ModelResult:
+    return dataclasses.replace(sample_model(), latencies=(Latency(1, windows_ms),))
+
+
+def test_the_figures_are_those_of_the_report_and_of_the_gates() -> None:
+    # Median of all samples 5.1 and 7.1, of the windows' medians 4.3 and 6.3.
+    old, new = _called((5.1,) * 9, (4.3,), (4.2,)), _called((7.1,) * 9, (6.3,), (6.2,))
+    found = compare(sample_report(old), sample_report(new))
+    ((_, changes),) = found.changes
+    shown = {c.name: (c.old, c.new) for c in changes}
+    assert shown["p50_ms@1"] == (5.1, 7.1)
+    gated = {name: value for name, value in figures(old).items() if name in shown}
+    assert {"images_per_second", "p50_ms@1", "p99_ms@1", "network_images_per_second@1", "jaccard"} <= gated.keys()
+    assert {name: shown[name] for name in gated} == {name: (gated[name], figures(new)[name]) for name in gated}
+    assert shown["decode_cpu_ms"] == (old.stages.cpu("decode"), new.stages.cpu("decode"))
+    (table,) = comparison_tables(found)
+    assert ("p50_ms@1", "5.10", "7.10", "+39.2%", "worse") in table.rows
+
+
+def test_repeats_that_do_not_count_have_no_say() -> None:
+    def measured(first: float, then: float) -> ModelResult:
+        costs = (first, then, then, then)
+        stages = dataclasses.replace(
+            sample_model().stages, wall_ms=dict.fromkeys(BUSY, costs), cpu_ms=dict.fromkeys(BUSY, costs)
+        )
+        model = _called(*((ms, ms) for ms in costs))
+        return dataclasses.replace(model, stages=stages, end_to_end=_timed(*costs).end_to_end)
+
+    verdicts = _verdicts(compare(sample_report(measured(2.0, 1.0)), sample_report(measured(1.0, 2.0))))
+    assert {name for name, verdict in verdicts.items() if verdict == NOISE} == {"peak_rss_mb", "jaccard", "dice"}
+    assert len(verdicts) == 11, "runs, three figures of the windows, four stages"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        # The windows' medians are apart by 20 % in the middle and differ by 10 and 13 %; all samples by 4.5 %.
+        ("p50_ms@1", ((1.0,), (1.0,), (1.1,) * 9), ((1.15,) * 9, (1.3,), (1.2,))),
+        # Each window's p99 rises, from 81 to 84 ms; that of all samples falls, from 100 to 90.
+        ("p99_ms@1", ((*(1.0,) * 19, 100.0),) * 3, ((*(60.0,) * 19, 90.0),) * 3),
+    ],
+)
+def test_repeats_that_do_not_bear_the_figure_out_are_noise(
+    name: str, old: tuple[tuple[float, ...], ...], new: tuple[tuple[float, ...], ...]
+) -> None:
+    assert _verdicts(compare(sample_report(_called(*old)), sample_report(_called(*new))))[name] == NOISE
 
 
 def test_lower_is_better_for_times_and_higher_for_rates() -> None:
@@ -131,21 +213,59 @@ def test_what_is_not_the_same_is_said() -> None:
     assert comparison_lines(compare(old, old)) == ["nothing changed beyond noise"]
 
 
+def _of_images(sha256: str | None, source: str = "images", megabytes: float = 0.4) -> Report:
+    report = sample_report()
+    workload = dataclasses.replace(report.workload, sha256=sha256, source=source, megabytes=megabytes)
+    return dataclasses.replace(report, workload=workload)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("aa" * 32, "bb" * 32, ["not the same: SHA-256 of images: aaaaaaaaaaaa before, bbbbbbbbbbbb now"]),
-        ("aa" * 32, "aa" * 32, []),
-        (None, "bb" * 32, []),  # an older report did not note it
+        (
+            _of_images("aa" * 32),
+            _of_images("bb" * 32),
+            ["other images: SHA-256 of images: aaaaaaaaaaaa before, bbbbbbbbbbbb now"],
+        ),
+        (
+            _of_images("aa" * 32, "images-512", 9.0),
+            _of_images("bb" * 32, "images-1022", 50.0),
+            [
+                "other images: images: images-512 before, images-1022 now",
+                "other images: megabytes of images: 9.0 before, 50.0 now",
+                "other images: SHA-256 of images: aaaaaaaaaaaa before, bbbbbbbbbbbb now",
+            ],
+        ),
+        # An older report did not note the contents: what else is known decides.
+        (_of_images(None), _of_images("bb" * 32), []),
+        (
+            _of_images(None),
+            _of_images("bb" * 32, megabytes=0.9),
+            ["other images: megabytes of images: 0.4 before, 0.9 now"],
+        ),
     ],
 )
-def test_images_of_other_contents_are_said(old: str | None, new: str, expected: list[str]) -> None:
-    report = sample_report()
-    sides = [
-        dataclasses.replace(report, workload=dataclasses.replace(report.workload, sha256=sha256))
-        for sha256 in (old, new)
-    ]
-    assert comparison_lines(compare(*sides)) == [*expected, "nothing changed beyond noise"]
+def test_other_images_are_a_caution(old: Report, new: Report, expected: list[str]) -> None:
+    found = compare(old, new)
+    lines = comparison_cautions(found)
+    assert lines[1:] == expected
+    assert [line.startswith("the two reports are of other images") for line in lines[:1]] == [True] * bool(expected)
+    assert comparison_lines(found) == ["nothing changed beyond noise"], "it is not said twice"
+
+
+def test_the_same_images_elsewhere_are_no_caution() -> None:
+    found = compare(_of_images("aa" * 32, "here"), _of_images("aa" * 32, "there"))
+    assert comparison_cautions(found) == []
+    assert comparison_lines(found)[0] == "not the same: images: here before, there now"
+
+
+def test_other_images_are_said_before_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = dataclasses.replace(_of_images("aa" * 32), models=(_timed(1, 1, 1),))
+    new = dataclasses.replace(_of_images("bb" * 32), models=(_timed(2, 2, 2),))
+    main([_write(tmp_path / "old.json", old), _write(tmp_path / "new.json", new)])
+    output = capsys.readouterr().out
+    assert output.startswith("the two reports are of other images")
+    assert output.index("SHA-256 of images") < output.index("worse")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +273,6 @@ def test_images_of_other_contents_are_said(old: str | None, new: str, expected: 
     [
         (["a", "b"], ["b", "c"], ["b"], ["c"]),
         (["a"], ["b"], ["b"], []),
-        (["a"], ["b", "c"], [], ["b", "c"]),
     ],
 )
 def test_models_are_paired_by_label_or_because_there_is_no_other(
@@ -162,6 +281,30 @@ def test_models_are_paired_by_label_or_because_there_is_no_other(
     found = compare(sample_report(*map(sample_model, old)), sample_report(*map(sample_model, new)))
     assert [label for label, _ in found.changes] == paired
     assert list(found.alone) == alone
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (["a"], ["b", "c"], "The older has a; the newer has b, c"),
+        (["a", "b"], ["c"], "The older has a, b; the newer has c"),
+    ],
+)
+def test_no_model_in_common_is_an_error(
+    old: list[str], new: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = [sample_report(*map(sample_model, labels)) for labels in (old, new)]
+    with pytest.raises(DataError, match=f"no model is in both reports. {said}"):
+        compare(*reports)
+    with pytest.raises(SystemExit, match=f"Error: nothing to compare: .*{said}"):
+        main([_write(tmp_path / f"{n}.json", report) for n, report in enumerate(reports)])
+    assert "nothing changed" not in capsys.readouterr().out
+
+
+def test_a_report_of_no_model_is_an_error() -> None:
+    empty = dataclasses.replace(sample_report(), models=())
+    with pytest.raises(DataError, match="The older has none; the newer has darkness"):
+        compare(empty, sample_report())
 
 
 def test_the_table_shows_what_changed() -> None:
@@ -185,3 +328,46 @@ def test_two_saved_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         main(files[:1])
     with pytest.raises(SystemExit, match="cannot be read"):
         main([files[0], str(tmp_path / "none.json")])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "a JSON file that names no schema, so no report of isicrt. Only what `isicrt bench --json FILE` wrote"),
+        ("[1]", "names no schema"),
+        ('{"schema": 2}', "names no schema"),
+        ("{", "not a JSON file .*Only what `isicrt bench --json FILE` wrote can be compared"),
+        ('{"schema": "isicrt-bench/0"}', "its schema is 'isicrt-bench/0'; this isicrt reads 'isicrt-bench/2'"),
+        (
+            '{"schema": "isicrt-bench/2"}',
+            r"a report of `isicrt bench` \(isicrt-bench/2\) that is not whole: it has no 'c",
+        ),
+    ],
+)
+def test_a_file_that_is_no_report_is_told_what_it_is(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message) as found:
+        read_compared(path)
+    assert str(found.value).startswith(f"{path}: ")
+    assert "Error(" not in str(found.value), "no exception of Python's"
+
+
+def test_a_report_that_was_edited_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "edited.json"
+    path.write_text(json.dumps({**sample_report().to_dict(), "models": 3}), encoding="utf-8")
+    with pytest.raises(DataError, match="not whole: 'int' object is not iterable"):
+        read_compared(path)
+
+
+def test_a_result_of_another_kind_is_not_to_be_measured_again() -> None:
+    with pytest.raises(DataError) as found:
+        read_compared(RESULTS / "decoding.json")
+    assert "decoding.json: a result of another kind, 'isicrt-decoding/1', and no report of `isicrt bench`" in str(
+        found.value
+    )
+    assert "Run bench again" not in str(found.value)
+
+
+def test_a_report_is_read(tmp_path: Path) -> None:
+    assert read_compared(Path(_write(tmp_path / "report.json", sample_report()))) == sample_report()

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from isicrt.benchmarks.result import read_report
 from isicrt.cli.main import group
+from tests.benchmarks.sample_report import sample_model, sample_report
 
 
 def test_rendered_images_and_every_kind_of_report(darkness_onnx: Path, tmp_path: Path) -> None:
@@ -159,6 +160,41 @@ def test_compare_and_gates(darkness_onnx: Path, rendered_pairs: Path, tmp_path: 
     assert "Failed: darkness: jaccard is" in failed.output
     assert "Failed: darkness: peak_rss_mb is" in failed.output
     assert "Files to masks" in failed.output
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "names no schema, so no report of isicrt"),
+        ('{"schema": "isicrt-decoding/1"}', "a result of another kind, 'isicrt-decoding/1'"),
+    ],
+)
+def test_a_file_that_cannot_be_compared_is_said_before_anything_is_measured(
+    darkness_onnx: Path, tmp_path: Path, content: str, message: str
+) -> None:
+    old = tmp_path / "old.json"
+    old.write_text(content)
+    result = CliRunner().invoke(group, ["bench", "--quick", "--model", str(darkness_onnx), "--compare", str(old)])
+    assert result.exit_code == 1
+    text = " ".join(result.output.split())
+    assert f"Error: {old}: " in text
+    assert message in text
+    assert "KeyError" not in text
+    assert "rendering" not in text
+
+
+def test_no_model_in_common_is_an_error_after_the_report(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(sample_report(sample_model("a"), sample_model("b")).to_json())
+    images = str(rendered_pairs / "images" / "ISIC_0000000.jpg")
+    arguments = ["bench", "--quick", "--model", str(darkness_onnx), "--repeats", "1", "--batch-size", "1"]
+    result = CliRunner().invoke(group, [*arguments, "--images", images, "--compare", str(old), "--json", str(new)])
+    assert result.exit_code == 1
+    assert "no model is in both reports. The older has a, b; the newer has darkness" in " ".join(result.output.split())
+    assert "nothing changed" not in result.output
+    assert read_report(new).models, "what was measured is kept"
 
 
 def test_help() -> None:
