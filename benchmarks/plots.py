@@ -6,7 +6,10 @@ wide and a narrow drawing and shows one. Colours are classes, which the page's s
 
 from __future__ import annotations
 
+import itertools
 import math
+import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
@@ -19,6 +22,8 @@ from isicrt.engine.pipeline import STAGES
 _LETTER = 7.8
 """Pixels that a letter takes in a wide bold font at 13 px: SVG cannot measure text, so room is estimated."""
 
+_CUT = "\N{HORIZONTAL ELLIPSIS}"
+
 MAX_LANES = 16
 """Threads of a model that the timeline shows; a machine of many cores has more of the same."""
 
@@ -29,13 +34,16 @@ def latency_plot(report: Report, width: int) -> str:
     So rows whose calls take 1 ms and 1 s can be compared in what the plot is for, their spread and their tail; the
     milliseconds stand beside them. Logarithmic if some call is far off.
     """
-    rows = [(m.label, x) for m in report.models for x in m.latencies]
+    beside = width > 600
+    # Never cut: the batch size, which tells a model's rows apart.
+    batch = max(len(f", batch {x.batch_size}") for m in report.models for x in m.latencies)
+    names = _short_names(report, width / 2 - batch * _LETTER if beside else width - 8)
+    rows = [(name, x) for name, m in zip(names, report.models, strict=True) for x in m.latencies]
     low = min(float(x.samples_ms.min()) / x.percentile(50) for _, x in rows)
     high = max(float(x.samples_ms.max()) / x.percentile(50) for _, x in rows)
     logarithmic = high > 4 or low < 0.25
     axis = _LogAxis(low, high, width) if logarithmic else _LinearAxis(low, high, width)
     parts, top = _legend([("p50", "p50"), ("p90", "p90"), ("p99", "p99"), ("dot", "one call")], width)
-    beside = width > 600
     height = 50 if beside else 66
     bottom = top + height * len(rows)
     parts += axis.draw(top, bottom, "time of a call / median of its row" + (", log scale" if logarithmic else ""))
@@ -44,10 +52,10 @@ def latency_plot(report: Report, width: int) -> str:
         p50, p90, p99 = (x.percentile(q) for q in (50, 90, 99))
         figures = f"p50 {figure(p50)}, p90 {figure(p90)}, p99 {figure(p99)} ms"
         if beside:
-            parts.append(_text(_fit(f"{name}, batch {x.batch_size}", width / 2), axis.left, y + 16, "name"))
+            parts.append(_text(f"{name}, batch {x.batch_size}", axis.left, y + 16, "name"))
             parts.append(_text(figures, axis.right, y + 16, "muted", "end"))
         else:
-            parts.append(_text(_fit(name, width - 8), axis.left, y + 16, "name"))
+            parts.append(_text(name, axis.left, y + 16, "name"))
             parts.append(_text(f"batch {x.batch_size}: {figures}", axis.left, y + 32, "muted"))
         middle = y + height - 17
         # Four lanes, in order: deterministic, and enough to see where calls pile up.
@@ -67,9 +75,10 @@ def stage_plot(report: Report, width: int) -> str:
     parts, top = _legend(items, width)
     bottom = top + 56 * len(report.models)
     parts += axis.draw(top, bottom, "ms of the machine an image")
-    for n, m in enumerate(report.models):
+    names = _short_names(report, width - 8 - max(len(f", {m.runtime}") for m in report.models) * _LETTER)
+    for n, (name, m) in enumerate(zip(names, report.models, strict=True)):
         y = top + 56 * n
-        parts.append(_text(_fit(f"{m.label}, {m.runtime}", width - 8), axis.left, y + 16, "name"))
+        parts.append(_text(f"{name}, {m.runtime}", axis.left, y + 16, "name"))
         start = 0.0
         for s in STAGES:
             load = m.stages.load(s)
@@ -90,16 +99,21 @@ def stage_plot(report: Report, width: int) -> str:
 
 def timeline_plot(report: Report, width: int) -> str:
     """Which thread worked on what, over the first batches of a run of each model that has a timeline."""
-    models = [(m, list(dict.fromkeys(lane.thread for lane in m.timeline))) for m in report.models if m.timeline]
-    left = 12 + _LETTER * max(len(_fit(t, 80)) for _, threads in models for t in threads[:MAX_LANES])
-    axis = _LinearAxis(0.0, max(lane.ends_ms[-1] for m, _ in models for lane in m.timeline), width, left=round(left))
+    batch = max(len(f", batch {m.end_to_end.batch_size}") for m in report.models)
+    models = [
+        (m, name, list(dict.fromkeys(lane.thread for lane in m.timeline)))
+        for m, name in zip(report.models, _short_names(report, width - 8 - batch * _LETTER), strict=True)
+        if m.timeline
+    ]
+    left = 12 + _LETTER * max(len(_fit(t, 80)) for *_, threads in models for t in threads[:MAX_LANES])
+    axis = _LinearAxis(0.0, max(lane.ends_ms[-1] for m, *_ in models for lane in m.timeline), width, left=round(left))
     parts, top = _legend([(f"bar {s}", s) for s in STAGES], width)
-    heights = [24 + 24 * len(threads[:MAX_LANES]) + (20 if len(threads) > MAX_LANES else 0) for _, threads in models]
+    heights = [24 + 24 * len(threads[:MAX_LANES]) + (20 if len(threads) > MAX_LANES else 0) for *_, threads in models]
     bottom = top + sum(heights)
     parts += axis.draw(top, bottom, "ms since the first image was read")
     y = top
-    for (m, threads), height in zip(models, heights, strict=True):
-        parts.append(_text(_fit(f"{m.label}, batch {m.end_to_end.batch_size}", width - 8), 3, y + 16, "name"))
+    for (m, name, threads), height in zip(models, heights, strict=True):
+        parts.append(_text(f"{name}, batch {m.end_to_end.batch_size}", 3, y + 16, "name"))
         for n, thread in enumerate(threads[:MAX_LANES]):
             lane_top = y + 24 + 24 * n
             parts.append(_text(_fit(thread, 80), axis.left - 6, lane_top + 15, "muted", "end"))
@@ -125,7 +139,10 @@ def _spans(lane: Lane, axis: _LinearAxis, top: int) -> str:
 
 
 def tradeoff_plot(report: Report, width: int) -> str:
-    """Mean IoU against throughput from files to masks; bars are the 95 % intervals of the mean."""
+    """Mean IoU against throughput from files to masks; bars are the 95 % intervals of the mean.
+
+    Several points with a label so long that it would reach past its neighbours get numbers, and the names stand below.
+    """
     points = [
         (m.label, m.end_to_end.images_per_second, m.accuracy.summary)
         for m in report.models
@@ -153,12 +170,19 @@ def tradeoff_plot(report: Report, width: int) -> str:
             f"{figure(speed)} images/s</title></circle>"
         )
     taken = [_Box(x - 7, y - 7, x + 7, y + 7) for x, y in places]
-    for (x, y), (label, *_) in zip(places, points, strict=True):
-        name = _fit(label, axis.right - axis.left)
-        box = _free_place(x, y, len(name) * _LETTER, taken, _Box(axis.left, top, width, bottom))
+    names = [_fit(label, axis.right - axis.left) for label, *_ in points]
+    key: list[str] = []
+    if len(points) > 1 and max(map(len, names)) * _LETTER > (axis.right - axis.left) / 2:
+        names = [str(n) for n in range(1, len(points) + 1)]
+        for n, (label, *_) in enumerate(points, 1):
+            key += textwrap.wrap(f"{n}: {label}", int((width - 8) / _LETTER), break_on_hyphens=False)
+    for (x, y), name in zip(places, names, strict=True):
+        # Not to the drawing's edge: a font of still wider letters needs the margin.
+        box = _free_place(x, y, len(name) * _LETTER, taken, _Box(axis.left, top, axis.right, bottom))
         taken.append(box)
         parts.append(_text(name, box.left, box.bottom - 4, "name"))
-    return _svg(parts, width, bottom + 44, "Mean IoU against throughput, by model")
+    parts += [_text(line, 0, bottom + 64 + 18 * n, "key") for n, line in enumerate(key)]
+    return _svg(parts, width, bottom + 44 + (18 * len(key) + 8 if key else 0), "Mean IoU against throughput, by model")
 
 
 class _Box(NamedTuple):
@@ -290,10 +314,49 @@ def _text(text: str, x: float, y: float, kind: str, anchor: str = "") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{anchored}>{escape(text)}</text>'
 
 
+def _short_names(report: Report, room: float) -> list[str]:
+    """The models' labels, none wider than `room` pixels and no two alike.
+
+    Models of one card differ only in their files' names, and perhaps in a few letters amid those: where labels that are
+    cut in the middle come out alike, the cut moves to before the first letter in which they differ. Where that is not
+    enough, they get the number of the model in the report, whose tables have the same order.
+    """
+    labels = [m.label for m in report.models]
+    names = [_fit(label, room) for label in labels]
+    for alike in _repeated(names):
+        letters = itertools.zip_longest(*(labels[n] for n in alike))
+        differ = next((place for place, several in enumerate(letters) if len(set(several)) > 1), 0)
+        for n in alike:
+            names[n] = _fit_from(labels[n], differ, room)
+    for alike in _repeated(names):
+        for n in alike:
+            number = f"{n + 1}: "
+            names[n] = number + _fit(labels[n], room - len(number) * _LETTER)
+    return names
+
+
+def _repeated(names: Sequence[str]) -> list[list[int]]:
+    """The places of each name that is there more than once."""
+    return [
+        [n for n, other in enumerate(names) if other == name] for name, times in Counter(names).items() if times > 1
+    ]
+
+
 def _fit(text: str, room: float) -> str:
-    """`text`, cut with an ellipsis where it is wider than `room` pixels."""
+    """`text`, cut in the middle where it is wider than `room` pixels: a name's end says as much as its start."""
     letters = max(2, int(room / _LETTER))
-    return text if len(text) <= letters else text[: letters - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    end = (letters - 1) // 2
+    return text if len(text) <= letters else text[: letters - 1 - end] + _CUT + text[len(text) - end :]
+
+
+def _fit_from(text: str, start: int, room: float) -> str:
+    """`text`, cut to `room` pixels: its first letters, and what begins shortly before the letter `start`."""
+    letters = max(2, int(room / _LETTER))
+    head = letters // 3
+    tail = text[max(start - 4, head) :]
+    joint = _CUT if start - 4 > head else ""
+    rest = letters - head - len(joint)
+    return text[:head] + joint + (tail if len(tail) <= rest else tail[: rest - 1] + _CUT)
 
 
 def _svg(parts: Sequence[str], width: int, height: float, label: str) -> str:

@@ -21,7 +21,7 @@ _STYLE = """
   --line: #2f3840; --accent: #62aef7; --warn: #ffcf87; --warn-card: #33270f; --p90: #f0a060; --p99: #ff8095; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
-  Roboto, "Helvetica Neue", Arial, sans-serif; }
+  Roboto, "Helvetica Neue", Arial, sans-serif; overflow-wrap: anywhere; }
 main { max-width: 960px; margin: 0 auto; padding: 24px 16px 48px; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 1.15rem; margin: 0 0 2px; }
@@ -41,11 +41,10 @@ th, td { text-align: right; padding: 6px 8px; border-bottom: 1px solid var(--lin
 th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
 tr:last-child td { border-bottom: 0; }
 .word { text-align: left; }
-.word:first-child { white-space: normal; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; margin: 8px 0 0; font-size: .9rem; }
+.word:first-child { white-space: normal; min-width: 9em; } /* or the figures leave a name one letter a line */
+dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: 4px 16px; margin: 8px 0 0; font-size: .9rem; }
 dt { color: var(--muted); }
-dd { margin: 0; overflow-wrap: anywhere; }
-code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+dd { margin: 0; }
 svg { display: block; max-width: 100%; height: auto; margin-top: 8px; }
 svg.narrow { display: none; }
 svg text { font-size: 13px; fill: var(--ink); }
@@ -71,6 +70,7 @@ svg path { fill: none; }
   thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
   tr { padding: 8px 0; border-bottom: 1px solid var(--line); }
   tr:last-child { border-bottom: 0; }
+  td, .word:first-child { min-width: 0; white-space: normal; }
   td { display: flex; justify-content: space-between; gap: 16px; border: 0; padding: 2px 0; text-align: right; }
   td::before { content: attr(data-name); color: var(--muted); flex: none; }
   td:first-child { font-weight: 600; }

@@ -29,6 +29,7 @@ REPORTS = [
     sample_report(),
     sample_report(*(sample_model(f"a model with quite a long name {n}", slower=1 + n / 9) for n in range(5))),
     sample_report(sample_model("<b> & \"quoted\" 'name'")),
+    sample_report(*(sample_model(f"{'long_card_name_' * 4} (fold_{n}_{'of_a_file_' * 6}.onnx)") for n in range(2))),
 ]
 
 
@@ -131,6 +132,58 @@ def test_labels_of_points_do_not_lie_on_each_other(width: int) -> None:
     assert len(labels) == 6
     for (x0, y0), (x1, y1) in itertools.combinations(labels, 2):
         assert abs(x1 - x0) >= 7.7 * len("model 0") or abs(y1 - y0) >= 13
+
+
+CARD, FILE = "attention_unet_" * 4, "trained_on_isic2016_" * 4
+
+
+@pytest.mark.parametrize("width", [340, 880])
+@pytest.mark.parametrize("plot", [latency_plot, stage_plot, timeline_plot])
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        # They differ at the end, at the start of the file's name, and amid it.
+        ([f"{CARD}({FILE}a.onnx)", f"{CARD}({FILE}b.onnx)"], ["a.onnx)", "b.onnx)"]),
+        ([f"{CARD}(first_{FILE})", f"{CARD}(second_{FILE})"], ["first", "second"]),
+        ([f"{CARD}({FILE}12_{FILE})", f"{CARD}({FILE}13_{FILE})"], ["12_", "13_"]),
+        ([f"{FILE}12_{CARD}{FILE}", f"{FILE}13_{CARD}{FILE}", "short"], ["12_", "13_", "short"]),
+        ([f"a{FILE}{CARD}{FILE}", f"b{FILE}{CARD}{FILE}"], ["a", "b"]),
+        # The last two differ far behind the letter in which all three do.
+        ([f"{CARD}{n}_{FILE}{k}_{FILE}" for n, k in ((1, 1), (2, 1), (2, 2))], ["1_", "2: ", "3: "]),
+    ],
+)
+def test_long_names_are_cut_so_that_each_can_be_told(
+    plot: Plot, width: int, labels: list[str], shown: list[str]
+) -> None:
+    report = sample_report(*map(sample_model, labels))
+    names = [n.text or "" for n in ElementTree.fromstring(plot(report, width)) if n.attrib.get("class") == "name"]
+    assert len(names) == len(labels) * (2 if plot is latency_plot else 1)
+    assert len(set(names)) == len(labels) * (2 if plot is latency_plot and width == 880 else 1)
+    for sign in shown:
+        assert [n for n in names if sign in n], (sign, names)
+    suffix = ", onnxruntime-cpu" if plot is stage_plot else ", batch 8" if plot is timeline_plot else ""
+    assert all(n.endswith(suffix) for n in names)
+
+
+@pytest.mark.parametrize("width", [340, 880])
+def test_points_with_long_names_are_numbered_and_the_names_stand_below(width: int) -> None:
+    labels = [f"{CARD}({FILE}a.onnx)", "unet", f"{CARD}({FILE}b.onnx)"]
+    root = ElementTree.fromstring(tradeoff_plot(sample_report(*map(sample_model, labels)), width))
+    assert [n.text for n in root if n.attrib.get("class") == "name"] == ["1", "2", "3"]
+    key = [n for n in root if n.attrib.get("class") == "key"]
+    # Whole, in as many lines as they need.
+    assert "".join(n.text or "" for n in key).replace(" ", "") == "".join(
+        f"{n}:{label}" for n, label in enumerate(labels, 1)
+    )
+    heights = [float(n.attrib["y"]) for n in key]
+    assert heights == sorted(set(heights))
+    assert heights[0] > max(float(n.attrib["y"]) for n in root if n.attrib.get("class") == "muted") + 13
+
+
+@pytest.mark.parametrize("labels", [["unet"], ["unet", "unet (b.onnx)"], [CARD[:30]]])
+def test_points_with_short_names_and_a_lone_one_bear_them(labels: list[str]) -> None:
+    root = ElementTree.fromstring(tradeoff_plot(sample_report(*map(sample_model, labels)), 340))
+    assert [n.text for n in root if n.attrib.get("class") == "name"] == labels
 
 
 @pytest.mark.parametrize("axis", [_LinearAxis(0, 987, 200), _LogAxis(0.01, 5000, 340), _LogAxis(1, 20, 200)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -92,3 +93,22 @@ def test_warnings_come_first() -> None:
     words = Page(to_html(sample_report(noisy))).words
     assert 0 < words.index("differ by 67%") < words.index("images/s, files to masks")
     assert "Read this first" not in Page(to_html(sample_report())).words
+
+
+def test_long_names_wrap_and_never_widen_the_page() -> None:
+    text = to_html(sample_report(sample_model("x" * 90)))
+    style = text[text.index("<style>") : text.index("</style>")]
+    rules = [(m[1], m[2]) for m in re.finditer(r"([^{}]+){([^{}]*)}", style)]
+
+    def declared(selector: str, wanted: str) -> bool:
+        return any(selector in [s.strip() for s in names.split(",")] and wanted in body for names, body in rules)
+
+    # Inherited by all: warnings, headings, the line with the images' folder, the cells of a phone's table.
+    assert declared("body", "overflow-wrap: anywhere")
+    assert not [names for names, body in rules if "overflow-wrap" in body and names.strip() != "body"]
+    # What must not wrap, the figures, scrolls inside its section; and there a name keeps a width to be read in.
+    assert declared("th", "white-space: nowrap")
+    assert declared(".scroll", "overflow-x: auto")
+    assert declared(".word:first-child", "min-width: 9em")
+    assert not re.search("grid-template-columns: max-content", style), "a name would take the whole line"
+    assert text.count("<table>") == text.count('<div class="scroll"><table>') > 0
