@@ -147,3 +147,10 @@ def test_the_largest_size_is_that_of_a_stage_that_is_trained() -> None:
     recipe = Recipe(name="r", architecture="unet", stages=stages, input_size=96)
     assert recipe.largest_size == 96
     assert dataclasses.replace(recipe, stages=(*stages, Stage("d", 1, 1e-3, input_size=128))).largest_size == 128
+
+
+def test_the_standardised_recipe_is_the_default_with_that_alone() -> None:
+    recipe, default = load_recipe("unet-light-standardised"), load_recipe("unet-light")
+    assert recipe.standardise == 1
+    assert dataclasses.replace(recipe, name=default.name, standardise=0.0) == default
+    assert "standardise" not in default.to_dict(), "a run that began before there was such a setting can be resumed"
