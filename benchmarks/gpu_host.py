@@ -52,7 +52,7 @@ REPEATS = 5
 
 
 class InstantChain:
-    """A `isicrt.engine.gpu_stages.Chain` and the runtime of its run: a GPU that takes no time."""
+    """A `isicrt.engine.gpu_stages.Chain`, and what a run with a chain asks of its runtime: a GPU that takes no time."""
 
     name = "no GPU"
     max_batch: int | None = BATCH
@@ -71,13 +71,6 @@ class InstantChain:
     def collect(self, ticket: Sequence[ChainImage]) -> list[PackedMask]:
         """An ellipse for each image, as a copy: so it comes from pinned memory."""
         return [PackedMask(np.array(self._bits(image.native_size)), image.native_size) for image in ticket]
-
-    def infer(self, images: UInt8Array) -> UInt8Array:
-        """Not called."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Nothing is held."""
 
     def _bits(self, size: tuple[int, int]) -> UInt8Array:
         if size not in self._masks:
