@@ -10,7 +10,6 @@ a 95 % bootstrap interval of the mean difference (Efron and Tibshirani 1993).
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 
 from isicrt.benchmarks.gates import BETTER, HIGHER, figures
 from isicrt.benchmarks.latency import TOLERANCE, counted, relative_spread
-from isicrt.benchmarks.result import SCHEMA, ModelResult, Report, read_report
+from isicrt.benchmarks.result import ModelResult, Report, read_report
 from isicrt.benchmarks.tables import Table, figure
 from isicrt.engine.errors import DataError, IsicrtError
 from isicrt.engine.pipeline import STAGES
@@ -32,8 +31,6 @@ MEMORY_CHANGE = 0.05
 """The same for the peak of memory, of which there is one reading."""
 
 NOISE, UNKNOWN = "within noise", "too few repeats"
-
-_WANTED = "Only what `isicrt bench --json FILE` wrote can be compared"
 
 
 @dataclass(frozen=True)
@@ -67,35 +64,6 @@ class Comparison:
     def changed(self) -> bool:
         """Whether anything changed beyond noise."""
         return any(c.verdict in ("better", "worse") for _, changes in self.changes for c in changes)
-
-
-def read_compared(path: Path) -> Report:
-    """Read a report that is to be compared; where the file is none, say what it is instead.
-
-    Raises:
-        DataError: there is no such file, or it is something else, or not whole.
-    """
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not a JSON file ({error}). {_WANTED}") from error
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if not isinstance(schema, str):
-        raise DataError(f"{path}: a JSON file that names no schema, so no report of isicrt. {_WANTED}")
-    if schema.partition("/")[0] != SCHEMA.partition("/")[0]:
-        raise DataError(f"{path}: a result of another kind, {schema!r}, and no report of `isicrt bench`. {_WANTED}")
-    try:
-        return read_report(path)
-    except DataError as error:
-        if error.__cause__ is None:  # of another version, which it says
-            raise
-        cause = error.__cause__
-        what = f"it has no {cause}" if isinstance(cause, KeyError) else str(cause)
-        raise DataError(
-            f"{path}: a report of `isicrt bench` ({schema}) that is not whole: {what}. {_WANTED}"
-        ) from cause
 
 
 def pair_models(old: Report, new: Report) -> dict[str, ModelResult]:
@@ -134,11 +102,10 @@ def _labels(report: Report) -> str:
 
 
 def _doubts(report: Report, age: str) -> list[str]:
-    """Those of `Report.warnings` that say that the figures may be off; the bounds are the same."""
+    """Those of `Report.warnings` that say that the figures may be off."""
     found = [f"the {age} report is of a quick run"] if report.quick else []
-    load, cores = report.environment.load_average, report.environment.cores
-    if load is not None and load > cores / 2:
-        found.append(f"the {age} report's machine was busy before the start: load average {load:.1f} on {cores} cores")
+    if report.environment.busy is not None:
+        found.append(f"of the {age} report {report.environment.busy}")
     found += [f"the {age} report did not settle: {line}" for model in report.models for line in model.noise]
     return found + [
         f"the {age} report is of a busy machine: {m.label}: its stages, each alone, waited for a core "
@@ -324,7 +291,7 @@ def main(files: list[str]) -> None:
     if len(files) != 2:
         sys.exit("Usage: python -m isicrt.benchmarks.comparison OLD.json NEW.json")
     try:
-        found = compare(*(read_compared(Path(file)) for file in files))
+        found = compare(*(read_report(Path(file)) for file in files))
     except IsicrtError as error:
         sys.exit(f"Error: {error}")
     for line in comparison_cautions(found):

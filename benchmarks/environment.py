@@ -56,6 +56,13 @@ class Environment:
     load_average: float | None
     """Of the minute before the start: other work that disturbs the figures."""
 
+    @property
+    def busy(self) -> str | None:
+        """That other programs had more than half of the cores before the start, in words; None where they had not."""
+        if self.load_average is None or self.load_average <= self.cores / 2:
+            return None
+        return f"the machine was busy before the start: load average {self.load_average:.1f} on {self.cores} cores"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self) | {"gpus": list(self.gpus)}

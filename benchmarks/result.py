@@ -184,9 +184,8 @@ class Report:
         found: list[str] = []
         if self.quick:
             found.append("a quick run shows that it works: quote none of its figures")
-        load, cores = self.environment.load_average, self.environment.cores
-        if load is not None and load > cores / 2:
-            found.append(f"the machine was busy before the start: load average {load:.1f} on {cores} cores")
+        if self.environment.busy is not None:
+            found.append(self.environment.busy)
         noise = [line for model in self.models for line in model.noise]
         if noise:
             found.append(
@@ -255,14 +254,24 @@ def read_report(path: Path) -> Report:
     """Read what `isicrt bench --json` wrote.
 
     Raises:
-        DataError: there is no such file, or it is something else.
+        DataError: there is no such file, or it is something else, which is said, or not whole.
     """
+    wanted = "What is read here is what `isicrt bench --json FILE` wrote"
     try:
         data = json.loads(path.read_bytes())
-        if data["schema"] not in READABLE:
-            raise DataError(f"{path}: its schema is {data['schema']!r}; this isicrt reads {SCHEMA!r}. Run bench again.")
-        return Report.from_dict(data)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON file ({error}). {wanted}") from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(schema, str):
+        raise DataError(f"{path}: a JSON file that names no schema, so no report of isicrt. {wanted}")
+    if schema.partition("/")[0] != SCHEMA.partition("/")[0]:
+        raise DataError(f"{path}: a result of another kind, {schema!r}, and no report of `isicrt bench`. {wanted}")
+    if schema not in READABLE:
+        raise DataError(f"{path}: its schema is {schema!r}; this isicrt reads {SCHEMA!r}. Run bench again.")
+    try:
+        return Report.from_dict(data)
     except (ValueError, KeyError, TypeError, AttributeError, ModelError) as error:
-        raise DataError(f"{path}: not a report of `isicrt bench --json`: {error!r}") from error
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{path}: a report of `isicrt bench` ({schema}) that is not whole: {what}. {wanted}") from error

@@ -16,12 +16,11 @@ from isicrt.benchmarks.comparison import (
     comparison_lines,
     comparison_tables,
     pair_models,
-    read_compared,
 )
 from isicrt.benchmarks.gates import SCORES, Gate, failures, parse_gate
 from isicrt.benchmarks.latency import QUICK_WINDOW, Window
 from isicrt.benchmarks.report_html import to_html
-from isicrt.benchmarks.result import Protocol, Report
+from isicrt.benchmarks.result import Protocol, Report, read_report
 from isicrt.benchmarks.tables import Table as Figures
 from isicrt.benchmarks.tables import machine, tables, to_csv, to_markdown
 from isicrt.benchmarks.workload import RENDERED_NOTE
@@ -162,7 +161,7 @@ def command(
     if masks is None and (scores := [g.name for g in gates if g.name in SCORES]):
         why = "a score on rendered images says nothing" if images is None else "there is no score without ground truth"
         raise SettingsError(f"a bound on {scores[0]} needs --images and --masks: {why}")
-    old = read_compared(old_file) if old_file is not None else None
+    old = read_report(old_file) if old_file is not None else None
     wanted = [(json_file, Report.to_json), (csv_file, to_csv), (markdown_file, to_markdown), (html_file, to_html)]
     files = [(path, text) for path, text in wanted if path is not None]
     for n, (path, _) in enumerate(files):

@@ -154,10 +154,7 @@ class Race:
     @property
     def warnings(self) -> list[str]:
         """What a reader must know before believing the ratios, in the words of `isicrt bench`."""
-        found: list[str] = []
-        load, cores = self.environment.load_average, self.environment.cores
-        if load is not None and load > cores / 2:
-            found.append(f"the machine was busy before the start: load average {load:.1f} on {cores} cores")
+        found = [] if self.environment.busy is None else [self.environment.busy]
         spreads = {p.name: relative_spread(self.rounds(p)) for p in self.peers}
         noise = [
             f"{name}: the ratios of {len(self.isicrt.seconds)} rounds differ by {spread:.0%}"

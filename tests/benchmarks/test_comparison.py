@@ -16,12 +16,11 @@ from isicrt.benchmarks.comparison import (
     comparison_lines,
     comparison_tables,
     main,
-    read_compared,
 )
 from isicrt.benchmarks.gates import figures
 from isicrt.benchmarks.latency import QUICK_WINDOW, Latency
 from isicrt.benchmarks.process import Usage
-from isicrt.benchmarks.result import ModelResult, Report
+from isicrt.benchmarks.result import ModelResult, Report, read_report
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun
 from isicrt.engine.errors import DataError
 from tests.benchmarks.sample_report import BUSY, sample_model, sample_report
@@ -86,7 +85,7 @@ def test_a_quick_run_is_said_before_what_changed() -> None:
 def test_a_machine_that_was_busy_before_the_start_is_said_before_what_changed(load: float, busy: bool) -> None:
     calm, other = sample_report(), sample_report(load_average=load)
     for old, new, age in ((calm, other, "newer"), (other, calm, "older")):
-        expected = [f"the {age} report's machine was busy before the start: load average {load} on 2 cores"]
+        expected = [f"of the {age} report the machine was busy before the start: load average {load} on 2 cores"]
         assert comparison_cautions(compare(old, new))[1:] == (expected if busy else [])
     assert bool(other.warnings) == busy, "as the report itself says"
 
@@ -333,10 +332,13 @@ def test_two_saved_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "a JSON file that names no schema, so no report of isicrt. Only what `isicrt bench --json FILE` wrote"),
+        (
+            "{}",
+            "a JSON file that names no schema, so no report of isicrt. What is read here is what `isicrt bench --json FILE`",
+        ),
         ("[1]", "names no schema"),
         ('{"schema": 2}', "names no schema"),
-        ("{", "not a JSON file .*Only what `isicrt bench --json FILE` wrote can be compared"),
+        ("{", "not a JSON file .*What is read here is what `isicrt bench --json FILE` wrote"),
         ('{"schema": "isicrt-bench/0"}', "its schema is 'isicrt-bench/0'; this isicrt reads 'isicrt-bench/2'"),
         (
             '{"schema": "isicrt-bench/2"}',
@@ -348,7 +350,7 @@ def test_a_file_that_is_no_report_is_told_what_it_is(tmp_path: Path, content: st
     path = tmp_path / "other.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message) as found:
-        read_compared(path)
+        read_report(path)
     assert str(found.value).startswith(f"{path}: ")
     assert "Error(" not in str(found.value), "no exception of Python's"
 
@@ -357,12 +359,12 @@ def test_a_report_that_was_edited_is_told_so(tmp_path: Path) -> None:
     path = tmp_path / "edited.json"
     path.write_text(json.dumps({**sample_report().to_dict(), "models": 3}), encoding="utf-8")
     with pytest.raises(DataError, match="not whole: 'int' object is not iterable"):
-        read_compared(path)
+        read_report(path)
 
 
 def test_a_result_of_another_kind_is_not_to_be_measured_again() -> None:
     with pytest.raises(DataError) as found:
-        read_compared(RESULTS / "decoding.json")
+        read_report(RESULTS / "decoding.json")
     assert "decoding.json: a result of another kind, 'isicrt-decoding/1', and no report of `isicrt bench`" in str(
         found.value
     )
@@ -370,4 +372,4 @@ def test_a_result_of_another_kind_is_not_to_be_measured_again() -> None:
 
 
 def test_a_report_is_read(tmp_path: Path) -> None:
-    assert read_compared(Path(_write(tmp_path / "report.json", sample_report()))) == sample_report()
+    assert read_report(Path(_write(tmp_path / "report.json", sample_report()))) == sample_report()

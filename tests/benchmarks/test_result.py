@@ -68,13 +68,14 @@ def test_text_that_looks_like_numbers_is_kept() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "not a report"),
-        (b"\xff", "not a report"),
-        (b"[]", "not a report"),
-        (b'"text"', "not a report"),
-        (b"{}", "not a report.*schema"),
+        (b"{", "not a JSON file"),
+        (b"\xff", "not a JSON file"),
+        (b"[]", "names no schema, so no report"),
+        (b'"text"', "names no schema, so no report"),
+        (b"{}", "names no schema, so no report"),
+        (b'{"schema": "isicrt-decoding/1"}', "a result of another kind, 'isicrt-decoding/1'"),
         (b'{"schema": "isicrt-bench/0"}', "'isicrt-bench/0'; this isicrt reads 'isicrt-bench/2'"),
-        (b'{"schema": "isicrt-bench/1"}', "not a report.*command"),
+        (b'{"schema": "isicrt-bench/1"}', "not whole: it has no 'command'"),
     ],
 )
 def test_files_that_are_no_reports(tmp_path: Path, content: bytes, message: str) -> None:
