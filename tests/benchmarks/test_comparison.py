@@ -332,10 +332,7 @@ def test_two_saved_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            "{}",
-            "a JSON file that names no schema, so no report of isicrt. What is read here is what `isicrt bench --json FILE`",
-        ),
+        ("{}", "a JSON file that names no schema, so no report of isicrt. What is read here is what `isicrt bench"),
         ("[1]", "names no schema"),
         ('{"schema": 2}', "names no schema"),
         ("{", "not a JSON file .*What is read here is what `isicrt bench --json FILE` wrote"),
