@@ -22,7 +22,7 @@ from isicrt.engine.images import decode_image
 from isicrt.engine.in_flight import infer_batches
 from isicrt.engine.masks import restore_mask, write_mask
 from isicrt.engine.opencv_threads import WITHOUT_OPENCV_THREADS
-from isicrt.engine.pipeline import STAGES, default_threads
+from isicrt.engine.pipeline import STAGES, default_processes, default_threads
 from isicrt.engine.runtime import PipelinedRuntime, Runtime
 
 MOST_BESIDE = 0.05
@@ -50,7 +50,7 @@ class StageSplit:
     """CPU milliseconds an image of the network alone on every core at once, one figure for each pass; none for a
     network on a device, and in results that did not note it."""
     threads: int | None = None
-    """Of the network on the CPU, and of decoding; None for one a core."""
+    """That the run was told to take; None for all cores."""
 
     @property
     def settled(self) -> bool:
@@ -67,11 +67,15 @@ class StageSplit:
 
     @property
     def usable_cores(self) -> int:
-        """Cores that the pipeline's threads can keep busy. With few `threads` on many cores it is fewer than `cores`,
-        and more than `threads`: those that decode and those that write run beside the network's."""
+        """Cores that the pipeline's threads can keep busy. With few `threads` on many cores it is fewer than `cores`;
+        with stages, more than `threads`: those that decode and those that write run beside the network's."""
         if self.threads is None or self.on_device:
             return self.cores
-        return min(self.cores, self.threads + sum(default_threads(self.threads)))
+        return min(self.cores, self.threads + sum(default_threads(self.threads)) * self._in_stages)
+
+    @property
+    def _in_stages(self) -> bool:
+        return default_processes(self.threads or self.cores) > 0
 
     def load(self, stage: str) -> float:
         """Milliseconds an image for which the stage would keep the whole machine busy: CPU time / `usable_cores`, and
@@ -108,7 +112,7 @@ class StageSplit:
         found = {f"CPU time of all stages / {_count(cores, 'core')}": sum(map(self.cpu, STAGES)) / cores}
         if self.on_device:
             found["wall time of the network on the GPU"] = self.wall("infer")
-        elif self.threads is not None:
+        elif self.threads is not None and self._in_stages:
             for stage, name in (("infer", "the network"), ("decode", "decoding")):
                 # No other thread decodes or computes the network. Decode threads write too, so writing has no bound.
                 found[f"CPU time of {name} / {_count(self.threads, 'thread')}"] = self.cpu(stage) / self.threads

@@ -15,7 +15,7 @@ from isicrt.benchmarks.energy import EnergyMeter
 from isicrt.benchmarks.latency import counted, relative_spread, settled
 from isicrt.benchmarks.stages import on_device
 from isicrt.engine.gpu_stages import open_chain
-from isicrt.engine.pipeline import Outcome, available_cores, default_processes, default_threads, run_jobs
+from isicrt.engine.pipeline import Outcome, run_jobs
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
 
@@ -174,16 +174,12 @@ def run_once(
             failures.append(outcome.error)
 
     with open_chain(runtime) or nullcontext() as chain:
-        cores = available_cores() if threads is None else threads
-        decoders, writers = default_threads(cores, on_gpu=chain is not None)
         energy, cpu = EnergyMeter(), _cpu_seconds()
         summary = run_jobs(
             jobs,
             runtime,
             batch_size=batch_size,
-            decode_threads=decoders,
-            write_threads=writers,
-            processes=default_processes(cores, on_gpu=chain is not None),
+            threads=threads,
             on_outcome=note,
             chain=chain,
         )

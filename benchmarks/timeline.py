@@ -29,7 +29,7 @@ class Lane:
     """One stage on one thread."""
 
     thread: str
-    """As the pipeline names it: ``decode-0``, ``infer``, ``write-1``."""
+    """As the pipeline names it: ``worker-0``; in a run in stages ``decode-0``, ``infer``, ``write-1``."""
     stage: str
     starts_ms: tuple[float, ...]
     """Since the first span of the run began, ascending."""
@@ -82,6 +82,7 @@ class _Watch:
         if event == "call" and frame.f_code is BusyTime.add.__code__:
             end, thread = 1e3 * time.perf_counter(), threading.current_thread().name.removeprefix(THREAD_PREFIX)
             given = frame.f_locals
+            end -= 1e3 * given["ago"]
             self._spans[given["name"], thread].append((end - 1e3 * given["seconds"], end))
 
     def lanes(self) -> tuple[Lane, ...]:

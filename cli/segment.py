@@ -207,7 +207,7 @@ def command(
     from isicrt.engine.isolation import ImageDecoder
     from isicrt.engine.ledger import Ledger, mask_settings
     from isicrt.engine.overlay import OverlayFolder
-    from isicrt.engine.pipeline import available_cores, default_processes, default_threads, run_jobs
+    from isicrt.engine.pipeline import available_cores, run_jobs
     from isicrt.engine.runtime import open_runtime
     from isicrt.engine.sources import find_jobs
 
@@ -233,12 +233,6 @@ def command(
         warnings.filterwarnings("ignore", module=r"PIL\.")
         card = runtime.card
         batch_size = batch_size or runtime.max_batch or 8
-        decode_threads, write_threads = (None, None)
-        if threads is not None:
-            on_gpu = chain is not None
-            decode_threads, write_threads = default_threads(threads, on_gpu=on_gpu)
-            if processes is None:
-                processes = default_processes(threads, on_gpu=on_gpu)
         settings = {
             "images": [str(argument) for argument in images],
             "out": str(out),
@@ -311,8 +305,7 @@ def command(
                     runtime,
                     batch_size=batch_size,
                     threshold=threshold,
-                    decode_threads=decode_threads,
-                    write_threads=write_threads,
+                    threads=threads,
                     processes=processes,
                     mask_bits=int(mask_bits),
                     overlay=draw,

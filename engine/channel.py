@@ -139,7 +139,7 @@ class BusyTime:
         finally:
             self.add(name, time.perf_counter() - started)
 
-    def add(self, name: str, seconds: float) -> None:
-        """Adds time to a stage."""
+    def add(self, name: str, seconds: float, *, ago: float = 0.0) -> None:
+        """Adds time to a stage, which ended `ago` seconds before: that is for whoever draws when it was."""
         with self._lock:
             self.seconds[name] += seconds

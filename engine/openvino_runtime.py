@@ -7,6 +7,7 @@ every other mask it moves the outline; so it is told otherwise (`docs/performanc
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -79,14 +80,17 @@ def _core() -> Any:
 
 
 def _caller(compiled: Any) -> Call:
-    own = threading.local()
+    idle: deque[Any] = deque()  # threads come and go with each run; a request takes memory and time to make
 
     def call(images: UInt8Array) -> UInt8Array:
-        if not hasattr(own, "request"):
-            own.request = compiled.create_infer_request()
-        result = own.request.infer([images], share_inputs=True, share_outputs=True)[0]
+        try:
+            request = idle.pop()
+        except IndexError:
+            request = compiled.create_infer_request()
         # The buffer is the request's, and the next call writes over it.
-        return np.array(result)
+        result = np.array(request.infer([images], share_inputs=True, share_outputs=True)[0])
+        idle.append(request)  # not one that failed
+        return result
 
     return call
 

@@ -1,6 +1,7 @@
 """Images into masks: a run over any number of jobs, from its settings to its summary.
 
-The stages are in `isicrt.engine.stages`. The calling thread only collects outcomes.
+The threads are in `isicrt.engine.blocks` where the CPU does everything with few cores, and else in
+`isicrt.engine.stages`. The calling thread only collects outcomes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from isicrt.engine.blocks import BlockRun
 from isicrt.engine.channel import Stopped
 from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import DataError, SettingsError
@@ -21,10 +23,11 @@ from isicrt.engine.ledger import Ledger
 from isicrt.engine.opencv_threads import WITHOUT_OPENCV_THREADS
 from isicrt.engine.outcome import STAGES, Outcome, RunSummary
 from isicrt.engine.read_process import ReadAll
-from isicrt.engine.routes import Decode, HostRoute, Route
-from isicrt.engine.runtime import Runtime
+from isicrt.engine.routes import BlockRoute, Decode, HostRoute, Route
+from isicrt.engine.run_threads import THREAD_PREFIX, Overlay, RunThreads, StageSettings
+from isicrt.engine.runtime import ConcurrentRuntime, Runtime
 from isicrt.engine.sources import Job
-from isicrt.engine.stages import THREAD_PREFIX, Overlay, Pipeline, StageSettings
+from isicrt.engine.stages import Pipeline
 from isicrt.engine.task_process import HAS_TIME_LIMIT, MIN_CORES
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ __all__ = [
     "available_cores",
     "default_processes",
     "default_threads",
+    "default_workers",
     "run_jobs",
 ]
 
@@ -54,6 +58,7 @@ def run_jobs(
     *,
     batch_size: int = 8,
     threshold: float | None = None,
+    threads: int | None = None,
     decode_threads: int | None = None,
     write_threads: int | None = None,
     processes: int | None = None,
@@ -79,7 +84,10 @@ def run_jobs(
         runtime: used by one thread of the run and by nobody else meanwhile.
         batch_size: images in one network call.
         threshold: in (0, 1); None for the model card's.
-        decode_threads, write_threads: None for a choice that fits `available_cores`.
+        threads: the cores that the run is to take; None for `available_cores`. From them follow those below.
+        decode_threads, write_threads: of a run in stages, which it is where one of them is given, with a chain, with
+            processes, or where the runtime is no `isicrt.engine.runtime.ConcurrentRuntime`. All others are runs in
+            blocks, with `default_workers` threads that do everything.
         processes: that finish masks beside this one, each with a write thread that does nothing else, and no other
             write threads; with a `chain` each decode thread has one too, that reads files. 0 for none; None for
             `default_processes`, or none where `write_threads` are given. With an `overlay`, which is drawn in this
@@ -116,12 +124,15 @@ def run_jobs(
         raise SettingsError(f"mask bits {mask_bits}: must be 1 or 8")
     if chain is not None and (chain.card != runtime.card or chain.threshold != threshold):
         raise SettingsError(f"the chain has another model or threshold ({chain.threshold}) than the run ({threshold})")
-    cores, on_gpu = available_cores(), chain is not None
-    decoders, writers = default_threads(cores, on_gpu=on_gpu)
-    decoders = decoders if decode_threads is None else decode_threads
+    if threads is not None and threads < 1:
+        raise SettingsError(f"threads ({threads}): must be at least 1")
+    cores, on_gpu = threads or available_cores(), chain is not None
     if processes is None:
         processes = default_processes(cores, on_gpu=on_gpu) if write_threads is None else 0
     processes = 0 if overlay is not None else processes
+    in_stages = on_gpu or processes > 0 or decode_threads is not None or write_threads is not None
+    decoders, writers = default_threads(cores, on_gpu=on_gpu)
+    decoders = decoders if decode_threads is None else decode_threads
     writers = writers if write_threads is None else write_threads
     if processes < 0:
         raise SettingsError(f"processes ({processes}): must not be negative")
@@ -149,7 +160,12 @@ def run_jobs(
         settings = StageSettings(
             card.name, batch_size, finishing, overlay, ledger, decode_timeout, processes > 0, read_ahead
         )
-        pipeline = Pipeline(jobs, route, settings, decoders, processes or writers)
+        pipeline: RunThreads
+        if in_stages or not isinstance(runtime, ConcurrentRuntime):
+            pipeline = Pipeline(jobs, route, settings, decoders, processes or writers)
+        else:
+            block_route = BlockRoute(runtime, decoder, batch_size)
+            pipeline = BlockRun(jobs, block_route, settings, default_workers(threads))
         interrupted = False
         try:
             pipeline.start()
@@ -197,6 +213,12 @@ def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:
     Restoring and writing takes less time than decoding, and more than reading files for the GPU.
     """
     return (max(1, cores // 2), max(1, cores)) if on_gpu else (max(1, cores), max(1, cores // 2))
+
+
+def default_workers(threads: int | None) -> int:
+    """Threads of a run in blocks: as many as were asked for, and else two more than cores, so that none is idle while
+    a thread waits for a disk or for Python's lock."""
+    return available_cores() + 2 if threads is None else threads
 
 
 def default_processes(cores: int, *, on_gpu: bool = False) -> int:

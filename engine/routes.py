@@ -12,7 +12,7 @@ import numpy as np
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import Decoded, FileStamp
 from isicrt.engine.in_flight import infer_batches
-from isicrt.engine.runtime import Runtime
+from isicrt.engine.runtime import ConcurrentRuntime, Runtime
 from isicrt.engine.sources import Job
 
 Decode = Callable[[Path, tuple[int, int]], Decoded]
@@ -75,3 +75,26 @@ class HostRoute:
             for row, item in enumerate(batch):
                 buffer[row] = item.content
             yield batch, buffer[: len(batch)]
+
+
+class BlockRoute(HostRoute):
+    """As `HostRoute`, on a runtime that several threads may call.
+
+    Args:
+        runtime: computes on the thread that calls it.
+        decode, batch_size: see `HostRoute`.
+    """
+
+    def __init__(self, runtime: ConcurrentRuntime, decode: Decode, batch_size: int) -> None:
+        super().__init__(runtime, decode, batch_size)
+        self._concurrent = runtime
+
+    @property
+    def at_once(self) -> int:
+        """Images in one call of the network; fewer cost as much."""
+        return self._concurrent.at_once
+
+    def segment(self, items: list[Item]) -> UInt8Array:
+        """Probability maps of images that were read, uint8 N x h x w, on the calling thread. Raises as
+        `ConcurrentRuntime.infer_alone`."""
+        return self._concurrent.infer_alone(np.stack([item.content for item in items]))

@@ -91,6 +91,18 @@ class PipelinedRuntime(Runtime, Protocol):
         ...
 
 
+@runtime_checkable
+class ConcurrentRuntime(Runtime, Protocol):
+    """A runtime that computes on the threads that call it, as those on the CPU do."""
+
+    at_once: int
+    """Images that it computes together."""
+
+    def infer_alone(self, images: UInt8Array) -> UInt8Array:
+        """As `infer`, on the calling thread only; any number of threads may call it at once."""
+        ...
+
+
 def check_batch(images: UInt8Array, card: ModelCard, max_batch: int | None) -> None:
     """Raise ModelError unless `images` is what `Runtime.infer` takes."""
     expected = (card.input_height, card.input_width, 3)

@@ -18,7 +18,7 @@ from isicrt.engine.images import decode_image
 from isicrt.engine.ledger import Ledger, file_sha256, mask_settings
 from isicrt.engine.masks import restore_mask
 from isicrt.engine.overlay import OverlayFolder
-from isicrt.engine.pipeline import Outcome, RunSummary, default_processes, default_threads, run_jobs
+from isicrt.engine.pipeline import Outcome, RunSummary, run_jobs
 from isicrt.engine.runtime import Runtime, open_runtime
 from isicrt.engine.sources import Images, find_jobs
 
@@ -34,7 +34,7 @@ class Segmenter:
         model: an ``.onnx`` or ``.plan`` file, the name of a model that ships, or None for the default one.
         batch_size: images in one network call when a folder is segmented; a model that was built for less gets less.
             None: 8, and of a plan the largest that it takes.
-        threads: CPU threads for the network, and for decoding; None for all cores.
+        threads: CPU threads to use; None for all cores.
         threshold: in (0, 1); a pixel whose probability is above it is lesion. None for the model card's.
 
     Raises:
@@ -140,19 +140,12 @@ class Segmenter:
             overlays=overlays,
         )
         with ledger, open_chain(self.runtime, decode, threshold=self._threshold) or nullcontext() as chain:
-            decode_threads, write_threads = (None, None)
-            if self._threads is not None:
-                on_gpu = chain is not None
-                decode_threads, write_threads = default_threads(self._threads, on_gpu=on_gpu)
-                if processes is None:
-                    processes = default_processes(self._threads, on_gpu=on_gpu)
             summary = run_jobs(
                 jobs,
                 self.runtime,
                 batch_size=self._batch_size,
                 threshold=self._threshold,
-                decode_threads=decode_threads,
-                write_threads=write_threads,
+                threads=self._threads,
                 processes=processes,
                 mask_bits=mask_bits,
                 overlay=None if overlays is None else OverlayFolder(out, overlays, run=ledger.run),

@@ -2,214 +2,53 @@
 threads write too where masks wait. With many cores each write thread drives a process that does its work, and then
 decode threads only decode; where a GPU decodes, each decode thread has a process that reads ahead.
 
-Memory does not depend on the number of images: jobs are taken from their iterable as they are needed, and a stage
-that is ahead waits. The work is done in native code that releases the GIL, so threads are enough for a few cores. When
-a run is interrupted, every channel is cut off and the threads end after their current item, or their process's.
+The work is done in native code that releases the GIL, so threads are enough for a few cores.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from isicrt.engine.channel import BusyTime, Channel, Ended, Stopped
-from isicrt.engine.decoding import MAX_LOST, Abandoned, DecodeSlot, DecodeWatch
-from isicrt.engine.errors import DataError, ImageError, IsicrtError, ModelError
-from isicrt.engine.finishing import Finished, Finishing
-from isicrt.engine.images import DamagedImageError
-from isicrt.engine.ledger import Ledger
-from isicrt.engine.masks import Mask
+from isicrt.engine.channel import Channel, Stopped
+from isicrt.engine.decoding import DecodeSlot
+from isicrt.engine.errors import ImageError, IsicrtError
 from isicrt.engine.outcome import Outcome
-from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.read_process import ReadAll, ReadProcess
 from isicrt.engine.routes import Item, Route
+from isicrt.engine.run_threads import RunThreads, StageSettings, damaged
 from isicrt.engine.sources import Job
 from isicrt.engine.write_process import WriteProcess, is_large
 
-THREAD_PREFIX = "isicrt-"
-STOP_SECONDS = 1.5
-"""How long a run that stops early waits for its threads, so that Ctrl-C takes less than 2 s whatever they are doing."""
-_WATCH_SECONDS = 0.1
-"""Between two looks at what has ended, at decoders that are stuck, and at `should_stop`."""
 
-_GATHER_SECONDS = 0.02
+class Pipeline(RunThreads):
+    """The threads and the channels of a run in stages. See `RunThreads`.
 
-Overlay = Callable[[Job, Mask], None]
+    Args:
+        writers: threads that finish masks, or drive the processes that do.
+    """
 
-
-@dataclass(frozen=True)
-class StageSettings:
-    """Of a run; see `isicrt.engine.pipeline.run_jobs`."""
-
-    model: str
-    """Its name, for messages."""
-    batch_size: int
-    finishing: Finishing
-    overlay: Overlay | None
-    ledger: Ledger | None
-    decode_timeout: float
-    write_in_processes: bool = False
-    """Whether each write thread has a process that finishes its masks."""
-    read_ahead: ReadAll | None = None
-    """What the process of each decode thread does; None where there is none."""
-
-
-class Pipeline:
-    """The threads and the channels of one run."""
+    slot_name = "decode"
 
     def __init__(self, jobs: Iterable[Job], route: Route, settings: StageSettings, decoders: int, writers: int) -> None:
-        self._jobs = iter(jobs)
-        self._jobs_lock = threading.Lock()
-        self._jobs_error: BaseException | None = None
-        self._route = route
-        self._settings = settings
+        super().__init__(jobs, route, settings, decoders, others=writers)
         # Room for the next batch while one is in the network.
         self._decoded: Channel[Item] = Channel(settings.batch_size + decoders, producers=decoders)
         self._inferred: Channel[Item] = Channel(settings.batch_size + writers, producers=1)
-        self._outcomes: Channel[Outcome] = Channel(256, producers=decoders + writers, wake_at=32)
-        self.busy = BusyTime()
-        self.error: BaseException | None = None
-        self.asked_to_stop = False
-        self._draining = self._is_cut = False
-        self._deadline = float("inf")
+        self._channels += [self._decoded, self._inferred]
         self._waited = 0.0
         self._in_flight: deque[list[Item]] = deque()
         # Of each decode thread and, where it is given up, its successor: jobs to be checked, and jobs to be read.
         self._ahead: list[tuple[deque[Job], deque[Job]]] = [(deque(), deque()) for _ in range(decoders)]
-        slots = [DecodeSlot(n) for n in range(decoders)]
-        # A worker that is overdue is killed first: a thread is given up where that does not help.
-        self._watch = DecodeWatch(slots, settings.decode_timeout * 1.25 + 0.25, self._start_decoder)
-        self._threads = [
-            *(self._decoder(slot) for slot in slots),
+        self._threads += [
             self._thread("infer", self._infer, self._inferred),
             *(self._thread(f"write-{n}", partial(self._write_all, n), self._outcomes) for n in range(writers)),
         ]
 
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def ended(self, should_stop: Callable[[], bool]) -> Iterator[Outcome]:
-        """Outcomes until the last one. Raises `Stopped` where the run was cut off."""
-        while True:
-            try:
-                outcome = self._outcomes.poll(_WATCH_SECONDS)
-            except Ended:
-                return
-            if outcome is not None:
-                yield outcome
-            for job in self._watch.stuck_jobs():
-                seconds = f"{self._settings.decode_timeout:g} s"
-                message = f"{job.image}: cannot be decoded: it took more than {seconds} (--decode-timeout)"
-                outcome = Outcome(job, message, None, None)
-                self._record((outcome, None))
-                yield outcome
-                if self._watch.lost > MAX_LOST:
-                    self._fail(DataError(f"{message}, as did {MAX_LOST} others: the disk or the mount does not answer"))
-            if not self._draining and should_stop():
-                self.asked_to_stop = True
-                self.drain()
-            if time.monotonic() > self._deadline:
-                self._cut()
-
-    def drain(self) -> None:
-        """Take no more jobs, and be cut off when those that were taken have not ended in time."""
-        if not self._draining:
-            self._draining = True
-            self._deadline = time.monotonic() + STOP_SECONDS * 0.6
-
-    def stop(self) -> None:
-        """Cut off every channel and wait for the threads. After the end of the outcomes none is left to wait for."""
-        self._cut()
-        deadline = time.monotonic() + (STOP_SECONDS / 4 if self._draining else STOP_SECONDS)
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _cut(self) -> None:
-        self._is_cut = True
-        for channel in (self._decoded, self._inferred, self._outcomes):
-            channel.stop()
-
-    def _fail(self, error: BaseException) -> None:
-        self.error = self.error or error
-        self._cut()
-
-    def _decoder(self, slot: DecodeSlot) -> threading.Thread:
-        return self._thread(f"decode-{slot.number}", lambda: self._decode_and_help(slot), self._outcomes, slot=slot)
-
-    def _start_decoder(self, slot: DecodeSlot) -> None:
-        # The thread that was given up is not waited for any more: it may never end.
-        name = f"{THREAD_PREFIX}decode-{slot.number}"
-        thread = self._decoder(slot)
-        self._threads = [t for t in self._threads if t.name != name] + [thread]
-        thread.start()
-
-    def _thread(
-        self,
-        name: str,
-        work: Callable[[], None],
-        *into: Channel[Item] | Channel[Outcome],
-        slot: DecodeSlot | None = None,
-    ) -> threading.Thread:
-        def run() -> None:
-            try:
-                work()
-            except (Stopped, Abandoned):
-                pass
-            except BaseException as error:
-                if slot is None or not slot.abandoned:
-                    self._fail(error)
-            finally:
-                if slot is None or not slot.abandoned:  # its successor closes them
-                    for channel in into:
-                        channel.close()
-
-        # A daemon: a decoder that hangs on a file must not keep an interrupted process alive.
-        return threading.Thread(target=run, name=THREAD_PREFIX + name, daemon=True)
-
-    def _takes_no_more(self) -> bool:
-        return self._draining
-
-    def _next_jobs(self, most: int) -> list[Job]:
-        """Fewer where they come slowly: the first of them need not wait for the last."""
-        jobs: list[Job] = []
-        with self._jobs_lock:
-            until = time.monotonic() + _GATHER_SECONDS
-            while not self._draining and len(jobs) < most:
-                if self._jobs_error is not None:
-                    if jobs:  # those that came before it are done
-                        break
-                    raise self._jobs_error
-                try:
-                    job = next(self._jobs, None)
-                except BaseException as error:
-                    self._jobs_error = error
-                    continue
-                if job is None:
-                    break
-                jobs.append(job)
-                if time.monotonic() > until:
-                    break
-        return jobs
-
-    def _record(self, *ended: tuple[Outcome, dict[str, Any] | None]) -> None:
-        if self._settings.ledger is not None:
-            if self._is_cut:  # what a run that was cut off thinks of an image may be wrong
-                raise Stopped
-            self._settings.ledger.record(*ended)
-
-    def _end(self, *ended: tuple[Outcome, dict[str, Any] | None]) -> None:
-        self._record(*ended)
-        for outcome, _ in ended:
-            self._outcomes.put(outcome)
-
-    def _decode_and_help(self, slot: DecodeSlot) -> None:
+    def _work(self, slot: DecodeSlot) -> None:
         try:
             if self._settings.read_ahead is None:
                 self._decode(slot)
@@ -270,24 +109,6 @@ class Pipeline:
         finally:
             process.close()
 
-    def _before(self, job: Job) -> Outcome | None:
-        """How an image has ended already; None where it is to be read."""
-        if job.problem is not None:
-            return Outcome(job, job.problem, None, None)
-        ledger = self._settings.ledger
-        try:
-            return None if ledger is None else ledger.check(job)
-        except ImageError as error:
-            return _damaged(job, error)
-
-    def _read(self, job: Job) -> Item | Outcome:
-        """An image for the network, or how it has ended without it."""
-        try:
-            with self.busy.stage("decode"):
-                return self._route.read(job)
-        except ImageError as error:
-            return _damaged(job, error)
-
     def _hand_on(self, ended: Item | Outcome) -> None:
         if isinstance(ended, Outcome):
             self._end((ended, None))
@@ -306,7 +127,8 @@ class Pipeline:
             except (IsicrtError, Stopped):
                 raise
             except Exception as error:  # runtimes have no common root of their errors
-                raise self._inference_error(error) from error
+                # Results come in order, so it was the oldest batch in flight that failed.
+                raise self._inference_error(error, self._in_flight[0] if self._in_flight else []) from error
             self._in_flight.popleft()
             self.busy.add("infer", time.perf_counter() - started - (self._waited - waited))
             done = [replace(item, content=new) for item, new in zip(batch, contents, strict=True)]
@@ -314,7 +136,7 @@ class Pipeline:
                 ledger.announce([item.job for item in done if not isinstance(item.content, ImageError)])
             for item in done:
                 if isinstance(item.content, ImageError):
-                    self._end((_damaged(item.job, item.content), None))
+                    self._end((damaged(item.job, item.content), None))
                 else:
                     self._inferred.put(item)
 
@@ -345,14 +167,6 @@ class Pipeline:
             self._in_flight.append(batch)
             yield batch
 
-    def _inference_error(self, error: Exception) -> ModelError:
-        # Results come in order, so it was the oldest batch in flight that failed.
-        batch = self._in_flight[0] if self._in_flight else []
-        if not batch:
-            return ModelError(f"model '{self._settings.model}' failed: {error}")
-        names = f"{batch[0].job.image} and {len(batch) - 1} more" if len(batch) > 1 else str(batch[0].job.image)
-        return ModelError(f"model '{self._settings.model}' failed on a batch of {len(batch)} ({names}): {error}")
-
     def _write(self) -> None:
         for item in self._inferred:
             self._end(self._finish(item))
@@ -376,25 +190,3 @@ class Pipeline:
                         self._end(self._finish(item))
         finally:
             process.close()
-
-    def _finish(self, item: Item) -> tuple[Outcome, dict[str, Any] | None]:
-        """Write a mask in this thread."""
-        overlay = self._settings.overlay
-        then = None if overlay is None else partial(overlay, item.job)
-        with BUDGET.admit(item.native_size[0] * item.native_size[1]):
-            done = self._settings.finishing.finish(item.job.mask, item.native_size, item.content, then)
-        return self._noted(item, done)
-
-    def _noted(self, item: Item, done: Finished) -> tuple[Outcome, dict[str, Any] | None]:
-        """How an image ended, and what the journal notes of its mask."""
-        self.busy.add("restore", done.restore_seconds)
-        self.busy.add("write", done.write_seconds)
-        outcome = Outcome(item.job, done.problem, item.native_size, done.lesion)
-        if done.problem is not None or self._settings.ledger is None:
-            return outcome, None
-        return outcome, self._settings.ledger.note(item.native_size, done, item.stamp)
-
-
-def _damaged(job: Job, error: ImageError) -> Outcome:
-    stamp = error.stamp if isinstance(error, DamagedImageError) else None
-    return Outcome(job, str(error), None, None, damaged=stamp)

@@ -55,12 +55,13 @@ def test_loads_bottleneck_and_limit(
         (2, None, 10.0, 28.0, "CPU time of all stages / 2 cores"),
         (2, 2, 10.0, 28.0, "CPU time of all stages / 2 cores"),
         (2, 8, 10.0, 28.0, "CPU time of all stages / 2 cores"),
-        # One thread computes the network while the others decode and write on the other core.
-        (2, 1, 10.0, 40.0, "CPU time of the network / 1 thread"),
-        (2, 1, 50.0, 50.0, "CPU time of decoding / 1 thread"),
-        (2, 1, 38.0, 42.0, "CPU time of all stages / 2 cores"),
-        # Three threads cannot use more than three cores.
-        (64, 1, 39.0, 40.0, "CPU time of the network / 1 thread"),
+        # A thread does everything, one thing after the other.
+        (2, 1, 10.0, 56.0, "CPU time of all stages / 1 core"),
+        (64, 4, 10.0, 14.0, "CPU time of all stages / 4 cores"),
+        # From eight threads on stages have threads of their own, and all together can use more cores.
+        (64, 8, 12.0, 5.0, "CPU time of the network / 8 threads"),
+        (64, 8, 48.0, 6.0, "CPU time of decoding / 8 threads"),
+        (12, 8, 38.0, 7.0, "CPU time of all stages / 12 cores"),
         (1, None, 10.0, 56.0, "CPU time of all stages / 1 core"),
     ],
 )
@@ -76,7 +77,14 @@ def test_few_threads_bound_the_pipeline(
 
 @pytest.mark.parametrize(
     ("cores", "threads", "on_device", "usable"),
-    [(2, 1, False, 2), (64, 1, False, 3), (64, 4, False, 10), (64, None, False, 64), (64, 1, True, 64)],
+    [
+        (2, 1, False, 1),
+        (64, 4, False, 4),
+        (2, 4, False, 2),
+        (64, 8, False, 20),
+        (64, None, False, 64),
+        (64, 1, True, 64),
+    ],
 )
 def test_cores_that_the_threads_can_use(cores: int, threads: int | None, on_device: bool, usable: int) -> None:
     split = _split(cores, decode=(8.0, 8.0), infer=(40.0, 40.0), restore=(4.0, 4.0), write=(2.0, 2.0))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 
@@ -14,18 +15,19 @@ def test_every_image_is_seen_in_every_stage(darkness_onnx: Path, rendered_pairs:
         lanes = record_timeline(find_jobs(rendered_pairs / "images", tmp_path), runtime, 4, 2)
     assert list(dict.fromkeys(lane.stage for lane in lanes)) == list(STAGES)
     spans = {s: sum(len(lane.starts_ms) for lane in lanes if lane.stage == s) for s in STAGES}
-    assert spans == {"decode": 12, "infer": 3, "restore": 12, "write": 12}
+    # Two threads, and blocks of at most four images, which are smaller in the end.
+    assert 3 <= spans.pop("infer") <= 6
+    assert spans == {"decode": 12, "restore": 12, "write": 12}
     assert min(min(lane.starts_ms) for lane in lanes) == 0
     for lane in lanes:
-        # Decode threads write too.
-        allowed = ("write", "decode") if lane.stage in ("restore", "write") else (lane.stage,)
-        assert lane.thread.partition("-")[0] in allowed
+        assert lane.thread in ("worker-0", "worker-1")
         assert all(start <= end for start, end in zip(lane.starts_ms, lane.ends_ms, strict=True))
-        # A thread does one thing at a time.
-        assert all(end <= start for end, start in zip(lane.ends_ms, lane.starts_ms[1:], strict=False))
-    (infer,) = [lane for lane in lanes if lane.stage == "infer"]
-    assert min(lane.ends_ms[0] for lane in lanes if lane.stage == "decode") <= infer.starts_ms[0]
-    assert infer.ends_ms[0] <= min(lane.starts_ms[0] for lane in lanes if lane.stage == "restore")
+    for thread in {lane.thread for lane in lanes}:
+        # A thread does one thing at a time, and a block's stages one after the other.
+        first = {lane.stage: lane for lane in lanes if lane.thread == thread}
+        spans_ms = sorted(pair for lane in first.values() for pair in zip(lane.starts_ms, lane.ends_ms, strict=True))
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans_ms))
+        assert [first[s].starts_ms[0] for s in STAGES] == sorted(first[s].starts_ms[0] for s in STAGES)
     assert threading.getprofile() is None
 
 

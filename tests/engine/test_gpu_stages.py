@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isicrt.engine import stages
+from isicrt.engine import run_threads
 from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image
 from isicrt.engine.gpu_chain import GpuChain
@@ -269,7 +269,7 @@ def test_an_interruption_drains(host: HostPlan, rendered_pairs: Path, tmp_path: 
 def test_a_gpu_that_hangs_does_not_hold_an_interrupted_run(
     host: HostPlan, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "STOP_SECONDS", 0.4)
+    monkeypatch.setattr(run_threads, "STOP_SECONDS", 0.4)
     entered, released = threading.Event(), threading.Event()
     collect = host.chain.collect
 

@@ -1,0 +1,228 @@
+"""A run in blocks: each thread takes images the whole way."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isicrt.engine.errors import ModelError
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.images import Decoded, decode_image
+from isicrt.engine.ledger import Ledger
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.pipeline import THREAD_PREFIX, available_cores, default_workers, run_jobs
+from isicrt.engine.runtime import ConcurrentRuntime
+from isicrt.engine.sources import Job, find_jobs
+
+
+class Seen(OnnxRuntime):
+    """Notes the thread and the size of each block, and how many are in the network at once."""
+
+    def __init__(self, path: Path, *, threads: int = 1, before: Callable[[], object] = lambda: None) -> None:
+        super().__init__(path, threads=threads)
+        self.blocks: list[tuple[str, int]] = []
+        self.inside = self.most_inside = 0
+        self._before, self._lock = before, threading.Lock()
+
+    def infer_alone(self, images: UInt8Array) -> UInt8Array:
+        self._before()
+        self.blocks.append((threading.current_thread().name.removeprefix(THREAD_PREFIX), len(images)))
+        return super().infer_alone(images)
+
+    def _in_parts(self, images: UInt8Array) -> UInt8Array:
+        with self._lock:
+            self.inside += 1
+            self.most_inside = max(self.inside, self.most_inside)
+        time.sleep(0.01)
+        try:
+            return super()._in_parts(images)
+        finally:
+            with self._lock:
+                self.inside -= 1
+
+
+@pytest.fixture
+def jobs(rendered_pairs: Path, tmp_path: Path) -> list[Job]:
+    return list(find_jobs(rendered_pairs / "images", tmp_path / "out"))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 8, 100])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_blocks_are_as_large_as_asked_for_and_smaller_in_the_end(
+    jobs: list[Job], darkness_onnx: Path, batch_size: int, threads: int
+) -> None:
+    with Seen(darkness_onnx) as runtime:
+        summary = run_jobs(jobs, runtime, batch_size=batch_size, threads=threads)
+    assert (summary.images, summary.failed) == (12, 0)
+    sizes = [size for _, size in runtime.blocks]
+    assert sum(sizes) == 12
+    assert {name for name, _ in runtime.blocks} <= {f"worker-{n}" for n in range(threads)}
+    assert max(sizes) <= batch_size
+    if threads == 1:  # an odd number only where the last one is odd: a call of the network takes two
+        assert sizes == {1: [1] * 12, 2: [2] * 6, 5: [5, 5, 2], 8: [8, 4], 100: [12]}[batch_size]
+    else:
+        assert max(sizes) <= 4
+
+
+def test_a_generator_of_jobs_has_no_end_to_prepare_for(jobs: list[Job], darkness_onnx: Path) -> None:
+    with Seen(darkness_onnx) as runtime:
+        run_jobs((job for job in jobs), runtime, batch_size=5, threads=1)
+    assert [size for _, size in runtime.blocks] == [5, 5, 2]
+
+
+def test_images_that_take_long_are_not_gathered(jobs: list[Job], darkness_onnx: Path) -> None:
+    def slow(path: Path, size: tuple[int, int]) -> Decoded:
+        time.sleep(0.03)
+        return decode_image(path, size)
+
+    with Seen(darkness_onnx) as runtime:
+        run_jobs(jobs, runtime, batch_size=12, threads=1, decode=slow)
+    assert [size for _, size in runtime.blocks] == [2] * 6
+
+
+def test_no_more_calls_at_once_than_the_network_has_threads(jobs: list[Job], darkness_onnx: Path) -> None:
+    with Seen(darkness_onnx, threads=2) as runtime:
+        run_jobs(jobs, runtime, batch_size=1, threads=6)
+    assert len(runtime.blocks) == 12
+    assert runtime.most_inside == 2
+
+
+def test_a_call_that_fails_gives_its_turn_back(darkness_onnx: Path) -> None:
+    class Broken(OnnxRuntime):
+        def _in_parts(self, images: UInt8Array) -> UInt8Array:
+            raise ZeroDivisionError
+
+    images = np.zeros((1, 64, 64, 3), np.uint8)
+    with Broken(darkness_onnx, threads=1) as runtime:
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                runtime.infer_alone(images)
+
+
+def test_what_a_stuck_thread_has_decoded_its_successor_segments(jobs: list[Job], darkness_onnx: Path) -> None:
+    released = threading.Event()
+
+    def decode(path: Path, size: tuple[int, int]) -> Decoded:
+        if path.stem == "ISIC_0000003":  # the fourth: three are decoded and wait for it
+            assert released.wait(120)
+        return decode_image(path, size)
+
+    errors: dict[str, str | None] = {}
+    with Seen(darkness_onnx) as runtime:
+        run_jobs(
+            jobs,
+            runtime,
+            decode=decode,
+            threads=1,
+            decode_timeout=1,
+            on_outcome=lambda o: errors.update({o.job.image.stem: o.error}),
+        )
+        stuck = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_PREFIX)]
+        released.set()
+        for thread in stuck:
+            thread.join(60)
+    assert len(stuck) == 1
+    assert [stem for stem, error in errors.items() if error] == ["ISIC_0000003"]
+    assert len(errors) == 12
+    assert [size for _, size in runtime.blocks] == [8, 3]
+
+
+def test_jobs_are_taken_as_they_are_needed(jobs: list[Job], darkness_onnx: Path) -> None:
+    taken = ended = most = 0
+    lock = threading.Lock()
+
+    def endless() -> Iterator[Job]:
+        nonlocal taken, most
+        for job in jobs * 30:
+            with lock:
+                taken += 1
+                most = max(most, taken - ended)
+            yield job
+
+    def written(job: Job, mask: np.ndarray) -> None:
+        nonlocal ended
+        with lock:
+            ended += 1
+
+    with OnnxRuntime(darkness_onnx, threads=1) as runtime:
+        run_jobs(endless(), runtime, batch_size=4, threads=3, overlay=written)
+    assert ended == 360
+    assert most <= 3 * 4  # what the threads have in their hands
+
+
+def test_an_error_of_the_network_names_the_block(jobs: list[Job], darkness_onnx: Path) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("out of luck")
+
+    with (
+        Seen(darkness_onnx, before=fail) as runtime,
+        pytest.raises(ModelError, match=r"failed on a batch of 5 \(.*ISIC_0000000.jpg and 4 more\): out of luck"),
+    ):
+        run_jobs(jobs, runtime, batch_size=5, threads=1)
+
+
+def test_what_is_done_of_a_block_is_noted_where_the_rest_fails(
+    jobs: list[Job], darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from isicrt.engine.finishing import Finishing
+    from isicrt.engine.output import OutputError
+
+    finish = Finishing.finish
+
+    def full_disk(self: Finishing, path: Path, *arguments: Any) -> Any:
+        if path.stem == "ISIC_0000002":
+            raise OutputError("the disk is full")
+        return finish(self, path, *arguments)
+
+    monkeypatch.setattr(Finishing, "finish", full_disk)
+    folder = jobs[0].mask.parent
+    with (
+        Seen(darkness_onnx) as runtime,
+        Ledger(folder, jobs, model={}, settings={}) as ledger,
+        pytest.raises(OutputError, match="the disk is full"),
+    ):
+        run_jobs(jobs, runtime, batch_size=5, threads=1, ledger=ledger)
+    lines = [json.loads(line) for line in (folder / ".isicrt-journal.jsonl").read_text().splitlines()]
+    done = [Path(line["mask"]).stem for line in lines if line.get("status") == "done"]
+    assert done == ["ISIC_0000000", "ISIC_0000001"]
+
+
+def test_a_slow_mask_is_told_before_its_block_ends(jobs: list[Job], darkness_onnx: Path) -> None:
+    ended: list[float] = []
+
+    def slow(job: Job, mask: np.ndarray) -> None:
+        time.sleep(0.15)
+
+    with Seen(darkness_onnx) as runtime:
+        run_jobs(
+            jobs[:4],
+            runtime,
+            batch_size=4,
+            threads=1,
+            overlay=slow,
+            on_outcome=lambda _: ended.append(time.monotonic()),
+        )
+    assert [size for _, size in runtime.blocks] == [4]
+    assert ended[0] < ended[-1] - 0.2
+
+
+def test_runs_in_blocks_and_in_stages(jobs: list[Job], darkness_onnx: Path) -> None:
+    with Seen(darkness_onnx) as runtime:
+        assert isinstance(runtime, ConcurrentRuntime)
+        for options in ({"decode_threads": 1}, {"write_threads": 1}, {"threads": 8, "processes": 1}):
+            run_jobs(jobs, runtime, **options)
+            assert runtime.blocks == []
+        run_jobs(jobs, runtime, threads=2)
+        assert runtime.blocks != []
+
+
+def test_workers_fit_the_cores() -> None:
+    assert default_workers(None) == available_cores() + 2
+    assert default_workers(1) == 1
