@@ -145,8 +145,7 @@ def cpu_masker(runtime: Runtime) -> Masker:
                     probability,
                     decoded.native_size,
                     threshold=card.threshold,
-                    keep_largest=card.keep_largest,
-                    fill_holes=card.fill_holes,
+                    **card.clean_up,
                 )
             )
         return masks

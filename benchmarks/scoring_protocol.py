@@ -55,7 +55,8 @@ class ScoringProtocol(Protocol):
         ...
 
     def clean_up(self, card: ModelCard) -> tuple[str, ...]:
-        """What is done to the predicted mask: a selection of ``keep_largest`` and ``fill_holes``."""
+        """What is done to the predicted mask: ``keep_largest`` or ``keep_central`` (with the card's `centre_sigma`),
+        ``fill_holes``, both or neither."""
         ...
 
 
@@ -87,14 +88,8 @@ class OfficialProtocol:
 
     def mask(self, probability: UInt8Array, native_size: tuple[int, int], card: ModelCard) -> Mask:
         """See `restore_mask`."""
-        steps = self.clean_up(card)
-        return restore_mask(
-            probability,
-            native_size,
-            threshold=self.threshold(card),
-            keep_largest="keep_largest" in steps,
-            fill_holes="fill_holes" in steps,
-        )
+        rules = card.clean_up if self._clean else {"keep_largest": False, "fill_holes": False}
+        return restore_mask(probability, native_size, threshold=self.threshold(card), **rules)
 
     def score(self, prediction: Mask, truth: Mask) -> ImageScores:
         """See `score_mask`."""
@@ -110,4 +105,7 @@ class OfficialProtocol:
 
     def clean_up(self, card: ModelCard) -> tuple[str, ...]:
         """What the card asks for, unless it is switched off."""
-        return tuple(step for step in ("keep_largest", "fill_holes") if self._clean and getattr(card, step))
+        if not self._clean:
+            return ()
+        keep = "keep_central" if card.centre_sigma else "keep_largest"
+        return (keep,) * card.keep_largest + ("fill_holes",) * card.fill_holes

@@ -266,8 +266,7 @@ def _stage_pass(images: Sequence[Path], runtime: Runtime, batch_size: int, out: 
                     probability,
                     image.native_size,
                     threshold=card.threshold,
-                    keep_largest=card.keep_largest,
-                    fill_holes=card.fill_holes,
+                    **card.clean_up,
                 )
             with watch.running("write"):
                 write_mask(mask, out / f"{n}.png")

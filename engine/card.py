@@ -27,6 +27,9 @@ PRECISIONS = ("fp32", "fp16", "int8")
 MAX_SIDE = 8192
 MAX_NAME = 200
 MAX_VIEWS = 64
+MAX_SIGMA = 10
+CENTRE_SIGMA = 0.2
+"""`ModelCard.centre_sigma` of models that isicrt trains, see ``docs/results.md``."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class ModelCard:
     """A pixel whose probability is above this is lesion."""
     keep_largest: bool = True
     """Keep only the largest connected component (8-connectivity): an ISIC mask is one lesion."""
+    centre_sigma: float = 0.0
+    """Above 0: a pixel counts exp(-d^2 / (2 centre_sigma^2)) where the largest is looked for, d its distance from the
+    image's centre in units of the image's sides. What a photograph is of lies in its middle; dark corners, rulers and
+    ink do not. 0: all pixels count alike."""
     fill_holes: bool = True
     """Fill background that the lesion encloses."""
     precision: str = "fp32"
@@ -99,9 +106,20 @@ class ModelCard:
             reject("std", f"must be positive, not {self.std!r}")
         if not _is_number(self.threshold) or not 0 < self.threshold < 1:
             reject("threshold", f"must lie between 0 and 1, not {self.threshold!r}")
+        if not _is_number(self.centre_sigma) or not 0 <= self.centre_sigma <= MAX_SIGMA:
+            reject("centre_sigma", f"must lie between 0 and {MAX_SIGMA}, not {self.centre_sigma!r}")
         views = self.network.get("views", 1)
         if not isinstance(views, int) or isinstance(views, bool) or not 1 <= views <= MAX_VIEWS:
             reject("network", f"has views that must be a whole number from 1 to {MAX_VIEWS}, not {_shown(views)}")
+
+    @property
+    def clean_up(self) -> dict[str, Any]:
+        """What is done to a mask, as arguments of `isicrt.engine.masks.restore_mask`."""
+        return {
+            "keep_largest": self.keep_largest,
+            "fill_holes": self.fill_holes,
+            "centre_sigma": self.centre_sigma,
+        }
 
     @property
     def input_size(self) -> tuple[int, int]:

@@ -48,6 +48,8 @@ class Finishing:
     """1 or 8, see `encode_png`."""
     output: OutputFolder | None
     """Where masks lie; None where nobody watches over the folder."""
+    centre_sigma: float = 0.0
+    """See `restore_mask`, as for the other two of the clean-up."""
 
     def finish(
         self, path: Path, native_size: tuple[int, int], content: Content, then: Callable[[Mask], None] | None = None
@@ -100,11 +102,14 @@ class Finishing:
     def restore(self, content: Content, native_size: tuple[int, int]) -> Mask:
         """The finished mask: bool, height x width."""
         if isinstance(content, PackedMask):
-            return content.clean(keep_largest=self.keep_largest, fill_holes=self.fill_holes)
+            return content.clean(
+                keep_largest=self.keep_largest, fill_holes=self.fill_holes, centre_sigma=self.centre_sigma
+            )
         return restore_mask(
             content,
             native_size,
             threshold=self.threshold,
             keep_largest=self.keep_largest,
             fill_holes=self.fill_holes,
+            centre_sigma=self.centre_sigma,
         )

@@ -44,11 +44,18 @@ class PackedMask:
     native_size: tuple[int, int]
     """(height, width) in pixels."""
 
-    def clean(self, *, keep_largest: bool, fill_holes: bool) -> Mask:
+    def clean(self, *, keep_largest: bool, fill_holes: bool, centre_sigma: float = 0.0) -> Mask:
         """The finished mask, bool, height x width; see `isicrt.engine.masks.restore_mask`."""
         bits = np.unpackbits(self.bits, axis=1, count=self.native_size[1])
         # At its own size nothing is interpolated; a threshold of next to nothing tells 1 from 0.
-        return restore_mask(bits, self.native_size, threshold=1e-3, keep_largest=keep_largest, fill_holes=fill_holes)
+        return restore_mask(
+            bits,
+            self.native_size,
+            threshold=1e-3,
+            keep_largest=keep_largest,
+            fill_holes=fill_holes,
+            centre_sigma=centre_sigma,
+        )
 
 
 def within_bounds(images: Sequence[ChainImage], most: int = BATCH_PIXELS) -> Iterator[Sequence[ChainImage]]:

@@ -149,7 +149,7 @@ class GpuChain:
             return error
 
     def _clean(self, mask: PackedMask) -> Mask:
-        return mask.clean(keep_largest=self.card.keep_largest, fill_holes=self.card.fill_holes)
+        return mask.clean(**self.card.clean_up)
 
     def submit(self, images: Sequence[ChainImage]) -> ChainTicket:
         """Begin a batch of at most the runtime's `max_batch` images; the GPU goes on when this returns.

@@ -302,12 +302,9 @@ class Ledger:
 
 def mask_settings(card: ModelCard, threshold: float | None, mask_bits: int) -> dict[str, Any]:
     """What decides how a model's masks look, beside the model; `threshold`: None for the card's."""
-    return {
-        "threshold": card.threshold if threshold is None else threshold,
-        "mask_bits": mask_bits,
-        "keep_largest": card.keep_largest,
-        "fill_holes": card.fill_holes,
-    }
+    settings = {"threshold": card.threshold if threshold is None else threshold, "mask_bits": mask_bits}
+    # Journals of before there was a `centre_sigma` do not name it.
+    return settings | {name: rule for name, rule in card.clean_up.items() if name != "centre_sigma" or rule}
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

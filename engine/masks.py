@@ -6,7 +6,7 @@ import math
 import os
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +29,7 @@ def restore_mask(
     threshold: float,
     keep_largest: bool,
     fill_holes: bool,
+    centre_sigma: float = 0.0,
 ) -> Mask:
     """The mask of an image from what the network says.
 
@@ -38,6 +39,8 @@ def restore_mask(
         threshold: in (0, 1); a pixel whose interpolated probability is above it is lesion.
         keep_largest: keep only the component with the most pixels (8-connectivity; of equals the topmost).
         fill_holes: fill background (4-connectivity) that what is kept encloses.
+        centre_sigma: above 0, the component that is kept is the one whose pixels weigh most, see
+            `isicrt.engine.card.ModelCard.centre_sigma`.
 
     Returns:
         bool, height x width; all false where no pixel is above the threshold.
@@ -50,7 +53,8 @@ def restore_mask(
     part = mask[window]
     np.greater_equal(upsample_probability(probability, native_size)[window], cut, out=part)
     if keep_largest or fill_holes:
-        _clean(part, keep_largest, fill_holes)
+        weights = None if centre_sigma == 0 else _CentreWeights(native_size, window, centre_sigma)
+        _clean(part, keep_largest, fill_holes, weights)
     return mask
 
 
@@ -72,7 +76,33 @@ def _window(above: Mask, size: tuple[int, int]) -> tuple[slice, slice] | None:
     return slices[0], slices[1]
 
 
-def _clean(mask: Mask, keep_largest: bool, fill_holes: bool) -> None:
+class _CentreWeights:
+    """Weights of the pixels of a window of an image: exp(-d^2 / (2 sigma^2)), d from the image's centre in units of its
+    sides. A weight is a product of one for the row and one for the column."""
+
+    def __init__(self, size: tuple[int, int], window: tuple[slice, slice], sigma: float) -> None:
+        self._size, self._window, self._sigma = size, window, sigma
+
+    def of(self, contours: Sequence[npt.NDArray[np.int32]]) -> Iterator[tuple[float, float, float]]:
+        """For each contour the weights of the polygon's area, of its border pixels, and of one of them on average."""
+        rows, columns = self._axis(0), self._axis(1)
+        # What is left of the middle of a pixel, so that an integral over a row is a difference of two of these.
+        left = np.cumsum(columns) - columns / 2
+        for contour in contours:
+            x, y = contour[:, 0].T
+            border = rows[y] * columns[x]
+            # Green's theorem: from one pixel of a contour to the next is a step of at most 1 along each axis.
+            after = np.roll(np.arange(len(x)), -1)
+            area = ((left[x] + left[x[after]]) * (rows[y] + rows[y[after]]) * (y[after] - y)).sum() / 4
+            yield abs(float(area)), float(border.sum()), float(border.mean())
+
+    def _axis(self, axis: int) -> npt.NDArray[np.float64]:
+        place = (np.arange(self._window[axis].start, self._window[axis].stop) + 0.5) / self._size[axis] - 0.5
+        weights: npt.NDArray[np.float64] = np.exp(-(place**2) / (2 * self._sigma**2))
+        return weights
+
+
+def _clean(mask: Mask, keep_largest: bool, fill_holes: bool, weights: _CentreWeights | None) -> None:
     """In place."""
     # Contours cost a fortieth of labelling every pixel, and most masks turn out to be one component without a hole.
     contours, tree = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -81,7 +111,7 @@ def _clean(mask: Mask, keep_largest: bool, fill_holes: bool) -> None:
     parents = tree[0, :, 3]
     kept = [i for i, parent in enumerate(parents) if parent < 0]
     if keep_largest:
-        pixels = _component_pixels(contours, parents)
+        pixels = _component_pixels(contours, parents, weights)
         kept = [min(kept, key=lambda i: (-pixels[i], *contours[i][0, 0, ::-1]))]
     if fill_holes:
         filled = np.zeros(mask.shape, np.uint8)
@@ -93,21 +123,24 @@ def _clean(mask: Mask, keep_largest: bool, fill_holes: bool) -> None:
     mask[:] = labels == labels[y, x]
 
 
-def _component_pixels(contours: Sequence[npt.NDArray[np.int32]], parents: npt.NDArray[np.int32]) -> dict[int, float]:
-    """Pixels of each component, by the index of its outer contour, without those of its holes.
+def _component_pixels(
+    contours: Sequence[npt.NDArray[np.int32]], parents: npt.NDArray[np.int32], weights: _CentreWeights | None
+) -> dict[int, float]:
+    """Pixels of each component, by the index of its outer contour, without those of its holes; or what they weigh.
 
     Pick's theorem: a lattice polygon of area A with B points on its border has A - B/2 + 1 points inside it. A contour
-    runs through the component's own pixels, around the outside and around each hole.
+    runs through the component's own pixels, around the outside and around each hole. Weights change little from pixel
+    to pixel, so that the theorem holds for them nearly.
     """
     pixels: dict[int, float] = {}
     holes: list[tuple[int, float]] = []
-    for i, contour in enumerate(contours):
-        border = len(contour) if len(contour) > 1 else 0
-        area = cv2.contourArea(contour)
+    measures = ((cv2.contourArea(c), len(c), 1.0) for c in contours) if weights is None else weights.of(contours)
+    for i, (area, border, one) in enumerate(measures):
+        border = border if len(contours[i]) > 1 else 0
         if parents[i] < 0:
-            pixels[i] = area + border / 2 + 1
+            pixels[i] = area + border / 2 + one
         else:
-            holes.append((int(parents[i]), area - border / 2 + 1))
+            holes.append((int(parents[i]), area - border / 2 + one))
     for parent, hole in holes:
         pixels[parent] -= hole
     return pixels

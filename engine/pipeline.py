@@ -156,7 +156,7 @@ def run_jobs(
             route = GpuRoute(chain, decoder, max_pixels=max_pixels, cpu_share=cpu_share)
             read_ahead = ReadAll(max_pixels, cpu_share) if processes and HAS_TIME_LIMIT else None
         card, output = runtime.card, None if ledger is None else ledger.output
-        finishing = Finishing(threshold, card.keep_largest, card.fill_holes, mask_bits, output)
+        finishing = Finishing(threshold, mask_bits=mask_bits, output=output, **card.clean_up)
         settings = StageSettings(
             card.name, batch_size, finishing, overlay, ledger, decode_timeout, processes > 0, read_ahead
         )

@@ -90,8 +90,7 @@ class Segmenter:
             probability,
             native_size,
             threshold=self.card.threshold if self._threshold is None else self._threshold,
-            keep_largest=self.card.keep_largest,
-            fill_holes=self.card.fill_holes,
+            **self.card.clean_up,
         )
         return mask.view(np.uint8) * np.uint8(255)
 

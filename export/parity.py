@@ -207,9 +207,7 @@ def _batches(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
 
 def _jaccard(probability: UInt8Array, truth: Mask, card: ModelCard) -> float:
     size = (truth.shape[0], truth.shape[1])
-    mask = restore_mask(
-        probability, size, threshold=card.threshold, keep_largest=card.keep_largest, fill_holes=card.fill_holes
-    )
+    mask = restore_mask(probability, size, threshold=card.threshold, **card.clean_up)
     return score_mask(mask, truth).jaccard
 
 

@@ -193,11 +193,7 @@ def _mask_jaccard(
     reference: tuple[str, Compute], candidate: tuple[str, Compute], samples: Sequence[Sample], card: ModelCard
 ) -> float:
     """Mean Jaccard index between the masks of both: `measure_parity` with the reference's masks for truth."""
-    rules: dict[str, Any] = {
-        "threshold": card.threshold,
-        "keep_largest": card.keep_largest,
-        "fill_holes": card.fill_holes,
-    }
+    rules = {"threshold": card.threshold, **card.clean_up}
     taught = []
     for sample in samples:
         probability = np.rint(reference[1](sample.pixels[None])[0]).astype(np.uint8)

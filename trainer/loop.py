@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from isicrt._version import __version__
-from isicrt.engine.card import ModelCard
+from isicrt.engine.card import CENTRE_SIGMA, ModelCard
 from isicrt.engine.errors import SettingsError, TrainingError
 from isicrt.trainer import checkpoint, optimisation, soft_labels
 from isicrt.trainer.cache import resized_pairs
@@ -261,6 +261,7 @@ def _card(
         architecture=recipe.architecture,
         input_height=recipe.input_size,
         input_width=recipe.input_size,
+        centre_sigma=CENTRE_SIGMA,
         network=network,
         training={
             # The last two names of the path tell data sets apart and tell nothing of the machine.

@@ -67,6 +67,8 @@ def _call(
         "Sub": torch.sub,
         "Mul": torch.mul,
         "Div": torch.div,
+        "Pow": torch.pow,
+        "Sqrt": torch.sqrt,
         "Relu": functional.relu,
         "Sigmoid": torch.sigmoid,
         "Round": torch.round,
@@ -88,6 +90,8 @@ def _call(
             return torch.cat, (inputs, given["axis"]), {}
         case "Transpose":
             return torch.permute, (inputs[0], list(given["perm"])), {}
+        case "ReduceMean" if given.get("keepdims", 1):
+            return torch.mean, (inputs[0], [int(axis) for axis in constant(1)], True), {}
         case "Squeeze":
             return torch.squeeze, (inputs[0], [int(axis) for axis in constant(1)]), {}
         case "Cast":

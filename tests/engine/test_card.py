@@ -45,6 +45,13 @@ def test_a_model_looks_at_an_image_once_unless_its_card_says_otherwise() -> None
     assert ModelCard.from_json(CARD.replace(network={"views": 4}).to_json()).views == 4
 
 
+def test_what_is_done_to_a_mask() -> None:
+    assert CARD.clean_up == {"keep_largest": True, "fill_holes": True, "centre_sigma": 0.0}
+    old = {name: value for name, value in CARD.to_dict().items() if name != "centre_sigma"}
+    assert ModelCard.from_dict(old) == CARD  # cards of before there was one
+    assert ModelCard.from_json(CARD.replace(centre_sigma=0.2).to_json()).clean_up["centre_sigma"] == 0.2
+
+
 def test_replace_checks_again() -> None:
     assert CARD.replace(threshold=0.25).threshold == 0.25
     with pytest.raises(ModelError, match="'threshold'"):
@@ -54,6 +61,9 @@ def test_replace_checks_again() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("centre_sigma", -0.1),
+        ("centre_sigma", 10.5),
+        ("centre_sigma", float("nan")),
         ("input_height", 0),
         ("input_height", -1),
         ("input_height", MAX_SIDE + 1),

@@ -113,6 +113,50 @@ def test_cleaning_equals_labelling_on_noise(density: float, keep_largest: bool, 
         )
 
 
+def _heaviest(mask: Mask, sigma: float) -> tuple[Mask, float]:
+    """By labelling every pixel: the component that weighs most, filled, and by what factor more than the next one."""
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    (height, width), (y, x) = mask.shape, np.mgrid[: mask.shape[0], : mask.shape[1]]
+    square = ((y + 0.5) / height - 0.5) ** 2 + ((x + 0.5) / width - 0.5) ** 2
+    weights = np.bincount(labels.ravel(), np.exp(-square / (2 * sigma**2)).ravel(), count)[1:]
+    order = np.argsort(-weights)
+    clear = np.inf if count < 3 else weights[order[0]] / weights[order[1]]
+    return _reference(labels == order[0] + 1, keep_largest=False, fill_holes=True), clear
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.2, 0.4])
+@pytest.mark.parametrize("size", [(60, 80), (97, 41)])
+def test_the_central_component_is_kept(size: tuple[int, int], sigma: float) -> None:
+    rng = np.random.default_rng(3)
+    told_apart = 0
+    for _ in range(60):
+        noise = cv2.GaussianBlur(rng.random(size), (0, 0), rng.uniform(1, 5))
+        mask = noise > np.quantile(noise, rng.uniform(0.6, 0.9))
+        expected, clear = _heaviest(mask, sigma)
+        rules = {"threshold": 0.5, "fill_holes": True, "centre_sigma": sigma}
+        found = restore_mask(mask.view(np.uint8) * np.uint8(255), size, keep_largest=True, **rules)
+        if clear > 1.02:  # Pick's theorem holds for weights nearly
+            np.testing.assert_array_equal(found, expected)
+            told_apart += not np.array_equal(found, _cleaned(mask, True, True))
+    assert told_apart > 5  # the largest is another one
+
+
+def test_the_centre_is_the_image_s_and_not_the_window_s() -> None:
+    probability = np.zeros((100, 200), np.uint8)
+    probability[5:35, 5:45] = 255
+    probability[40:60, 90:110] = 255  # in the middle, a third as large, and at the edge of the window that is searched
+    rules = {"threshold": 0.5, "keep_largest": True, "fill_holes": True}
+    assert restore_mask(probability, (100, 200), **rules)[:40].any()
+    found = restore_mask(probability, (100, 200), centre_sigma=0.2, **rules)
+    assert not found[:40].any()
+    assert found.sum() == 400
+    # At another size, and of a single pixel.
+    assert restore_mask(probability, (300, 500), centre_sigma=0.2, **rules)[150, 250]
+    probability[40:60, 90:110] = 0
+    probability[50, 100] = 255
+    assert restore_mask(probability, (100, 200), centre_sigma=0.05, **rules).sum() == 1
+
+
 @pytest.mark.parametrize("size", [(7, 9), (24, 24), (61, 200), (200, 61), (300, 301), (511, 30)])
 @pytest.mark.parametrize("threshold", [0.02, 0.5, 0.98])
 def test_only_background_is_left_out_of_the_search(size: tuple[int, int], threshold: float) -> None:

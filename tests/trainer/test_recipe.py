@@ -149,8 +149,8 @@ def test_the_largest_size_is_that_of_a_stage_that_is_trained() -> None:
     assert dataclasses.replace(recipe, stages=(*stages, Stage("d", 1, 1e-3, input_size=128))).largest_size == 128
 
 
-def test_the_standardised_recipe_is_the_default_with_that_alone() -> None:
-    recipe, default = load_recipe("unet-light-standardised"), load_recipe("unet-light")
-    assert recipe.standardise == 1
-    assert dataclasses.replace(recipe, name=default.name, standardise=0.0) == default
-    assert "standardise" not in default.to_dict(), "a run that began before there was such a setting can be resumed"
+def test_the_default_standardises_images_and_the_others_do_not() -> None:
+    assert load_recipe("unet-light").standardise == 1
+    other = load_recipe("unet-light-isic2016")
+    assert other.standardise == 0
+    assert "standardise" not in other.to_dict(), "a run that began before there was such a setting can be resumed"
