@@ -117,8 +117,7 @@ def _cost(model: ModelResult, stage: str) -> float:
 def _busy(report: Report) -> Table:
     return Table(
         title="Stages, together",
-        note="Threads inside each stage while the pipeline ran, on average; some of them wait for a core. "
-        "Near 1.00 for the network: it is never kept waiting.",
+        note="Threads inside each stage while the pipeline ran, on average; some of them wait for a core.",
         header=("Model",) + STAGES,
         rows=tuple((m.label,) + tuple(f"{m.end_to_end.busy_threads(s):.2f}" for s in STAGES) for m in report.models),
         labels=1,

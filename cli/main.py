@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from isicrt._version import __version__
+from isicrt.cli.stopping import leave_if_stuck
 from isicrt.engine.errors import IsicrtError, SettingsError
 
 # name -> (module, one-line help). The help stands here so that `isicrt --help` imports no command.
@@ -72,13 +73,15 @@ def main() -> None:
         code = group.main(standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("Interrupted.", err=True)
-        sys.exit(130)
+        code = 130
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    sys.exit(code if isinstance(code, int) else 0)
+        code = error.exit_code
+    code = code if isinstance(code, int) else 0
+    leave_if_stuck(code=code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

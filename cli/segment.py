@@ -50,14 +50,16 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-size",
     type=click.IntRange(1, 4096),
-    help="Images in one network call. [default: 8; of a plan, the largest that it takes]",
+    help="Images that go through the network together, at most. [default: 8; of a plan, the largest that it takes]",
 )
 @click.option(
     "--threshold",
     type=Number(0, 1, min_open=True, max_open=True),
     help="A pixel whose probability is above it is lesion. [default: the model's]",
 )
-@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads to use. [default: all cores]")
+@click.option(
+    "--threads", type=click.IntRange(1, 256), help="CPU threads to use. [default: as many as keep all cores busy]"
+)
 @click.option(
     "--processes",
     type=click.IntRange(0, 256),

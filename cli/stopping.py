@@ -38,12 +38,11 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             restore()
 
 
-def leave_if_stuck(before: Callable[[], None]) -> None:
+def leave_if_stuck(before: Callable[[], None] = lambda: None, code: int = 130) -> None:
     """End the process if a thread is still inside a native call, which the interpreter's own exit might crash."""
-    from isicrt.engine.pipeline import THREAD_PREFIX
-
-    if any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate()):
+    run_threads = sys.modules.get("isicrt.engine.run_threads")
+    if run_threads is not None and any(t.name.startswith(run_threads.THREAD_PREFIX) for t in threading.enumerate()):
         before()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(130)
+        os._exit(code)

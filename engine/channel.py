@@ -81,6 +81,13 @@ class Channel(Generic[T]):
                 raise Stopped
             return self._next() if self._items else None
 
+    def left(self) -> list[T]:
+        """Take all that was there when it was cut off."""
+        with self._lock:
+            items = list(self._items)
+            self._items.clear()
+            return items
+
     def several(self, most: Callable[[], int], alone: Callable[[T], bool]) -> Iterator[list[T]]:
         """Take what is there, up to `most()` items at a time, until the end; an item that is `alone` by itself."""
         while True:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -34,8 +36,9 @@ class CpuRuntime(ABC):
     """A model in an ``.onnx`` file that carries its card. See `isicrt.engine.runtime.PipelinedRuntime`.
 
     `infer` spreads one call over all threads, which is the least time for one image. `submit` computes each batch on
-    one thread, and as many batches at once as there are threads: no thread then waits for another at the end of each
-    layer, which takes fewer CPU seconds an image and is not held up by other processes.
+    one thread (`infer_alone` on the one that calls it), and as many batches at once as there are threads: no thread
+    then waits for another at the end of each layer, which takes fewer CPU seconds an image and is not held up by other
+    processes.
 
     Args:
         path: the file.
@@ -63,6 +66,7 @@ class CpuRuntime(ABC):
         # Between two calls a thread waits for Python's lock; meanwhile its stream computes one of these.
         self._calls = self._threads + (max(1, self._threads // 4) if self.spare_calls else 0)
         self._pool: ThreadPoolExecutor | None = None
+        self._changed, self._inside = threading.Condition(), 0
         # More than one call a core would put each other's layers out of the caches. Where the runtime has a queue of
         # its own for that, it is the quicker one.
         self._turns: SimpleQueue[None] | None = None if self.spare_calls else SimpleQueue()
@@ -72,7 +76,7 @@ class CpuRuntime(ABC):
         self._together: Call | None = None
         """For `infer`: one call on all threads. Loaded when it is first called."""
         self._alone: Call | None = self._load_streams(self._threads)
-        """For `submit`: calls of one thread each, by several threads at once."""
+        """For `submit` and `infer_alone`: calls of one thread each, by several threads at once."""
 
     @abstractmethod
     def _load_streams(self, threads: int) -> Call:
@@ -111,17 +115,29 @@ class CpuRuntime(ABC):
             self._together = self._load_one_call(self._threads)
         return self._together(images)
 
-    def infer_alone(self, images: UInt8Array) -> UInt8Array:
-        """See `ConcurrentRuntime.infer_alone`."""
-        self._check(images)
-        images = np.ascontiguousarray(images)
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """See `ConcurrentRuntime.turn`."""
         if self._turns is None:
-            return self._in_parts(images)
+            yield
+            return
         self._turns.get()
         try:
-            return self._in_parts(images)
+            yield
         finally:
             self._turns.put(None)
+
+    def infer_alone(self, images: UInt8Array) -> UInt8Array:
+        """See `ConcurrentRuntime.infer_alone`."""
+        with self._changed:
+            self._check(images)
+            self._inside += 1
+        try:
+            return self._in_parts(np.ascontiguousarray(images))
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
 
     @property
     def depth(self) -> int:
@@ -142,24 +158,34 @@ class CpuRuntime(ABC):
 
     def collect(self, ticket: list[Future[UInt8Array]]) -> UInt8Array:
         """See `PipelinedRuntime.collect`."""
-        wait(ticket)  # all of them, so that an error leaves nothing under way
+        # All of them, so that an error leaves nothing under way. Nobody ends what `close` has cancelled.
+        wait([part for part in ticket if not part.cancelled()])
         return _joined([part.result() for part in ticket])
 
     def _check(self, images: UInt8Array) -> None:
         if self._alone is None:
-            raise ModelError(f"{self.path}: this runtime is closed")
+            raise self._closed()
         check_batch(images, self.card, self.max_batch)
 
     def _in_parts(self, images: UInt8Array) -> UInt8Array:
-        call = self._alone
-        assert call is not None  # `close` waits for the pool
-        return _joined([call(images[i : i + self.at_once]) for i in range(0, len(images), self.at_once)])
+        parts = []
+        for i in range(0, len(images), self.at_once):
+            if (call := self._alone) is None:
+                raise self._closed()
+            parts.append(call(images[i : i + self.at_once]))
+        return _joined(parts)
+
+    def _closed(self) -> ModelError:
+        return ModelError(f"{self.path}: this runtime is closed")
 
     def close(self) -> None:
-        """See `Runtime.close`."""
+        """See `Runtime.close`. Waits for calls that are under way: Python cannot end while a thread is inside one."""
+        self._alone = self._together = None
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
-        self._alone = self._together = self._pool = None
+        self._pool = None
+        with self._changed:
+            self._changed.wait_for(lambda: not self._inside)
 
     def __enter__(self) -> CpuRuntime:
         return self

@@ -81,8 +81,10 @@ class Journal:
             raise output_error(self._folder, error) from error
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Close the file. Whoever appends to it afterwards gets an OutputError, and not another file of that number."""
+        with self._lock:
+            file, self._file = self._file, -1
+        os.close(file)
 
     def _append(self, lines: bytes) -> None:
         before = os.fstat(self._file)

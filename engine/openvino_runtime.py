@@ -87,8 +87,9 @@ def _caller(compiled: Any) -> Call:
             request = idle.pop()
         except IndexError:
             request = compiled.create_infer_request()
-        # The buffer is the request's, and the next call writes over it.
-        result = np.array(request.infer([images], share_inputs=True, share_outputs=True)[0])
+        # A request keeps what it was given until its next call: of a part of a batch, all of it. The buffer of the
+        # result is the request's, and the next call writes over it.
+        result = np.array(request.infer([images.copy()], share_inputs=True, share_outputs=True)[0])
         idle.append(request)  # not one that failed
         return result
 

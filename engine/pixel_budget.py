@@ -25,26 +25,31 @@ class PixelBudget:
         self._large = large
         self._changed = threading.Condition()
         self._waiting: set[int] = set()
+        self._inside: set[int] = set()
 
     @contextmanager
     def admit(self, pixels: int) -> Iterator[None]:
-        """Inside, the memory for an image of so many pixels may be used."""
-        if pixels < self._large:
+        """Inside, the memory for an image of so many pixels may be used. A thread that is inside already goes on: where
+        all waited for a second share, none would ever give back its first."""
+        own = threading.get_ident()
+        if pixels < self._large or own in self._inside:
             yield
             return
         share = min(pixels, self._all)
         with self._changed:
-            self._waiting.add(threading.get_ident())
+            self._waiting.add(own)
             try:
                 while self._free < share:
                     self._changed.wait()
             finally:
-                self._waiting.discard(threading.get_ident())
+                self._waiting.discard(own)
             self._free -= share
+            self._inside.add(own)
         try:
             yield
         finally:
             with self._changed:
+                self._inside.discard(own)
                 self._free += share
                 self._changed.notify_all()
 

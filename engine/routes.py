@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,6 +94,10 @@ class BlockRoute(HostRoute):
     def at_once(self) -> int:
         """Images in one call of the network; fewer cost as much."""
         return self._concurrent.at_once
+
+    def turn(self) -> AbstractContextManager[None]:
+        """See `ConcurrentRuntime.turn`."""
+        return self._concurrent.turn()
 
     def segment(self, items: list[Item]) -> UInt8Array:
         """Probability maps of images that were read, uint8 N x h x w, on the calling thread. Raises as

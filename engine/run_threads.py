@@ -105,6 +105,9 @@ class RunThreads(ABC):
                 outcome = self._outcomes.poll(_WATCH_SECONDS)
             except Ended:
                 return
+            except Stopped:
+                yield from self._outcomes.left()
+                raise
             if outcome is not None:
                 yield outcome
             for job in self._watch.stuck_jobs():
@@ -180,10 +183,13 @@ class RunThreads(ABC):
     def _takes_no_more(self) -> bool:
         return self._draining
 
-    def _next_jobs(self, most: int) -> list[Job]:
-        """Fewer where they come slowly: the first of them need not wait for the last."""
+    def _next_jobs(self, most: int, *, patience: float = -1) -> list[Job]:
+        """Fewer where they come slowly: the first of them need not wait for the last. None where others have waited for
+        them for longer than `patience`; below 0: for ever."""
         jobs: list[Job] = []
-        with self._jobs_lock:
+        if not self._jobs_lock.acquire(timeout=patience):
+            return jobs
+        try:
             until = time.monotonic() + GATHER_SECONDS
             while not self._draining and len(jobs) < most:
                 if self._jobs_error is not None:
@@ -200,6 +206,8 @@ class RunThreads(ABC):
                 jobs.append(job)
                 if time.monotonic() > until:
                     break
+        finally:
+            self._jobs_lock.release()
         return jobs
 
     def _record(self, *ended: tuple[Outcome, dict[str, Any] | None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from isicrt.engine.geometry import UInt8Array
 
 @runtime_checkable
 class Runtime(Protocol):
-    """A loaded model. Not thread-safe: one thread at a time calls `infer`.
+    """A loaded model. Not thread-safe, unless it is a `ConcurrentRuntime`: one thread at a time calls `infer`.
 
     Normalisation and sigmoid are inside the model, so nothing but uint8 crosses.
     """
@@ -97,6 +98,10 @@ class ConcurrentRuntime(Runtime, Protocol):
 
     at_once: int
     """Images that it computes together."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Waits until a call of `infer_alone` would not be in the way of others; they wait for it in turn."""
+        ...
 
     def infer_alone(self, images: UInt8Array) -> UInt8Array:
         """As `infer`, on the calling thread only; any number of threads may call it at once."""

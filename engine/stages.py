@@ -132,6 +132,8 @@ class Pipeline(RunThreads):
             self._in_flight.popleft()
             self.busy.add("infer", time.perf_counter() - started - (self._waited - waited))
             done = [replace(item, content=new) for item, new in zip(batch, contents, strict=True)]
+            if self._is_cut:
+                raise Stopped
             if ledger is not None:
                 ledger.announce([item.job for item in done if not isinstance(item.content, ImageError)])
             for item in done:

@@ -90,3 +90,24 @@ def test_as_a_process(arguments: list[str], code: int) -> None:
     done = subprocess.run([sys.executable, "-m", "isicrt.cli.main", *arguments], capture_output=True, check=False)
     assert done.returncode == code
     assert b"Traceback" not in done.stderr
+
+
+def test_the_process_ends_while_a_thread_of_a_run_is_in_native_code() -> None:
+    """Python's own end takes such a thread down inside C++, and the process with it."""
+    code = """
+import sys, threading, time, click
+from isicrt.cli import main
+from isicrt.engine.errors import DataError
+from isicrt.engine.run_threads import THREAD_PREFIX
+
+def fail(*_):
+    threading.Thread(target=time.sleep, args=(60,), name=THREAD_PREFIX + "worker-0", daemon=True).start()
+    threading.Thread(target=time.sleep, args=(60,)).start()  # which Python would wait for
+    raise DataError("torn")
+
+click.Group.invoke = fail
+sys.argv = ["isicrt", "models"]
+main.main()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (result.returncode, result.stderr) == (1, "Error: torn\n")

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from isicrt.engine import blocks
 from isicrt.engine.errors import ModelError
+from isicrt.engine.finishing import Finishing
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import Decoded, decode_image
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.onnx_runtime import OnnxRuntime
-from isicrt.engine.pipeline import THREAD_PREFIX, available_cores, default_workers, run_jobs
+from isicrt.engine.outcome import Outcome
+from isicrt.engine.output import OutputError
+from isicrt.engine.pipeline import THREAD_PREFIX, default_workers, run_jobs
 from isicrt.engine.runtime import ConcurrentRuntime
 from isicrt.engine.sources import Job, find_jobs
 
@@ -49,10 +53,17 @@ class Seen(OnnxRuntime):
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are full on a machine that is busy, too."""
+    monkeypatch.setattr(blocks, "GATHER_SECONDS", 60)
+
+
+@pytest.fixture
 def jobs(rendered_pairs: Path, tmp_path: Path) -> list[Job]:
     return list(find_jobs(rendered_pairs / "images", tmp_path / "out"))
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8, 100])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_blocks_are_as_large_as_asked_for_and_smaller_in_the_end(
@@ -71,6 +82,7 @@ def test_blocks_are_as_large_as_asked_for_and_smaller_in_the_end(
         assert max(sizes) <= 4
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_generator_of_jobs_has_no_end_to_prepare_for(jobs: list[Job], darkness_onnx: Path) -> None:
     with Seen(darkness_onnx) as runtime:
         run_jobs((job for job in jobs), runtime, batch_size=5, threads=1)
@@ -106,6 +118,7 @@ def test_a_call_that_fails_gives_its_turn_back(darkness_onnx: Path) -> None:
                 runtime.infer_alone(images)
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_a_stuck_thread_has_decoded_its_successor_segments(jobs: list[Job], darkness_onnx: Path) -> None:
     released = threading.Event()
 
@@ -157,6 +170,7 @@ def test_jobs_are_taken_as_they_are_needed(jobs: list[Job], darkness_onnx: Path)
     assert most <= 3 * 4  # what the threads have in their hands
 
 
+@pytest.mark.usefixtures("patient")
 def test_an_error_of_the_network_names_the_block(jobs: list[Job], darkness_onnx: Path) -> None:
     def fail() -> None:
         raise ZeroDivisionError("out of luck")
@@ -168,12 +182,10 @@ def test_an_error_of_the_network_names_the_block(jobs: list[Job], darkness_onnx:
         run_jobs(jobs, runtime, batch_size=5, threads=1)
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_is_done_of_a_block_is_noted_where_the_rest_fails(
     jobs: list[Job], darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from isicrt.engine.finishing import Finishing
-    from isicrt.engine.output import OutputError
-
     finish = Finishing.finish
 
     def full_disk(self: Finishing, path: Path, *arguments: Any) -> Any:
@@ -189,11 +201,10 @@ def test_what_is_done_of_a_block_is_noted_where_the_rest_fails(
         pytest.raises(OutputError, match="the disk is full"),
     ):
         run_jobs(jobs, runtime, batch_size=5, threads=1, ledger=ledger)
-    lines = [json.loads(line) for line in (folder / ".isicrt-journal.jsonl").read_text().splitlines()]
-    done = [Path(line["mask"]).stem for line in lines if line.get("status") == "done"]
-    assert done == ["ISIC_0000000", "ISIC_0000001"]
+    assert _done(folder) == {"ISIC_0000000.png", "ISIC_0000001.png"}
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_slow_mask_is_told_before_its_block_ends(jobs: list[Job], darkness_onnx: Path) -> None:
     ended: list[float] = []
 
@@ -223,6 +234,146 @@ def test_runs_in_blocks_and_in_stages(jobs: list[Job], darkness_onnx: Path) -> N
         assert runtime.blocks != []
 
 
-def test_workers_fit_the_cores() -> None:
-    assert default_workers(None) == available_cores() + 2
-    assert default_workers(1) == 1
+def test_workers_fit_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isicrt.engine.pipeline.available_cores", lambda: 4)
+    assert [default_workers(n) for n in (None, 1, 3, 4, 6)] == [6, 1, 3, 4, 6]
+
+
+def test_a_worker_that_stands_in_the_network_ends_there_after_an_error(jobs: list[Job], darkness_onnx: Path) -> None:
+    """It says nothing of masks that it will not write, closes no folder and begins nothing."""
+    entered, failed = threading.Event(), threading.Event()
+    begun: list[str] = []
+
+    def network() -> None:
+        if not entered.is_set():
+            entered.set()
+            assert failed.wait(60)
+            time.sleep(0.2)
+            return
+        failed.set()
+        raise ZeroDivisionError
+
+    def decode(path: Path, size: tuple[int, int]) -> Decoded:
+        begun.append(path.stem)
+        return decode_image(path, size)
+
+    folder = jobs[0].mask.parent
+    with (
+        Seen(darkness_onnx, threads=2, before=network) as runtime,
+        Ledger(folder, jobs, model={}, settings={}) as ledger,
+        pytest.raises(ModelError, match="failed on a batch"),
+    ):
+        run_jobs(jobs, runtime, batch_size=2, threads=2, ledger=ledger, decode=decode)
+    assert len(begun) <= 6
+    assert "writing" not in (folder / ".isicrt-journal.jsonl").read_text()
+    assert not list(folder.glob("*.png"))
+
+
+def test_a_runtime_is_closed_when_the_last_call_has_ended(darkness_onnx: Path) -> None:
+    entered = threading.Event()
+    inside: list[int] = []
+
+    class Slow(OnnxRuntime):
+        def _in_parts(self, images: UInt8Array) -> UInt8Array:
+            entered.set()
+            time.sleep(0.3)
+            inside.append(1)
+            return super()._in_parts(images)
+
+    errors: list[Exception] = []
+
+    def call() -> None:
+        try:
+            runtime.infer_alone(np.zeros((2, 64, 64, 3), np.uint8))
+        except ModelError as error:
+            errors.append(error)
+
+    runtime = Slow(darkness_onnx, threads=1)
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert entered.wait(60)
+    runtime.close()
+    assert inside == [1]
+    thread.join(60)
+    assert "is closed" in str(errors[0])  # it begins no other call
+
+
+def test_what_other_workers_wrote_is_noted_where_one_fails(
+    jobs: list[Job], darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, full = Finishing.finish, threading.Event()
+
+    def full_disk(self: Finishing, path: Path, *arguments: Any) -> Any:
+        if path.stem == "ISIC_0000000":
+            time.sleep(0.1)  # the others have written a mask of their blocks
+            full.set()
+            raise OutputError("the disk is full")
+        finished = finish(self, path, *arguments)
+        assert full.wait(60)
+        return finished
+
+    monkeypatch.setattr(Finishing, "finish", full_disk)
+    folder = jobs[0].mask.parent
+    with (
+        OnnxRuntime(darkness_onnx, threads=3) as runtime,
+        Ledger(folder, jobs, model={}, settings={}) as ledger,
+        pytest.raises(OutputError, match="the disk is full"),
+    ):
+        run_jobs(jobs, runtime, batch_size=4, threads=3, ledger=ledger)
+    assert _done(folder) == {path.name for path in folder.glob("*.png")} != set()
+
+
+def test_lines_are_not_written_twice_where_the_journal_fails(
+    jobs: list[Job], darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OutputError("the disk is gone")
+
+    folder = jobs[0].mask.parent
+    monkeypatch.setattr(blocks, "_RECORD_SECONDS", -1)
+    with OnnxRuntime(darkness_onnx, threads=1) as runtime, Ledger(folder, jobs, model={}, settings={}) as ledger:
+        monkeypatch.setattr(ledger._sync, "now_and_then", fail)
+        with pytest.raises(OutputError, match="the disk is gone"):
+            run_jobs(jobs, runtime, threads=1, ledger=ledger)
+    assert len(_lines(folder)) == len(_done(folder)) == 1
+
+
+def test_a_slow_list_does_not_hold_back_what_is_decoded(
+    jobs: list[Job], darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two workers each has an image and waits for another one; the list gives one more, and then none for long."""
+    ended: list[str] = []
+    slow = threading.Event()
+
+    def listing() -> Iterator[Job]:
+        yield from jobs[:2]
+        slow.wait(60)
+        yield jobs[2]
+
+    def outcome(outcome: Outcome) -> None:
+        ended.append(outcome.job.image.stem)
+        slow.set()  # only what was not held back can come here first
+
+    with OnnxRuntime(darkness_onnx, threads=2) as runtime:
+        run_jobs(listing(), runtime, threads=2, on_outcome=outcome)
+    assert len(ended) == 3
+
+
+def test_a_list_that_ends_in_an_error_loses_nothing_before_it(jobs: list[Job], darkness_onnx: Path) -> None:
+    def listing() -> Iterator[Job]:
+        yield from jobs[:5]
+        raise ZeroDivisionError
+
+    ended: list[Outcome] = []
+    with OnnxRuntime(darkness_onnx, threads=1) as runtime, pytest.raises(ZeroDivisionError):
+        run_jobs(listing(), runtime, threads=1, on_outcome=ended.append)
+    assert len(ended) == 5
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (folder / ".isicrt-journal.jsonl").read_text().splitlines())
+    return [line for line in lines if line.get("status") == "done"]
+
+
+def _done(folder: Path) -> set[str]:
+    return {line["mask"] for line in _lines(folder)}

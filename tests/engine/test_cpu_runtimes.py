@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +296,30 @@ def test_openvino_compiles_the_batch_that_it_is_called_with(tmp_path: Path, monk
         write_darkness_model(tmp_path / "views.onnx", network={"views": views})
         OpenVinoRuntime(tmp_path / "views.onnx", threads=1).close()
     assert compiled_for == [[2, 64, 64, 3], [1, 64, 64, 3]]
+
+
+def test_a_batch_that_was_cancelled_when_its_runtime_was_closed_is_not_waited_for(darkness_onnx: Path) -> None:
+    class Slow(OnnxRuntime):
+        def _load_streams(self, threads: int) -> Call:
+            call = super()._load_streams(threads)
+
+            def slow(images: UInt8Array) -> UInt8Array:
+                started.set()
+                assert released.wait(60)
+                return call(images)
+
+            return slow
+
+    started, released = threading.Event(), threading.Event()
+    runtime = Slow(darkness_onnx, threads=1)
+    tickets = [runtime.submit(np.zeros((2, 64, 64, 3), np.uint8)) for _ in range(2)]
+    assert started.wait(60)
+    closing = threading.Thread(target=runtime.close)
+    closing.start()
+    while not all(part.cancelled() for part in tickets[1]):
+        time.sleep(0.01)
+    with pytest.raises(CancelledError):
+        runtime.collect(tickets[1])
+    released.set()
+    closing.join(60)
+    assert runtime.collect(tickets[0]).shape == (2, 64, 64)

@@ -222,3 +222,25 @@ def test_large_images_take_turns() -> None:
     assert 40 <= most <= 80
     with budget.admit(1000):  # one alone is always let in
         assert not budget.is_waiting(threading.get_ident())
+
+
+def test_a_thread_that_has_its_share_does_not_wait_for_another() -> None:
+    budget, both, done = PixelBudget(100, large=10), threading.Barrier(2), []
+
+    def work() -> None:
+        with budget.admit(50):
+            both.wait(30)  # the budget is spent
+            with budget.admit(50):  # as an overlay decodes the image whose mask is being finished
+                done.append(1)
+            with budget.admit(50):
+                done.append(1)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(done) == 4
+    with budget.admit(100):  # all of it was given back, once
+        pass
+    assert budget._free == 100
