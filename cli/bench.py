@@ -25,7 +25,7 @@ from isicrt.benchmarks.tables import Table as Figures
 from isicrt.benchmarks.tables import machine, tables, to_csv, to_markdown
 from isicrt.benchmarks.workload import RENDERED_NOTE
 from isicrt.cli.recording import RecordingCommand, command_line
-from isicrt.engine.cores import available_cores
+from isicrt.engine.cores import available_cores, default_processes
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.heap import keep_buffers, share_heaps
 
@@ -182,7 +182,8 @@ def command(
         stage_images=8 if quick else stage_images,
         max_repeats=repeats if quick else max(repeats, max_repeats),
     )
-    share_heaps(available_cores() // 2)  # as `segment` does
+    if default_processes(available_cores()):  # as `segment` does
+        share_heaps(available_cores() // 2)
     keep_buffers()
     try:
         report = run_benchmark(

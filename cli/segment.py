@@ -209,11 +209,12 @@ def command(
     from isicrt.engine.isolation import ImageDecoder
     from isicrt.engine.ledger import Ledger, mask_settings
     from isicrt.engine.overlay import OverlayFolder
-    from isicrt.engine.pipeline import available_cores, run_jobs
+    from isicrt.engine.pipeline import available_cores, default_processes, run_jobs
     from isicrt.engine.runtime import open_runtime
     from isicrt.engine.sources import find_jobs
 
-    share_heaps(available_cores() // 2)
+    if default_processes(available_cores()):  # many cores, and many threads
+        share_heaps(available_cores() // 2)
     keep_buffers()
     if overlay is not None and os.path.realpath(overlay) == os.path.realpath(out):
         raise SettingsError("--overlay and --out must be different folders")

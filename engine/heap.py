@@ -15,7 +15,8 @@ def share_heaps(count: int) -> bool:
     """Let all threads of this process share `count` heaps, if they have none yet. It is for a program, not a library.
 
     glibc gives nearly each thread a heap of its own, and each keeps the most that it ever held: in a long run all come
-    to hold what one needs now and then. Half as many as cores are plenty: threads compute more than they allocate.
+    to hold what one needs now and then. With many threads half as many heaps as cores are plenty; with few threads,
+    which then wait for each other, that costs up to a tenth of a run's time, and sharing saves little memory.
 
     Args:
         count: at least 1 is taken.

@@ -217,9 +217,9 @@ def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:
 
 
 def default_workers(threads: int | None) -> int:
-    """Threads of a run in blocks: as many as were asked for, and else two more than cores, so that none is idle while
+    """Threads of a run in blocks: as many as were asked for, and else three more than cores, so that none is idle while
     a thread waits for a disk or for Python's lock."""
-    return available_cores() + 2 if threads is None else threads
+    return available_cores() + 3 if threads is None else threads
 
 
 def default_processes(cores: int, *, on_gpu: bool = False) -> int:

@@ -236,7 +236,7 @@ def test_runs_in_blocks_and_in_stages(jobs: list[Job], darkness_onnx: Path) -> N
 
 def test_workers_fit_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("isicrt.engine.pipeline.available_cores", lambda: 4)
-    assert [default_workers(n) for n in (None, 1, 3, 4, 6)] == [6, 1, 3, 4, 6]
+    assert [default_workers(n) for n in (None, 1, 3, 4, 6)] == [7, 1, 3, 4, 6]
 
 
 def test_a_worker_that_stands_in_the_network_ends_there_after_an_error(jobs: list[Job], darkness_onnx: Path) -> None:
