@@ -25,9 +25,9 @@ from isicrt.benchmarks.tables import Table as Figures
 from isicrt.benchmarks.tables import machine, tables, to_csv, to_markdown
 from isicrt.benchmarks.workload import RENDERED_NOTE
 from isicrt.cli.recording import RecordingCommand, command_line
-from isicrt.engine.cores import available_cores, default_processes
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.heap import keep_buffers, share_heaps
+from isicrt.engine.pipeline import available_cores, default_processes
 
 _FILE_WIDTH = 100
 """Letters a line where the output goes to a file or a pipe, which has no width of its own."""
