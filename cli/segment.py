@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from isicrt.engine.outcome import Outcome, RunSummary
 
 
+_IMAGES_UNTIL_GIVEN_BACK = 1000
+"""So that memory does not grow with the number of images."""
+
+
 @click.command("segment")
 @click.argument("images", nargs=-1, required=True, type=NamedPath(path_type=Path))
 @click.option(
@@ -205,7 +209,7 @@ def command(
     """
     from isicrt.engine import shipped
     from isicrt.engine.gpu_stages import check_decode, open_chain
-    from isicrt.engine.heap import keep_buffers, share_heaps
+    from isicrt.engine.heap import give_back, keep_buffers, share_heaps
     from isicrt.engine.isolation import ImageDecoder
     from isicrt.engine.ledger import Ledger, mask_settings
     from isicrt.engine.overlay import OverlayFolder
@@ -273,6 +277,8 @@ def command(
                 tally.add(outcome)
                 file.add(outcome)
                 progress.advance()
+                if (tally.images + tally.skipped) % _IMAGES_UNTIL_GIVEN_BACK == 0:
+                    give_back()
 
             def end(status: str, reason: str | None, summary: RunSummary | None) -> None:
                 decoded = None if chain is None else chain.decoded

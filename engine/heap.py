@@ -40,6 +40,22 @@ def keep_buffers() -> bool:
     return _set(_M_TRIM_THRESHOLD, 2 * _KEPT_BYTES, "TRIM_THRESHOLD") and kept
 
 
+def give_back() -> bool:
+    """Give the kernel what the heaps of this process keep and nobody uses. It is for a program, not a library.
+
+    Each heap comes to keep the most that its thread ever held, and no two threads hold the most at once. A call takes
+    milliseconds, and what is needed again is cleared by the kernel: it is for now and then.
+
+    Returns:
+        Whether anything was given back. Not where the C library knows no such thing.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # as in `_set`
+        return False
+    return bool(trim(0))
+
+
 def _set(setting: int, value: int, name: str) -> bool:
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if f"MALLOC_{name}" in os.environ or f"MALLOC_{name}_" in os.environ or name.lower() in tunables:

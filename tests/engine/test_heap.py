@@ -74,3 +74,11 @@ def _printed(code: list[str], set_by_user: dict[str, str]) -> str:
         [sys.executable, "-c", *code], capture_output=True, text=True, check=True, env=clean | set_by_user
     )
     return done.stdout.strip()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_nobody_uses_is_given_back() -> None:
+    code = _BUFFER.replace("import keep_buffers", "import give_back, keep_buffers").replace(
+        "print(done,", "kept = resident() - before\ngiven = give_back()\nprint(done, kept > 15 << 20, given,"
+    )
+    assert _printed([code], {}) == "True True True False"
