@@ -38,7 +38,9 @@ def prepare(model: Path, card: ModelCard) -> Segment:
 
     def segment(files: Sequence[Path], out: Path) -> None:
         paths = [str(file) for file in files]
-        for result in network.predict(paths, stream=True, imgsz=size, device="cpu", verbose=False, save=False):
+        for result in network.predict(
+            paths, stream=True, rect=False, imgsz=size, device="cpu", verbose=False, save=False
+        ):
             mask = clean(result.semantic_mask.data.cpu().numpy() > 0, card)
             cv2.imwrite(str(out / f"{Path(result.path).stem}.png"), mask)
 
