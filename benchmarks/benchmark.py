@@ -25,7 +25,7 @@ from isicrt.benchmarks.result import ModelResult, Protocol, Report
 from isicrt.benchmarks.scratch import fresh
 from isicrt.benchmarks.stages import StagePass, StageSplit, crowded_pass, on_device, stage_pass
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun, run_once
-from isicrt.benchmarks.timeline import TIMELINE_BATCHES, Lane, record_timeline
+from isicrt.benchmarks.timeline import TIMELINE_BATCHES, TIMELINE_IMAGES, Lane, record_timeline
 from isicrt.benchmarks.workload import Workload, decoded_batch, open_workload, readable_sample, render_workload
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.pipeline import STAGES, available_cores
@@ -190,7 +190,7 @@ def _measure_process(candidate: _Candidate, protocol: Protocol, workload: Worklo
 
 
 def _record(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> tuple[Lane, ...]:
-    jobs = find_jobs(workload.images, fresh(out))[: candidate.pipeline_batch * TIMELINE_BATCHES]
+    jobs = find_jobs(workload.images, fresh(out))[: max(candidate.pipeline_batch * TIMELINE_BATCHES, TIMELINE_IMAGES)]
     return record_timeline(jobs, candidate.runtime, candidate.pipeline_batch, protocol.threads)
 
 

@@ -9,7 +9,6 @@ from isicrt.benchmarks.latency import SETTLED_WINDOWS, TOLERANCE
 from isicrt.benchmarks.plots import latency_plot, stage_plot, timeline_plot, tradeoff_plot
 from isicrt.benchmarks.result import ModelResult, Report
 from isicrt.benchmarks.tables import Table, figure, machine, tables
-from isicrt.benchmarks.timeline import TIMELINE_BATCHES
 from isicrt.benchmarks.workload import RENDERED_NOTE
 
 _WIDE, _NARROW = 880, 340
@@ -111,8 +110,7 @@ def to_html(report: Report) -> str:
                 report,
                 timeline_plot,
                 "Timeline",
-                f"The first {TIMELINE_BATCHES} batches of a run: which thread was in which stage, and when. A gap is a "
-                "thread that waited.",
+                "The first images of a run: which thread was in which stage, and when. A gap is a thread that waited.",
             )
         )
     if scored:

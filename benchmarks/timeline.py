@@ -21,7 +21,8 @@ from isicrt.engine.pipeline import STAGES, THREAD_PREFIX
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
 
-TIMELINE_BATCHES = 4
+TIMELINE_BATCHES, TIMELINE_IMAGES = 4, 128
+"""Of the run that is drawn: so many batches, and of small batches more, so that each thread is seen at several."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from isicrt.benchmarks.accuracy import score_masks
 from isicrt.benchmarks.benchmark import run_benchmark
 from isicrt.benchmarks.latency import QUICK_WINDOW, Latency
 from isicrt.benchmarks.result import Protocol
-from isicrt.benchmarks.stages import StageSplit
 from isicrt.benchmarks.throughput import TimedRun
 from isicrt.benchmarks.workload import open_workload
 from isicrt.engine.errors import DataError, ModelError, SettingsError
@@ -140,7 +139,7 @@ def test_it_goes_on_until_the_runs_agree(
     monkeypatch.setattr("isicrt.benchmarks.benchmark.run_once", timed)
     monkeypatch.setattr("isicrt.benchmarks.benchmark.record_timeline", lambda *_: ())
     monkeypatch.setattr(Latency, "settled", True)
-    monkeypatch.setattr(StageSplit, "settled", True)
+    monkeypatch.setattr("isicrt.benchmarks.benchmark.settled", lambda _: True)  # of the passes through the stages
     protocol = dataclasses.replace(_protocol((1,), 2), max_repeats=most)
     report = run_benchmark([str(darkness_onnx)], protocol, images=rendered_pairs / "images")
     assert len(report.models[0].end_to_end.runs) == expected
