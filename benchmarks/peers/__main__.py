@@ -111,17 +111,23 @@ def _race(
         ours, others = Entrant("isicrt"), [Entrant(p.name) for p in peers if not missing[p.name]]
         for job in jobs:  # into the page cache, so that the first run is like the others
             job.image.read_bytes()
+        failed: dict[str, str] = {}
         for round_ in range(1, runs + 1):
             click.echo(f"round {round_} of {runs}: isicrt", err=True)
             run_isicrt(ours, model, files, folder / "isicrt")
-            for entrant in others:
+            for entrant in [other for other in others if other.name not in failed]:
                 click.echo(f"round {round_} of {runs}: {entrant.name}", err=True)
                 peer = PEERS[entrant.name]
                 network = baseline or (model if peer.knows_int8 else float_model or model)
-                run_peer(entrant, peer, network, files, folder / entrant.name)
-        if baseline is None:
-            for entrant in others:
-                entrant.agreement = agreement(folder / "isicrt", folder / entrant.name)
+                try:
+                    run_peer(entrant, peer, network, files, folder / entrant.name)
+                    if baseline is None and round_ == runs:
+                        entrant.agreement = agreement(folder / "isicrt", folder / entrant.name)
+                except DataError as error:  # another program's fault: the hours of all others are not lost for it
+                    click.echo(f"{entrant.name} failed and is out of the race: {error}", err=True)
+                    failed[entrant.name] = str(error)
+        if others and len(failed) == len(others):
+            raise DataError(f"no peer finished; the first: {next(iter(failed.values()))}")
         return Race(
             command=recorded_command(["python", "-m", "isicrt.benchmarks.peers", *sys.argv[1:]]),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -131,7 +137,8 @@ def _race(
             images=len(jobs),
             megabytes=sum(job.image.stat().st_size for job in jobs) / 1e6,
             isicrt=ours,
-            peers=others,
+            peers=[other for other in others if other.name not in failed],
+            failed=failed,
             left_out={name: packages for name, packages in missing.items() if packages},
             not_run=[name for name in PEERS if name not in missing],
             environment=environment,

@@ -137,6 +137,8 @@ class Race:
     """Read before the first run."""
     float_model: str | None = None
     """File of the same network in float32 for the peers that run torch, where `model` is int8."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Peers that ended with an error, in whichever round, and what they said; none of their rounds count."""
 
     def rounds(self, peer: Entrant) -> list[float]:
         """How many times faster isicrt is, loop against loop, in each round."""
@@ -193,6 +195,7 @@ class Race:
             ],
             "left_out": {name: list(packages) for name, packages in self.left_out.items()},
             "not_run": list(self.not_run),
+            "failed": dict(self.failed),
             "warnings": self.warnings,
         }
 
@@ -219,6 +222,7 @@ class Race:
         network += f"; torch: {self.float_model}" if self.float_model else ""
         lines += ["", f"{self.images} images, {len(self.isicrt.seconds)} rounds, {network}. {e.cpu} ({e.cores} cores)."]
         lines += [f"Left out: {name} (not installed: {', '.join(p)})." for name, p in self.left_out.items()]
+        lines += [f"Failed: {name}: {said.strip().splitlines()[-1]}" for name, said in self.failed.items()]
         lines += [f"Not run: {', '.join(self.not_run)} (--peers named others)."] if self.not_run else []
         odd = [p.name for p in self.peers if p.agreement is not None and p.agreement < AGREES]
         lines += [f"Masks that agree less than {AGREES}: {', '.join(odd)}."] if odd else []

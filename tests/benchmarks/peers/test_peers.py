@@ -161,6 +161,28 @@ def test_the_machine_is_looked_at_before_the_first_run(
     assert "busy before the start: load average 555.0" in result.output
 
 
+def test_a_peer_that_fails_costs_only_itself(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = replace(PEERS["opencv-onnx"], name="dataloader", packages=(), module="no_such_module")
+    monkeypatch.setitem(PEERS, "dataloader", broken)  # type: ignore[misc]
+    arguments = ["--images", str(rendered_pairs / "images"), "--model", str(darkness_onnx), "--runs", "2"]
+    result = CliRunner().invoke(
+        command, [*arguments, "--peers", "dataloader,opencv-onnx", "--json", str(tmp_path / "r")]
+    )
+    assert result.exit_code == 0, result.output
+    data = json.loads((tmp_path / "r").read_text())
+    assert [peer["name"] for peer in data["peers"]] == ["opencv-onnx"]
+    assert len(data["peers"][0]["seconds"]) == 2
+    assert "no_such_module" in data["failed"]["dataloader"]
+    assert "Failed: dataloader: " in result.output
+    assert result.output.count("failed and is out of the race") == 1, "it is not tried again"
+
+    alone = CliRunner().invoke(command, [*arguments, "--peers", "dataloader"])
+    assert alone.exit_code == 1
+    assert "no peer finished" in alone.output
+
+
 @pytest.mark.parametrize(
     ("option", "code", "message"),
     [
