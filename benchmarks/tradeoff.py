@@ -307,9 +307,8 @@ def _run(
         if peer == PEER:
             (Path(folder) / f"{PEER}.onnx").write_bytes(plain_unet().SerializeToString(deterministic=True))
         found = measure_tradeoff(files, cases, peer=peer_file, repeats=repeats, window=window, on_step=_show_step)
-    load = environment.load_average
-    if load is not None and load > environment.cores / 2:
-        found["warnings"].insert(0, f"the machine was busy before the start: load average {load:.1f}")
+    if environment.busy is not None:
+        found["warnings"].insert(0, environment.busy)
     if window is QUICK_WINDOW:
         found["warnings"].insert(0, "measured with --quick: these figures are not to be quoted")
     # The last two names of a path tell data sets apart and tell nothing of the machine.

@@ -86,12 +86,12 @@ class BlockRun(RunThreads):
             raise Stopped
 
     def _block_size(self) -> int:
-        """Near the end blocks are smaller, so that all threads end together."""
-        size = self._settings.batch_size
-        if self._left is None:
-            return size
-        calls = math.ceil(max(1, self._left) / len(self._blocks) / self._block_route.at_once)
-        return min(size, calls * self._block_route.at_once)
+        """Whole calls of the network. Near the end blocks are smaller, so that all threads end together."""
+        together = self._block_route.at_once
+        calls = math.ceil(self._settings.batch_size / together)
+        if self._left is not None:
+            calls = min(calls, math.ceil(max(1, self._left) / len(self._blocks) / together))
+        return calls * together
 
     def _segment(self, block: list[Item]) -> None:
         with self._block_route.turn():

@@ -52,6 +52,8 @@ class CpuRuntime(ABC):
     max_batch: int | None = None
     spare_calls: bool
     """Whether calls that wait in the runtime begin, without Python, when those before them end."""
+    pads: bool
+    """Whether a call of `submit`'s with fewer images than `at_once` computes as many all the same."""
     at_once: int
     """Images in one call of `submit`'s: of a class for a model that looks at an image once, of an object for its own.
     With more, what a layer writes has left the core's cache before the next reads it."""
@@ -109,7 +111,7 @@ class CpuRuntime(ABC):
         """See `Runtime.infer`."""
         self._check(images)
         images = np.ascontiguousarray(images)
-        if self._threads == 1:
+        if self._threads == 1 and (len(images) >= self.at_once or not self.pads):
             return self._in_parts(images)
         if self._together is None:
             self._together = self._load_one_call(self._threads)

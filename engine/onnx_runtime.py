@@ -15,6 +15,7 @@ class OnnxRuntime(CpuRuntime):
     """See `CpuRuntime`. Calls of 8 images on one thread took 20 % longer an image than calls of 2."""
 
     name = "onnxruntime-cpu"
+    pads = False
     at_once = 2
     spare_calls = False  # it computes in the calling threads
 

@@ -28,6 +28,7 @@ class OpenVinoRuntime(CpuRuntime):
     """
 
     name = "openvino-cpu"
+    pads = True
     at_once = 2
     spare_calls = True
 

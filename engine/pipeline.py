@@ -83,7 +83,7 @@ def run_jobs(
         jobs: taken as they are needed, by a thread of the run; each ends in one outcome.
         runtime: used by this run and by nobody else meanwhile; by one thread of it, or by several where it is a
             `isicrt.engine.runtime.ConcurrentRuntime`.
-        batch_size: images in one network call; of a run in blocks, in a block at most.
+        batch_size: images in one network call; of a run in blocks, in a block, in whole calls.
         threshold: in (0, 1); None for the model card's.
         threads: the cores that the run is to take; None for `available_cores`. From them follow those below.
         decode_threads, write_threads: of a run in stages, which it is where one of them is given, with a chain, with

@@ -283,6 +283,26 @@ def test_each_view_of_an_image_counts_as_an_image(
     assert sorted(computed) == sorted(parts * 2)
 
 
+def test_one_image_on_one_thread_is_not_computed_twice(
+    runtime_class: type[CpuRuntime], darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO's graph for streams has a fixed batch, and an image alone in it takes the time of a full one."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    streamed = []
+    with runtime_class(darkness_onnx, threads=1) as runtime:
+        real = runtime._alone
+        assert real is not None
+
+        def noted(part: UInt8Array) -> UInt8Array:
+            streamed.append(len(part))
+            return real(part)
+
+        monkeypatch.setattr(runtime, "_alone", noted)
+        for count in (1, 2, 3):
+            np.testing.assert_array_equal(runtime.infer(images[:count]), 255 - images[:count, ..., 1])
+    assert streamed == ([2, 2, 1] if runtime.pads else [1, 2, 2, 1])
+
+
 def test_openvino_compiles_the_batch_that_it_is_called_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled_for = []
     real = openvino_runtime._caller
