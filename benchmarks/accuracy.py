@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -24,7 +25,7 @@ class Accuracy:
     problems: tuple[str, ...] = ()
     """Masks that could not be scored, and why: a truth of another size, an unreadable file."""
 
-    @property
+    @cached_property
     def summary(self) -> dict[str, float | int]:
         """See `isicrt.engine.scores.summarise`.
 

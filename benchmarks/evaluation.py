@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +83,9 @@ class Scored:
     problems: tuple[str, ...]
     """Images that were not, and why."""
 
-    @property
+    @cached_property
     def summary(self) -> dict[str, float | int]:
-        """See `isicrt.engine.scores.summarise`.
+        """See `isicrt.engine.scores.summarise`. Its interval takes a moment, once.
 
         Raises:
             DataError: nothing was scored.

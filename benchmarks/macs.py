@@ -11,6 +11,8 @@ from isicrt.engine.errors import MissingDependencyError, ModelError
 if TYPE_CHECKING:
     import onnx
 
+_INTERPOLATION = "enlargement."
+"""What the names of such matrices begin with: `isicrt.export.enlargement`."""
 _COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -48,9 +50,12 @@ def count_macs(model: onnx.ModelProto, batch: int = 1) -> int:
 
 
 def count_parameters(model: onnx.ModelProto) -> int:
-    """Weights and biases of the convolutions and matrix products; in an exported file batch norms are among them."""
+    """Weights and biases of the convolutions and matrix products; in an exported file batch norms are among them.
+
+    Matrices that interpolate are no weights.
+    """
     shapes = _shapes(model, 1)
-    stored = {tensor.name for tensor in model.graph.initializer}
+    stored = {tensor.name for tensor in model.graph.initializer if not tensor.name.startswith(_INTERPOLATION)}
     for node in model.graph.node:
         # Quantised weights reach their convolution through this.
         if node.op_type == "DequantizeLinear" and node.input[0] in stored:

@@ -240,7 +240,7 @@ def to_csv(report: Report) -> str:
         fixed |= {f"{s}_cpu_ms": m.stages.cpu(s) for s in STAGES}
         if m.accuracy and m.accuracy.per_image:
             summary = m.accuracy.summary
-            fixed |= {"scored_images": summary.pop("images")} | summary
+            fixed |= {"scored_images": summary["images"]} | {k: v for k, v in summary.items() if k != "images"}
         rows += [
             {
                 "model": m.label,

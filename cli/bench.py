@@ -25,6 +25,7 @@ from isicrt.benchmarks.tables import Table as Figures
 from isicrt.benchmarks.tables import machine, tables, to_csv, to_markdown
 from isicrt.benchmarks.workload import RENDERED_NOTE
 from isicrt.cli.recording import RecordingCommand, command_line
+from isicrt.cli.result_files import check_results, write_result
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.heap import keep_buffers, share_heaps
 from isicrt.engine.pipeline import available_cores, default_processes
@@ -164,16 +165,7 @@ def command(
     old = read_report(old_file) if old_file is not None else None
     wanted = [(json_file, Report.to_json), (csv_file, to_csv), (markdown_file, to_markdown), (html_file, to_html)]
     files = [(path, text) for path, text in wanted if path is not None]
-    for n, (path, _) in enumerate(files):
-        if not path.parent.is_dir():
-            raise SettingsError(f"{path}: there is no folder {path.parent} to write it to")
-        try:  # now, and not after minutes of measuring
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        except OSError as error:
-            raise SettingsError(f"{path}: cannot be written: {error.strerror}") from error
-        if path in [earlier for earlier, _ in files[:n]]:
-            raise SettingsError(f"{path}: given for two kinds of report; one would overwrite the other")
+    check_results([path for path, _ in files])
     protocol = Protocol(
         batch_sizes=tuple(sorted(set(batch_sizes))),
         repeats=repeats,
@@ -202,11 +194,7 @@ def command(
         click.echo(_REDRAW, nl=False, err=True)
     _print(report)
     for path, text in files:
-        try:
-            path.write_text(text(report), encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written: {error.strerror}") from error
-        click.echo(f"Wrote {path}")
+        write_result(path, text(report))
     problems = failures(report, gates, {}) if old is None else _print_comparison(report, old, gates)
     for problem in problems:
         click.echo(f"Failed: {problem}", err=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isicrt.cli.plan_notice import say_plan_is_code
+from isicrt.cli.result_files import check_results, write_result
 from isicrt.engine.errors import DataError
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def command(
     from isicrt.engine.gpu_stages import check_decode, open_chain
     from isicrt.engine.runtime import open_runtime
 
+    if report_path is not None:
+        check_results([report_path])
     paths = [shipped.resolve(model) for model in (reference, candidate)]
     check_decode(decode, paths[1])
     for path in paths:
@@ -172,7 +175,6 @@ def _write(
     from dataclasses import asdict
 
     from isicrt.benchmarks.environment import read_environment
-    from isicrt.engine.masks import replace_file
 
     report: dict[str, Any] = {
         "format": 1,
@@ -184,10 +186,7 @@ def _write(
         "environment": read_environment().to_dict(),
         "agreement": agreement.to_dict(),
     }
-    try:
-        replace_file(path, (json.dumps(report, indent=1) + "\n").encode())
-    except OSError as error:
-        raise DataError(f"--json {path}: cannot be written: {error.strerror}") from error
+    write_result(path, json.dumps(report, indent=1) + "\n", quiet=True)
 
 
 class _Bar:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.cli.result_files import check_results, write_result
 from isicrt.engine.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -139,9 +140,7 @@ def audit(
 
     from isicrt.trainer.duplicates import find_twins
 
-    for file in filter(None, (json_file, sheet)):
-        if not file.parent.is_dir():
-            raise SettingsError(f"{file}: its folder does not exist")
+    check_results([file for file in (json_file, sheet) if file is not None])
     if sheet and sheet.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise SettingsError(f"{sheet}: a sheet is a .jpg or a .png")
     images = [path for folder in folders for path in _images(folder, "train")]
@@ -166,7 +165,7 @@ def audit(
     click.echo(f"{len(images)} images{side}: {len(twins)} pairs of one lesion, {len(twins) - known} of them not known")
     if json_file:
         found = {"images": len(images), "against": len(others), "pairs": [_record(*entry) for entry in named]}
-        json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_result(json_file, json.dumps(found, indent=1) + "\n", quiet=True)
     if sheet and twins:
         _write_sheet(twins[::-1], sheet)
     if against and known < len(twins):
@@ -229,6 +228,9 @@ def _write_sheet(twins: Sequence[Twin], file: Path) -> None:
 
     from isicrt.trainer.twin_sheet import MAX_PAIRS, draw_sheet
 
-    Image.fromarray(draw_sheet(twins)).save(file, quality=90)
+    try:
+        Image.fromarray(draw_sheet(twins)).save(file, quality=90)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
     more = f", of {len(twins)}" if len(twins) > MAX_PAIRS else ""
     click.echo(f"{file}: {min(len(twins), MAX_PAIRS)} pairs{more}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,8 @@ import click
 
 from isicrt.cli.candidates import last_names, open_candidates
 from isicrt.cli.recording import RecordingCommand, command_line
+from isicrt.cli.result_files import check_results, write_result
+from isicrt.cli.segment_report import printable
 from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
 
 if TYPE_CHECKING:
@@ -111,7 +112,10 @@ def command(
     from isicrt.benchmarks.evaluation import check_batch_size, compare, score_model
     from isicrt.benchmarks.evaluation_result import Evaluation
 
-    _check_outputs([path for path in (csv_file, json_file) if path is not None], figures, runs)
+    if runs and figures is None:
+        raise SettingsError("--runs needs --figures: the folder that their curves are drawn into")
+    check_results([path for path in (csv_file, json_file) if path is not None], () if figures is None else (figures,))
+    _check_runs(runs)
     protocol = _protocol(protocol_name, threshold, clean=not no_clean)
     pairs, label = _find(data, split)
     environment = read_environment()
@@ -143,30 +147,15 @@ def command(
         _print(evaluation)
         for path, text in ((csv_file, evaluation.to_csv), (json_file, evaluation.to_json)):
             if path is not None:
-                _write(path, text())
+                write_result(path, text())
         if figures is not None:
             _draw(candidates, scored, protocol, label, figures, cases, runs)
     if evaluation.failed:
         ctx.exit(1)
 
 
-def _check_outputs(files: Sequence[Path], figures: Path | None, runs: Sequence[Path]) -> None:
+def _check_runs(runs: Sequence[Path]) -> None:
     """Whatever would fail after minutes of scoring fails now."""
-    if runs and figures is None:
-        raise SettingsError("--runs needs --figures: the folder that their curves are drawn into")
-    if len({path.absolute() for path in files}) < len(files):
-        raise SettingsError(f"{files[0]}: given for two kinds of result; one would overwrite the other")
-    for folder in [path.parent for path in files]:
-        if not folder.is_dir():
-            raise SettingsError(f"there is no folder {folder} to write the result to")
-    try:
-        if figures is not None:
-            figures.mkdir(parents=True, exist_ok=True)
-        for folder in [path.parent for path in files] + ([] if figures is None else [figures]):
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-    except OSError as error:
-        raise SettingsError(f"{error.filename or 'result'}: cannot be written: {error.strerror}") from error
     if runs:
         from isicrt.benchmarks.curves import new_figure, read_run
 
@@ -265,24 +254,9 @@ def _print(evaluation: Evaluation) -> None:
         if model.problems:
             click.echo(f"{model.label}: {len(model.problems)} of {model.images} images could not be scored:", err=True)
             for problem in model.problems[:_SHOWN]:
-                click.echo(f"  {_printable(problem)}", err=True)
+                click.echo(f"  {printable(problem)}", err=True)
             if len(model.problems) > _SHOWN:
                 click.echo(f"  ... and {len(model.problems) - _SHOWN} more (--json FILE lists all)", err=True)
-
-
-def _printable(text: str) -> str:
-    """File names may hold what a terminal would obey or could not show."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _write(path: Path, text: str) -> None:
-    from isicrt.engine.masks import replace_file
-
-    try:
-        replace_file(path, text.encode("utf-8", "surrogateescape"))  # a file's name may be no UTF-8
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
-    click.echo(f"Wrote {path}")
 
 
 def _draw(

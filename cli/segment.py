@@ -18,6 +18,7 @@ from isicrt.cli.segment_report import (
     Progress,
     RunReport,
     Tally,
+    check_apart,
     count_run,
     describe_run,
     printable,
@@ -227,6 +228,7 @@ def command(
         if decode == "gpu":
             raise SettingsError("--isolate always keeps every decoder out of this process, and --decode gpu runs in it")
         decode = "cpu"
+    check_apart(report_path, summary_path)
     jobs = find_jobs(images, out, overlays=overlay, on_clash=on_clash)
     model_path = shipped.resolve(model)
     check_decode(decode, model_path)
@@ -283,16 +285,16 @@ def command(
             def end(status: str, reason: str | None, summary: RunSummary | None) -> None:
                 decoded = None if chain is None else chain.decoded
                 counts = count_run(tally, status, time.perf_counter() - started, summary, decoded)
-                file.finish(counts)
-                report.write(
-                    {key: value for key, value in about.items() if key != "settings"}
-                    | {"settings": {**settings, **extra}, "journal": str(ledger.journal), "reason": reason, **counts}
-                )
-                # "status" in the journal is an image's.
-                ledger.finish(
-                    {"result": status} | {k: v for k, v in counts.items() if k != "status"},
-                    sync=status != "interrupted",
-                )
+                try:
+                    file.finish(counts)
+                finally:
+                    asked = {"settings": {**settings, **extra}, "journal": str(ledger.journal), "reason": reason}
+                    report.write({**about, **asked, **counts})
+                    # "status" in the journal is an image's.
+                    ledger.finish(
+                        {"result": status} | {k: v for k, v in counts.items() if k != "status"},
+                        sync=status != "interrupted",
+                    )
 
             extra = {
                 "resume": resume,

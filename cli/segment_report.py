@@ -70,6 +70,14 @@ def _checked(option: str, path: Path) -> tuple[Path, bool]:
     return (path if stream else path.resolve(), stream)
 
 
+def check_apart(images: Path | None, run: Path | None) -> None:
+    """Raise SettingsError where ``--json`` and ``--report`` name one file, unless that is a device or a pipe."""
+    if images is None or run is None or images.resolve() != run.resolve():
+        return
+    if run.is_file() or not run.exists():
+        raise SettingsError(f"--json and --report: both are {run}; one would overwrite the other")
+
+
 class RunReport:
     """The ``--report`` file: one summary of a run, written at its end, however that came. Without a path, nothing.
 

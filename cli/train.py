@@ -154,7 +154,7 @@ def command(
                     f"\nStopped. The epochs that were finished are in {out}; go on with --resume auto.", err=True
                 )
             elif has_begun(out):
-                click.echo("\nStopped while its teachers learned; go on with --resume auto.", err=True)
+                click.echo("\nStopped before the first epoch began; go on with --resume auto.", err=True)
             else:
                 click.echo("\nStopped before the first epoch was finished: nothing to resume.", err=True)
             raise

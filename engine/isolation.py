@@ -117,7 +117,7 @@ class ImageDecoder:
         finally:
             with self._lock:
                 self._busy.discard(worker)
-                keep = worker.is_alive() and not self._closed
+                keep = worker.is_usable() and not self._closed
                 if keep:
                     self._idle.append(worker)
             if not keep:
@@ -207,8 +207,9 @@ class _Worker:
         with contextlib.suppress(OSError):
             self._process.kill()
 
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
+    def is_usable(self) -> bool:
+        """Whether it can take another image: it runs, and no timer that came late has told it to end."""
+        return self._process.poll() is None and not self._overdue
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):

@@ -102,6 +102,11 @@ class Ledger:
             self._root = _root(jobs[0], self._out) if jobs else ""
             self._survey(jobs)
             self._journal = Journal(self._out)
+        except BaseException:
+            self._known.close()
+            self._lock.release()
+            raise
+        try:
             self._journal.append(
                 {
                     "run": self.run,
@@ -114,6 +119,7 @@ class Ledger:
                 }
             )
         except BaseException:
+            self._journal.close()
             self._known.close()
             self._lock.release()
             raise

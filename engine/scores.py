@@ -111,13 +111,12 @@ def bootstrap_interval(
 
     Args:
         values: at least one.
-        resamples: a multiple of 100.
+        resamples: at least one.
         seed: the same values and seed give the same interval.
     """
     rng = np.random.default_rng(seed)
     # In blocks, so that 10,000 resamples of many images do not need gigabytes.
-    means = np.concatenate(
-        [values[rng.integers(0, len(values), (100, len(values)))].mean(axis=1) for _ in range(resamples // 100)]
-    )
+    blocks = [min(100, resamples - done) for done in range(0, resamples, 100)]
+    means = np.concatenate([values[rng.integers(0, len(values), (n, len(values)))].mean(axis=1) for n in blocks])
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

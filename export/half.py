@@ -18,12 +18,17 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from isicrt.engine.errors import BuildError
+from isicrt.export.enlargement import is_enlargement
 
-ANCHORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Operations whose arithmetic the precision of a model is about."""
+_ANCHORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 # Inputs that ONNX defines as float32 whatever the type of the data (roi is unused here and may stay as it is).
 _ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}
+
+
+def is_anchor(node: NodeProto) -> bool:
+    """Whether the precision of a model is about a node's arithmetic: a convolution or a matrix product."""
+    return node.op_type in _ANCHORS and not is_enlargement(node)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def round_through_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     renamed = _convert_weights(model, region, lambda array: array.astype(np.float16).astype(np.float32))
     down = {name: f"{name}.rounded" for name in region.taken}
     rounding = {name: _round_trip(name, rounded) for name, rounded in down.items()}
-    peaks = [node.output[0] for node in graph.node if node.op_type in ANCHORS]
+    peaks = [node.output[0] for node in graph.node if is_anchor(node)]
     for index in region.nodes:
         node = graph.node[index]
         for position, name in enumerate(node.input):
@@ -113,7 +118,7 @@ def round_through_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
 
 def anchors(model: onnx.ModelProto) -> list[str]:
     """Names of the convolutions and matrix products, in the order of the graph."""
-    return [node.name or node.output[0] for node in model.graph.node if node.op_type in ANCHORS]
+    return [node.name or node.output[0] for node in model.graph.node if is_anchor(node)]
 
 
 def find_region(model: onnx.ModelProto) -> HalfRegion:
@@ -126,13 +131,13 @@ def find_region(model: onnx.ModelProto) -> HalfRegion:
     after: set[str] = set()
     downstream = set()
     for index, node in enumerate(graph.node):
-        if node.op_type in ANCHORS or after.intersection(node.input):
+        if is_anchor(node) or after.intersection(node.input):
             downstream.add(index)
             after.update(node.output)
     before: set[str] = set()
     nodes = set()
     for index, node in reversed(list(enumerate(graph.node))):
-        if node.op_type in ANCHORS or before.intersection(node.output):
+        if is_anchor(node) or before.intersection(node.output):
             before.update(node.input)
             if index in downstream:
                 nodes.add(index)

@@ -11,6 +11,7 @@ from typing import Any
 
 from isicrt.engine.errors import BuildError
 from isicrt.engine.tensorrt_api import TensorRt
+from isicrt.export import enlargement
 
 _KINDS = {
     "CONVOLUTION": ("convolution", "IConvolutionLayer"),
@@ -36,11 +37,11 @@ class Layer:
 
 
 def inspect_network(trt: TensorRt, network: Any) -> list[Layer]:
-    """The convolutions and matrix products of an ``INetworkDefinition``, in its order."""
+    """The convolutions and matrix products of an ``INetworkDefinition``, in its order, without those that enlarge."""
     layers = []
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        if layer.type.name not in _KINDS:
+        if layer.type.name not in _KINDS or layer.name.startswith(enlargement.PREFIX):
             continue
         kind, class_name = _KINDS[layer.type.name]
         inputs = [layer.get_input(i) for i in range(layer.num_inputs)]

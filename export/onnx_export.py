@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import BuildError
+from isicrt.export.enlargement import enlarge_by_products
 from isicrt.export.onnx_graph import BATCH, INPUT, OUTPUT, check_batch_is_symbolic, strip
 from isicrt.trainer.models import normalise
 
@@ -47,6 +48,8 @@ class Deployed(nn.Module):
 def export_onnx(deployed: Deployed, card: ModelCard) -> onnx.ModelProto:
     """Trace a network into one float32 graph with a symbolic batch; batch norms are folded into convolutions.
 
+    The last doubling is two matrix products (`isicrt.export.enlargement`).
+
     Args:
         deployed: in eval mode, on the CPU.
         card: gives the input size.
@@ -78,6 +81,7 @@ def export_onnx(deployed: Deployed, card: ModelCard) -> onnx.ModelProto:
     if program is None:
         raise BuildError(f"torch {torch.__version__} exported nothing for '{card.name}'")
     model = program.model_proto
+    enlarge_by_products(model)
     strip(model)
     model.graph.name = card.architecture
     check_batch_is_symbolic(model)

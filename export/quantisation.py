@@ -40,7 +40,7 @@ except ImportError as error:
     raise MissingDependencyError("onnx", "train", str(error)) from error
 
 from isicrt.export.calibration import read_samples
-from isicrt.export.half import ANCHORS
+from isicrt.export.half import is_anchor
 from isicrt.export.normalisation import fuse_normalisation
 from isicrt.export.onnx_graph import set_card, strip
 from isicrt.export.parity import Compute, Levels, Parity, Sample, measure_parity
@@ -89,7 +89,7 @@ def quantise(
     source = _named(model)
     fuse_normalisation(source)
     inner = _inner_nodes(source)
-    if not any(node.op_type in ANCHORS for node in inner):
+    if not any(is_anchor(node) for node in inner):
         raise BuildError("int8: the graph has no convolution before its last one, there is nothing to quantise")
     from onnxruntime import quantization
 
@@ -222,7 +222,7 @@ def _inner_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     after: set[str] = set()
     downstream = set()
     for index, node in enumerate(nodes):
-        if node.op_type in ANCHORS or after.intersection(node.input):
+        if is_anchor(node) or after.intersection(node.input):
             downstream.add(index)
             after.update(node.output)
     before: set[str] = set()
@@ -231,7 +231,7 @@ def _inner_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
         leads_to_anchor = bool(before.intersection(node.output))
         if leads_to_anchor and index in downstream:
             inner.append(node)
-        if leads_to_anchor or node.op_type in ANCHORS:
+        if leads_to_anchor or is_anchor(node):
             before.update(node.input)
     return inner[::-1]
 
@@ -239,7 +239,7 @@ def _inner_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 def _counts(model: onnx.ModelProto) -> tuple[int, int]:
     """Anchors with quantised data and weights, and all anchors."""
     dequantised = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    found = [dequantised.issuperset(node.input[:2]) for node in model.graph.node if node.op_type in ANCHORS]
+    found = [dequantised.issuperset(node.input[:2]) for node in model.graph.node if is_anchor(node)]
     return sum(found), len(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -129,12 +130,15 @@ def load_model(path: Path | str) -> tuple[nn.Module, ModelCard]:
 
 
 def best_run(runs: Path = Path("runs")) -> Path | None:
-    """``best.pt`` of the run with the highest validation Jaccard index in its metrics; None if there is no run."""
+    """``best.pt`` of the run with the highest validation Jaccard index in its metrics.
+
+    None if there is no run, or none with a validation fold: what was never validated is not the best of anything.
+    """
     scored = []
     for best in runs.glob(f"*/{BEST}"):
-        rows = read_metrics(best.parent)
-        if rows:
-            scored.append((max(float(row["val_jaccard"]) for row in rows), best))
+        found = [float(row["val_jaccard"]) for row in read_metrics(best.parent)]
+        if known := [jaccard for jaccard in found if math.isfinite(jaccard)]:
+            scored.append((max(known), best))
     return max(scored)[1] if scored else None
 
 

@@ -28,7 +28,15 @@ from isicrt.trainer.offline import augment_offline
 from isicrt.trainer.pipelines import TrainingBatches, cache_size, epoch_seed
 from isicrt.trainer.recipe import Recipe
 from isicrt.trainer.run import Listener, RunSettings
-from isicrt.trainer.run_folder import check_config, check_identity, has_begun, identity_of, write_config, write_metrics
+from isicrt.trainer.run_folder import (
+    COPIES,
+    check_config,
+    check_identity,
+    has_begun,
+    identity_of,
+    write_config,
+    write_metrics,
+)
 from isicrt.trainer.start import Start
 from isicrt.trainer.validation import ValidationSet
 
@@ -61,16 +69,16 @@ def train(
     recipe, out = settings.recipe, settings.out
     if settings.resume is None and has_begun(out):
         raise SettingsError(f"{out} holds a run already: go on with --resume auto, or name another folder with --out")
-    # A run that was stopped while its teachers learned has no checkpoint of its own.
-    teaching = settings.resume == out / checkpoint.LAST and not settings.resume.exists() and has_begun(out)
-    resume = None if teaching else settings.resume
+    # A run that was stopped while its teachers learned, or its copies were made, has no checkpoint of its own.
+    preparing = settings.resume == out / checkpoint.LAST and not settings.resume.exists() and has_begun(out)
+    resume = None if preparing else settings.resume
     teacher = soft_labels.teacher_of(settings)
     pairs, report = checked or checked_pairs(settings.data, "train")
     learned, validation = (pairs, []) if settings.fold is None else split_fold(pairs, recipe.folds, settings.fold)
     training = learned if settings.held_out is None else hold_out(learned, *settings.held_out)[0]
     start = None if settings.start_from is None else Start.read(settings.start_from, recipe)
     identity = identity_of(settings, report.sha256, start=start, teacher=teacher)
-    if teaching:
+    if preparing:
         check_config(out, identity)
 
     torch.manual_seed(settings.seed)
@@ -108,7 +116,7 @@ def train(
     if copies and recipe.augmentation is not None:
         training = training + augment_offline(
             training,
-            out / "augmented",
+            out / COPIES,
             copies=copies,
             size=recipe.input_size,
             augmentation=recipe.augmentation,

@@ -23,13 +23,15 @@ from isicrt.trainer.start import Start
 
 TEACHERS = "teachers"
 """The folder of the runs of a run's teachers, see `isicrt.trainer.soft_labels`."""
+COPIES = "augmented"
+"""The folder of a run's offline copies, see `isicrt.trainer.offline`."""
 SURROUNDINGS = ("data", "device", "isicrt", "torch")
 """What ``config.yaml`` says of where a run runs, which may change when it goes on."""
 
 
 def has_begun(out: Path) -> bool:
-    """Whether a run has begun in the folder: there is a checkpoint, or teachers that were to come before it."""
-    return (out / checkpoint.LAST).exists() or (out / TEACHERS).exists()
+    """Whether a run has begun in the folder: there is a checkpoint, or teachers or copies that come before it."""
+    return any((out / name).exists() for name in (checkpoint.LAST, TEACHERS, COPIES))
 
 
 def identity_of(
@@ -73,9 +75,7 @@ def check_config(out: Path, identity: Mapping[str, Any]) -> None:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         then = {name: value for name, value in config.items() if name not in SURROUNDINGS}
     except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-        raise SettingsError(
-            f"{path}: does not say what the teachers beside it are of: {error}. Delete {out} to begin anew"
-        ) from error
+        raise SettingsError(f"{path}: does not say which run this is: {error}. Delete {out} to begin anew") from error
     _compare(path, then, _plain(identity))
 
 

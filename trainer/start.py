@@ -33,11 +33,14 @@ class Start:
         """
         card, state = checkpoint.load(path)
         channels = None if recipe.decoder_channels is None else list(recipe.decoder_channels)
-        then = (card.architecture, card.network.get("layout"), card.network.get("decoder_channels"))
-        if then != (recipe.architecture, recipe.layout, channels):
+        then: dict[str, Any] = {name: card.network.get(name) for name in ("layout", "decoder_channels")}
+        then |= {"architecture": card.architecture, "standardise": card.network.get("standardise", 0.0)}
+        now: dict[str, Any] = {"layout": recipe.layout, "decoder_channels": channels}
+        now |= {"architecture": recipe.architecture, "standardise": recipe.standardise}
+        if wrong := [name for name in now if then[name] != now[name]]:
             raise SettingsError(
-                f"{path}: holds {then[0]}, {then[1]}, decoder_channels {then[2]}; the recipe asks for "
-                f"{recipe.architecture}, {recipe.layout}, {channels}. Start from a model of the same network."
+                f"{path}: holds {', '.join(f'{name} {then[name]}' for name in wrong)}; the recipe asks for "
+                f"{', '.join(f'{name} {now[name]}' for name in wrong)}. Start from a model of the same network."
             )
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         # The average lags behind the weights; an optimiser that begins anew wants the weights themselves.

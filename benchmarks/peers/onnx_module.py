@@ -67,6 +67,7 @@ def _call(
         "Sub": torch.sub,
         "Mul": torch.mul,
         "Div": torch.div,
+        "MatMul": torch.matmul,
         "Pow": torch.pow,
         "Sqrt": torch.sqrt,
         "Relu": functional.relu,

@@ -52,7 +52,7 @@ def test_convolutions_and_what_lies_between_them_are_half_and_the_ends_are_not(t
         assert {types[name] for name in (*node.input, *node.output)} == {TensorProto.FLOAT16}
     by_type = {node.op_type: {types[n] for n in node.output} for node in half.graph.node}
     assert by_type["Concat"] == by_type["Clip"] == by_type["Relu"] == {TensorProto.FLOAT16}
-    assert by_type["Resize"] == by_type["Round"] == {TensorProto.FLOAT}
+    assert by_type["MatMul"] == by_type["Round"] == {TensorProto.FLOAT}
     # One cast on the way in and one on the way out, beside the two of the float32 graph.
     assert sum(node.op_type == "Cast" for node in half.graph.node) == 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,8 @@ def test_a_run_starts_from_the_weights_of_another(run: Path, rendered_pairs: Pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recipe": tiny(decoder_channels=(8, 8, 8, 16))}, r"the recipe asks for unet, light, \[8, 8, 8, 16\]"),
+        ({"recipe": tiny(decoder_channels=(8, 8, 8, 16))}, r"the recipe asks for decoder_channels \[8, 8, 8, 16\]"),
+        ({"recipe": tiny(standardise=1.0)}, r"holds standardise 0\.0; the recipe asks for standardise 1\.0"),
         ({"start_from": Path("nowhere.pt")}, "no such checkpoint"),
     ],
 )
@@ -259,6 +261,29 @@ def test_offline_copies_are_made_once_and_added(rendered_pairs: Path, tmp_path: 
         assert image.size == (64, 64)
 
 
+def test_offline_copies_of_other_settings_are_not_taken_over(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was stopped after its copies were made, before its first epoch."""
+    recipe, out = tiny(stages=STAGES[:1], augmented_copies=1, augmentation=Augmentation()), tmp_path / "offline"
+
+    class Stopped(Listener):
+        def started(self, *_: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(rendered_pairs, out, recipe=recipe), Stopped())
+    assert not (out / "last.pt").exists()
+    made = {path: path.read_bytes() for path in (out / "augmented" / "images").iterdir()}
+    with pytest.raises(SettingsError, match="holds a run already"):
+        train(settings(rendered_pairs, out, recipe=recipe, seed=1))
+    with pytest.raises(SettingsError, match="seed: 0 then, 1 now"):
+        train(settings(rendered_pairs, out, recipe=recipe, seed=1, resume=out / "last.pt"))
+    train(settings(rendered_pairs, out, recipe=recipe, resume=out / "last.pt"))
+    assert (out / "last.pt").exists()
+    assert {path: path.read_bytes() for path in made} == made
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"", "read safely"), (b"PK\x03\x04 junk", "read safely"), (None, "no such checkpoint")],
@@ -292,7 +317,9 @@ def test_weights_of_another_architecture_are_refused(run: Path, tmp_path: Path) 
 
 def test_best_run_is_that_with_the_highest_validation_jaccard(tmp_path: Path) -> None:
     assert checkpoint.best_run(tmp_path) is None
-    for name, scores in {"a": (0.5, 0.8), "b": (0.9, 0.7), "c": ()}.items():
+    # `unvalidated` learned from every pair, and no comparison with its scores says anything.
+    unvalidated = {f"unvalidated{n}": (math.nan, math.nan) for n in range(5)}
+    for name, scores in (unvalidated | {"a": (0.5, 0.8), "b": (0.9, 0.7), "c": ()} | {"d": (math.nan,)}).items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "best.pt").touch()
         rows = "".join(f"{i},{s}\n" for i, s in enumerate(scores))

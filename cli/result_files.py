@@ -1,0 +1,55 @@
+"""The files that a command is told to write its results to: checked before the work begins, and written whole."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from isicrt.engine.errors import DataError, SettingsError
+
+
+def check_results(files: Sequence[Path], folders: Sequence[Path] = ()) -> None:
+    """Refuse now what would fail after minutes of work.
+
+    Args:
+        files: to be written into folders that are there; for each of a command's options, where it was given.
+        folders: to be made.
+
+    Raises:
+        SettingsError: one file given twice, a folder that is not there, or a place where nothing can be written.
+    """
+    places = [path.resolve() for path in files]
+    for n, path in enumerate(files):
+        if places[n] in places[:n]:
+            raise SettingsError(f"{path}: given for two kinds of result; one would overwrite the other")
+        if path.is_dir():
+            raise SettingsError(f"{path}: cannot be written: it is a folder")
+        if not path.parent.is_dir():
+            raise SettingsError(f"{path}: there is no folder {path.parent} to write it to")
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        for folder in [*(path.parent for path in files), *folders]:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        raise SettingsError(f"{error.filename or 'result'}: cannot be written: {error.strerror}") from error
+
+
+def write_result(path: Path, text: str, *, quiet: bool = False) -> None:
+    """Write a file, whole or not at all, and say so unless `quiet`.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    from isicrt.engine.masks import replace_file
+
+    try:
+        replace_file(path, text.encode("utf-8", "surrogateescape"))  # a file's name may be no UTF-8
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+    if not quiet:
+        click.echo(f"Wrote {path}")
