@@ -25,6 +25,8 @@ def check_results(files: Sequence[Path], folders: Sequence[Path] = ()) -> None:
     for n, path in enumerate(files):
         if places[n] in places[:n]:
             raise SettingsError(f"{path}: given for two kinds of result; one would overwrite the other")
+        if _is_stream(path):
+            continue
         if path.is_dir():
             raise SettingsError(f"{path}: cannot be written: it is a folder")
         if not path.parent.is_dir():
@@ -32,7 +34,7 @@ def check_results(files: Sequence[Path], folders: Sequence[Path] = ()) -> None:
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-        for folder in [*(path.parent for path in files), *folders]:
+        for folder in [*(path.parent for path in files if not _is_stream(path)), *folders]:
             with tempfile.TemporaryFile(dir=folder):
                 pass
     except OSError as error:
@@ -40,16 +42,25 @@ def check_results(files: Sequence[Path], folders: Sequence[Path] = ()) -> None:
 
 
 def write_result(path: Path, text: str, *, quiet: bool = False) -> None:
-    """Write a file, whole or not at all, and say so unless `quiet`.
+    """Write a file, whole or not at all, and say so unless `quiet`. A device or a pipe is written to, not replaced.
 
     Raises:
         DataError: it cannot be written.
     """
     from isicrt.engine.masks import replace_file
 
+    data = text.encode("utf-8", "surrogateescape")  # a file's name may be no UTF-8
     try:
-        replace_file(path, text.encode("utf-8", "surrogateescape"))  # a file's name may be no UTF-8
+        if _is_stream(path):
+            path.write_bytes(data)
+        else:
+            replace_file(path.resolve(), data)  # where a link leads, and not in its place
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}") from error
     if not quiet:
         click.echo(f"Wrote {path}")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a device or a pipe stands there, such as `/dev/stdout`, whatever that is at the moment."""
+    return path.parent == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir())

@@ -85,7 +85,7 @@ def test_a_broken_image_is_left_out_and_named(darkness_onnx: Path, rendered_pair
         (["MODEL", "MODEL", "--images", "nowhere"], 1, "nowhere"),
         (["MODEL", "MODEL", "--images", "IMAGES", "--limit", "0"], 2, "0 is not in the range"),
         (["MODEL", "MODEL", "--images", "IMAGES", "--min-jaccard", "1.1"], 2, "1.1 is not in the range"),
-        (["MODEL", "MODEL", "--images", "IMAGES", "--json", "no/such/folder.json"], 1, "cannot be written"),
+        (["MODEL", "MODEL", "--images", "IMAGES", "--json", "no/such/folder.json"], 2, "there is no folder no/such"),
         (["MODEL", "MODEL", "--images", "IMAGES", "--decode", "gpu"], 2, "--decode gpu: "),
     ],
 )

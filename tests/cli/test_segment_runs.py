@@ -283,6 +283,13 @@ def test_the_report_counts_every_image(images: Path, tmp_path: Path, darkness_on
     assert [line["result"] for line in read_journal(out) if "end" in line] == ["failed", "failed"]
 
 
+def test_two_results_in_one_file_are_refused(images: Path, tmp_path: Path, darkness_onnx: Path) -> None:
+    result = _invoke(images, tmp_path / "out", darkness_onnx, "--json", tmp_path / "r", "--report", tmp_path / "x/../r")
+    assert result.exit_code == 2
+    assert "one would overwrite the other" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.nightly
 def test_50_000_images_in_flat_memory(rendered_pairs: Path, tmp_path: Path, darkness_onnx: Path) -> None:
     folder, out = _folder_of(rendered_pairs, tmp_path / "in", 50_000), tmp_path / "out"

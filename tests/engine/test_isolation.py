@@ -179,6 +179,22 @@ def test_a_worker_that_is_killed_from_outside(folder: Path) -> None:
         assert decoder(folder / "b.bmp", SIZE).native_size == (40, 60)
 
 
+def test_a_worker_whose_time_ran_out_just_after_its_reply_is_not_used_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(threading.Timer):
+        def cancel(self) -> None:
+            super().cancel()
+            self.function.__self__._overdue = True  # as `_expire` does before the process is gone
+
+    with ImageDecoder("always") as decoder:
+        monkeypatch.setattr(threading, "Timer", Late)
+        decoder(folder / "a.bmp", SIZE)
+        monkeypatch.undo()
+        assert decoder._idle == []
+        assert decoder(folder / "b.bmp", SIZE).native_size == (40, 60)
+
+
 def test_no_process_is_left(folder: Path) -> None:
     with ImageDecoder("always") as decoder:
         decoder(folder / "a.bmp", SIZE)

@@ -103,6 +103,21 @@ def test_bootstrap_interval_agrees_with_the_normal_one() -> None:
     assert summary == summarise([ImageScores(j, j, j, j, j, j) for j in map(float, jaccard)])
 
 
+@pytest.mark.parametrize("resamples", [1, 50, 150, 10_000])
+def test_bootstrap_draws_as_many_as_asked_for(resamples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    quantile = np.quantile
+
+    def counted(means: np.ndarray, shares: list[float]) -> np.ndarray:
+        seen.append(len(means))
+        found: np.ndarray = quantile(means, shares)
+        return found
+
+    monkeypatch.setattr(np, "quantile", counted)
+    bootstrap_interval(np.arange(10.0), resamples=resamples)
+    assert seen == [resamples]
+
+
 def test_nothing_to_score() -> None:
     with pytest.raises(DataError, match="nothing to score"):
         summarise([])

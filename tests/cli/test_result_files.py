@@ -1,0 +1,82 @@
+"""Where commands write their results."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from isicrt.cli.result_files import check_results, write_result
+from isicrt.engine.errors import DataError, SettingsError
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+
+
+def test_a_result_replaces_an_older_one_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("older")
+    check_results([path])
+    assert path.read_text() == "older"
+    write_result(path, "newer \udcff")
+    assert path.read_bytes() == b"newer \xff"
+    assert capsys.readouterr().out == f"Wrote {path}\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_behind_a_link_is_written_and_the_link_stays(tmp_path: Path) -> None:
+    link, file = tmp_path / "latest.json", tmp_path / "monday.json"
+    file.touch()
+    link.symlink_to(file.name)
+    write_result(link, "x", quiet=True)
+    assert link.is_symlink()
+    assert file.read_text() == "x"
+
+
+@needs_full
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    link = tmp_path / "full"  # a link: the device itself would not come back
+    link.symlink_to("/dev/full")
+    check_results([link])
+    with pytest.raises(DataError, match="No space left"):
+        write_result(link, "x")
+    assert Path("/dev/full").is_char_device()
+    assert link.is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    check_results([pipe])
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    write_result(pipe, "through", quiet=True)
+    reader.join(timeout=20)
+    assert read == ["through"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["a.json", "x/../a.json"], "given for two kinds of result"),
+        (["none/a.json"], "there is no folder none"),
+        (["x"], "it is a folder"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_the_work(
+    files: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x").mkdir()
+    with pytest.raises(SettingsError, match=message):
+        check_results([Path(file) for file in files])
+
+
+def test_a_folder_is_made(tmp_path: Path) -> None:
+    check_results([], [tmp_path / "new" / "figures"])
+    assert (tmp_path / "new" / "figures").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="cannot be written"):
+        check_results([], [tmp_path / "file" / "figures"])
