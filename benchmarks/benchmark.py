@@ -161,7 +161,7 @@ def _warm_up(candidate: _Candidate, protocol: Protocol, workload: Workload, out:
     """The pipeline and the stages once, on a few images; the latency windows warm up by themselves."""
     few = candidate.pipeline_batch * 2
     jobs = find_jobs(workload.images, fresh(out))[:few]
-    run_once(jobs, candidate.runtime, candidate.pipeline_batch, protocol.threads)
+    run_once(jobs, out, candidate.runtime, candidate.pipeline_batch, protocol.threads)
     stage_pass(candidate.sample[:few], candidate.alone, candidate.pipeline_batch, fresh(out))
 
 
@@ -174,7 +174,7 @@ def _measure(candidate: _Candidate, protocol: Protocol, workload: Workload, out:
     crowded = crowded_pass(runtime, decoded_batch(candidate.sample, runtime.card.input_size, candidate.pipeline_batch))
     candidate.crowded += [] if crowded is None else [crowded]
     jobs = find_jobs(workload.images, fresh(out))
-    run, candidate.failures = run_once(jobs, runtime, candidate.pipeline_batch, protocol.threads)
+    run, candidate.failures = run_once(jobs, out, runtime, candidate.pipeline_batch, protocol.threads)
     if run.failed == run.images:
         raise DataError(f"{workload.images}: not one image gave a mask. The first: {candidate.failures[0]}")
     candidate.runs.append(run)
@@ -191,7 +191,7 @@ def _measure_process(candidate: _Candidate, protocol: Protocol, workload: Worklo
 
 def _record(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> tuple[Lane, ...]:
     jobs = find_jobs(workload.images, fresh(out))[: max(candidate.pipeline_batch * TIMELINE_BATCHES, TIMELINE_IMAGES)]
-    return record_timeline(jobs, candidate.runtime, candidate.pipeline_batch, protocol.threads)
+    return record_timeline(jobs, out, candidate.runtime, candidate.pipeline_batch, protocol.threads)
 
 
 def _conclude(

@@ -59,7 +59,10 @@ def load_network(model: Path, device: str, *, half: bool, compiled: bool = False
             with module.graph.inserting_after(found[-1]):
                 wide = module.graph.call_method("float", (found[-1],))
             found[-1].replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
-            module.recompile()
+        for node in module.graph.nodes:
+            if node.target is torch.matmul:
+                node.target = _exact_product
+        module.recompile()
     module = module.to(device)
     call: Any = torch.compile(module, dynamic=False) if compiled else module
 
@@ -70,6 +73,14 @@ def load_network(model: Path, device: str, *, half: bool, compiled: bool = False
             return call(images)
 
     return network
+
+
+def _exact_product(a: Any, b: Any) -> Any:
+    """In float32 under autocast too, which halves what it multiplies."""
+    import torch
+
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.matmul(a, b)
 
 
 def _layout(torch: Any, value: Any) -> Any:

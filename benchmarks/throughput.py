@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from isicrt.benchmarks.energy import EnergyMeter
 from isicrt.benchmarks.latency import counted, relative_spread, settled
 from isicrt.benchmarks.stages import on_device
 from isicrt.engine.gpu_stages import open_chain
+from isicrt.engine.isolation import ImageDecoder
+from isicrt.engine.ledger import Ledger, mask_settings
 from isicrt.engine.pipeline import Outcome, run_jobs
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
@@ -154,12 +157,13 @@ class EndToEnd:
 
 
 def run_once(
-    jobs: Sequence[Job], runtime: Runtime, batch_size: int, threads: int | None = None
+    jobs: Sequence[Job], out: Path, runtime: Runtime, batch_size: int, threads: int | None = None
 ) -> tuple[TimedRun, tuple[str, ...]]:
-    """Segment every job as `isicrt segment` does.
+    """Segment every job as `isicrt segment` does, with its journal and its decoders, and hand masks to the disk as it.
 
     Args:
-        jobs: images, and masks in an empty folder.
+        jobs: images, and masks in `out`.
+        out: an empty folder, or none yet.
         runtime: the loaded model.
         batch_size: of the network's calls.
         threads: as for `isicrt.Segmenter`; None for all cores.
@@ -173,7 +177,13 @@ def run_once(
         if outcome.error is not None:
             failures.append(outcome.error)
 
-    with open_chain(runtime) or nullcontext() as chain:
+    model = {"name": runtime.card.name, "sha256": ""}  # for a later run, of which there is none
+    settings = mask_settings(runtime.card, None, 1)
+    with (
+        Ledger(out, jobs, model=model, settings=settings, existing="overwrite", fsync="batch") as ledger,
+        ImageDecoder() as decoder,
+        open_chain(runtime) or nullcontext() as chain,
+    ):
         energy, cpu = EnergyMeter(), _cpu_seconds()
         summary = run_jobs(
             jobs,
@@ -181,6 +191,8 @@ def run_once(
             batch_size=batch_size,
             threads=threads,
             on_outcome=note,
+            ledger=ledger,
+            decode=decoder,
             chain=chain,
         )
         spent, joules = _cpu_seconds() - cpu, energy.joules()

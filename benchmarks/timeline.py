@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -53,12 +54,12 @@ class Lane:
 
 
 def record_timeline(
-    jobs: Sequence[Job], runtime: Runtime, batch_size: int, threads: int | None = None
+    jobs: Sequence[Job], out: Path, runtime: Runtime, batch_size: int, threads: int | None = None
 ) -> tuple[Lane, ...]:
     """Run the pipeline over `jobs` and note when each stage worked.
 
     Args:
-        jobs, runtime, batch_size, threads: see `run_once`.
+        jobs, out, runtime, batch_size, threads: see `run_once`.
 
     Returns:
         By stage, then by thread. Images that fail are seen as far as they came.
@@ -67,7 +68,7 @@ def record_timeline(
     before = threading.getprofile()
     threading.setprofile(watch)
     try:
-        run_once(jobs, runtime, batch_size, threads)
+        run_once(jobs, out, runtime, batch_size, threads)
     finally:
         threading.setprofile(before)
     return watch.lanes()

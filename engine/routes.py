@@ -93,7 +93,7 @@ class BlockRoute(HostRoute):
     @property
     def at_once(self) -> int:
         """Images in one call of the network; fewer cost as much."""
-        return self._concurrent.at_once
+        return min(self._concurrent.at_once, self._concurrent.max_batch or self._concurrent.at_once)
 
     def turn(self) -> AbstractContextManager[None]:
         """See `ConcurrentRuntime.turn`."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun, run_once
+from isicrt.engine.journal import read_journal
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.sources import Job, find_jobs
 from tests.benchmarks.sample_report import BUSY
@@ -44,12 +45,14 @@ def test_what_was_not_noted_is_none() -> None:
 def test_a_run_writes_every_mask_and_tells_what_failed(
     darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, threads: int | None
 ) -> None:
-    jobs = find_jobs(rendered_pairs / "images", tmp_path)
-    bad = [Job(tmp_path / name, tmp_path / "none" / name) for name in ("zzz.jpg", "aaa.jpg")]
+    jobs = find_jobs(rendered_pairs / "images", tmp_path / "out")
+    bad = [Job(tmp_path / name, tmp_path / "out" / name) for name in ("zzz.jpg", "aaa.jpg")]
     with OnnxRuntime(darkness_onnx) as runtime:
-        summary, failures = run_once([*jobs, *bad], runtime, 5, threads)
+        summary, failures = run_once([*jobs, *bad], tmp_path / "out", runtime, 5, threads)
     assert (summary.images, summary.failed) == (14, 2)
     assert summary.cpu_seconds is not None
     assert summary.cpu_seconds > 0
     assert all(job.mask.is_file() for job in jobs)
+    ended = [line["status"] for line in read_journal(tmp_path / "out") if "status" in line]
+    assert sorted(ended) == ["done"] * 12 + ["failed"] * 2, "the journal that `isicrt segment` keeps"
     assert [("aaa.jpg" in f, "zzz.jpg" in f) for f in failures] == [(True, False), (False, True)]

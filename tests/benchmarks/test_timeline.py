@@ -12,7 +12,7 @@ from isicrt.engine.sources import find_jobs
 
 def test_every_image_is_seen_in_every_stage(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
     with OnnxRuntime(darkness_onnx) as runtime:
-        lanes = record_timeline(find_jobs(rendered_pairs / "images", tmp_path), runtime, 4, 2)
+        lanes = record_timeline(find_jobs(rendered_pairs / "images", tmp_path), tmp_path, runtime, 4, 2)
     assert list(dict.fromkeys(lane.stage for lane in lanes)) == list(STAGES)
     spans = {s: sum(len(lane.starts_ms) for lane in lanes if lane.stage == s) for s in STAGES}
     # Two threads, and blocks of at most four images, which are smaller in the end.
