@@ -1,8 +1,10 @@
-"""CUDA kernels that give the same bytes as the CPU: Pillow's antialiased resize, OpenCV's upsampling, packed masks.
+"""CUDA kernels that give the same bytes as libraries on the CPU: Pillow's antialiased resize, OpenCV's upsampling.
 
-The arithmetic is that of the two libraries, integer where theirs is. Doubles are used as they use them, and no product
-is fused with a sum (``--fmad=false``), so that not one rounding differs. The source is plain C++ but for the indices of
-threads: a test compiles it for the CPU and compares it byte by byte.
+isicrt's own way on the CPU resizes by another library, which rounds one value in nine to the neighbouring level, and
+scales large JPEGs while it decodes them (`isicrt.engine.geometry`). The arithmetic is that of the two libraries,
+integer where theirs is. Doubles are used as they use them, and no product is fused with a sum (``--fmad=false``), so
+that not one rounding differs. The source is plain C++ but for the indices of threads: a test compiles it for the CPU
+and compares it byte by byte.
 
 One launch is for many images of a batch, each a layer of the grid: what a launch costs the thread that queues it is
 much for one image. What the kernels must know of each of them is in tables, see `isicrt.engine.gpu_tables`.
