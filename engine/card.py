@@ -29,7 +29,7 @@ MAX_NAME = 200
 MAX_VIEWS = 64
 MAX_SIGMA = 10
 CENTRE_SIGMA = 0.2
-"""`ModelCard.centre_sigma` of models that isicrt trains, see ``docs/results.md``."""
+"""`ModelCard.centre_sigma` of models that isicrt trains, see ``docs/experiments.md``."""
 
 
 @dataclass(frozen=True)
