@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 
 from isicrt.engine.errors import ImageError
+from isicrt.engine.heap import keep_buffers
 from isicrt.engine.images import DamagedImageError, decode_image
 from isicrt.engine.isolation import receive, send
 from isicrt.engine.pixel_budget import LARGE_PIXELS
@@ -28,6 +29,7 @@ def main() -> None:
     """Serve until the input ends."""
     warnings.simplefilter("ignore")
     _limit_memory()
+    keep_buffers()
     commands, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     # What a codec prints must not get between the messages.
     os.dup2(2, 1)

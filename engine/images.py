@@ -214,6 +214,22 @@ def read_source(path: str | os.PathLike[str]) -> Source:
         return Source(data, FileStamp(len(data), after.st_mtime_ns, isal_zlib.crc32(data)))
 
 
+def read_signature(path: str | os.PathLike[str]) -> bytes:
+    """The first 16 bytes of a file, by which `RISKY_SIGNATURES` are known.
+
+    Raises:
+        ImageError: as `read_source`.
+    """
+    with _image_errors(path):
+        _check_regular(path, os.stat(path))  # noqa: PTH116 (as above)
+        file = os.open(path, _OPEN_FLAGS)
+        try:
+            _check_regular(path, os.fstat(file))
+            return os.read(file, 16)
+        finally:
+            os.close(file)
+
+
 def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{os.fspath(path)}: not a regular file")

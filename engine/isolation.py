@@ -28,9 +28,9 @@ from isicrt.engine.images import (
     DamagedImageError,
     Decoded,
     FileStamp,
-    Source,
     decode_source,
     may_take_long,
+    read_signature,
     read_source,
 )
 from isicrt.engine.pixel_budget import BUDGET
@@ -86,18 +86,20 @@ class ImageDecoder:
 
     def __call__(self, path: str | os.PathLike[str], size: tuple[int, int]) -> Decoded:
         """See `isicrt.engine.images.decode_image`; also ImageError where a worker crashed or took too long."""
+        # What a worker decodes it also reads: such files are large, and to read them here too costs as much again.
+        if self._isolate == "always" or (self._isolate == "auto" and _looks_risky(path)):
+            return self._decode_in_worker(path, size)
         source = read_source(path)
-        if self._is_trusted(source.data):
+        if self._isolate == "never" or self._is_trusted(source.data):
             return decode_source(path, source, size, max_pixels=self._max_pixels)
-        return self._decode_in_worker(path, source, size)
+        return self._decode_in_worker(path, size)
 
-    def _is_trusted(self, data: bytes) -> bool:
-        if self._isolate == "auto":
-            # What is no image at all meets no codec.
-            return not (data.startswith(RISKY_SIGNATURES) or may_take_long(data))
-        return self._isolate == "never"
+    @staticmethod
+    def _is_trusted(data: bytes) -> bool:
+        # What is no image at all meets no codec.
+        return not (data.startswith(RISKY_SIGNATURES) or may_take_long(data))
 
-    def _decode_in_worker(self, path: str | os.PathLike[str], source: Source, size: tuple[int, int]) -> Decoded:
+    def _decode_in_worker(self, path: str | os.PathLike[str], size: tuple[int, int]) -> Decoded:
         with self._lock:
             if self._closed:
                 raise ImageError(f"{os.fspath(path)}: the run is over")
@@ -111,9 +113,9 @@ class ImageDecoder:
         except _WorkerLost as lost:
             message = f"{os.fspath(path)}: cannot be decoded: {lost}"
             # A worker that this object killed when it was closed says nothing about the image.
-            raise (
-                ImageError(message) if lost.again or self._closed else DamagedImageError(message, source.stamp)
-            ) from None
+            if lost.again or self._closed:
+                raise ImageError(message) from None
+            raise DamagedImageError(message, read_source(path).stamp) from None
         finally:
             with self._lock:
                 self._busy.discard(worker)
@@ -138,6 +140,12 @@ class ImageDecoder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _looks_risky(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has a signature of `RISKY_SIGNATURES`; not asked of names that promise another."""
+    named = os.fspath(path).lower().endswith((".jpg", ".jpeg", ".png"))
+    return not named and read_signature(path).startswith(RISKY_SIGNATURES)
 
 
 class _WorkerLost(Exception):

@@ -195,6 +195,21 @@ def test_a_worker_whose_time_ran_out_just_after_its_reply_is_not_used_again(
         assert decoder(folder / "b.bmp", SIZE).native_size == (40, 60)
 
 
+def test_what_a_worker_decodes_is_not_read_here_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: object) -> object:
+        raise AssertionError(f"{path} was read")
+
+    Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(folder / "named.jpg", format="BMP")
+    with ImageDecoder() as decoder:
+        monkeypatch.setattr("isicrt.engine.isolation.read_source", read)
+        assert decoder(folder / "a.bmp", SIZE).native_size == (40, 60)
+        with pytest.raises(AssertionError):
+            decoder(folder / "named.jpg", SIZE)  # only to see what it is
+        monkeypatch.undo()
+        assert decoder(folder / "named.jpg", SIZE).native_size == (8, 9)
+        assert len(decoder._idle) == 1, "a worker, whatever its name says"
+
+
 def test_no_process_is_left(folder: Path) -> None:
     with ImageDecoder("always") as decoder:
         decoder(folder / "a.bmp", SIZE)
