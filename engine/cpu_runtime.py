@@ -88,9 +88,7 @@ class CpuRuntime(ABC):
     def _load_one_call(self, threads: int) -> Call:
         """A function for one caller that spreads each call over so many threads."""
 
-    def _check_signature(
-        self, inputs: Sequence[tuple[str, list[object]]], outputs: Sequence[tuple[str, list[object]]]
-    ) -> None:
+    def _check_signature(self, inputs: Sides, outputs: Sides) -> None:
         """Raise ModelError unless types and shapes are those of an exported model; a symbolic side is no int."""
         h, w = self.card.input_size
         (kind, shape), (out_kind, out_shape) = (

@@ -16,7 +16,6 @@ import dataclasses
 import io
 import logging
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -276,25 +275,6 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def speed_ratio(before: Path, after: bytes, batch: int, calls: int = 9) -> tuple[float, float]:
-    """Milliseconds an image of two models on all cores, called in turn, medians: a glimpse and not a benchmark."""
-    with tempfile.TemporaryDirectory(prefix="isicrt-int8-") as folder:
-        path = Path(folder) / "int8.onnx"
-        path.write_bytes(after)
-        with OnnxRuntime(before) as first, OnnxRuntime(path) as second:
-            images = np.random.default_rng(0).integers(0, 256, (batch, *first.card.input_size, 3), dtype=np.uint8)
-            seconds: list[list[float]] = []
-            for _ in range(calls + 2):
-                row = []
-                for runtime in (first, second):
-                    start = time.perf_counter()
-                    runtime.infer(images)
-                    row.append(time.perf_counter() - start)
-                seconds.append(row)
-    medians = np.median(seconds[2:], axis=0) * 1e3 / batch
-    return float(medians[0]), float(medians[1])
-
-
 @click.command()
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--images", multiple=True, required=True, type=click.Path(path_type=Path), help="May be given again.")
@@ -357,12 +337,7 @@ def _print(result: Quantised, model: Path) -> None:
             f"  against the truth: {parity.jaccard_reference:.4f} -> {parity.jaccard_candidate:.4f} "
             f"({parity.jaccard_change:+.4f}; {parity.images_with_truth} images)"
         )
-    for batch in (1, _BATCH):
-        before, after = speed_ratio(model, result.onnx, batch)
-        click.echo(
-            f"  batch {batch}: {before:.2f} -> {after:.2f} ms an image, {before / after:.2f} times as fast (a glimpse; "
-            "measure with isicrt.benchmarks.tradeoff)"
-        )
+    click.echo("How much faster it is here: python -m isicrt.benchmarks.tradeoff, or isicrt bench")
 
 
 if __name__ == "__main__":
