@@ -6,16 +6,22 @@ every other mask it moves the outline; so it is told otherwise (`docs/performanc
 
 from __future__ import annotations
 
+import hashlib
+import io
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from isicrt.engine.compiled_cache import CompiledCache
+from isicrt.engine.cores import has_vnni
 from isicrt.engine.cpu_runtime import Call, CpuRuntime
 from isicrt.engine.errors import MissingDependencyError, ModelError
 from isicrt.engine.geometry import UInt8Array
 
+_CACHE = CompiledCache("openvino")
 _lock = threading.Lock()
 _cores: list[Any] = []
 
@@ -53,14 +59,36 @@ class OpenVinoRuntime(CpuRuntime):
         core = _core()
         # Pinned threads would fight over their cores with the ones that decode.
         settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False, "INFERENCE_PRECISION_HINT": "f32"}
+        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        key = (digest, sorted(settings.items()), batch, *_surroundings(core))
+        if (kept := _CACHE.read(*key)) is not None:
+            with suppress(RuntimeError):
+                return core.import_model(kept, "CPU", settings)
         try:
             model = core.read_model(self.path)
             self._check_signature(_sides(model.inputs), _sides(model.outputs))
             if batch is not None:
                 model.reshape([batch, *self.card.input_size, 3])
-            return core.compile_model(model, "CPU", settings)
+            compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise ModelError(f"{self.path}: OpenVINO cannot load it: {error}") from error
+        with suppress(RuntimeError):
+            _CACHE.write(_exported(compiled), *key)
+        return compiled
+
+
+def _surroundings(core: Any) -> tuple[object, ...]:
+    """What a compiled network fits beside its settings: this version, on this processor."""
+    import openvino
+
+    able = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return openvino.get_version(), core.get_property("CPU", "FULL_DEVICE_NAME"), able, has_vnni()
+
+
+def _exported(compiled: Any) -> bytes:
+    stream = io.BytesIO()
+    compiled.export_model(stream)
+    return stream.getvalue()
 
 
 def _core() -> Any:

@@ -180,6 +180,9 @@ class RunThreads(ABC):
         # A daemon: a decoder that hangs on a file must not keep an interrupted process alive.
         return threading.Thread(target=run, name=THREAD_PREFIX + name, daemon=True)
 
+    def _takes_no_more(self) -> bool:  # a call, since a type checker takes an attribute for unchanged
+        return self._draining
+
     def _next_jobs(self, most: int, *, patience: float = -1) -> list[Job]:
         """Fewer where they come slowly: the first of them need not wait for the last. None where others have waited for
         them for longer than `patience`; below 0: for ever."""

@@ -77,13 +77,13 @@ class Pipeline(RunThreads):
         unchecked, unread = self._ahead[slot.number]
         process = ReadProcess(task, self._settings.decode_timeout)
         try:
-            while not self._draining:
+            while not self._takes_no_more():
                 if not unchecked and not unread:
                     unchecked.extend(self._next_jobs(process.takes))
                     if not unchecked:
                         return
                 while unchecked:
-                    if self._draining:
+                    if self._takes_no_more():
                         return
                     job = unchecked.popleft()
                     slot.begin(job)
@@ -96,7 +96,7 @@ class Pipeline(RunThreads):
                 with self.busy.stage("decode"):
                     images = deque(process.read([job.image for job in unread]))
                 while images:
-                    if self._draining:
+                    if self._takes_no_more():
                         return
                     job, image = unread.popleft(), images.popleft()
                     if image is not None:

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,61 @@ def test_without_openvino_it_is_onnx_runtime_and_asking_for_it_names_the_extra(
     monkeypatch.setenv(CPU_RUNTIME_VARIABLE, "openvino")
     with pytest.raises(MissingDependencyError, match=r"isicrt\[openvino\]"):
         open_runtime(darkness_onnx)
+
+
+@pytest.fixture
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What OpenVINO was asked for, with an empty cache."""
+    asked: list[str] = []
+    core = openvino_runtime._core()
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            if name in ("compile_model", "import_model"):
+                asked.append(name)
+            return getattr(core, name)
+
+    monkeypatch.setenv("ISICRT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(openvino_runtime, "_core", Watched)
+    return asked
+
+
+def _openvino_sees(model: Path, threads: int = 1) -> UInt8Array:
+    with OpenVinoRuntime(model, threads=threads) as runtime:
+        return runtime.infer(np.arange(2 * 64 * 64 * 3, dtype=np.uint8).reshape(2, 64, 64, 3))
+
+
+def test_a_network_is_compiled_once(compiled: list[str], darkness_onnx: Path, tmp_path: Path) -> None:
+    first, again = _openvino_sees(darkness_onnx), _openvino_sees(darkness_onnx)
+    assert compiled == ["compile_model", "import_model"]
+    np.testing.assert_array_equal(first, again)
+    _openvino_sees(darkness_onnx, threads=2)
+    write_darkness_model(tmp_path / "other.onnx", name="other")
+    _openvino_sees(tmp_path / "other.onnx")
+    # Streams for two threads and one call over two; and another file.
+    assert compiled[2:] == ["compile_model"] * 3
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: data[:-1] + b"?", lambda _: b""])
+def test_a_kept_network_that_was_damaged_is_compiled_again(
+    compiled: list[str], darkness_onnx: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    first = _openvino_sees(darkness_onnx)
+    (kept,) = (tmp_path / "cache" / "openvino").iterdir()
+    kept.write_bytes(damage(kept.read_bytes()))
+    np.testing.assert_array_equal(_openvino_sees(darkness_onnx), first)
+    assert compiled == ["compile_model"] * 2
+    _openvino_sees(darkness_onnx)
+    assert compiled[2:] == ["import_model"], "and is whole again"
+
+
+def test_what_openvino_does_not_take_is_compiled(
+    compiled: list[str], darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _openvino_sees(darkness_onnx)
+    monkeypatch.setattr(openvino_runtime._CACHE, "read", lambda *key: b"of another version")
+    np.testing.assert_array_equal(_openvino_sees(darkness_onnx), first)
+    assert compiled == ["compile_model", "import_model", "compile_model"]
 
 
 def test_openvinos_first_call_is_made_by_one_thread_before_there_are_others(
