@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import write_plan
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
+from isicrt.export.model_folder import trial_file, writing
 from isicrt.export.parity import Compute, Levels, Parity, Sample, measure_parity, require_parity
 
 
@@ -55,9 +55,9 @@ def plan_parity(
         BuildError: it runs and does not agree, or a plan of `tensorrt` does not even load or run where it was built.
     """
     only_here = card.builder["flavour"] == "tensorrt"
-    with tempfile.TemporaryDirectory(dir=out, prefix=".isicrt-") as folder:
-        path = Path(folder) / "trial.plan"
-        write_plan(path, card, plan)
+    with trial_file(out, "trial.plan") as path:
+        with writing(path):
+            write_plan(path, card, plan)
         try:
             runtime = TensorRtRuntime(path)
         except MissingDependencyError as error:

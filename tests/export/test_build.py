@@ -12,13 +12,14 @@ from isicrt.engine import tensorrt_api
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.errors import BuildError, MissingDependencyError, ModelError
 from isicrt.engine.onnx_runtime import OnnxRuntime
-from isicrt.engine.plan import read_plan
+from isicrt.engine.plan import read_plan, write_plan
 from isicrt.engine.shipped import resolve
 from isicrt.export.build import Built, Destination, Source, build, choose_target, open_source
 from isicrt.export.onnx_export import Deployed
 from isicrt.export.parity import Sample
 from isicrt.export.tensorrt_build import Profile, Tuning
 from tests.export.tiny_network import tiny_card, tiny_network
+from tests.tiny_models import plan_card
 
 ONNX_ONLY = Destination(None, None, "")
 
@@ -260,3 +261,16 @@ def test_an_int8_model_names_the_one_to_build_from(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"is an int8 model.*isicrt build-engine unet-light --fp16$"):
         _build(source, [], tmp_path, destination=choose_target("onnx"))
     assert not list(tmp_path.iterdir())
+
+
+def test_an_onnx_file_alone_says_that_the_plan_beside_it_is_another_ones(
+    darkness_onnx: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    source = open_source(darkness_onnx, "x")
+    sha = hashlib.sha256(darkness_onnx.read_bytes()).hexdigest()
+    for recorded, notes in ((sha, 0), ("0" * 64, 1)):
+        write_plan(tmp_path / "model.plan", plan_card(onnx_sha256=recorded), b"plan")
+        built = _build(source, samples, tmp_path)
+        assert len(built.notes) == notes
+        assert (tmp_path / "model.plan").is_file()
+    assert built.notes[0].startswith(f"{tmp_path / 'model.plan'} is of an earlier build and not of this ONNX file")

@@ -10,6 +10,7 @@ import pytest
 
 from isicrt.engine.errors import BuildError
 from isicrt.engine.onnx_file import read_onnx_card
+from isicrt.export import trials
 from isicrt.export.parity import OnnxLevels, Parity, Sample
 from isicrt.export.trials import plan_parity
 from tests.engine.host_tensorrt import VERSION, HostTensorRt
@@ -93,3 +94,15 @@ def test_an_error_that_is_not_the_plans_is_not_taken_for_it(
     with pytest.raises(ZeroDivisionError, match="the reference"):
         _try(darkness_onnx, tmp_path)
     assert host.device.allocated == 0
+
+
+def test_a_folder_that_is_full_is_an_error_that_names_the_file(
+    host: HostTensorRt, darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trials, "write_plan", fail)
+    with pytest.raises(BuildError, match=r"trial\.plan: cannot be written: No space left on device"):
+        _try(darkness_onnx, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
