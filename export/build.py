@@ -299,6 +299,11 @@ def _finished(source: Source, graph: onnx.ModelProto, precision: str, parity: Pa
     return card, graph.SerializeToString(deterministic=True)
 
 
+def _portable(name: str) -> str:
+    """A source as it was named, but for folders of this machine: whoever is given the plan is given its card."""
+    return "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
+
+
 def check_tuning(destination: Destination, tuning: Tuning) -> None:
     """Raise BuildError if what is built there has no such tuning: before anything is exported and compared."""
     if destination.flavour is not None:
@@ -336,7 +341,7 @@ def _plan(
     builder = {
         "flavour": destination.flavour,
         "version": trt.version,
-        "source": source.name,
+        "source": _portable(source.name),
         "onnx_sha256": hashlib.sha256(onnx_bytes).hexdigest(),
         "profile": [profile.smallest, profile.best, profile.largest],
         "half_layers": half_share(engine.layers),

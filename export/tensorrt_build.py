@@ -14,7 +14,7 @@ from typing import Any
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import BuildError
 from isicrt.engine.masks import replace_file
-from isicrt.engine.tensorrt_api import TensorRt, cache_folder, make_logger
+from isicrt.engine.tensorrt_api import TensorRt, cache_folder, known_capabilities, make_logger
 from isicrt.export.inspection import Layer, inspect_network, require_half
 
 _SHOWN = 5
@@ -226,12 +226,6 @@ def require_tuning(trt: TensorRt, tuning: Tuning) -> None:
             raise BuildError(f"--compute-capability {capability}: {trt.title} knows {', '.join(known)}")
     if "current" in tuning.compute_capabilities and len(tuning.compute_capabilities) > 1:
         raise BuildError("--compute-capability: 'current' stands alone, it cannot be joined with others")
-
-
-def known_capabilities(trt: TensorRt) -> dict[str, str]:
-    """Compute capabilities that TensorRT for RTX can be told, and its names of them: ``{"8.9": "SM89"}``."""
-    names = [name for name in trt.module.ComputeCapability.__members__ if name.startswith("SM")]
-    return {f"{name[2:-1]}.{name[-1]}": name for name in names} | {"current": "CURRENT"}
 
 
 def _tune(trt: TensorRt, log: Any, config: Any, tuning: Tuning) -> None:
