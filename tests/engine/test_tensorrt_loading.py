@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import pytest
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import ModelError, OtherGpuError
 from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.tensorrt_api import TensorRt
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
-from tests.engine.host_tensorrt import HostTensorRt
+from tests.engine.gpu_plan import skip_where_it_is_not_made_for
+from tests.engine.host_tensorrt import VERSION, HostTensorRt
 from tests.engine.stand_ins import CudaError
 
 
@@ -164,3 +167,20 @@ def test_what_went_wrong_first_is_what_is_said(host: HostTensorRt, plan: Path, m
     with pytest.raises(KeyError, match="the cause"), TensorRtRuntime(plan):
         raise KeyError("the cause")
     assert host.device.allocated == 0
+
+
+@pytest.mark.parametrize(
+    ("flavour", "capability", "skipped"),
+    [
+        ("tensorrt-rtx", "9.0", True),
+        ("tensorrt-rtx", "7.5", True),
+        ("tensorrt-rtx", "8.9", False),
+        ("tensorrt", "9.0", False),
+    ],
+)
+def test_the_tests_on_a_gpu_are_skipped_only_where_it_is_unknown(
+    host: HostTensorRt, flavour: str, capability: str, skipped: bool
+) -> None:
+    trt, gpu = TensorRt(flavour, host.module, VERSION), Gpu("any", capability, "13.0")
+    with pytest.raises(pytest.skip.Exception) if skipped else nullcontext():
+        skip_where_it_is_not_made_for(gpu, trt, OtherGpuError("built for others"))
