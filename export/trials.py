@@ -50,8 +50,8 @@ def plan_parity(
 ) -> tuple[Parity | None, str]:
     """Parity of the plan on this machine's GPU; or None, and why it was not run.
 
-    A plan of TensorRT for RTX may be for other GPUs than this machine's, and is kept where it is refused for that. One of
-    `tensorrt` is for this very GPU.
+    A plan of TensorRT for RTX may be for other GPUs than this machine's, and is kept where it is refused for that. One
+    of `tensorrt` is for this very GPU.
 
     Raises:
         BuildError: it runs and does not agree, or it does not load or run for any other reason.

@@ -17,7 +17,7 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
 
 
 def open_plan(onnx: Path, flavour: str, out: Path) -> TensorRtRuntime:
-    """The plan of an ONNX file for batches of 2 to 8, opened. The test is skipped where this machine is not made for it."""
+    """The plan of an ONNX file for batches of 2 to 8, opened. The test is skipped where there is no GPU for it."""
     gpu = find_gpu()
     if gpu is None:
         pytest.skip("no NVIDIA GPU with a driver here")
@@ -47,6 +47,6 @@ def open_plan(onnx: Path, flavour: str, out: Path) -> TensorRtRuntime:
 
 
 def skip_where_it_is_not_made_for(gpu: Gpu, trt: tensorrt_api.TensorRt, error: OtherGpuError) -> None:
-    """Skip the test if TensorRT for RTX builds for no such GPU. On one that it builds for the error is a fault of ours."""
+    """Skip the test if TensorRT for RTX builds for no such GPU. Elsewhere the error is a fault of ours."""
     if trt.flavour == "tensorrt-rtx" and gpu.compute_capability not in targets(trt, {}):
         pytest.skip(str(error))

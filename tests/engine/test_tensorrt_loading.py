@@ -156,7 +156,8 @@ def test_a_slot_that_cannot_be_freed_does_not_keep_the_others(host: HostTensorRt
     free, first.free = first.free, _fail(CudaError("an illegal memory access"))  # type: ignore[method-assign]
     with pytest.raises(ModelError, match=r"could not close .*: an illegal memory access"):
         runtime.close()
-    free()
+    with host.device.current():
+        free()
     assert host.device.allocated == 0
     assert one > 0
     assert runtime._engine is None
