@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +278,29 @@ def test_the_command_that_a_refused_plan_names_builds_it_again_from_any_folder(
     assert abs(len(plan) - len(before)) < 1000
     for name in ("onnx_sha256", "profile", "options", "flavour"):
         assert again.builder[name] == card.builder[name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_build_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    out, name = tmp_path / "out", "unet-light"
+    out.mkdir()
+    command = [sys.executable, "-m", "isicrt.cli.main", "build-engine", name, "--target", "onnx", "--out", str(out)]
+    process = subprocess.Popen([*command, "--parity-images", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        until = time.monotonic() + 120
+        while not list(out.iterdir()):  # the hidden folder, in which the ONNX file runs for seconds
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.002)
+        if number == signal.SIGINT:  # which a process in the background of a shell ignores
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert (process.returncode, list(out.iterdir())) == (130, []), errors
+    assert errors.decode().strip().endswith("Interrupted.")
 
 
 def test_machine_readable_card_of_the_plan_has_no_path_of_this_checkout(darkness_onnx: Path, tmp_path: Path) -> None:
