@@ -344,16 +344,24 @@ class _TimingCache:
         self._config = config
         self._path = timing_cache_path(trt.version, gpu, tuning)
         with contextlib.suppress(OSError):
-            if config.set_timing_cache(config.create_timing_cache(self._path.read_bytes()), ignore_mismatch=False):
+            if self._use(self._path.read_bytes()):
                 return
-        if not config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False):
-            raise BuildError(f"{trt.title} does not take an empty timing cache")
+        self._use(b"")
+
+    def _use(self, content: bytes) -> bool:
+        # Where the content is of another TensorRT, or damaged, there may be no cache of it, or one that is not taken.
+        cache = self._config.create_timing_cache(content)
+        return cache is not None and bool(self._config.set_timing_cache(cache, ignore_mismatch=False))
 
     def save(self) -> None:
-        """Write it for the next build. A cache that cannot be written costs time, not the build."""
+        """Write it for the next build. A cache that is not there or cannot be written costs time, not the build."""
+        cache = self._config.get_timing_cache()
+        content = None if cache is None else cache.serialize()
+        if content is None:
+            return
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self._path, bytes(self._config.get_timing_cache().serialize()))
+            replace_file(self._path, bytes(content))
 
 
 def timing_cache_path(version: str, gpu: Gpu, tuning: Tuning = NO_TUNING) -> Path:
