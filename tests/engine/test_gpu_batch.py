@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,26 @@ def test_the_way_is_chosen(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(gpu_stages, "GpuChain", lambda runtime, **settings: (runtime, settings))
     chosen = {"threshold": 0.3, "hardware_load": 0.5}
     assert open_chain(plan, **chosen) == open_chain(plan, "gpu", **chosen) == (plan, chosen)
+
+
+def test_why_a_plan_is_fed_by_the_cpu_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ModelError("H100: an old driver")
+
+    monkeypatch.setattr(gpu_stages, "_said", set())
+    monkeypatch.setattr(gpu_stages, "GpuChain", fail)
+    plan = object.__new__(TensorRtRuntime)
+    assert open_chain(plan) is open_chain(plan) is open_chain(plan, "cpu") is None
+    said = "Images are decoded and masks restored on the CPU, not on the GPU: H100: an old driver"
+    assert caplog.messages == [said]
+
+
+def test_without_a_setting_of_its_own_that_goes_to_the_standard_error() -> None:
+    code = "from isicrt.engine import gpu_stages; gpu_stages._say_once('why'); gpu_stages._say_once('why')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "why\n")
 
 
 def test_an_onnx_file_cannot_be_fed_by_the_gpu() -> None:
