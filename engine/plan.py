@@ -74,32 +74,34 @@ def read_plan(path: str | os.PathLike[str]) -> tuple[ModelCard, bytes]:
 
 def _read_card(file: BinaryIO, path: Path, size: int) -> tuple[ModelCard, int]:
     """The card, and how many bytes of plan follow it."""
+    card: ModelCard | None = None
+
+    def again() -> str:  # looked for only where it is wanted: it reads the ONNX file beside the plan
+        return advice_without_builder(path) if card is None else rebuild_advice(card, path)
+
     header = file.read(_HEADER_BYTES)
-    again = advice_without_builder(path)
     if header[: len(MAGIC) - 1] != MAGIC[:-1]:
         raise ModelError(f"{path}: {_what_else(path, size)}")
     if header[len(MAGIC) - 1 : len(MAGIC)] not in (MAGIC[-1:], b""):
-        raise ModelError(f"{path}: plan format {header[len(MAGIC) - 1]}; this isicrt reads {MAGIC[-1]}. {again}")
+        raise ModelError(f"{path}: plan format {header[len(MAGIC) - 1]}; this isicrt reads {MAGIC[-1]}. {again()}")
     if len(header) < _HEADER_BYTES:
-        raise ModelError(f"{path}: truncated: it ends within the header, after {size} bytes. {again}")
+        raise ModelError(f"{path}: truncated: it ends within the header, after {size} bytes. {again()}")
     card_bytes, plan_bytes = _LENGTHS.unpack_from(header, len(MAGIC))
     if not 0 < card_bytes <= MAX_CARD_BYTES or not 0 < plan_bytes <= MAX_PLAN_BYTES:
-        raise ModelError(f"{path}: altered: its header claims {card_bytes} + {plan_bytes} bytes. {again}")
+        raise ModelError(f"{path}: altered: its header claims {card_bytes} + {plan_bytes} bytes. {again()}")
     expected = _HEADER_BYTES + card_bytes + plan_bytes
-    text = file.read(card_bytes)
-    digest, recorded = hashlib.sha256(text).digest(), header[-32:]
-    card, problem = None, ""
+    text, problem = file.read(card_bytes), ""
     if len(text) == card_bytes:
-        card, problem = _checked_card(path, text)
-        if card is not None and (digest == recorded or _is_slip(digest, recorded)):
-            again = rebuild_advice(card, path)
+        digest, recorded = hashlib.sha256(text).digest(), header[-32:]
+        if digest == recorded or _is_slip(digest, recorded):
+            card, problem = _checked_card(path, text)
         if digest != recorded:
             said = f"its model card's SHA-256 is {digest.hex()}, the header says {recorded.hex()}"
-            raise ModelError(f"{path}: altered: {said}. {again}")
+            raise ModelError(f"{path}: altered: {said}. {again()}")
     if size < expected:
-        raise ModelError(f"{path}: truncated: {size} of {expected} bytes are there. {again}")
+        raise ModelError(f"{path}: truncated: {size} of {expected} bytes are there. {again()}")
     if size > expected:
-        raise ModelError(f"{path}: altered: {size - expected} bytes follow the plan's end. {again}")
+        raise ModelError(f"{path}: altered: {size - expected} bytes follow the plan's end. {again()}")
     if card is None:
         raise ModelError(problem)
     return card, plan_bytes

@@ -102,8 +102,10 @@ def _without(words: Sequence[str], option: str, value: str = "") -> list[str]:
     return [word for pair in pairs for word in pair if pair[0] != option or value not in ("", pair[1])]
 
 
-def rebuild_command(card: ModelCard, path: Path, *, gpu: Gpu | None = None, trt: TensorRt | None = None) -> str:
-    """The command line that builds a plan again, from the ONNX file beside it if that is the one that it was built of.
+def rebuild_advice(card: ModelCard, path: Path, *, gpu: Gpu | None = None, trt: TensorRt | None = None) -> str:
+    """A sentence that ends with the command line that builds a plan again, and says what has to be known to follow it.
+
+    It is built of the ONNX file beside the plan if that is the one that it was built of, else of what was named then.
 
     Args:
         card: the plan's, without a `builder_problem`.
@@ -111,18 +113,13 @@ def rebuild_command(card: ModelCard, path: Path, *, gpu: Gpu | None = None, trt:
             one of its own: others may be there.
         gpu, trt: see `options_for`.
     """
-    sizes = ",".join(map(str, card.builder["profile"]))
-    source, out, _ = _places(card, path)
-    words = [source, f"--{card.precision}", "--batch-size", sizes, *options_for(card.builder, gpu, trt)]
-    return shlex.join(["isicrt", "build-engine", *words, "--out", str(out)])
-
-
-def rebuild_advice(card: ModelCard, path: Path, *, gpu: Gpu | None = None, trt: TensorRt | None = None) -> str:
-    """A sentence that ends with `rebuild_command` and says what has to be known to follow it."""
     source, out, found = _places(card, path)
     known = [] if path.name == _PLAN else [f"as {out / _PLAN}"]
     known += [] if found else [f"from where {source} lies"]
-    return f"Build it again{_listed(known)} with: {rebuild_command(card, path, gpu=gpu, trt=trt)}"
+    sizes = ",".join(map(str, card.builder["profile"]))
+    words = [source, f"--{card.precision}", "--batch-size", sizes, *options_for(card.builder, gpu, trt)]
+    command = shlex.join(["isicrt", "build-engine", *words, "--out", str(out)])
+    return f"Build it again{_listed(known)} with: {command}"
 
 
 def advice_without_builder(path: Path, card: ModelCard | None = None) -> str:

@@ -211,3 +211,14 @@ def test_what_a_builder_wrote_is_checked(tmp_path: Path, change: dict[str, objec
     with pytest.raises(ModelError, match=message) as error:
         read_plan(path)
     assert "Build it again with: isicrt build-engine " in str(error.value)
+
+
+def test_advice_is_looked_for_only_where_something_is_wrong(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hashes the ONNX file beside the plan, which may be large."""
+
+    def never(*_: object) -> str:
+        raise AssertionError("the plan is as it should be")
+
+    monkeypatch.setattr(plan_module, "rebuild_advice", never)
+    monkeypatch.setattr(plan_module, "advice_without_builder", never)
+    assert read_plan(path)[1] == PLAN

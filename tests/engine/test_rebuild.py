@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from isicrt.engine.cuda_driver import Gpu
-from isicrt.engine.rebuild import onnx_advice, onnx_beside, rebuild_advice, rebuild_command
+from isicrt.engine.rebuild import onnx_advice, onnx_beside, rebuild_advice
 from tests.tiny_models import plan_card
 
 
@@ -30,7 +30,7 @@ from tests.tiny_models import plan_card
     ],
 )
 def test_the_command_has_the_options_of_the_builder_and_the_folder(builder: dict[str, object], command: str) -> None:
-    assert rebuild_command(plan_card(**builder), Path("/out/model.plan")) == command
+    assert rebuild_advice(plan_card(**builder), Path("/out/model.plan")).endswith(f" with: {command}")
 
 
 def test_it_is_built_of_the_onnx_file_beside_it_if_that_is_the_one(darkness_onnx: Path, tmp_path: Path) -> None:
@@ -91,5 +91,5 @@ def test_a_source_that_is_not_here_is_said_to_be_elsewhere(tmp_path: Path, monke
 )
 def test_below_ampere_no_plan_is_for_ampere(capability: str, options: str, kept: str) -> None:
     card = plan_card(flavour="tensorrt", options=options.split())
-    command = rebuild_command(card, Path("/out/model.plan"), gpu=Gpu("any", capability, "13.0"))
+    command = rebuild_advice(card, Path("/out/model.plan"), gpu=Gpu("any", capability, "13.0"))
     assert command.endswith(f"--target tensorrt {kept}--out /out")
