@@ -30,7 +30,15 @@ from isicrt.export import half, onnx_graph, trials
 from isicrt.export.inspection import half_share
 from isicrt.export.model_folder import replace_both, trial_file, writing
 from isicrt.export.parity import Compute, Levels, OnnxLevels, Parity, Sample, measure_parity, require_parity
-from isicrt.export.tensorrt_build import NO_TUNING, Engine, Profile, Tuning, build_engine, require_tuning
+from isicrt.export.tensorrt_build import (
+    NO_TUNING,
+    Engine,
+    Profile,
+    Tuning,
+    build_engine,
+    require_known,
+    require_tuning,
+)
 
 if TYPE_CHECKING:
     from isicrt.export.onnx_export import Deployed
@@ -310,8 +318,10 @@ def check_tuning(destination: Destination, tuning: Tuning) -> None:
         require_tuning(tensorrt_api.load(destination.flavour), tuning)
     elif words := tuning.to_words():
         raise BuildError(f"{words[0]}: it is about TensorRT plans, and only ONNX is written here")
-    if "current" in tuning.compute_capabilities and destination.gpu is None:
-        raise BuildError("--compute-capability current: it is that of the GPU in this machine, and none is here")
+    if "current" in tuning.compute_capabilities:
+        if destination.gpu is None:
+            raise BuildError("--compute-capability current: it is that of the GPU in this machine, and none is here")
+        require_known(tensorrt_api.load("tensorrt-rtx"), destination.gpu)
 
 
 def _plan(

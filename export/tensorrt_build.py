@@ -228,6 +228,16 @@ def require_tuning(trt: TensorRt, tuning: Tuning) -> None:
         raise BuildError("--compute-capability: 'current' stands alone, it cannot be joined with others")
 
 
+def require_known(trt: TensorRt, gpu: Gpu) -> None:
+    """Raise BuildError if TensorRT for RTX builds nothing for this GPU: it would build a plan that it then refuses."""
+    known = known_capabilities(trt)
+    if gpu.compute_capability not in known:
+        raise BuildError(
+            f"--compute-capability current: {trt.title} knows {', '.join(known)}, and {gpu.name} has "
+            f"{gpu.compute_capability}. Use --target tensorrt for it."
+        )
+
+
 def _tune(trt: TensorRt, log: Any, config: Any, tuning: Tuning) -> None:
     module = trt.module
     if tuning.hardware_compatibility != "none":

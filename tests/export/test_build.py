@@ -9,12 +9,12 @@ import onnx
 import pytest
 
 from isicrt.engine import tensorrt_api
-from isicrt.engine.cuda_driver import find_gpu
+from isicrt.engine.cuda_driver import Gpu, find_gpu
 from isicrt.engine.errors import BuildError, MissingDependencyError, ModelError
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import read_plan, write_plan
 from isicrt.engine.shipped import resolve
-from isicrt.export.build import Built, Destination, Source, build, choose_target, open_source
+from isicrt.export.build import Built, Destination, Source, build, check_tuning, choose_target, open_source
 from isicrt.export.onnx_export import Deployed
 from isicrt.export.parity import Sample
 from isicrt.export.tensorrt_build import Profile, Tuning
@@ -212,6 +212,15 @@ def test_a_tuning_that_cannot_be_is_refused_before_anything_is_done(
     with pytest.raises(BuildError, match=message):
         _build(open_source(darkness_onnx, "x"), samples, tmp_path / "out", destination=destination, tuning=tuning)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_tensorrt_for_rtx_does_not_know_is_not_built_for(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    here = dataclasses.replace(choose_target("tensorrt-rtx"), gpu=Gpu("NVIDIA H100", "9.0", "13.0"))
+    with pytest.raises(BuildError, match=r"current: TensorRT for RTX .* NVIDIA H100 has 9\.0\. Use --target tensorrt"):
+        check_tuning(here, Tuning("none", ("current",)))
+    check_tuning(dataclasses.replace(here, gpu=Gpu("NVIDIA L40", "8.9", "13.0")), Tuning("none", ("current",)))
+    check_tuning(here, Tuning("none", ("8.9",)))
 
 
 def test_an_engine_that_fails_leaves_nothing_behind(fp32_file: Path, samples: list[Sample], tmp_path: Path) -> None:
