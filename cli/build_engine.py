@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.cli.stopping import sigterm_as_ctrl_c
 from isicrt.engine.errors import DataError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def command(
         f"Model: {source.name} ({source.card.architecture}, {h} x {w} px) -> {precision} {_describe(destination)}"
     )
     samples, origin = _samples(images, masks, parity_images, source)
-    with _Bar() as bar:
+    with sigterm_as_ctrl_c(), _Bar() as bar:
         built = build(
             source,
             samples,

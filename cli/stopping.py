@@ -38,6 +38,25 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             restore()
 
 
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Inside, the first SIGTERM does what Ctrl-C does: what is half done is removed on the way out. The second is as
+    ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, _: object) -> None:
+        signal.signal(number, before)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt) or signal.SIG_DFL  # None: whoever set it was not Python
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def leave_if_stuck(before: Callable[[], None] = lambda: None, code: int = 130) -> None:
     """End the process if a thread is still inside a native call, which the interpreter's own exit might crash."""
     run_threads = sys.modules.get("isicrt.engine.run_threads")

@@ -58,25 +58,44 @@ def find_gpu(index: int = 0) -> Gpu | None:
     return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", served, _driver_version())
 
 
-def keep_freed_memory(index: int, size: int, *, library: Any = None) -> None:
+def keep_freed_memory(index: int, size: int, *, library: Any = None) -> Callable[[], None]:
     """Let the device's default memory pool keep what was freed, up to `size` bytes, for the next allocation.
 
     By default it gives everything back to the system whenever a stream or an event is waited for, so that libraries
-    that allocate in stream order pay for it again with every batch. A device without pools is left as it is.
+    that allocate in stream order pay for it again with every batch. A device without pools is left as it is, and so is
+    a pool that keeps more.
     https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__MALLOC__ASYNC.html
+
+    Returns:
+        Ends it: the pool keeps what it kept before, and gives the rest to the system. Nothing happens the second time,
+        nor where somebody has changed the bound since.
     """
-    device, pool, kept = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
+    device, pool, before = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
+    ours = False
     try:
         cuda = driver_library() if library is None else library
         known = (
             cuda.cuDeviceGet(ctypes.byref(device), index) == 0
             and cuda.cuDeviceGetDefaultMemPool(ctypes.byref(pool), device) == 0
-            and cuda.cuMemPoolGetAttribute(pool, _RELEASE_THRESHOLD, ctypes.byref(kept)) == 0
+            and cuda.cuMemPoolGetAttribute(pool, _RELEASE_THRESHOLD, ctypes.byref(before)) == 0
         )
-        if known and kept.value < size:
-            cuda.cuMemPoolSetAttribute(pool, _RELEASE_THRESHOLD, ctypes.byref(ctypes.c_uint64(size)))
+        if known and before.value < size:
+            wanted = ctypes.c_uint64(size)
+            ours = cuda.cuMemPoolSetAttribute(pool, _RELEASE_THRESHOLD, ctypes.byref(wanted)) == 0
     except (OSError, AttributeError):
-        return
+        pass
+
+    def end() -> None:
+        nonlocal ours
+        now = ctypes.c_uint64()
+        read = ours and cuda.cuMemPoolGetAttribute(pool, _RELEASE_THRESHOLD, ctypes.byref(now)) == 0
+        ours = False
+        if read and now.value == size:
+            cuda.cuMemPoolSetAttribute(pool, _RELEASE_THRESHOLD, ctypes.byref(before))
+            # What is still being freed in the order of a stream goes when that is next waited for.
+            cuda.cuMemPoolTrimTo(pool, ctypes.c_size_t(before.value))
+
+    return end
 
 
 def _driver_version() -> str:

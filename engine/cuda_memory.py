@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from isicrt.engine.cuda_driver import find_gpu
-from isicrt.engine.errors import MissingDependencyError, ModelError
+from isicrt.engine.errors import MissingDependencyError, ModelError, NoGpuError
 from isicrt.engine.geometry import UInt8Array
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, of which PyCUDA has no name
@@ -34,16 +34,14 @@ class CudaDevice:
 
     Raises:
         MissingDependencyError: PyCUDA is not installed.
-        ModelError: there is no such GPU, or no driver.
+        NoGpuError: there is no such GPU, or no driver.
+        ModelError: CUDA cannot be initialised.
     """
 
     def __init__(self, index: int = 0) -> None:
         gpu = find_gpu(index)
         if gpu is None:
-            raise ModelError(
-                f"no NVIDIA GPU number {index} with a working driver here, and a .plan runs on nothing else. "
-                "Use the .onnx that was built beside it: --model model.onnx"
-            )
+            raise NoGpuError(f"no NVIDIA GPU number {index} with a working driver here")
         try:
             import pycuda.driver as cuda
         except ImportError as error:

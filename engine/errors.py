@@ -23,6 +23,14 @@ class ModelError(IsicrtError):
     """A checkpoint, ONNX file, plan or model card that cannot be used."""
 
 
+class NoGpuError(ModelError):
+    """A model that runs on a GPU, where there is none or no driver for it."""
+
+
+class OtherGpuError(ModelError):
+    """A plan that was built for other GPUs than this machine's."""
+
+
 class BuildError(IsicrtError):
     """An export or an engine build that failed, or whose result did not pass its proof."""
 

@@ -8,7 +8,7 @@ https://docs.nvidia.com/cuda/nvimagecodec/
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ from isicrt.engine.images import MAX_PIXELS
 HARDWARE_LOAD = 0.65
 """Share of a batch for the hardware decoder of data-centre GPUs; the CUDA cores take the rest. DALI's default."""
 KEPT_BYTES = 3 << 30
-"""Of decoded images that were freed: what three full batches have, see `isicrt.engine.gpu_batch.BATCH_PIXELS`."""
+"""Of decoded images that were freed, until the decoder closes: what three full batches have, see
+`isicrt.engine.gpu_batch.BATCH_PIXELS`."""
 _MARKERS = (b"\xff\xd8\xff", b"\xff\xd9")
 _TAIL = 1024
 
@@ -91,6 +92,7 @@ class GpuDecoder:
         except (ImportError, OSError) as error:
             raise MissingDependencyError("nvImageCodec", "gpu", str(error)) from error
         self._codec = nvimgcodec
+        self._give_memory_back: Callable[[], None] = lambda: None
         kind = nvimgcodec.BackendKind
         if device == self.CPU_ONLY:
             backends = [nvimgcodec.Backend(kind.CPU_ONLY)]
@@ -99,7 +101,7 @@ class GpuDecoder:
                 kind.HW_GPU_ONLY, load_hint=hardware_load, load_hint_policy=nvimgcodec.LoadHintPolicy.FIXED
             )
             backends = [hardware, nvimgcodec.Backend(kind.GPU_ONLY), nvimgcodec.Backend(kind.HYBRID_CPU_GPU)]
-            keep_freed_memory(device, KEPT_BYTES)
+            self._give_memory_back = keep_freed_memory(device, KEPT_BYTES)
         try:
             self._decoder: Any = nvimgcodec.Decoder(
                 device_id=device,
@@ -108,6 +110,7 @@ class GpuDecoder:
                 options=":fancy_upsampling=1",
             )
         except RuntimeError as error:
+            self._give_memory_back()
             raise ModelError(f"nvImageCodec cannot start a decoder on GPU {device}: {error}") from error
         self._parameters: Any = nvimgcodec.DecodeParams(
             apply_exif_orientation=False,
@@ -160,8 +163,9 @@ class GpuDecoder:
         return images
 
     def close(self) -> None:
-        """Give the decoder's memory back."""
+        """Give the decoder's memory back, and what images that were released before have left in the device's pool."""
         self._decoder = None
+        self._give_memory_back()
 
 
 def _described(image: Any) -> DeviceImage | None:

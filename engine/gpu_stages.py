@@ -3,6 +3,7 @@ threads unpack, clean and write masks."""
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -21,6 +22,9 @@ from isicrt.engine.routes import Item
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
+
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
 
 DECODE = ("auto", "gpu", "cpu")
 """Where images are decoded and masks restored; see `open_chain`."""
@@ -107,7 +111,7 @@ def open_chain(
     Args:
         runtime: the model's. It is closed after the chain, by whoever opened it.
         decode: ``cpu``: None. ``gpu``: a chain, or an error. ``auto``: a chain where `runtime` is TensorRT's and
-            everything that a chain needs is there, else None.
+            everything that a chain needs is there, else None; what is missing is said once.
         threshold: in (0, 1); None for the model card's.
         hardware_load: see `isicrt.engine.gpu_decode.GpuDecoder`.
 
@@ -123,9 +127,17 @@ def open_chain(
         return GpuChain(runtime, threshold=threshold, hardware_load=hardware_load)
     except (MissingDependencyError, ModelError) as error:
         if decode == "auto":
+            _say_once(f"Images are decoded and masks restored on the CPU, not on the GPU: {error}")
             return None
         advice = "" if "--decode cpu" in str(error) else " Or leave the decoding to the CPU: --decode cpu"
         raise _with_advice(error, advice) from error
+
+
+def _say_once(text: str) -> None:
+    """On the standard error, unless the program that uses isicrt has its own use for `logging`."""
+    if text not in _said:
+        _said.add(text)
+        _log.warning("%s", text)
 
 
 def _with_advice(error: IsicrtError, advice: str) -> IsicrtError:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +23,7 @@ from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import ModelError
 from isicrt.engine.masks import replace_file
 from isicrt.engine.onnx_file import read_onnx_card
+from isicrt.engine.rebuild import advice_without_builder, builder_problem, rebuild_advice
 
 MAGIC = b"ISICRT-PLAN\x01"
 MAX_CARD_BYTES = 1 << 20
@@ -51,8 +51,8 @@ def read_plan(path: str | os.PathLike[str]) -> tuple[ModelCard, bytes]:
     """Read a plan and its card, and check both against their SHA-256.
 
     Raises:
-        ModelError: not a plan of ours, another format, truncated or altered. The message says which and how to
-            build the plan again.
+        ModelError: not a plan of ours, another format, truncated, altered, or built by what this isicrt does not know.
+            The message says which and how to build the plan again.
     """
     path = Path(path)
     try:
@@ -67,66 +67,70 @@ def read_plan(path: str | os.PathLike[str]) -> tuple[ModelCard, bytes]:
     if digest != recorded:
         raise ModelError(
             f"{path}: altered: the plan's SHA-256 is {digest}, its card says {recorded}. "
-            f"It is not loaded. Build it again with: {rebuild_command(card)}"
+            f"It is not loaded. {rebuild_advice(card, path)}"
         )
     return card, plan
 
 
 def _read_card(file: BinaryIO, path: Path, size: int) -> tuple[ModelCard, int]:
     """The card, and how many bytes of plan follow it."""
+    card: ModelCard | None = None
+
+    def again() -> str:  # looked for only where it is wanted: it reads the ONNX file beside the plan
+        return advice_without_builder(path) if card is None else rebuild_advice(card, path)
+
     header = file.read(_HEADER_BYTES)
-    again = f"Build it again with: {_command_without_card(path)}"
     if header[: len(MAGIC) - 1] != MAGIC[:-1]:
-        raise ModelError(
-            f"{path}: not a plan made by `isicrt build-engine` (a bare TensorRT engine has no model card). {again}"
-        )
+        raise ModelError(f"{path}: {_what_else(path, size)}")
     if header[len(MAGIC) - 1 : len(MAGIC)] not in (MAGIC[-1:], b""):
-        raise ModelError(f"{path}: plan format {header[len(MAGIC) - 1]}; this isicrt reads {MAGIC[-1]}. {again}")
+        raise ModelError(f"{path}: plan format {header[len(MAGIC) - 1]}; this isicrt reads {MAGIC[-1]}. {again()}")
     if len(header) < _HEADER_BYTES:
-        raise ModelError(f"{path}: truncated: it ends within the header, after {size} bytes. {again}")
+        raise ModelError(f"{path}: truncated: it ends within the header, after {size} bytes. {again()}")
     card_bytes, plan_bytes = _LENGTHS.unpack_from(header, len(MAGIC))
     if not 0 < card_bytes <= MAX_CARD_BYTES or not 0 < plan_bytes <= MAX_PLAN_BYTES:
-        raise ModelError(f"{path}: altered: its header claims {card_bytes} + {plan_bytes} bytes. {again}")
+        raise ModelError(f"{path}: altered: its header claims {card_bytes} + {plan_bytes} bytes. {again()}")
     expected = _HEADER_BYTES + card_bytes + plan_bytes
-    text = file.read(card_bytes)
-    digest, recorded = hashlib.sha256(text).hexdigest(), header[-32:].hex()
-    if len(text) == card_bytes and digest != recorded:
-        raise ModelError(f"{path}: altered: its model card's SHA-256 is {digest}, the header says {recorded}. {again}")
-    card, problem = None, ""
+    text, problem = file.read(card_bytes), ""
     if len(text) == card_bytes:
-        try:
-            card = ModelCard.from_json(text)
-        except ModelError as error:
-            problem = f"{path}: {error}. {again}"
-        else:
-            again = f"Build it again with: {rebuild_command(card)}"
+        digest, recorded = hashlib.sha256(text).digest(), header[-32:]
+        if digest == recorded or _is_slip(digest, recorded):
+            card, problem = _checked_card(path, text)
+        if digest != recorded:
+            said = f"its model card's SHA-256 is {digest.hex()}, the header says {recorded.hex()}"
+            raise ModelError(f"{path}: altered: {said}. {again()}")
     if size < expected:
-        raise ModelError(f"{path}: truncated: {size} of {expected} bytes are there. {again}")
+        raise ModelError(f"{path}: truncated: {size} of {expected} bytes are there. {again()}")
     if size > expected:
-        raise ModelError(f"{path}: altered: {size - expected} bytes follow the plan's end. {again}")
+        raise ModelError(f"{path}: altered: {size - expected} bytes follow the plan's end. {again()}")
     if card is None:
         raise ModelError(problem)
     return card, plan_bytes
 
 
-def _command_without_card(path: Path) -> str:
-    """What can be said where the card, which has the source and the options, is lost."""
-    beside = path.with_suffix(".onnx")  # where `build-engine` put it
+def _checked_card(path: Path, text: bytes) -> tuple[ModelCard | None, str]:
+    """The card of a plan; or None, and what is wrong with it and what to do."""
+    try:
+        card = ModelCard.from_json(text)
+    except ModelError as error:
+        said = str(error)  # of another isicrt's card it says itself what to do, in whole sentences
+        return None, f"{path}: {said}" if said.endswith(".") else f"{path}: {said}. {advice_without_builder(path)}"
+    if problem := builder_problem(card.builder):
+        return None, f"{path}: {problem}. {advice_without_builder(path, card)}"
+    return card, ""
+
+
+def _is_slip(digest: bytes, recorded: bytes) -> bool:
+    """Whether two SHA-256 are of the same bytes, and one of them was altered: those of two texts share a byte at most
+    by chance, and never half of them."""
+    return sum(one == other for one, other in zip(digest, recorded, strict=True)) >= len(digest) // 2
+
+
+def _what_else(path: Path, size: int) -> str:
+    """What a file is that is no plan of ours, and what to do."""
+    if size == 0:
+        return f"is empty. {advice_without_builder(path)}"
     with suppress(ModelError):
-        card = read_onnx_card(beside)
-        return (
-            rebuild_command(card.replace(builder={"source": str(beside)})) + " (and the options that it was built with)"
-        )
-    return "isicrt build-engine CHECKPOINT --fp16 (or --fp32, and the options that it was built with)"
-
-
-def rebuild_command(card: ModelCard) -> str:
-    """The command line that builds the plan of a card again, with its options, and with the versions that are there."""
-    words = ["isicrt", "build-engine", str(card.builder.get("source", "CHECKPOINT")), f"--{card.precision}"]
-    if profile := card.builder.get("profile"):
-        words += ["--batch-size", ",".join(map(str, profile))]
-    if flavour := card.builder.get("flavour"):
-        words += ["--target", str(flavour)]
-    if isinstance(options := card.builder.get("options"), list):
-        words += map(str, options)
-    return shlex.join(words)
+        read_onnx_card(path)
+        return f"is an ONNX file and no plan: rename it to {path.with_suffix('.onnx').name}"
+    what = "not a plan made by `isicrt build-engine` (a bare TensorRT engine has no model card)"
+    return f"{what}. {advice_without_builder(path)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import TracebackType
 
 import numpy as np
@@ -166,7 +166,8 @@ class Segmenter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with suppress(Exception) if kind is not None else nullcontext():  # what went wrong first is what matters
+            self.close()
 
 
 def _checked(image: object) -> UInt8Array:

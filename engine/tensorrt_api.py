@@ -84,6 +84,12 @@ def installed(flavour: str) -> bool:
     return True
 
 
+def known_capabilities(trt: TensorRt) -> dict[str, str]:
+    """Compute capabilities that TensorRT for RTX can be told, and its names of them: ``{"8.9": "SM89"}``."""
+    names = [name for name in trt.module.ComputeCapability.__members__ if name.startswith("SM")]
+    return {f"{name[2:-1]}.{name[-1]}": name for name in names} | {"current": "CURRENT"}
+
+
 def cache_folder() -> Path:
     """The user's folder for what a builder or a runtime may keep between two runs. It need not exist."""
     if sys.platform == "win32":

@@ -13,10 +13,11 @@ from isicrt.engine import tensorrt_api
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.cuda_memory import CudaDevice
-from isicrt.engine.errors import ModelError, SettingsError
+from isicrt.engine.errors import ModelError, NoGpuError, OtherGpuError, SettingsError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.in_flight import SlotPool, SlotTicket
-from isicrt.engine.plan import read_plan, rebuild_command
+from isicrt.engine.plan import read_plan
+from isicrt.engine.rebuild import onnx_advice, rebuild_advice, targets
 from isicrt.engine.runtime import check_batch
 from isicrt.engine.tensorrt_kernels import KernelCache, make_context
 from isicrt.engine.tensorrt_slot import Signature, TensorRtSlot, Timing
@@ -48,8 +49,8 @@ class TensorRtRuntime:
             raise SettingsError(f"{depth} batches in flight: expected 1 to 8")
         self.path = Path(path)
         self.card, plan = read_plan(path)
-        flavour = check_flavour(self.path, self.card)
-        self.device = CudaDevice(device)
+        flavour = str(self.card.builder["flavour"])
+        self.device = self._find_device(device)
         self._trt = tensorrt_api.load(flavour)
         check_version(self.path, self.card, self._trt)
         check_gpu(self.path, self.card, self.device.gpu)
@@ -73,6 +74,13 @@ class TensorRtRuntime:
                 self.close()
             raise
 
+    def _find_device(self, index: int) -> CudaDevice:
+        try:
+            return CudaDevice(index)
+        except NoGpuError as error:
+            advice = onnx_advice(self.card, self.path)
+            raise NoGpuError(f"{self.path}: {error}, and a plan runs on nothing else. {advice}") from None
+
     def _load(self, plan: bytes, depth: int) -> None:
         trt = self._trt.module
         try:
@@ -80,14 +88,17 @@ class TensorRtRuntime:
         except TypeError as error:  # what pybind11 makes of a null pointer: no driver, or one that is too old
             raise ModelError(
                 f"{self.path}: {self._trt.title} could not start its runtime on {self.device.gpu.name}.{self._said()} "
-                "The driver may be too old for it: isicrt doctor says. Or use the .onnx that was built beside the plan"
+                f"The driver may be too old for it: isicrt doctor says. {onnx_advice(self.card, self.path)}"
             ) from error
         if hasattr(self._runtime, "get_engine_validity"):  # TensorRT for RTX only
             validity, bits = self._runtime.get_engine_validity(plan[: self._runtime.engine_header_size])
             if validity == trt.EngineValidity.INVALID:
                 known = trt.EngineInvalidityDiagnostics.__members__.items()
-                reasons = ", ".join(name for name, flag in known if int(bits) & flag.value) or "no reason given"
-                raise self._refused(f"calls it invalid on {self.device.gpu.name} ({reasons})")
+                reasons = [name for name, flag in known if int(bits) & flag.value]
+                if "UNSUPPORTED_CC" in reasons:
+                    raise self._for_another_gpu()
+                said = ", ".join(reasons) or "no reason given"
+                raise self._refused(f"calls it invalid on {self.device.gpu.name} ({said})")
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise self._refused("cannot load it")
@@ -127,8 +138,16 @@ class TensorRtRuntime:
         return Signature(inputs[0], outputs[0], (h, w), smallest[0], largest[0])
 
     def _refused(self, problem: str) -> ModelError:
-        return ModelError(
-            f"{self.path}: {self._trt.title} {problem}.{self._said()} Build it again with: {rebuild_command(self.card)}"
+        again = rebuild_advice(self.card, self.path)
+        return ModelError(f"{self.path}: {self._trt.title} {problem}.{self._said()} {again}")
+
+    def _for_another_gpu(self) -> OtherGpuError:
+        """Of a plan of TensorRT for RTX."""
+        gpu, built = self.device.gpu, targets(self._trt, self.card.builder)
+        again = rebuild_advice(self.card, self.path, gpu=gpu, trt=self._trt)
+        here = f"{gpu.name} ({gpu.compute_capability}), where {self._trt.title} does not run it (UNSUPPORTED_CC)"
+        return OtherGpuError(
+            f"{self.path}: built for compute capability {', '.join(built)}; this GPU is {here}.{self._said()} {again}"
         )
 
     def _said(self) -> str:
@@ -211,18 +230,6 @@ class TensorRtRuntime:
             self.close()
 
 
-def check_flavour(path: Path, card: ModelCard) -> str:
-    """The product that built a plan. Raises ModelError if it is none that this isicrt knows."""
-    flavour = card.builder.get("flavour")
-    if flavour not in tensorrt_api.FLAVOURS:
-        plain = card.replace(builder={name: value for name, value in card.builder.items() if name == "source"})
-        raise ModelError(
-            f"{path}: built by {flavour!r}; this isicrt knows {', '.join(tensorrt_api.FLAVOURS)}. "
-            f"Build it again with: {rebuild_command(plain)}"
-        )
-    return str(flavour)
-
-
 def check_version(path: Path, card: ModelCard, trt: tensorrt_api.TensorRt) -> None:
     """Raise ModelError unless the plan was built by exactly this TensorRT: no other can load it."""
     built = card.builder.get("version")
@@ -230,12 +237,12 @@ def check_version(path: Path, card: ModelCard, trt: tensorrt_api.TensorRt) -> No
         title = tensorrt_api.FLAVOURS[trt.flavour].title
         raise ModelError(
             f"{path}: built by {title} {built}, but {title} {trt.version} is installed, and a plan only loads in the "
-            f"version that built it. Build it again with: {rebuild_command(card)}"
+            f"version that built it. {rebuild_advice(card, path)}"
         )
 
 
 def check_gpu(path: Path, card: ModelCard, gpu: Gpu) -> None:
-    """Raise ModelError if a plan of `tensorrt` was built for another GPU.
+    """Raise OtherGpuError if a plan of `tensorrt` was built for another GPU.
 
     Without ``--hardware-compatibility`` it belongs to the model of the GPU that built it: its kernels were chosen by
     timing them there, and TensorRT loads it on another of the same compute capability with a warning of errors. With
@@ -259,9 +266,9 @@ def check_gpu(path: Path, card: ModelCard, gpu: Gpu) -> None:
             " A plan without --hardware-compatibility runs on the model of GPU that built it; one with "
             "same-compute-capability would run on both."
         )
-    raise ModelError(
+    raise OtherGpuError(
         f"{path}: built {made_for} {model} (compute capability {built}), but this GPU is {gpu.name} "
-        f"(compute capability {gpu.compute_capability}).{advice} Build it again with: {rebuild_command(card)}"
+        f"(compute capability {gpu.compute_capability}).{advice} {rebuild_advice(card, path, gpu=gpu)}"
     )
 
 

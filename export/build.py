@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from isicrt.engine.errors import BuildError, MissingDependencyError, ModelError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.masks import replace_file
 from isicrt.engine.onnx_runtime import OnnxRuntime
-from isicrt.engine.plan import write_plan
+from isicrt.engine.plan import read_plan
 
 try:
     import onnx
@@ -29,8 +28,17 @@ except ImportError as error:
 
 from isicrt.export import half, onnx_graph, trials
 from isicrt.export.inspection import half_share
+from isicrt.export.model_folder import replace_both, trial_file, writing
 from isicrt.export.parity import Compute, Levels, OnnxLevels, Parity, Sample, measure_parity, require_parity
-from isicrt.export.tensorrt_build import NO_TUNING, Engine, Profile, Tuning, build_engine, require_tuning
+from isicrt.export.tensorrt_build import (
+    NO_TUNING,
+    Engine,
+    Profile,
+    Tuning,
+    build_engine,
+    require_known,
+    require_tuning,
+)
 
 if TYPE_CHECKING:
     from isicrt.export.onnx_export import Deployed
@@ -197,15 +205,15 @@ def build(
     if onnx_path.is_file() and onnx_path.samefile(source.path) and onnx_bytes != source.path.read_bytes():
         raise BuildError(f"{onnx_path}: would be replaced by its own {precision} version. Choose another --out")
     report("run the ONNX file", None)
-    with _writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".isicrt-") as folder:
-        path = Path(folder) / ONNX_NAME
-        path.write_bytes(onnx_bytes)
+    with trial_file(out, ONNX_NAME) as path:
+        with writing(onnx_path):
+            path.write_bytes(onnx_bytes)
         trials.check_batches(path, (1, 3, min(profile.largest, 32)))
     clock.lap("check")
     if destination.flavour is None:
-        with _writing(out):
+        with writing(onnx_path):
             replace_file(onnx_path, onnx_bytes)
-        return Built(card, onnx_path, None, parity, None, "", clock.seconds)
+        return Built(card, onnx_path, None, parity, None, "", clock.seconds, _old_plan(out / PLAN_NAME, onnx_bytes))
 
     engine, card = _plan(source, card, onnx_bytes, profile, tuning, destination, report)
     clock.lap("build")
@@ -216,21 +224,19 @@ def build(
         clock.lap("plan parity")
     if plan_parity is not None:
         card = card.replace(builder=dict(card.builder) | {"parity": plan_parity.to_dict()})
-    with _writing(out):
-        replace_file(onnx_path, onnx_bytes)
-        write_plan(out / PLAN_NAME, card, engine.plan)
+    replace_both(onnx_path, onnx_bytes, out / PLAN_NAME, card, engine.plan)
     share = half_share(engine.layers)
     return Built(card, onnx_path, out / PLAN_NAME, parity, plan_parity, share, clock.seconds, [note] if note else [])
 
 
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Make the folder; what the file system then refuses is a BuildError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise BuildError(f"{error.filename or out}: cannot be written: {error.strerror}") from error
+def _old_plan(plan: Path, onnx_bytes: bytes) -> list[str]:
+    """What is to be said of a plan that lies beside an ONNX file which was written alone. It is not ours to remove."""
+    if not plan.is_file():
+        return []
+    with contextlib.suppress(ModelError):
+        if read_plan(plan)[0].builder.get("onnx_sha256") == hashlib.sha256(onnx_bytes).hexdigest():
+            return []
+    return [f"{plan} is of an earlier build and not of this ONNX file: remove it, or build it again too."]
 
 
 class _Clock:
@@ -301,14 +307,21 @@ def _finished(source: Source, graph: onnx.ModelProto, precision: str, parity: Pa
     return card, graph.SerializeToString(deterministic=True)
 
 
+def _portable(name: str) -> str:
+    """A source as it was named, but for folders of this machine: whoever is given the plan is given its card."""
+    return "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
+
+
 def check_tuning(destination: Destination, tuning: Tuning) -> None:
     """Raise BuildError if what is built there has no such tuning: before anything is exported and compared."""
     if destination.flavour is not None:
         require_tuning(tensorrt_api.load(destination.flavour), tuning)
     elif words := tuning.to_words():
         raise BuildError(f"{words[0]}: it is about TensorRT plans, and only ONNX is written here")
-    if "current" in tuning.compute_capabilities and destination.gpu is None:
-        raise BuildError("--compute-capability current: it is that of the GPU in this machine, and none is here")
+    if "current" in tuning.compute_capabilities:
+        if destination.gpu is None:
+            raise BuildError("--compute-capability current: it is that of the GPU in this machine, and none is here")
+        require_known(tensorrt_api.load("tensorrt-rtx"), destination.gpu)
 
 
 def _plan(
@@ -338,7 +351,7 @@ def _plan(
     builder = {
         "flavour": destination.flavour,
         "version": trt.version,
-        "source": source.name,
+        "source": _portable(source.name),
         "onnx_sha256": hashlib.sha256(onnx_bytes).hexdigest(),
         "profile": [profile.smallest, profile.best, profile.largest],
         "half_layers": half_share(engine.layers),

@@ -14,7 +14,7 @@ from typing import Any
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import BuildError
 from isicrt.engine.masks import replace_file
-from isicrt.engine.tensorrt_api import TensorRt, cache_folder, make_logger
+from isicrt.engine.tensorrt_api import TensorRt, cache_folder, known_capabilities, make_logger
 from isicrt.export.inspection import Layer, inspect_network, require_half
 
 _SHOWN = 5
@@ -228,10 +228,14 @@ def require_tuning(trt: TensorRt, tuning: Tuning) -> None:
         raise BuildError("--compute-capability: 'current' stands alone, it cannot be joined with others")
 
 
-def known_capabilities(trt: TensorRt) -> dict[str, str]:
-    """Compute capabilities that TensorRT for RTX can be told, and its names of them: ``{"8.9": "SM89"}``."""
-    names = [name for name in trt.module.ComputeCapability.__members__ if name.startswith("SM")]
-    return {f"{name[2:-1]}.{name[-1]}": name for name in names} | {"current": "CURRENT"}
+def require_known(trt: TensorRt, gpu: Gpu) -> None:
+    """Raise BuildError if TensorRT for RTX builds nothing for this GPU: it would build a plan that it then refuses."""
+    known = known_capabilities(trt)
+    if gpu.compute_capability not in known:
+        raise BuildError(
+            f"--compute-capability current: {trt.title} knows {', '.join(known)}, and {gpu.name} has "
+            f"{gpu.compute_capability}. Use --target tensorrt for it."
+        )
 
 
 def _tune(trt: TensorRt, log: Any, config: Any, tuning: Tuning) -> None:
@@ -350,16 +354,24 @@ class _TimingCache:
         self._config = config
         self._path = timing_cache_path(trt.version, gpu, tuning)
         with contextlib.suppress(OSError):
-            if config.set_timing_cache(config.create_timing_cache(self._path.read_bytes()), ignore_mismatch=False):
+            if self._use(self._path.read_bytes()):
                 return
-        if not config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False):
-            raise BuildError(f"{trt.title} does not take an empty timing cache")
+        self._use(b"")
+
+    def _use(self, content: bytes) -> bool:
+        # Where the content is of another TensorRT, or damaged, there may be no cache of it, or one that is not taken.
+        cache = self._config.create_timing_cache(content)
+        return cache is not None and bool(self._config.set_timing_cache(cache, ignore_mismatch=False))
 
     def save(self) -> None:
-        """Write it for the next build. A cache that cannot be written costs time, not the build."""
+        """Write it for the next build. A cache that is not there or cannot be written costs time, not the build."""
+        cache = self._config.get_timing_cache()
+        content = None if cache is None else cache.serialize()
+        if content is None:
+            return
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self._path, bytes(self._config.get_timing_cache().serialize()))
+            replace_file(self._path, bytes(content))
 
 
 def timing_cache_path(version: str, gpu: Gpu, tuning: Tuning = NO_TUNING) -> Path:

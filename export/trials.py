@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from isicrt.engine import tensorrt_api
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import BuildError, MissingDependencyError, ModelError
+from isicrt.engine.errors import BuildError, MissingDependencyError, ModelError, OtherGpuError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import write_plan
+from isicrt.engine.rebuild import targets
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
+from isicrt.export.model_folder import trial_file, writing
 from isicrt.export.parity import Compute, Levels, Parity, Sample, measure_parity, require_parity
 
 
@@ -48,24 +50,23 @@ def plan_parity(
 ) -> tuple[Parity | None, str]:
     """Parity of the plan on this machine's GPU; or None, and why it was not run.
 
-    A plan of TensorRT for RTX may be for other GPUs than this machine's, and is kept where it neither loads nor runs
-    here. One of `tensorrt` is for this very GPU.
+    A plan of TensorRT for RTX may be for other GPUs than this machine's, and is kept where it is refused for that. One
+    of `tensorrt` is for this very GPU.
 
     Raises:
-        BuildError: it runs and does not agree, or a plan of `tensorrt` does not even load or run where it was built.
+        BuildError: it runs and does not agree, or it does not load or run for any other reason.
     """
-    only_here = card.builder["flavour"] == "tensorrt"
-    with tempfile.TemporaryDirectory(dir=out, prefix=".isicrt-") as folder:
-        path = Path(folder) / "trial.plan"
-        write_plan(path, card, plan)
+    with trial_file(out, "trial.plan") as path:
+        with writing(path):
+            write_plan(path, card, plan)
         try:
             runtime = TensorRtRuntime(path)
         except MissingDependencyError as error:
             return None, f"The plan was built but not run: {error}"
         except ModelError as error:
-            if only_here:
-                raise BuildError(f"the plan was built but does not load: {error}") from error
-            return None, f"The plan was built but does not load on this GPU: {error}"
+            if isinstance(error, OtherGpuError) and not _is_for_this_gpu(card):
+                return None, f"The plan was built but not run, it is for other GPUs: {_without_path(error, path)}"
+            raise BuildError(f"the plan was built but does not load: {_without_path(error, path)}") from error
         try:
             with runtime:
                 largest = runtime.max_batch or 1
@@ -77,8 +78,19 @@ def plan_parity(
                 candidate = (f"the plan on {runtime.name}", levels)
                 parity = measure_parity(reference, candidate, samples, card, source=images)
         except ModelError as error:
-            if only_here:
-                raise BuildError(f"the plan was built but does not run: {error}") from error
-            return None, f"The plan was built but does not run on this GPU: {error}"
+            raise BuildError(f"the plan was built but does not run: {_without_path(error, path)}") from error
     require_parity(parity)
     return parity, ""
+
+
+def _is_for_this_gpu(card: ModelCard) -> bool:
+    """Whether a plan was built for the GPU that it was built beside, among others or alone."""
+    flavour = card.builder["flavour"]
+    if flavour == "tensorrt":
+        return True
+    return card.builder["compute_capability"] in targets(tensorrt_api.load(flavour), card.builder)
+
+
+def _without_path(error: ModelError, path: Path) -> str:
+    """What is said of the trial's file, which is gone when it is read: without its name and how to build it again."""
+    return str(error).removeprefix(f"{path}: ").split(" Build it again")[0]

@@ -17,6 +17,12 @@ def darkness_card(size: tuple[int, int] = (64, 64), **changes: object) -> ModelC
     return card.replace(**changes)
 
 
+def plan_card(**builder: object) -> ModelCard:
+    """The card of a plan of `write_darkness_model`, built by TensorRT for RTX 1.7.1."""
+    known = {"flavour": "tensorrt-rtx", "version": "1.7.1", "source": "best.pt", "profile": [1, 8, 16]}
+    return darkness_card(builder=known | builder)
+
+
 def write_darkness_model(path: Path, size: tuple[int, int] = (64, 64), **changes: object) -> ModelCard:
     """Write an ONNX whose lesion probability is 1 - green / 255, which finds the lesions that `render` draws.
 

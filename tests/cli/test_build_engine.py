@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,12 @@ from isicrt.cli.build_engine import command, parse_batch_sizes
 from isicrt.cli.main import group
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cuda_driver import find_gpu
-from isicrt.engine.errors import IsicrtError
+from isicrt.engine.errors import IsicrtError, ModelError
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import read_plan
 from isicrt.trainer.checkpoint import save
 from isicrt.trainer.models import build_model
+from tests.benchmarks.host_parts import write_convolution_model
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +242,64 @@ def test_tensorrt_where_it_cannot_be_is_a_clean_error(darkness_onnx: Path) -> No
     assert result.exit_code == 1
     assert "TensorRT" in result.stderr
     assert not isinstance(result.exception, IsicrtError)
+
+
+def test_the_command_that_a_refused_plan_names_builds_it_again_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    out = tmp_path / "a b"
+    write_convolution_model(tmp_path / "fp32.onnx")
+    options = (
+        "--fp16",
+        "--target",
+        "tensorrt-rtx",
+        "--parity-images",
+        "1",
+        "--batch-size",
+        "2,2,4",
+        "--opt-level",
+        "1",
+    )
+    result = _run(tmp_path / "fp32.onnx", *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    card, before = read_plan(out / "model.plan")
+    assert not Path(card.builder["source"]).is_absolute()
+    (out / "model.plan").write_bytes((out / "model.plan").read_bytes()[:-1])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ModelError) as error:
+        read_plan(out / "model.plan")
+    words = shlex.split(str(error.value).split(" with: ")[1])
+    assert words[:2] == ["isicrt", "build-engine"]
+    result = _run(*words[2:])
+    assert result.exit_code == 0, result.output
+    again, plan = read_plan(out / "model.plan")
+    assert abs(len(plan) - len(before)) < 1000
+    for name in ("onnx_sha256", "profile", "options", "flavour"):
+        assert again.builder[name] == card.builder[name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_build_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "isicrt.cli.main", "build-engine", "unet-light", "--target", "onnx"]
+    process = subprocess.Popen(
+        [*command, "--parity-images", "1", "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        until = time.monotonic() + 120
+        while not list(out.iterdir()):  # the hidden folder, in which the ONNX file runs for seconds
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert (process.returncode, list(out.iterdir())) == (130, []), errors
+    assert errors.decode().strip().endswith("Interrupted.")
 
 
 def test_machine_readable_card_of_the_plan_has_no_path_of_this_checkout(darkness_onnx: Path, tmp_path: Path) -> None:

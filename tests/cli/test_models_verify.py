@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from isicrt.cli.main import group
 from isicrt.engine.plan import write_plan
-from tests.tiny_models import darkness_card, write_darkness_model
+from tests.tiny_models import darkness_card, plan_card, write_darkness_model
 
 
 def _verify(*arguments: object) -> tuple[int, str]:
@@ -34,7 +34,7 @@ def test_an_onnx_file(darkness_onnx: Path) -> None:
 
 
 def test_a_plan(tmp_path: Path) -> None:
-    write_plan(tmp_path / "m.plan", darkness_card(), b"plan")
+    write_plan(tmp_path / "m.plan", plan_card(), b"plan")
     assert _verify(tmp_path / "m.plan")[0] == 0
     data = bytearray((tmp_path / "m.plan").read_bytes())
     data[-1] ^= 1
@@ -42,6 +42,10 @@ def test_a_plan(tmp_path: Path) -> None:
     code, output = _verify(tmp_path / "m.plan")
     assert code == 1
     assert "altered" in output
+    write_plan(tmp_path / "m.plan", plan_card(profile="abc"), b"plan")
+    code, output = _verify(tmp_path / "m.plan")
+    assert code == 1
+    assert "profile must be three batch sizes" in output
 
 
 def test_a_recipe_that_ships(tmp_path: Path) -> None:

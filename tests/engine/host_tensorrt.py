@@ -19,6 +19,8 @@ from tests.engine.stand_ins import HostDevice, OnnxContext
 
 VERSION = "1.7.1.116"
 LARGEST = 8
+CAPABILITIES = dict.fromkeys(("NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120", "SM121"))
+"""What TensorRT for RTX 1.7 knows."""
 
 
 class HostLogger:
@@ -89,7 +91,9 @@ class HostTensorRt:
         self.device.gpu = Gpu("host", "8.9", "13.0")  # type: ignore[assignment]
         self.starting: Callable[[], None] = lambda: None
         self.loading: Callable[[], None] = lambda: None
-        self.loads = self.valid = True
+        self.loads = True
+        self.invalid = 0
+        """The bits of why, where a plan is."""
         self.deaf: set[str] = set()
         self.cache: Any = Cache()
         self.configs: list[Any] = []
@@ -98,7 +102,10 @@ class HostTensorRt:
             ILogger=HostLogger,
             Runtime=self._runtime,
             EngineValidity=SimpleNamespace(VALID="VALID", INVALID="INVALID"),
-            EngineInvalidityDiagnostics=SimpleNamespace(__members__={"UNSUPPORTED_CC": SimpleNamespace(value=2)}),
+            EngineInvalidityDiagnostics=SimpleNamespace(
+                __members__={"UNSUPPORTED_CC": SimpleNamespace(value=2), "CUDA_ERROR": SimpleNamespace(value=4)}
+            ),
+            ComputeCapability=SimpleNamespace(__members__=CAPABILITIES),
             TensorIOMode=SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT"),
             DataType=SimpleNamespace(UINT8="UINT8"),
             DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="EAGER"),
@@ -123,7 +130,7 @@ class HostTensorRt:
         self.starting()
         return SimpleNamespace(
             engine_header_size=64,
-            get_engine_validity=lambda header: ("VALID", 0) if self.valid else ("INVALID", 2),
+            get_engine_validity=lambda header: ("INVALID" if self.invalid else "VALID", self.invalid),
             deserialize_cuda_engine=self._load,
         )
 

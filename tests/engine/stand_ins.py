@@ -1,8 +1,8 @@
 """ONNX Runtime behind the interfaces of a GPU, so that what is scheduled there can be tested without one.
 
 `OnnxSlot` is a slot that computes in a thread. `HostDevice` and `OnnxContext` stand in for PyCUDA and for TensorRT's
-execution context: device memory is host memory, and a stream does everything at once or, where it is told to wait,
-at the next synchronisation.
+execution context. They are as strict as a GPU is at its worst: device memory is host memory, a stream does nothing
+before somebody waits, and then no more than was waited for; every call needs the context to be current in its thread.
 """
 
 from __future__ import annotations
@@ -108,40 +108,62 @@ class CudaError(Exception):
 class HostStream:
     """A CUDA stream: what is queued happens when somebody waits for it, in order."""
 
-    def __init__(self, log: list[str]) -> None:
-        self._log = log
+    def __init__(self, device: HostDevice) -> None:
+        self._device, self._log = device, device.log
         self._queue: list[Callable[[], None]] = []
+        self.queued = 0
+        """Calls so far, of which the last ones are not done."""
         self.handle = id(self)
         self.recording: list[Callable[[], None]] | None = None
 
     def queue(self, name: str, work: Callable[[], None]) -> None:
+        self._device.require_current()
         if self.recording is not None:
             self.recording.append(work)
             self._log.append(f"record {name}")
         else:
             self._queue.append(work)
+            self.queued += 1
             self._log.append(name)
 
     def synchronize(self) -> None:
-        queue, self._queue = self._queue, []
-        for work in queue:
-            work()
+        self.run_until(self.queued)
+
+    def run_until(self, mark: int) -> None:
+        """Do what was queued when `queued` was that."""
+        self._device.require_current()
+        if self.recording is not None:
+            raise CudaError("operation not permitted when stream is capturing")
+        while self.queued - len(self._queue) < mark:
+            self._queue.pop(0)()
+
+    def has_done(self, mark: int) -> bool:
+        return self.queued - len(self._queue) >= mark
 
 
 class HostEvent:
-    """A CUDA event; waiting for it brings its stream to rest."""
+    """A CUDA event; waiting for it waits for what was queued when it was recorded, and for nothing after that."""
 
-    def __init__(self, flags: int = 0) -> None:
+    def __init__(self, device: HostDevice, flags: int) -> None:
+        device.require_current()
+        self._device = device
         self._stream: HostStream | None = None
+        self._mark = 0
 
     def record(self, stream: HostStream) -> None:
-        self._stream = stream
+        self._device.require_current()
+        assert stream.recording is None, "an event that is recorded into a graph is nobody's to wait for"
+        self._stream, self._mark = stream, stream.queued
 
     def synchronize(self) -> None:
         assert self._stream is not None
-        self._stream.synchronize()
+        self._stream.run_until(self._mark)
 
     def time_till(self, later: HostEvent) -> float:
+        self._device.require_current()
+        for event in (self, later):
+            assert event._stream is not None
+            assert event._stream.has_done(event._mark), "device not ready"
         return 1.0
 
 
@@ -153,12 +175,15 @@ class HostDevice:
         self.allocated = 0
         self.freed: list[object] = []
         self.pushed = 0
+        """How often the context is current, in all threads together."""
+        self._of_thread = threading.local()
+        self._lock = threading.Lock()
         self.fail_allocation_of: int | None = None
         self.gpu = SimpleNamespace(name="host")
         self.streams: dict[int, HostStream] = {}
         self.cuda = SimpleNamespace(
             Error=CudaError,
-            Event=HostEvent,
+            Event=lambda flags=0: HostEvent(self, flags),
             event_flags=SimpleNamespace(DISABLE_TIMING=2, BLOCKING_SYNC=1),
             Stream=self._make_stream,
             pagelocked_empty=self._pinned,
@@ -169,20 +194,23 @@ class HostDevice:
 
     def _make_stream(self, flags: int) -> HostStream:
         assert flags == 1, "a stream must not wait for the default stream"
-        assert self.pushed, "the context is not current"
-        stream = HostStream(self.log)
+        self.require_current()
+        stream = HostStream(self)
         self.streams[stream.handle] = stream
         return stream
 
     def _allocate(self, size: int) -> HostMemory:
+        self.require_current()
         if size == self.fail_allocation_of:
             raise CudaError("out of memory")
         return HostMemory(self, size)
 
     def _pinned(self, shape: tuple[int, ...], dtype: type) -> UInt8Array:
+        self.require_current()
         size = int(np.prod(shape))
 
         def free(memory: Any) -> None:
+            self.require_current()
             self.allocated -= size
             ctypes.memset(ctypes.addressof(memory), 0xDD, size)
             self.freed.append(memory)
@@ -194,11 +222,20 @@ class HostDevice:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        self.pushed += 1
+        self._push(1)
         try:
             yield
         finally:
-            self.pushed -= 1
+            self._push(-1)
+
+    def _push(self, change: int) -> None:
+        self._of_thread.pushed = getattr(self._of_thread, "pushed", 0) + change
+        with self._lock:
+            self.pushed += change
+
+    def require_current(self) -> None:
+        """A call without the context is a fault of the caller's. CUDA says so only where nobody has another current."""
+        assert getattr(self._of_thread, "pushed", 0) > 0, "the context is not current in this thread"
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
@@ -220,6 +257,7 @@ class HostMemory:
         return int(self._bytes.ctypes.data)
 
     def free(self) -> None:
+        self._device.require_current()
         self._device.allocated -= len(self._bytes)
         self._bytes[:] = 0xDD  # kept: work that is queued and still means this memory finds something else there
         self._device.freed.append(self._bytes)
@@ -255,7 +293,7 @@ class OnnxContext:
         return shape[0] <= self._largest
 
     def execute_async_v3(self, handle: int) -> bool:
-        assert self._device.pushed, "the context is not current"
+        self._device.require_current()
         shape = self.shape
         if not self.refuses:
             self._device.streams[handle].queue("execute", lambda: self._compute(shape))
@@ -281,7 +319,9 @@ class RecordedGraph:
 
     def __init__(self, device: HostDevice, handle: int, enqueue: Callable[[], None]) -> None:
         self._device = device
+        device.require_current()
         stream = device.streams[handle]
+        assert stream.has_done(stream.queued), "a stream must be idle when it begins to record"
         stream.recording = []
         try:
             enqueue()
@@ -295,5 +335,6 @@ class RecordedGraph:
         self._device.streams[handle].queue("launch", lambda: [work() for work in self._work] and None)
 
     def free(self) -> None:
+        self._device.require_current()
         self.freed = True
         self._device.log.append("free graph")

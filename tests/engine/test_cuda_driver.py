@@ -12,7 +12,7 @@ from isicrt.engine.cuda_driver import find_gpu, keep_freed_memory
 
 def _driver(kept: int, fails: str = "") -> Any:
     """A driver whose default pool keeps that many bytes; `pool` has it afterwards."""
-    pool = {"kept": kept}
+    pool: dict[str, Any] = {"kept": kept, "trimmed": []}
 
     def device(target: Any, index: int) -> int:
         target._obj.value = index
@@ -33,9 +33,14 @@ def _driver(kept: int, fails: str = "") -> Any:
         pool["kept"] = value._obj.value
         return 0
 
+    def trim(handle: Any, size: Any) -> int:
+        assert handle.value == 0x1234
+        pool["trimmed"].append((pool["kept"], size.value))
+        return 0
+
     functions = {"cuDeviceGet": device, "cuDeviceGetDefaultMemPool": default}
     if fails != "old":
-        functions |= {"cuMemPoolGetAttribute": read, "cuMemPoolSetAttribute": write}
+        functions |= {"cuMemPoolGetAttribute": read, "cuMemPoolSetAttribute": write, "cuMemPoolTrimTo": trim}
     return SimpleNamespace(pool=pool, **functions)
 
 
@@ -43,6 +48,7 @@ def _driver(kept: int, fails: str = "") -> Any:
     ("kept", "fails", "then"),
     [
         (0, "", 3 << 30),
+        (1 << 20, "", 3 << 30),
         (1 << 40, "", 1 << 40),  # somebody else wants more
         (0, "device", 0),
         (0, "pool", 0),  # a device without pools
@@ -51,10 +57,22 @@ def _driver(kept: int, fails: str = "") -> Any:
 )
 def test_freed_memory_is_kept(kept: int, fails: str, then: int) -> None:
     driver = _driver(kept, fails)
-    keep_freed_memory(1, 3 << 30, library=driver)
+    end = keep_freed_memory(1, 3 << 30, library=driver)
     assert driver.pool["kept"] == then
+    end()
+    end()
+    assert driver.pool["kept"] == kept
+    assert driver.pool["trimmed"] == ([(kept, kept)] if then == 3 << 30 else [])
+
+
+def test_a_bound_that_somebody_changed_since_is_theirs() -> None:
+    driver = _driver(0)
+    end = keep_freed_memory(1, 3 << 30, library=driver)
+    driver.pool["kept"] = 5 << 30
+    end()
+    assert driver.pool == {"kept": 5 << 30, "trimmed": []}
 
 
 @pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
 def test_without_a_driver_nothing_is_kept_and_nothing_said() -> None:
-    keep_freed_memory(0, 1)
+    keep_freed_memory(0, 1)()

@@ -120,7 +120,8 @@ def test_a_lane_that_cannot_be_freed_does_not_keep_the_rest(host: HostPlan, rend
     assert host.chain._kernels is None
     assert host.chain._threads._shutdown
     assert first.done is None
-    free()  # and after it nothing is left, which the fixture looks for
+    with host.device.current():
+        free()  # and after it nothing is left, which the fixture looks for
 
 
 def test_what_ended_the_work_is_what_is_said(host: HostPlan, monkeypatch: pytest.MonkeyPatch) -> None:

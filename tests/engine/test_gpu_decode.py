@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from isicrt.benchmarks.rendered import render
+from isicrt.engine import gpu_decode
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.errors import ModelError
 from isicrt.engine.gpu_decode import DeviceImage, GpuDecoder, suits_gpu
@@ -91,6 +93,32 @@ def test_what_cannot_be_decoded_costs_itself(decoder: GpuDecoder, capfd: pytest.
     assert [image is None for image in images] == [False, True, False]
     assert decoder.decode([], 0) == []
     capfd.readouterr()  # nvImageCodec speaks for itself
+
+
+def test_what_a_decoder_keeps_goes_with_it(decoder: GpuDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with one that cannot be made. nvImageCodec's own decoders are those of the CPU here."""
+    from nvidia import nvimgcodec
+
+    told: list[str] = []
+
+    def keep(index: int, size: int) -> Callable[[], None]:
+        told.append(f"keep {size >> 30} GiB of {index}")
+        return lambda: told.append("end")
+
+    monkeypatch.setattr(gpu_decode, "keep_freed_memory", keep)
+    monkeypatch.setattr(nvimgcodec, "Decoder", lambda **_: None)
+    made = GpuDecoder(0)
+    assert told == ["keep 3 GiB of 0"]
+    made.close()
+    assert told == ["keep 3 GiB of 0", "end"]
+
+    def fail(**_: object) -> None:
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(nvimgcodec, "Decoder", fail)
+    with pytest.raises(ModelError, match="cannot start a decoder on GPU 0: no device"):
+        GpuDecoder(0)
+    assert told[2:] == ["keep 3 GiB of 0", "end"]
 
 
 @pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")

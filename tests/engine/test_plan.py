@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from isicrt.engine import plan as plan_module
-from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import ModelError
-from isicrt.engine.plan import MAGIC, read_plan, rebuild_command, write_plan
-from tests.tiny_models import darkness_card
+from isicrt.engine.plan import MAGIC, read_plan, write_plan
+from tests.tiny_models import darkness_card, plan_card
 
 PLAN = bytes(range(256)) * 4
 BUILDER = {"flavour": "tensorrt-rtx", "version": "1.7.1", "source": "runs/a b/best.pt", "profile": [1, 8, 16]}
@@ -32,7 +31,7 @@ def test_card_and_plan_come_back(path: Path) -> None:
 
 
 def test_only_the_plan_is_left_in_the_folder(path: Path) -> None:
-    write_plan(path, darkness_card(), b"another")
+    write_plan(path, plan_card(), b"another")
     assert [p.name for p in path.parent.iterdir()] == ["model.plan"]
     assert read_plan(path)[1] == b"another"
 
@@ -41,7 +40,7 @@ def test_every_truncation_is_found(path: Path) -> None:
     whole = path.read_bytes()
     for length in [*range(HEADER_BYTES + 8), len(whole) - len(PLAN), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        with pytest.raises(ModelError, match=r"truncated|not a plan made by"):
+        with pytest.raises(ModelError, match=r"truncated|not a plan made by|is empty"):
             read_plan(path)
 
 
@@ -73,12 +72,12 @@ def test_an_altered_plan_names_both_hashes_and_the_rebuild(path: Path) -> None:
         str(path),
         recorded,
         found,
-        "isicrt build-engine 'runs/a b/best.pt' --fp16 --batch-size 1,8,16 --target tensorrt-rtx",
+        "isicrt build-engine 'runs/a b/best.pt' --fp16 --batch-size 1,8,16 --target tensorrt-rtx --out ",
     ):
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"ftrt and a bare engine", b"\x08\x0a an ONNX file", MAGIC[:5]])
+@pytest.mark.parametrize("content", [b"ftrt and a bare engine", b"\x08\x0a an ONNX file", MAGIC[:5]])
 def test_something_else_is_not_a_plan(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.plan"
     path.write_bytes(content)
@@ -125,28 +124,6 @@ def test_an_empty_plan_and_a_card_that_is_too_large_are_not_written(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("card", "command"),
-    [
-        (darkness_card(), "isicrt build-engine CHECKPOINT --fp32"),
-        (
-            darkness_card(
-                precision="fp16", builder={"source": "unet-light", "profile": [1, 32, 32], "flavour": "tensorrt"}
-            ),
-            "isicrt build-engine unet-light --fp16 --batch-size 1,32,32 --target tensorrt",
-        ),
-        (
-            darkness_card(
-                builder={"source": "a b.onnx", "options": ["--opt-level", "5", "--compute-capability", "8.0,8.9"]}
-            ),
-            "isicrt build-engine 'a b.onnx' --fp32 --opt-level 5 --compute-capability 8.0,8.9",
-        ),
-    ],
-)
-def test_rebuild_command(card: ModelCard, command: str) -> None:
-    assert rebuild_command(card) == command
-
-
 def test_where_the_card_is_lost_the_onnx_file_beside_it_is_named(path: Path, darkness_onnx: Path) -> None:
     path.write_bytes(path.read_bytes()[:30])
     with pytest.raises(ModelError, match=r"with: isicrt build-engine CHECKPOINT --fp16 \(or --fp32, and the options"):
@@ -170,5 +147,78 @@ def test_an_altered_card_names_both_hashes(path: Path) -> None:
 
 def test_a_truncated_plan_whose_card_is_whole_names_its_exact_command(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ModelError, match=r"--fp16 --batch-size 1,8,16 --target tensorrt-rtx$"):
+    with pytest.raises(ModelError, match=r"--fp16 --batch-size 1,8,16 --target tensorrt-rtx --out \S+$"):
         read_plan(path)
+
+
+def test_an_empty_file_and_an_onnx_file_are_called_what_they_are(tmp_path: Path, darkness_onnx: Path) -> None:
+    path = tmp_path / "a.plan"
+    path.touch()
+    with pytest.raises(ModelError, match=r"a\.plan: is empty\. Build it again with: isicrt build-engine"):
+        read_plan(path)
+    path.write_bytes(darkness_onnx.read_bytes())
+    with pytest.raises(ModelError, match=r"a\.plan: is an ONNX file and no plan: rename it to a\.onnx$"):
+        read_plan(path)
+
+
+def test_where_only_the_hash_in_the_header_was_altered_the_card_is_believed(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[HEADER_BYTES - 3] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=r"altered: its model card's SHA-256 .* --batch-size 1,8,16 --target"):
+        read_plan(path)
+    data[HEADER_BYTES - 32 : HEADER_BYTES] = bytes(32)  # nobody can say which of the two was altered
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=r"altered: its model card's SHA-256 .* isicrt build-engine CHECKPOINT"):
+        read_plan(path)
+
+
+def test_a_card_of_another_isicrt_gives_one_piece_of_advice(tmp_path: Path) -> None:
+    text = darkness_card().to_json().replace('"format": 1', '"format": 2').encode()
+    path = tmp_path / "new.plan"
+    path.write_bytes(MAGIC + struct.pack("<IQ", len(text), 1) + hashlib.sha256(text).digest() + text + b"p")
+    with pytest.raises(ModelError) as error:
+        read_plan(path)
+    assert str(error.value).endswith("Build the model again, or install the isicrt that made it.")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flavour": None}, "built by None; this isicrt knows tensorrt, tensorrt-rtx"),
+        ({"flavour": "tensorrt-next"}, "built by 'tensorrt-next'; this isicrt knows"),
+        ({"flavour": ["tensorrt"]}, r"built by \['tensorrt'\]"),
+        ({"flavour": {}}, r"built by {}"),
+        ({"version": None}, "version must be text, not None"),
+        ({"version": "1\x1b[2J"}, "version must be text"),
+        ({"profile": 4}, "profile must be three batch sizes, not 4"),
+        ({"profile": "abc"}, "profile must be three batch sizes, not 'abc'"),
+        ({"profile": [[1], None]}, "profile must be three batch sizes"),
+        ({"profile": [1, True, 2]}, "profile must be three batch sizes"),
+        ({"profile": [8, 4, 2]}, "profile must be three batch sizes"),
+        ({"options": "--opt-level 5"}, "options must be a list of texts"),
+        ({"options": [1]}, "options must be a list of texts"),
+        ({"compute_capabilities": [8.9]}, "compute_capabilities must be a list of texts"),
+        ({"source": 3}, "source must be text"),
+        ({"onnx_sha256": 3}, "onnx_sha256 must be text"),
+        ({"gpu": {}}, "gpu must be text"),
+        ({"compute_capability": 8.9}, "compute_capability must be text"),
+    ],
+)
+def test_what_a_builder_wrote_is_checked(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = tmp_path / "model.plan"
+    write_plan(path, plan_card(**change), PLAN)
+    with pytest.raises(ModelError, match=message) as error:
+        read_plan(path)
+    assert "Build it again with: isicrt build-engine " in str(error.value)
+
+
+def test_advice_is_looked_for_only_where_something_is_wrong(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hashes the ONNX file beside the plan, which may be large."""
+
+    def never(*_: object) -> str:
+        raise AssertionError("the plan is as it should be")
+
+    monkeypatch.setattr(plan_module, "rebuild_advice", never)
+    monkeypatch.setattr(plan_module, "advice_without_builder", never)
+    assert read_plan(path)[1] == PLAN

@@ -130,3 +130,18 @@ def test_the_outline_follows_the_mask() -> None:
     far = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5))) == cv2.erode(mask.astype(np.uint8), np.ones((5, 5)))
     assert not drawn[far].any()
     assert not draw_outline(image, np.zeros((100, 200), bool)).any()
+
+
+def test_what_went_wrong_first_is_what_is_said(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = Segmenter(darkness_onnx, threads=1)
+    close = segmenter.runtime.close
+
+    def fail() -> None:
+        raise ModelError("could not close")
+
+    monkeypatch.setattr(segmenter.runtime, "close", fail)
+    with pytest.raises(KeyError, match="the cause"), segmenter:
+        raise KeyError("the cause")
+    with pytest.raises(ModelError, match="could not close"), segmenter:
+        pass
+    close()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from isicrt.engine.errors import ModelError
+from isicrt.engine.cuda_driver import Gpu
+from isicrt.engine.errors import ModelError, OtherGpuError
 from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.tensorrt_api import TensorRt
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
-from tests.engine.host_tensorrt import HostTensorRt
+from tests.engine.gpu_plan import skip_where_it_is_not_made_for
+from tests.engine.host_tensorrt import VERSION, HostTensorRt
 from tests.engine.stand_ins import CudaError
 
 
@@ -73,7 +79,8 @@ def test_a_partial_batch_is_filled_up_so_that_few_shapes_are_compiled(host: Host
         ),
         ({"loading": _fail(TypeError("unfit"))}, r"failed while it loaded it \(unfit\).* isicrt build-engine best\.pt"),
         ({"loads": False}, r"TensorRT for RTX 1\.7\.1\.116 cannot load it.*isicrt build-engine best\.pt"),
-        ({"valid": False}, r"calls it invalid on host \(UNSUPPORTED_CC\)"),
+        ({"invalid": 4}, r"calls it invalid on host \(CUDA_ERROR\)"),
+        ({"invalid": 8}, r"calls it invalid on host \(no reason given\)"),
         ({"deaf": {"dynamic_shapes_kernel_specialization_strategy"}}, "masks could change during a run"),
         ({"create_runtime_config": lambda: None}, "makes no runtime configuration for it"),
         ({"_context": lambda config: None}, "has no memory for its execution context"),
@@ -88,6 +95,45 @@ def test_what_tensorrt_refuses_or_drops_is_an_error_that_says_what_to_do(
         TensorRtRuntime(plan)
     assert str(error.value).startswith(f"{plan}: ")
     assert host.device.allocated == host.device.pushed == 0
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "command"),
+    [
+        (["8.9"], "8.6", "--target tensorrt-rtx --compute-capability 8.6 --opt-level 5"),
+        (["8.9"], "9.0", "--target tensorrt --opt-level 5"),  # which TensorRT for RTX does not know
+        ([], "7.5", "--target tensorrt-rtx --compute-capability 7.5 --opt-level 5"),
+        ([], "9.0", "--target tensorrt --opt-level 5"),
+        (["8.6"], "8.6", "--target tensorrt --opt-level 5"),  # the same again would be refused again
+    ],
+)
+def test_a_plan_for_other_gpus_names_both_and_a_command_for_this_one(
+    host: HostTensorRt, darkness_onnx: Path, tmp_path: Path, built: list[str], capability: str, command: str
+) -> None:
+    options = (["--compute-capability", ",".join(built)] if built else []) + ["--opt-level", "5"]
+    settings = {"options": options, "compute_capabilities": built}
+    plan = host.write(tmp_path / "model.plan", darkness_onnx, **settings)
+    host.device.gpu = Gpu("NVIDIA X", capability, "13.0")  # type: ignore[assignment]
+    host.invalid = 2
+    with pytest.raises(OtherGpuError) as error:
+        TensorRtRuntime(plan)
+    targets = ", ".join(built) or "8.0, 8.6, 8.9, 12.0, 12.1"
+    said = (
+        f"{plan}: built for compute capability {targets}; this GPU is NVIDIA X ({capability}), where TensorRT for RTX"
+    )
+    assert str(error.value).startswith(said)
+    assert f" --batch-size 1,4,8 {command} --out " in str(error.value)
+
+
+def test_where_its_runtime_does_not_start_the_onnx_file_is_named(
+    host: HostTensorRt, darkness_onnx: Path, tmp_path: Path
+) -> None:
+    sha = hashlib.sha256(darkness_onnx.read_bytes()).hexdigest()
+    plan = host.write(tmp_path / "model.plan", darkness_onnx, onnx_sha256=sha)
+    shutil.copy(darkness_onnx, tmp_path / "model.onnx")
+    host.starting = _fail(TypeError("nullptr"))
+    with pytest.raises(ModelError, match=f"Use {tmp_path / 'model.onnx'}, the ONNX file that it was built of"):
+        TensorRtRuntime(plan)
 
 
 def test_a_cache_that_cannot_be_saved_does_not_keep_the_memory(
@@ -110,7 +156,8 @@ def test_a_slot_that_cannot_be_freed_does_not_keep_the_others(host: HostTensorRt
     free, first.free = first.free, _fail(CudaError("an illegal memory access"))  # type: ignore[method-assign]
     with pytest.raises(ModelError, match=r"could not close .*: an illegal memory access"):
         runtime.close()
-    free()
+    with host.device.current():
+        free()
     assert host.device.allocated == 0
     assert one > 0
     assert runtime._engine is None
@@ -121,3 +168,20 @@ def test_what_went_wrong_first_is_what_is_said(host: HostTensorRt, plan: Path, m
     with pytest.raises(KeyError, match="the cause"), TensorRtRuntime(plan):
         raise KeyError("the cause")
     assert host.device.allocated == 0
+
+
+@pytest.mark.parametrize(
+    ("flavour", "capability", "skipped"),
+    [
+        ("tensorrt-rtx", "9.0", True),
+        ("tensorrt-rtx", "7.5", True),
+        ("tensorrt-rtx", "8.9", False),
+        ("tensorrt", "9.0", False),
+    ],
+)
+def test_the_tests_on_a_gpu_are_skipped_only_where_it_is_unknown(
+    host: HostTensorRt, flavour: str, capability: str, skipped: bool
+) -> None:
+    trt, gpu = TensorRt(flavour, host.module, VERSION), Gpu("any", capability, "13.0")
+    with pytest.raises(pytest.skip.Exception) if skipped else nullcontext():
+        skip_where_it_is_not_made_for(gpu, trt, OtherGpuError("built for others"))

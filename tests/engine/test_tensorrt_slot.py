@@ -120,7 +120,8 @@ def test_the_network_alone_runs_on_what_lies_on_the_device(bench: Bench) -> None
         images = _noise(4, seed)
         memory_at(bench.slot.input_address, images.shape)[:] = images
         bench.slot.start_network(4)
-        bench.slot.stream.synchronize()
+        with bench.device.current():
+            bench.slot.stream.synchronize()
         found = memory_at(bench.slot.output_address, images.shape[:3])
         np.testing.assert_array_equal(found, bench.runtime.infer(images))
     assert bench.log() == ["shape 4", "execute", "record execute", "launch", "launch"]

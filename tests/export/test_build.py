@@ -9,16 +9,17 @@ import onnx
 import pytest
 
 from isicrt.engine import tensorrt_api
-from isicrt.engine.cuda_driver import find_gpu
+from isicrt.engine.cuda_driver import Gpu, find_gpu
 from isicrt.engine.errors import BuildError, MissingDependencyError, ModelError
 from isicrt.engine.onnx_runtime import OnnxRuntime
-from isicrt.engine.plan import read_plan
+from isicrt.engine.plan import read_plan, write_plan
 from isicrt.engine.shipped import resolve
-from isicrt.export.build import Built, Destination, Source, build, choose_target, open_source
+from isicrt.export.build import Built, Destination, Source, build, check_tuning, choose_target, open_source
 from isicrt.export.onnx_export import Deployed
 from isicrt.export.parity import Sample
 from isicrt.export.tensorrt_build import Profile, Tuning
 from tests.export.tiny_network import tiny_card, tiny_network
+from tests.tiny_models import plan_card
 
 ONNX_ONLY = Destination(None, None, "")
 
@@ -213,6 +214,15 @@ def test_a_tuning_that_cannot_be_is_refused_before_anything_is_done(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_tensorrt_for_rtx_does_not_know_is_not_built_for(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    here = dataclasses.replace(choose_target("tensorrt-rtx"), gpu=Gpu("NVIDIA H100", "9.0", "13.0"))
+    with pytest.raises(BuildError, match=r"current: TensorRT for RTX .* NVIDIA H100 has 9\.0\. Use --target tensorrt"):
+        check_tuning(here, Tuning("none", ("current",)))
+    check_tuning(dataclasses.replace(here, gpu=Gpu("NVIDIA L40", "8.9", "13.0")), Tuning("none", ("current",)))
+    check_tuning(here, Tuning("none", ("8.9",)))
+
+
 def test_an_engine_that_fails_leaves_nothing_behind(fp32_file: Path, samples: list[Sample], tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
     source = open_source(fp32_file, "x")
@@ -260,3 +270,16 @@ def test_an_int8_model_names_the_one_to_build_from(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"is an int8 model.*isicrt build-engine unet-light --fp16$"):
         _build(source, [], tmp_path, destination=choose_target("onnx"))
     assert not list(tmp_path.iterdir())
+
+
+def test_an_onnx_file_alone_says_that_the_plan_beside_it_is_another_ones(
+    darkness_onnx: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    source = open_source(darkness_onnx, "x")
+    sha = hashlib.sha256(darkness_onnx.read_bytes()).hexdigest()
+    for recorded, notes in ((sha, 0), ("0" * 64, 1)):
+        write_plan(tmp_path / "model.plan", plan_card(onnx_sha256=recorded), b"plan")
+        built = _build(source, samples, tmp_path)
+        assert len(built.notes) == notes
+        assert (tmp_path / "model.plan").is_file()
+    assert built.notes[0].startswith(f"{tmp_path / 'model.plan'} is of an earlier build and not of this ONNX file")

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 from isicrt.engine import tensorrt_api
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import BuildError
+from isicrt.engine.tensorrt_api import known_capabilities
 from isicrt.export import tensorrt_build
 from isicrt.export.half import to_half
 from isicrt.export.inspection import Layer, half_share, require_half
@@ -31,7 +32,6 @@ from isicrt.export.tensorrt_build import (
     Profile,
     Tuning,
     build_engine,
-    known_capabilities,
     require_tuning,
     timing_cache_path,
 )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import BuildError
 from isicrt.engine.onnx_file import read_onnx_card
+from isicrt.export import trials
 from isicrt.export.parity import OnnxLevels, Parity, Sample
 from isicrt.export.trials import plan_parity
 from tests.engine.host_tensorrt import VERSION, HostTensorRt
-from tests.engine.stand_ins import OnnxContext
+from tests.engine.stand_ins import OnnxContext, memory_at
 
 
 @pytest.fixture
@@ -23,18 +27,19 @@ def host(darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return host
 
 
-def _try(onnx_file: Path, out: Path, flavour: str = "tensorrt-rtx") -> tuple[Parity | None, str]:
+def _try(onnx_file: Path, out: Path, flavour: str = "tensorrt-rtx", **changes: object) -> tuple[Parity | None, str]:
     import onnx
 
     builder = {"flavour": flavour, "version": VERSION, "source": "best.pt", "profile": [1, 4, 8]}
     builder |= {"gpu": "host", "compute_capability": "8.9"}
-    card = read_onnx_card(onnx_file).replace(builder=builder)
+    card = read_onnx_card(onnx_file).replace(builder=builder | changes)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     reference = ("the ONNX file", OnnxLevels(onnx.load(onnx_file)))
     return plan_parity(card, b"plan", reference, [Sample("noise", pixels)], "noise", out)
 
 
-def _broken(host: HostTensorRt, how: str) -> None:
+@contextmanager
+def _broken(host: HostTensorRt, how: str) -> Iterator[None]:
     make: Any = host._context
 
     def context(config: Any = None) -> OnnxContext:
@@ -42,7 +47,9 @@ def _broken(host: HostTensorRt, how: str) -> None:
         setattr(made, how, True)
         return made
 
-    host._context = context  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "_context", context)
+        yield
 
 
 def test_a_plan_that_runs_is_compared(host: HostTensorRt, darkness_onnx: Path, tmp_path: Path) -> None:
@@ -52,35 +59,66 @@ def test_a_plan_that_runs_is_compared(host: HostTensorRt, darkness_onnx: Path, t
     assert host.device.allocated == 0
 
 
-@pytest.mark.parametrize("how", ["refuses", "fails"])
-def test_a_plan_for_other_gpus_that_loads_and_does_not_run_is_kept(
-    host: HostTensorRt, darkness_onnx: Path, tmp_path: Path, how: str
+@pytest.mark.parametrize(
+    ("targets", "here", "said"),
+    [
+        ([], "9.0", "8.0, 8.6, 8.9, 12.0, 12.1"),  # TensorRT for RTX does not know it
+        ([], "7.5", "8.0, 8.6, 8.9, 12.0, 12.1"),  # it does, but builds for it only where it is told to
+        (["8.6", "8.9"], "8.0", "8.6, 8.9"),
+    ],
+)
+def test_a_plan_for_other_gpus_is_kept(
+    host: HostTensorRt, darkness_onnx: Path, tmp_path: Path, targets: list[str], here: str, said: str
 ) -> None:
-    _broken(host, how)
-    parity, note = _try(darkness_onnx, tmp_path)
+    host.invalid = 2
+    host.device.gpu = Gpu("NVIDIA X", here, "13.0")  # type: ignore[assignment]
+    parity, note = _try(darkness_onnx, tmp_path, compute_capabilities=targets, compute_capability=here)
     assert parity is None
-    assert note.startswith("The plan was built but does not run on this GPU: ")
-    assert "could not" in note
+    assert note == (
+        f"The plan was built but not run, it is for other GPUs: built for compute capability {said}; this GPU is "
+        f"NVIDIA X ({here}), where TensorRT for RTX {VERSION} does not run it (UNSUPPORTED_CC)."
+    )
     assert host.device.allocated == 0
 
 
-def test_a_plan_for_other_gpus_that_does_not_load_is_kept(
-    host: HostTensorRt, darkness_onnx: Path, tmp_path: Path
+@pytest.mark.parametrize("targets", [[], ["current"], ["8.6", "8.9"]])
+def test_a_plan_for_this_gpu_among_others_has_to_load_here(
+    host: HostTensorRt, darkness_onnx: Path, tmp_path: Path, targets: list[str]
 ) -> None:
-    host.loads = False
-    parity, note = _try(darkness_onnx, tmp_path)
-    assert parity is None
-    assert "does not load on this GPU" in note
+    host.invalid = 2
+    with pytest.raises(BuildError, match=r"the plan was built but does not load: built for .* \(UNSUPPORTED_CC\)\.$"):
+        _try(darkness_onnx, tmp_path, compute_capabilities=targets)
 
 
-def test_a_plan_for_this_gpu_has_to_load_and_to_run(host: HostTensorRt, darkness_onnx: Path, tmp_path: Path) -> None:
-    # The flavour decides; the stand-in behaves as that of RTX.
-    _broken(host, "refuses")
-    with pytest.raises(BuildError, match=r"the plan was built but does not run: .*could not run a batch of 1"):
-        _try(darkness_onnx, tmp_path, "tensorrt")
+@pytest.mark.parametrize("flavour", ["tensorrt-rtx", "tensorrt"])  # the stand-in behaves as that of RTX
+@pytest.mark.parametrize("targets", [[], ["8.6"]])
+def test_any_other_refusal_fails_the_build(
+    host: HostTensorRt, darkness_onnx: Path, tmp_path: Path, flavour: str, targets: list[str]
+) -> None:
+    for how in ("refuses", "fails"):
+        with (
+            _broken(host, how),
+            pytest.raises(BuildError, match=r"the plan was built but does not run: .*could not"),
+        ):
+            _try(darkness_onnx, tmp_path, flavour, compute_capabilities=targets)
     host.loads = False
-    with pytest.raises(BuildError, match=r"the plan was built but does not load: .*cannot load it"):
-        _try(darkness_onnx, tmp_path, "tensorrt")
+    with pytest.raises(BuildError, match=r"the plan was built but does not load: TensorRT.* cannot load it\.$"):
+        _try(darkness_onnx, tmp_path, flavour, compute_capabilities=targets)
+    assert host.device.allocated == 0
+
+
+def test_parity_is_asked_of_a_plan_of_either_flavour(
+    host: HostTensorRt, darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = OnnxContext._compute
+
+    def wrong(context: OnnxContext, shape: tuple[int, ...]) -> None:
+        real(context, shape)
+        memory_at(context._addresses["probability"], shape[:3])[:] ^= 0xFF
+
+    monkeypatch.setattr(OnnxContext, "_compute", wrong)
+    with pytest.raises(BuildError, match="differ"):
+        _try(darkness_onnx, tmp_path)
 
 
 def test_an_error_that_is_not_the_plans_is_not_taken_for_it(
@@ -93,3 +131,15 @@ def test_an_error_that_is_not_the_plans_is_not_taken_for_it(
     with pytest.raises(ZeroDivisionError, match="the reference"):
         _try(darkness_onnx, tmp_path)
     assert host.device.allocated == 0
+
+
+def test_a_folder_that_is_full_is_an_error_that_names_the_file(
+    host: HostTensorRt, darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trials, "write_plan", fail)
+    with pytest.raises(BuildError, match=r"trial\.plan: cannot be written: No space left on device"):
+        _try(darkness_onnx, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())

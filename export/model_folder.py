@@ -1,0 +1,76 @@
+"""The folder that a build writes to: its files are whole or absent, and never belong to two builds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from isicrt.engine.card import ModelCard
+from isicrt.engine.errors import BuildError
+from isicrt.engine.plan import write_plan
+
+_PREFIX = ".isicrt-"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file; what the file system then refuses is a BuildError that names the file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:  # of a write that fails it does not know the name itself
+        raise BuildError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def trial_file(out: Path, name: str) -> Iterator[Path]:
+    """Where a file may be written and tried before it is kept: in a hidden folder in `out`, removed afterwards.
+
+    Raises:
+        BuildError: there can be no such folder.
+    """
+    with writing(out / name):
+        folder = tempfile.TemporaryDirectory(dir=out, prefix=_PREFIX)
+    with folder as place:
+        yield Path(place) / name
+
+
+def replace_both(onnx: Path, content: bytes, plan: Path, card: ModelCard, engine: bytes) -> None:
+    """Write an ONNX file and the plan that was built of it, in place of those of an earlier build.
+
+    Both are written in full beside their places first. Then the old plan goes, the new ONNX file takes its place, and
+    the new plan follows: whatever ends the process in between leaves an ONNX file alone, old or new, which runs
+    everywhere and of which the plan can be built. An old plan beside a new ONNX file would be taken for its own.
+
+    Args:
+        onnx: where `content` goes.
+        plan: where the plan goes, in the same folder.
+        card: see `isicrt.engine.plan.write_plan`.
+        engine: what the builder serialised.
+
+    Raises:
+        BuildError: one of them cannot be written. The files of the earlier build are as they were, unless the plan
+            alone could not take its place.
+    """
+    with trial_file(onnx.parent, onnx.name) as new_onnx:
+        new_plan, old_plan = new_onnx.with_name(plan.name), new_onnx.with_name("old.plan")
+        with writing(onnx):
+            new_onnx.write_bytes(content)
+        with writing(plan):
+            write_plan(new_plan, card, engine)
+            if plan.is_dir():
+                raise IsADirectoryError(0, "a folder is in its place")
+        try:
+            with writing(plan):
+                if plan.is_symlink() or plan.exists():
+                    plan.rename(old_plan)
+            with writing(onnx):
+                new_onnx.replace(onnx)
+        except BaseException:
+            if new_onnx.exists() and old_plan.exists():
+                old_plan.replace(plan)
+            raise
+        with writing(plan):
+            new_plan.replace(plan)
