@@ -7,10 +7,7 @@ graph are the types of the engine, and no precision flag (TensorRT 11 has none) 
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from isicrt.engine.errors import MissingDependencyError
@@ -88,15 +85,6 @@ def known_capabilities(trt: TensorRt) -> dict[str, str]:
     """Compute capabilities that TensorRT for RTX can be told, and its names of them: ``{"8.9": "SM89"}``."""
     names = [name for name in trt.module.ComputeCapability.__members__ if name.startswith("SM")]
     return {f"{name[2:-1]}.{name[-1]}": name for name in names} | {"current": "CURRENT"}
-
-
-def cache_folder() -> Path:
-    """The user's folder for what a builder or a runtime may keep between two runs. It need not exist."""
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "isicrt"
 
 
 def make_logger(trt: TensorRt) -> Any:

@@ -13,11 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from isicrt.engine.cache_folder import cache_folder
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import ModelError
 from isicrt.engine.masks import replace_file
-from isicrt.engine.tensorrt_api import TensorRt, cache_folder
+from isicrt.engine.tensorrt_api import TensorRt
 
 
 class KernelCache:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isicrt.engine.cache_folder import cache_folder
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import BuildError
 from isicrt.engine.masks import replace_file
-from isicrt.engine.tensorrt_api import TensorRt, cache_folder, known_capabilities, make_logger
+from isicrt.engine.tensorrt_api import TensorRt, known_capabilities, make_logger
 from isicrt.export.inspection import Layer, inspect_network, require_half
 
 _SHOWN = 5

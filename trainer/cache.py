@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from isicrt.engine.cache_folder import cache_folder
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array, resize_image
 from isicrt.engine.images import read_image, read_mask
@@ -38,13 +39,6 @@ class ResizedPairs:
     masks: UInt8Array
     soft: bool = False
     """Whether the masks have all levels from 0 to 255, as shares of 255. They are then resampled bilinearly."""
-
-
-def cache_folder() -> Path:
-    """Where caches lie: ``ISICRT_CACHE``, else ``isicrt`` in the user's cache folder."""
-    if chosen := os.environ.get("ISICRT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isicrt"
 
 
 def resized_pairs(

@@ -11,7 +11,7 @@ import pytest
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import read_image, read_mask
-from isicrt.trainer.cache import cache_folder, nearest, resized_pairs
+from isicrt.trainer.cache import nearest, resized_pairs
 from isicrt.trainer.dataset import Pair, find_pairs
 
 
@@ -58,14 +58,6 @@ def test_a_folder_that_cannot_be_written_is_named(rendered_pairs: Path, tmp_path
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="ISICRT_CACHE"):
         resized_pairs(find_pairs(rendered_pairs)[:1], 32, tmp_path / "file" / "caches")
-
-
-def test_where_caches_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ISICRT_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("ISICRT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert cache_folder() == tmp_path / "x" / "isicrt"
 
 
 def test_nothing_to_cache(tmp_path: Path) -> None:
