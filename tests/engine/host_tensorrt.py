@@ -114,7 +114,7 @@ class HostTensorRt:
 
     def install(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
         """Whoever opens a plan gets this."""
-        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        monkeypatch.setenv("ISICRT_CACHE", str(cache / "isicrt"))
         monkeypatch.setenv("LOCALAPPDATA", str(cache))
         monkeypatch.setattr(tensorrt_runtime, "CudaDevice", lambda index: self.device)
         monkeypatch.setattr(tensorrt_api, "load", lambda flavour: TensorRt(flavour, self.module, VERSION))

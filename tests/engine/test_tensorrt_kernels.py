@@ -64,7 +64,7 @@ def used_cache(engine: Engine) -> KernelCache:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ISICRT_CACHE", str(tmp_path / "isicrt"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
     return tmp_path / "isicrt"
 

@@ -222,7 +222,7 @@ def test_matrix_products_are_counted_apart() -> None:
 def test_the_timing_cache_is_named_by_version_gpu_driver_and_tuning(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, Any], name: str
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ISICRT_CACHE", str(tmp_path / "isicrt"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
     gpu = Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0", changes.get("driver", "580.95.05"))
     assert timing_cache_path("11.4.0.106", gpu, changes.get("tuning", Tuning())) == tmp_path / "isicrt" / name

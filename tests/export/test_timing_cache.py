@@ -27,7 +27,7 @@ def trt() -> tensorrt_api.TensorRt:
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ISICRT_CACHE", str(tmp_path / "isicrt"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
     return timing_cache_path("11.4.0", GPU)
 
