@@ -24,6 +24,7 @@ from isicrt.benchmarks.result import Protocol, Report, read_report
 from isicrt.benchmarks.tables import Table as Figures
 from isicrt.benchmarks.tables import machine, tables, to_csv, to_markdown
 from isicrt.benchmarks.workload import RENDERED_NOTE
+from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, write_result
 from isicrt.engine.errors import DataError, SettingsError
@@ -174,6 +175,8 @@ def command(
         stage_images=8 if quick else stage_images,
         max_repeats=repeats if quick else max(repeats, max_repeats),
     )
+    for model in models:
+        say_plan_is_code(Path(model))
     if default_processes(available_cores()):  # as `segment` does
         share_heaps(available_cores() // 2)
     keep_buffers()

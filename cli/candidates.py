@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.engine.errors import MissingDependencyError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def open_candidates(models: Sequence[str], stack: ExitStack, threads: int | None
     runtimes = []
     for path, name in zip(paths, named, strict=True):
         file = path
+        say_plan_is_code(path)
         if path.suffix == ".pt":
             click.echo(f"Exporting {name} to ONNX", err=True)
             file = _export(path, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isicrt-evaluate-"))))

@@ -187,3 +187,19 @@ def test_the_load_of_the_hardware_decoder(
         refused = _segment(*arguments, "--hardware-decoder-load", bad)
         assert refused.exit_code == 2
         assert "--hardware-decoder-load" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["bench", "--quick", "--model"], ["evaluate", "--data", ".", "model.plan"]], ids=["bench", "evaluate"]
+)
+def test_others_say_that_a_plan_is_code_too(
+    command: list[str], rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(rendered_pairs)
+    Path("model.plan").write_bytes(b"no plan")
+    try:
+        result = CliRunner().invoke(group, [*command, "model.plan"] if command[-1] == "--model" else command)
+    finally:
+        Path("model.plan").unlink()
+    assert result.exit_code == 1
+    assert NOTICE in result.stderr
