@@ -98,7 +98,7 @@ def check_segment() -> list[Component]:
 
     found, problem = run_python(_SEGMENT.format(path=sys.path))
     if found is None:
-        advice = "pip install --force-reinstall isicrt"
+        advice = "pip install --force-reinstall . in isicrt's repository"
         return [Component("segmenting", "broken", detail=problem, advice=advice), describe_cores(None)]
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     providers = ", ".join(name.removesuffix("ExecutionProvider") for name in found["providers"])

@@ -11,16 +11,24 @@ import click
 from isicrt.engine.errors import DataError, SettingsError
 
 
-def check_results(files: Sequence[Path], folders: Sequence[Path] = ()) -> None:
+def check_results(files: Sequence[Path], folders: Sequence[Path] = (), *, pictures: Sequence[Path] = ()) -> None:
     """Refuse now what would fail after minutes of work.
 
     Args:
         files: to be written into folders that are there; for each of a command's options, where it was given.
         folders: to be made.
+        pictures: as `files`, and images.
 
     Raises:
-        SettingsError: one file given twice, a folder that is not there, or a place where nothing can be written.
+        SettingsError: one file given twice, a folder that is not there, a place where nothing can be written, or text
+            in a file that is named like an image.
     """
+    from isicrt.engine.sources import EXTENSIONS
+
+    for path in files:
+        if path.suffix.lower() in EXTENSIONS:
+            raise SettingsError(f"{path}: that is an image's name, and the result would replace it. Choose another")
+    files = [*files, *pictures]
     places = [path.resolve() for path in files]
     for n, path in enumerate(files):
         if places[n] in places[:n]:

@@ -39,6 +39,12 @@ class TrainingError(IsicrtError):
     """A training run that cannot go on, such as a loss that is no longer a number."""
 
 
+def install_line(extra: str) -> str:
+    """What to type for an extra of isicrt. Not its bare name: isicrt is on no package index, and whoever took that name
+    there would be installed."""
+    return f"pip install '.[{extra}]' in isicrt's repository"
+
+
 class MissingDependencyError(IsicrtError):
     """A package that this command needs is not installed.
 
@@ -51,8 +57,7 @@ class MissingDependencyError(IsicrtError):
     def __init__(self, package: str, extra: str, cause: str = "") -> None:
         detail = f" ({cause})" if cause else ""
         super().__init__(
-            f"{package} is needed for this and cannot be imported{detail}. "
-            f"Install it with: pip install 'isicrt[{extra}]'"
+            f"{package} is needed for this and cannot be imported{detail}. Install it with: {install_line(extra)}"
         )
         self.package = package
         self.extra = extra

@@ -19,6 +19,7 @@ from importlib import metadata
 from typing import Any
 
 from isicrt.engine.cuda_driver import Gpu, driver_library
+from isicrt.engine.errors import install_line
 from isicrt.engine.tensorrt_api import OLDEST_TENSORRT
 
 STATUSES = ("ok", "note", "missing", "broken", "unfit")
@@ -176,7 +177,7 @@ def probe(wanted: Probe, distributions: Iterable[str] = (), *, path: Sequence[st
         modules=wanted.module.split("|"),
         report="\n".join(f"    {line}" for line in wanted.report.splitlines()),
     )
-    install = f"pip install 'isicrt[{wanted.extra}]'" if wanted.extra else "pip install --force-reinstall isicrt"
+    install = install_line(wanted.extra) if wanted.extra else "pip install --force-reinstall . in isicrt's repository"
     found, problem = run_python(code)
     if found is None:
         return Component(wanted.name, "broken", detail=problem, advice=install)
@@ -249,7 +250,7 @@ def judge(components: Sequence[Component], gpus: Sequence[Gpu]) -> list[Componen
                 component,
                 status="unfit",
                 detail=f"isicrt needs {oldest} or newer",
-                advice="pip install -U 'isicrt[gpu]'",
+                advice=install_line("gpu"),
             )
         elif own is not None and served is not None and own > _major(served):
             component = replace(
@@ -282,7 +283,7 @@ def _judge_rtx(component: Component, gpu: Gpu) -> Component:
         detail = (
             f"made for GeForce and RTX cards; nobody has tried its plans on compute capability {gpu.compute_capability}"
         )
-        return replace(component, status="note", detail=detail, advice="for this GPU rather: pip install 'isicrt[gpu]'")
+        return replace(component, status="note", detail=detail, advice=f"for this GPU rather: {install_line('gpu')}")
     return component
 
 

@@ -52,7 +52,7 @@ def test_a_broken_base_package_is_reported_and_not_suffered(tmp_path: Path, name
     assert done.returncode == 1, done.stdout
     assert "BROKEN  segmenting" in done.stdout
     assert problem in done.stdout
-    assert "-> pip install --force-reinstall isicrt" in done.stdout
+    assert "-> pip install --force-reinstall ." in done.stdout
     assert "isicrt segment: NO" in done.stdout
     assert "Traceback" not in done.stderr
 
@@ -65,7 +65,7 @@ def test_a_broken_extra_leaves_segment_as_it_was(tmp_path: Path) -> None:
     assert "BROKEN  TensorRT " in done.stdout
     assert "libnvinfer.so.11" in done.stdout
     assert "BROKEN  PyTorch" in done.stdout
-    assert "-> pip install 'isicrt[gpu]'" in done.stdout
+    assert "-> pip install '.[gpu]'" in done.stdout
     assert "isicrt train: no (extra train)" in done.stdout
 
 

@@ -192,7 +192,7 @@ def test_a_checkpoint_needs_the_extra(rendered_pairs: Path, tmp_path: Path) -> N
         [sys.executable, "-c", _WITHOUT_EXTRAS, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "pip install 'isicrt[train]'" in done.stderr
+    assert "pip install '.[train]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

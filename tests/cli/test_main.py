@@ -55,7 +55,7 @@ def test_every_command_loads_with_the_listed_help(name: str) -> None:
     [
         (SettingsError("--x: too small"), 2, "Error: --x: too small"),
         (DataError("a.jpg: torn"), 1, "Error: a.jpg: torn"),
-        (MissingDependencyError("PyCUDA", "gpu"), 1, "pip install 'isicrt[gpu]'"),
+        (MissingDependencyError("PyCUDA", "gpu"), 1, "pip install '.[gpu]'"),
     ],
 )
 def test_errors_become_exit_codes(monkeypatch, error: Exception, code: int, message: str) -> None:

@@ -63,6 +63,8 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
         (["a.json", "x/../a.json"], "given for two kinds of result"),
         (["none/a.json"], "there is no folder none"),
         (["x"], "it is a folder"),
+        (["photo.jpg"], "that is an image's name"),
+        (["photo.PNG"], "that is an image's name"),
     ],
 )
 def test_what_cannot_be_written_is_said_before_the_work(
@@ -72,6 +74,12 @@ def test_what_cannot_be_written_is_said_before_the_work(
     Path("x").mkdir()
     with pytest.raises(SettingsError, match=message):
         check_results([Path(file) for file in files])
+
+
+def test_a_picture_may_be_named_like_one(tmp_path: Path) -> None:
+    check_results([tmp_path / "a.json"], pictures=[tmp_path / "a.png"])
+    with pytest.raises(SettingsError, match="given for two kinds of result"):
+        check_results([tmp_path / "a"], pictures=[tmp_path / "a"])
 
 
 def test_a_folder_is_made(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_what_a_package_may_be_like(tmp_path: Path, files: dict[str, str], statu
     if status == "ok":
         assert (found.version, found.cuda, found.advice) == ("3.1", "13", "")
     else:
-        assert found.advice == "pip install 'isicrt[gpu]'"
+        assert found.advice == "pip install '.[gpu]' in isicrt's repository"
 
 
 def test_a_package_that_hangs_is_left_alone() -> None:

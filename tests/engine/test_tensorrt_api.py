@@ -102,7 +102,7 @@ def test_the_logger_keeps_warnings_and_errors_and_prints_nothing(capfd: pytest.C
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
 def test_tensorrt_that_is_not_installed_names_its_extra() -> None:
-    with pytest.raises(MissingDependencyError, match=r"TensorRT is needed .*pip install 'isicrt\[gpu\]'"):
+    with pytest.raises(MissingDependencyError, match=r"TensorRT is needed .*pip install '\.\[gpu\]'"):
         tensorrt_api.load("tensorrt")
     assert not tensorrt_api.installed("tensorrt")
 
