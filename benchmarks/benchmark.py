@@ -131,12 +131,13 @@ def run_benchmark(
             for n, candidate in enumerate(candidates):
                 done += 1
                 more = f" of {protocol.repeats}" if repeat <= protocol.repeats else ", not settled yet"
-                on_step(f"{labels[n]}: run {repeat}{more}", min(done + len(candidates) - 1, total - 1), total)
+                at = min(done + len(candidates) - 1, total - len(candidates) - 1)
+                on_step(f"{labels[n]}: run {repeat}{more}", at, total)
                 _measure(candidate, protocol, workload, folders[n])
         results = []
         for n, candidate in enumerate(candidates):
             accuracy = score_masks(folders[n], workload.truths) if workload.truths else None
-            on_step(f"{labels[n]}: memory and timeline", total - 1, total)
+            on_step(f"{labels[n]}: memory and timeline", total - len(candidates) + n, total)
             usage = _measure_process(candidate, protocol, workload, folders[n])
             lanes = _record(candidate, protocol, workload, folders[n])
             results.append(_conclude(candidate, labels[n], accuracy, usage, lanes, protocol.threads))

@@ -118,7 +118,8 @@ def parse_gate(text: str, option: str) -> Gate:
     except ValueError:
         bound = float("nan")
     if not sign or not abs(bound) < float("inf"):
-        raise SettingsError(f"{option} {text}: expected NAME=VALUE, such as {stem}=50")
+        example = 0.8 if stem in SCORES or option == "--fail-under-ratio" else 50
+        raise SettingsError(f"{option} {text}: expected NAME=VALUE, such as {stem}={example}")
     gate = Gate(name, bound, ratio=option == "--fail-under-ratio")
     right = "--fail-under" if gate.better == HIGHER else "--fail-over"
     if not gate.ratio and option != right:

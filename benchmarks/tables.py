@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import click
 
 from isicrt.benchmarks.result import ModelResult, Report, read_report
 from isicrt.benchmarks.workload import RENDERED_NOTE
@@ -267,13 +268,15 @@ def to_csv(report: Report) -> str:
     return text.getvalue()
 
 
-def main(files: list[str]) -> None:
-    """Print each result file as Markdown; exit with a message where one is not a result."""
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def main(files: tuple[Path, ...]) -> None:
+    """Print FILES, JSON results of isicrt bench, as Markdown."""
     try:
-        print("\n".join(to_markdown(read_report(Path(file))) for file in files), end="")
+        click.echo("\n".join(to_markdown(read_report(file)) for file in files), nl=False)
     except IsicrtError as error:
-        sys.exit(f"Error: {error}")
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -95,7 +95,7 @@ def check_decode(decode: str, model: Path) -> None:
     if decode == "gpu" and model.suffix == ".onnx":
         raise SettingsError(
             f"--decode gpu: {model} is an ONNX file, which runs on the CPU. Leave --decode out, or build a plan on a "
-            f"machine with an NVIDIA GPU (isicrt build-engine {model} --fp16) and give that to --model"
+            f"machine with an NVIDIA GPU (isicrt build-engine {model} --fp16) and give that plan in its place"
         )
 
 

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from isicrt.benchmarks.gates import figures
 from isicrt.benchmarks.latency import QUICK_WINDOW
@@ -107,10 +108,12 @@ def test_csv_has_a_row_for_each_model_and_batch_size() -> None:
     assert (rows[0]["peak_rss_mb"], rows[0]["joules_per_image"]) == ("250.0", "")
 
 
-def test_a_committed_result_becomes_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_committed_result_becomes_markdown(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(dataclasses.replace(sample_report(), command="x").to_json())
-    main([str(path)])
-    assert capsys.readouterr().out == to_markdown(dataclasses.replace(sample_report(), command="x"))
-    with pytest.raises(SystemExit, match="cannot be read"):
-        main([str(tmp_path / "none.json")])
+    done = CliRunner().invoke(main, [str(path)])
+    assert done.output == to_markdown(dataclasses.replace(sample_report(), command="x"))
+    path.write_text("{}")
+    refused = CliRunner().invoke(main, [str(path)])
+    assert refused.exit_code == 1
+    assert "Error: " in refused.output
