@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from isicrt.benchmarks.scoring_protocol import ScoringProtocol
+from isicrt.benchmarks.accuracy import check_levels
+from isicrt.benchmarks.scoring_protocol import OfficialProtocol, ScoringProtocol
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import DataError, IsicrtError, ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array
@@ -83,6 +84,11 @@ class Scored:
     problems: tuple[str, ...]
     """Images that were not, and why."""
 
+    @property
+    def without_lesion(self) -> tuple[str, ...]:
+        """Ids of the images that were scored and whose truth is empty: an empty mask scores 1 there, any other 0."""
+        return tuple(case.case.id for case in self.cases if not case.truth_share)
+
     @cached_property
     def summary(self) -> dict[str, float | int]:
         """See `isicrt.engine.scores.summarise`. Its interval takes a moment, once.
@@ -121,7 +127,8 @@ def score_model(
     threads: int | None = None,
     on_image: Callable[[], None] = lambda: None,
 ) -> Scored:
-    """Score a model on the images of a data set. An image or a truth that cannot be read costs that image.
+    """Score a model on the images of a data set. An image that cannot be read, or a truth that cannot be read or is
+    of 0 and 1 (see `check_levels`), costs that image.
 
     Args:
         candidate: the model; nobody else uses its runtime meanwhile.
@@ -149,6 +156,9 @@ def score_model(
         try:
             truth, truth_size = protocol.read_truth(case.truth)
             _check_sizes(case, image.native_size, truth_size)
+            # What the report's protocol takes for lesion is all that is not 0, and does not show a mask of 0 and 1.
+            if not truth.any() or protocol.name != OfficialProtocol.name:
+                check_levels(case.truth)
         except DataError as error:
             return error
         prediction = protocol.mask(probability, image.native_size, card)

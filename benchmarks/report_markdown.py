@@ -31,23 +31,24 @@ def write_page(page: Path, table: ReportTable) -> None:
     Raises:
         DataError: the page has not exactly one pair of markers, or cannot be written.
     """
+    before, after = check_page(page)
     try:
-        text = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
-        before, begin, rest = text.partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not (begin and end) or text.count(BEGIN) + text.count(END) != 2:
-            raise DataError(f"{page}: needs one line {BEGIN} and after it one line {END}, between which the table goes")
         replace_file(page, f"{before}{BEGIN}\n\n{render(table)}\n{END}{after}".encode())
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"{page}: cannot be written: {error}") from error
 
 
-def has_markers(page: Path) -> bool:
-    """Whether a page is there and asks for the table."""
+def check_page(page: Path) -> tuple[str, str]:
+    """What stands before the markers of a page and after them. Raises DataError, see `write_page`."""
     try:
-        return BEGIN in page.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
+        text = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{page}: cannot be read: {error}") from error
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or text.count(BEGIN) + text.count(END) != 2:
+        raise DataError(f"{page}: needs one line {BEGIN} and after it one line {END}, between which the table goes")
+    return before, after
 
 
 def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

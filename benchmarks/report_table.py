@@ -315,8 +315,13 @@ def merge(old: ReportTable, new: ReportTable) -> ReportTable:
     """What is new takes the place of what is old; the rest stays, and so do the scores of the same checkpoints.
 
     Raises:
-        DataError: the two were trained on other data.
+        DataError: the two were trained on other data, or the new ones on different data.
     """
+    if len({row.data_sha256 for row in new.rows}) > 1:
+        raise DataError(
+            "these runs were trained on different data, and a table has rows of one data set: name another folder of "
+            "runs with --out"
+        )
     found = {(row.name, row.layout): row for row in old.rows}
     scores = {cell.sha256: cell.scores for row in old.rows for cell in row.cells}
     for row in new.rows:

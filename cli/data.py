@@ -76,7 +76,7 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
 
     Exit code 1 if anything is.
     """
-    from isicrt.trainer.dataset import find_folders, survey
+    from isicrt.trainer.dataset import find_folders, say_without_lesion, survey
 
     failed = False
     seen: set[tuple[Path, Path]] = set()
@@ -91,11 +91,17 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
             continue
         seen.add(folders)
         _, report = survey([folder], name)
-        click.echo(f"{name}: {report.pairs} pairs, {report.grey_masks} grey masks, SHA-256 {report.sha256}")
+        label = str(folder) if folders[0].parent == folder and folders[0].name == "images" else name
+        click.echo(f"{label}: {report.pairs} pairs, {report.grey_masks} grey masks, SHA-256 {report.sha256}")
+        if report.left_out:
+            share = f"{report.left_out} of {report.pairs + report.left_out}"
+            click.echo(f"  {share} are left out: they show a lesion of a test image (docs/data.md)")
+        if report.without_lesion:
+            click.echo(f"  {say_without_lesion(report.without_lesion)}")
         for problem in report.problems:
             click.echo(f"  {problem}")
         if report.problems:
-            click.echo(f"{name}: {len(report.problems)} problems")
+            click.echo(f"{label}: {len(report.problems)} problems")
             failed = True
     if failed:
         ctx.exit(1)
@@ -168,6 +174,8 @@ def audit(
         write_result(json_file, json.dumps(found, indent=1) + "\n", quiet=True)
     if sheet and twins:
         _write_sheet(twins[::-1], sheet)
+    elif sheet:
+        click.echo(f"{sheet}: not written, there is no pair to draw")
     if against and known < len(twins):
         click.echo("Leave these images out of training: isicrt.trainer.twins has the table.")
         ctx.exit(1)

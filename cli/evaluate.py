@@ -227,6 +227,7 @@ def _print(evaluation: Evaluation) -> None:
 
     from isicrt.benchmarks.evaluation_result import tables
     from isicrt.benchmarks.scoring_protocol import NEVER_COMPARE
+    from isicrt.trainer.dataset import say_without_lesion
 
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -250,6 +251,9 @@ def _print(evaluation: Evaluation) -> None:
     console.print(Text(NEVER_COMPARE, style="yellow"))
     if evaluation.split == "train":
         console.print(Text("--split train: a model may have learned from these images.", style="yellow"))
+    if empty := evaluation.models[0].without_lesion:
+        found = say_without_lesion(empty)
+        console.print(Text(f"{found}. There an empty prediction scores 1, and any other 0.", style="yellow"))
     for model in evaluation.models:
         if model.problems:
             click.echo(f"{model.label}: {len(model.problems)} of {model.images} images could not be scored:", err=True)

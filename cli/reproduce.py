@@ -24,7 +24,7 @@ ROWS = ("unet", "segnet-attention", "segnet-attention-atrous", "segnet-attention
 SEARCHED = ROWS[0]
 """The row of `--search-lr` without a name."""
 SHORT_EPOCHS = 40
-TABLE, PAGE = Path("benchmarks/results/report-table.json"), Path("docs/results.md")
+TABLE, PAGE = "report-table.json", "results.md"
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -126,14 +126,13 @@ class RowsType(click.ParamType):  # type: ignore[type-arg]
     "--table",
     "table_file",
     type=_FILE,
-    help="JSON of the table; rows that are in it stay.  "
-    f"[default: {TABLE} where that folder is, else OUT/{TABLE.name}]",
+    help=f"JSON of the table; rows that are in it stay, so all are of one copy of the data.  [default: OUT/{TABLE}]",
 )
 @click.option(
     "--markdown",
     "page",
     type=_FILE,
-    help=f"Page that has the table between its markers.  [default: {PAGE} where that page has them]",
+    help=f"Page that has the table between its markers; it is made where there is none.  [default: OUT/{PAGE}]",
 )
 @click.pass_context
 def command(
@@ -161,6 +160,7 @@ def command(
 
     Each row is one run with two stages, encoder frozen and then tuned, and gives both columns of the table. Runs that
     were stopped go on with the same command; runs that are finished are left alone. Only --score reads the test split.
+    Runs, table and page are in OUT; nothing else is written unless it is named.
 
     isicrt reproduce --data data/isic2016 --search-lr --cross-validate unet
 
@@ -184,29 +184,42 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     pretrained = None if encoder_weights == "none" else encoder_weights
-    from isicrt.benchmarks.report_markdown import has_markers, write_page
+    from isicrt.benchmarks.report_markdown import write_page
     from isicrt.benchmarks.report_table import merge, read_table
+    from isicrt.cli.reproduce_checks import check_places, check_training, find_test_split
     from isicrt.cli.run_queue import RunQueue
 
     training = RunQueue(data, "cuda" if gpu and device != "cpu" else "cpu", pretrained)
-    table_file = table_file or (TABLE if TABLE.parent.is_dir() else out / TABLE.name)
-    page = page or (PAGE if has_markers(PAGE) else None)
-    test = _test_split(data, label, read_table(table_file)) if score else None
+    named = [(name, path) for name, path in (("--table", table_file), ("--markdown", page)) if path is not None]
+    table_file, page = table_file or out / TABLE, page or out / PAGE
+    table = read_table(table_file)
+    test = find_test_split(data, label, table) if score else None
 
-    search: list[Run] = []
-    fold_runs: list[Run] = []
-    if searched is not None and trains:
-        search = report_runs.plan_search(out, searched, layout, epochs=short_epochs, seed=seed)
-        training.run(f"Search of the encoder's rate, layout {layout}", search)
-    rates = {row: report_runs.found_rate(out, row, layout) for row in ROWS}
-    planned = [report_runs.plan_row(out, row, layout, epochs=epochs, seed=seed, encoder_lr=rates[row]) for row in rows]
-    if trains:
-        training.run(f"Rows, layout {layout}", planned)
-    if validated is not None and trains:
-        fold_runs = report_runs.plan_folds(
+    def plan() -> tuple[list[Run], list[Run]]:
+        """The rows and the folds, with the rates that are found by now."""
+        rates = {row: report_runs.found_rate(out, row, layout) for row in ROWS}
+        planned = [report_runs.plan_row(out, r, layout, epochs=epochs, seed=seed, encoder_lr=rates[r]) for r in rows]
+        if validated is None or not trains:
+            return planned, []
+        return planned, report_runs.plan_folds(
             out, validated, layout, epochs=short_epochs, folds=folds, seed=seed, encoder_lr=rates[validated]
         )
-        training.run(f"Cross-validation, layout {layout}", fold_runs)
+
+    search: list[Run] = []
+    if searched is not None and trains:
+        search = report_runs.plan_search(out, searched, layout, epochs=short_epochs, seed=seed)
+    planned, fold_runs = plan()
+    if trains:
+        done, folders = _collect(out, {}, gpu=gpu)
+        hashes = {folders[row.name, row.layout]: row.data_sha256 for row in done.rows}
+        check_training(data, [*search, *planned, *fold_runs], table, table_file, hashes)
+    check_places(table_file, page, figures)
+    if search:
+        training.run(f"Search of the encoder's rate, layout {layout}", search)
+        planned, fold_runs = plan()
+    if trains:
+        training.run(f"Rows, layout {layout}", planned)
+    training.run(f"Cross-validation, layout {layout}", fold_runs)
 
     found, folders = _collect(out, training.failures, gpu=gpu)
     found = replace(
@@ -223,39 +236,12 @@ def command(
         table, problems = _score(table, folders, test, threads=threads, figures=figures, file=table_file)
     _write(table_file, table)
     click.echo(f"Wrote {table_file}")
-    if page is not None:
-        write_page(page, table)
-        click.echo(f"Wrote {page}")
+    write_page(page, table)
+    click.echo(f"Wrote {page}")
     _draw_runs(out, [*folders.values()], fold_runs)
-    _say_next(table, folders, data, out)
+    _say_next(table, folders, data, out, named)
     if training.failures or problems:
         ctx.exit(1)
-
-
-def _test_split(data: Path, label: str | None, table: ReportTable) -> tuple[TestSet, list[Case]]:
-    """The test split, checked.
-
-    Raises:
-        DataError: there is none.
-        SettingsError: the table has scores on another one.
-    """
-    from isicrt.benchmarks.evaluation import Case
-    from isicrt.benchmarks.report_table import TestSet
-    from isicrt.trainer.dataset import checked_pairs, find_folders
-
-    if find_folders(data, "test") == find_folders(data, "train"):
-        raise DataError(
-            f"{data}: has no test split of its own; what was learned from cannot be scored. Score without it"
-        )
-    pairs, report = checked_pairs((data,), "test")
-    kept = table.test_set
-    if kept is not None and kept.sha256 != report.sha256:
-        raise SettingsError(
-            f"the table holds scores on {kept.label}, which are other images: name another with --table"
-        )
-    default = f"{'/'.join(data.absolute().parts[-2:])} test, {len(pairs)} images"
-    test_set = TestSet(label or (kept.label if kept else default), len(pairs), report.sha256)
-    return test_set, [Case(pair.id, pair.image, pair.mask) for pair in pairs]
 
 
 def _collect(out: Path, failures: Mapping[Path, str], *, gpu: bool) -> tuple[ReportTable, dict[tuple[str, str], Path]]:
@@ -361,11 +347,16 @@ def _draw_runs(out: Path, rows: Sequence[Path], folds: Sequence[Run]) -> None:
             click.echo(f"Wrote {path}")
 
 
-def _say_next(table: ReportTable, folders: Mapping[tuple[str, str], Path], data: Path, out: Path) -> None:
+def _say_next(
+    table: ReportTable,
+    folders: Mapping[tuple[str, str], Path],
+    data: Path,
+    out: Path,
+    named: Sequence[tuple[str, Path]],
+) -> None:
     unscored = [row.name for row in table.rows if not row.scored and (row.name, row.layout) in folders]
     for missing in table.not_run:
         click.echo(f"Not run: {missing.name}, {missing.layout}: {missing.reason}")
     if unscored:
-        click.echo(
-            f"Next: isicrt reproduce --data {data} --out {out} --rows none --score  (scores {', '.join(unscored)})"
-        )
+        places = "".join(f" {option} {path}" for option, path in (("--out", out), *named))
+        click.echo(f"Next: isicrt reproduce --data {data}{places} --rows none --score  (scores {', '.join(unscored)})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import click
 from isicrt.engine.errors import MissingDependencyError, SettingsError
 
 if TYPE_CHECKING:
+    from isicrt.trainer.dataset import DatasetReport
     from isicrt.trainer.recipe import Recipe
 
 
@@ -179,6 +181,7 @@ def _progress() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from isicrt.trainer.dataset import say_without_lesion
     from isicrt.trainer.loop import Listener
 
     console = Console(highlight=False)
@@ -203,6 +206,10 @@ def _progress() -> Any:
 
         def __exit__(self, *_: object) -> None:
             self.bar.stop()
+
+        def checked(self, report: DatasetReport) -> None:
+            if report.without_lesion:
+                console.print(say_without_lesion(report.without_lesion), soft_wrap=True)
 
         def started(self, recipe: Recipe, training: int, validation: int, grey_masks: int, done: int) -> None:
             console.print(f"{training} training images, {validation} validation images")
@@ -229,10 +236,13 @@ def _progress() -> Any:
             )
 
         def finished(self, row: Mapping[str, Any]) -> None:
+            validation = ""
+            if not math.isnan(row["val_loss"]):  # there is no validation where every pair is learned
+                validation = f"validation: loss {row['val_loss']:.4f}  Jaccard {row['val_jaccard']:.4f}  "
+                validation += f"Dice {row['val_dice']:.4f}  "
             console.print(
-                f"epoch {row['epoch']:>3} {row['stage']:<8} loss {row['train_loss']:.4f}  "
-                f"validation: loss {row['val_loss']:.4f}  Jaccard {row['val_jaccard']:.4f}  "
-                f"Dice {row['val_dice']:.4f}  ({row['images_per_second']:.1f} images/s)",
+                f"epoch {row['epoch']:>3} {row['stage']:<8} loss {row['train_loss']:.4f}  {validation}"
+                f"({row['images_per_second']:.1f} images/s)",
                 soft_wrap=True,
             )
 

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from isicrt.engine.errors import DataError
+from isicrt.engine.scores import FOREGROUND_ABOVE
 from isicrt.trainer.twins import TEST_TWINS, group_of
 
 SPLITS = ("train", "test")
@@ -52,11 +53,16 @@ class DatasetReport:
 
     pairs: int
     grey_masks: int
-    """Masks with values other than 0 and 255; training reads them as lesion above 128, as the official scorer does."""
+    """Masks with values other than 0 and 255; training reads them as lesion above 128, as the official scorer does.
+    Those of which nothing is above it are problems."""
     problems: list[str]
     """One line for each, with the file and what to do."""
     sha256: str
     """Of ids and file contents, in order of id: the same data gives the same hash wherever it lies."""
+    without_lesion: tuple[Path, ...] = ()
+    """Masks that are 0 throughout, which is legal and rare."""
+    left_out: int = 0
+    """Further pairs that are there and are not among these, see `LEFT_OUT`."""
 
 
 def find_pairs(root: Path | str, split: str = "train") -> list[Pair]:
@@ -70,14 +76,14 @@ def find_pairs(root: Path | str, split: str = "train") -> list[Pair]:
     Raises:
         DataError: no such layout, or images and masks that do not pair up; every problem is listed.
     """
-    pairs, problems = _scan(Path(root), split)
+    pairs, problems, _ = _scan(Path(root), split)
     if problems:
         raise DataError(_listed(f"{root}: cannot pair images and masks", problems))
     return pairs
 
 
-def _scan(root: Path, split: str) -> tuple[list[Pair], list[str]]:
-    """The pairs that there are, and what does not pair up."""
+def _scan(root: Path, split: str) -> tuple[list[Pair], list[str], int]:
+    """The pairs that there are, what does not pair up, and how many pairs are left out."""
     images, masks = find_folders(root, split)
     problems: list[str] = []
     by_id = {kind: _index(folder, kind, problems) for kind, folder in (("image", images), ("mask", masks))}
@@ -88,8 +94,9 @@ def _scan(root: Path, split: str) -> tuple[list[Pair], list[str]]:
     if not by_id["image"]:
         problems.append(f"{images}: holds no image")
     left_out = LEFT_OUT if split == "train" else {}
-    both = sorted(by_id["image"].keys() & by_id["mask"].keys() - left_out.keys())
-    return [Pair(name, by_id["image"][name], by_id["mask"][name]) for name in both], problems
+    paired = by_id["image"].keys() & by_id["mask"].keys()
+    kept = sorted(paired - left_out.keys())
+    return [Pair(name, by_id["image"][name], by_id["mask"][name]) for name in kept], problems, len(paired) - len(kept)
 
 
 def find_folders(root: Path, split: str) -> tuple[Path, Path]:
@@ -128,36 +135,55 @@ def _index(folder: Path, kind: str, problems: list[str]) -> dict[str, Path]:
 def check_pairs(pairs: Sequence[Pair]) -> DatasetReport:
     """Decode every image and mask, compare their sizes, and hash them. Problems are reported, not raised."""
     problems: list[str] = []
+    without_lesion: list[Path] = []
     grey = 0
     digest = hashlib.sha256()
     # Decoding releases the GIL.
     with ThreadPoolExecutor() as threads:
-        for contents, is_grey, found in threads.map(_check_pair, pairs):
+        for pair, (contents, levels, found) in zip(pairs, threads.map(_check_pair, pairs), strict=True):
             digest.update(contents)
-            grey += is_grey
             problems += found
-    return DatasetReport(len(pairs), grey, problems, digest.hexdigest())
+            if levels == {0}:
+                without_lesion.append(pair.mask)
+            grey += bool(levels - {0, 255}) and max(levels) > FOREGROUND_ABOVE
+    return DatasetReport(len(pairs), grey, problems, digest.hexdigest(), tuple(without_lesion))
 
 
-def _check_pair(pair: Pair) -> tuple[bytes, bool, list[str]]:
-    """Id and hashes of the contents; whether the mask is grey; problems."""
+def _check_pair(pair: Pair) -> tuple[bytes, set[int], list[str]]:
+    """Id and hashes of the contents; the values of the mask, none where it is no mask; problems."""
     contents = pair.id.encode()
     problems: list[str] = []
     for path in (pair.image, pair.mask):
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would be waited for, and /dev/zero never ends
-                return contents, False, [f"{path}: is not a regular file; remove it"]
+                return contents, set(), [f"{path}: is not a regular file; remove it"]
             contents += hashlib.sha256(path.read_bytes()).digest()
         except OSError as error:
-            return contents, False, [f"{path}: cannot be read: {error.strerror}"]
+            return contents, set(), [f"{path}: cannot be read: {error.strerror}"]
     size, _ = _open(pair.image, problems)
     mask_size, mask = _open(pair.mask, problems)
     if size and mask_size and size != mask_size:
         problems.append(f"{pair.mask}: is {mask_size[0]} x {mask_size[1]}, its image {size[0]} x {size[1]}")
-    if mask and mask.mode not in ("1", "L"):
+    if mask is None:
+        return contents, set(), problems
+    if mask.mode not in ("1", "L"):
         problems.append(f"{pair.mask}: has mode {mask.mode}; a mask is 1-bit or 8-bit grey (1 or L)")
-    grey = mask is not None and mask.mode == "L" and bool(np.setdiff1d(np.asarray(mask), [0, 255]).size)
-    return contents, grey, problems
+        return contents, set(), problems
+    levels = {int(level) for level in np.unique(np.asarray(mask.convert("L")))}
+    if 0 < (highest := max(levels)) <= FOREGROUND_ABOVE:
+        # numpy, nnU-Net and tools for labels write classes, and what they call 1 would be learned as "no lesion".
+        remedy = "multiply by 255" if highest == 1 else "write lesion as 255"
+        problems.append(
+            f"{pair.mask}: its highest value is {highest}, and lesion is above {FOREGROUND_ABOVE}: {remedy}"
+        )
+    return contents, levels, problems
+
+
+def say_without_lesion(masks: Sequence[Path | str]) -> str:
+    """Masks without any lesion, at least one, in one line for people: how many they are, and one of them."""
+    if len(masks) == 1:
+        return f"1 mask has no lesion: {masks[0]}"
+    return f"{len(masks)} masks have no lesion, such as {masks[0]}"
 
 
 def _open(path: Path, problems: list[str]) -> tuple[tuple[int, int] | None, Image.Image | None]:
@@ -179,11 +205,12 @@ def survey(roots: Sequence[Path | str], split: str = "train") -> tuple[list[Pair
         DataError: a root is no data set at all.
     """
     scans = [_scan(Path(root), split) for root in roots]
-    pairs = sorted((pair for found, _ in scans for pair in found), key=lambda pair: pair.id)
-    unpaired = [problem for _, problems in scans for problem in problems]
+    pairs = sorted((pair for found, _, _ in scans for pair in found), key=lambda pair: pair.id)
+    unpaired = [problem for _, problems, _ in scans for problem in problems]
     twice = [f"{b.image}: {b.id} is also {a.image}" for a, b in itertools.pairwise(pairs) if a.id == b.id]
     report = check_pairs(pairs)
-    return pairs, dataclasses.replace(report, problems=[*unpaired, *twice, *report.problems])
+    left_out = sum(count for _, _, count in scans)
+    return pairs, dataclasses.replace(report, problems=[*unpaired, *twice, *report.problems], left_out=left_out)
 
 
 def checked_pairs(roots: Sequence[Path | str], split: str = "train") -> tuple[list[Pair], DatasetReport]:

@@ -74,6 +74,8 @@ def train(
     resume = None if preparing else settings.resume
     teacher = soft_labels.teacher_of(settings)
     pairs, report = checked or checked_pairs(settings.data, "train")
+    if checked is None:
+        listener.checked(report)
     learned, validation = (pairs, []) if settings.fold is None else split_fold(pairs, recipe.folds, settings.fold)
     training = learned if settings.held_out is None else hold_out(learned, *settings.held_out)[0]
     start = None if settings.start_from is None else Start.read(settings.start_from, recipe)

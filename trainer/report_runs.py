@@ -21,6 +21,7 @@ from isicrt.engine.errors import SettingsError
 from isicrt.trainer import checkpoint
 from isicrt.trainer.models import build_model
 from isicrt.trainer.recipe import Recipe, load_recipe
+from isicrt.trainer.run_folder import has_begun
 
 ROWS = ("unet", "segnet-attention", "segnet-attention-atrous", "segnet-attention-atrous-augmented")
 ENCODER_RATES = (1e-4, 1e-5, 1e-6)
@@ -41,6 +42,8 @@ class Run:
     recipe: Recipe
     fold: int = 0
     seed: int = 0
+    data_sha256: str | None = None
+    """Of the data that the run has begun with; None where it has not begun, or does not say."""
 
     @property
     def epochs_done(self) -> int:
@@ -54,9 +57,8 @@ class Run:
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """What to go on from."""
-        path = self.folder / checkpoint.LAST
-        return path if path.is_file() else None
+        """What to go on from. A run that was stopped while its copies were made has no such file yet."""
+        return self.folder / checkpoint.LAST if has_begun(self.folder) else None
 
 
 def plan_row(
@@ -209,7 +211,11 @@ def _as_begun(run: Run, epochs: int | None, seed: int | None) -> Run:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         begun = dataclasses.replace(
-            run, recipe=Recipe.from_dict(config["recipe"]), fold=config["fold"], seed=config["seed"]
+            run,
+            recipe=Recipe.from_dict(config["recipe"]),
+            fold=config["fold"],
+            seed=config["seed"],
+            data_sha256=config.get("data_sha256"),
         )
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, SettingsError) as error:
         raise SettingsError(f"{path}: cannot be read: {error}. Delete {run.folder} to train it again") from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isicrt.trainer.dataset import DatasetReport
 from isicrt.trainer.recipe import Recipe
 
 
@@ -40,6 +41,9 @@ class RunSettings:
 
 class Listener:
     """Is told how a run goes. This one says nothing; the command line's draws a progress bar."""
+
+    def checked(self, report: DatasetReport) -> None:
+        """The data are found and sound. Told once, before anything is learned."""
 
     def started(self, recipe: Recipe, training: int, validation: int, grey_masks: int, done: int) -> None:
         """The data are checked, so many masks are grey; `done` epochs were trained before. Told of each teacher too."""

@@ -4,6 +4,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from isicrt.benchmarks.accuracy import find_truths, score_masks
 from isicrt.engine.errors import DataError
@@ -90,6 +91,24 @@ def test_scores_equal_the_official_scorer_file_by_file(rendered_pairs: Path, tmp
     assert ours["jaccard"] < 0.9
     for score in ("jaccard", "threshold_jaccard", "dice", "accuracy", "sensitivity", "specificity"):
         assert ours[score] == pytest.approx(theirs[score], abs=1e-12), score
+
+
+@pytest.mark.parametrize("level", [1, 128])
+def test_a_truth_that_would_be_read_as_empty_is_a_problem(tmp_path: Path, level: int) -> None:
+    truth = tmp_path / "truth.png"
+    write_mask(HALF, tmp_path / "a.png")
+    Image.fromarray(HALF.astype(np.uint8) * level).save(truth)
+    accuracy = score_masks(tmp_path, {PurePath("a.png"): truth})
+    assert accuracy.per_image == {}
+    assert f"truth.png: its highest value is {level}, and lesion is above 128" in accuracy.problems[0]
+
+
+def test_a_truth_without_lesion_is_scored(tmp_path: Path) -> None:
+    write_mask(HALF, tmp_path / "a.png")
+    write_mask(np.zeros_like(HALF), tmp_path / "empty.png", bits=8)
+    truth = tmp_path / "empty.png"
+    scores = score_masks(tmp_path, {PurePath("a.png"): truth, PurePath("empty.png"): truth}).per_image
+    assert {name: s.jaccard for name, s in scores.items()} == {"a.png": 0.0, "empty.png": 1.0}
 
 
 def test_a_truth_that_is_no_mask_is_a_problem(tmp_path: Path) -> None:

@@ -165,6 +165,8 @@ def test_rows_of_other_data_are_refused(row: Row) -> None:
     other = replace(row, name="segnet-attention", data_sha256="f" * 64)
     with pytest.raises(DataError, match=r"other data.*--table"):
         merge(ReportTable(rows=(row,)), ReportTable(rows=(other,)))
+    with pytest.raises(DataError, match=r"different data.*--out"):
+        merge(ReportTable(), ReportTable(rows=(row, other)))
 
 
 def test_scores_are_never_replaced(row: Row) -> None:

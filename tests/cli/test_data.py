@@ -115,6 +115,41 @@ def test_check_reports_one_plain_folder_once(split: str, lines: int, rendered_pa
     result = isicrt("check", rendered_pairs, "--split", split)
     assert result.exit_code == 0, result.output
     assert result.stdout.count("12 pairs") == lines
+    assert result.stdout.startswith(f"{rendered_pairs}: 12 pairs, ")  # it is no split
+    assert "train:" not in result.stdout
+
+
+def test_check_refuses_masks_of_0_and_1_and_counts_those_without_lesion(rendered_pairs: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(rendered_pairs, tmp_path / "data"))
+    masks = sorted((data / "masks").iterdir())
+    for path in masks[:2]:
+        with Image.open(path) as mask:
+            Image.fromarray(np.asarray(mask) // 255).save(path)
+    for path in masks[2:4]:
+        with Image.open(path) as mask:
+            Image.new("L", mask.size).save(path)
+    result = isicrt("check", data)
+    assert result.exit_code == 1
+    wrong = "its highest value is 1, and lesion is above 128: multiply by 255"
+    assert [line for line in result.stdout.splitlines() if wrong in line] == [f"  {p}: {wrong}" for p in masks[:2]]
+    assert f"  2 masks have no lesion, such as {masks[2]}\n" in result.stdout
+    assert f"{data}: 12 pairs, 0 grey masks" in result.stdout
+    assert f"{data}: 2 problems" in result.stdout
+
+
+def test_check_says_what_is_left_out(rendered_pairs: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(rendered_pairs, tmp_path / part)
+        (tmp_path / part / "images/ISIC_0000001.jpg").rename(tmp_path / part / "images/ISIC_0011082.jpg")
+        (tmp_path / part / "masks/ISIC_0000001_Segmentation.png").rename(
+            tmp_path / part / "masks/ISIC_0011082_Segmentation.png"
+        )
+    result = isicrt("check", tmp_path)
+    assert result.exit_code == 0, result.output
+    train, left_out, test = result.stdout.splitlines()
+    assert train.startswith("train: 11 pairs, ")
+    assert left_out == "  1 of 12 are left out: they show a lesion of a test image (docs/data.md)"
+    assert test.startswith("test: 12 pairs, ")
 
 
 def test_check_lists_every_problem(rendered_pairs: Path, tmp_path: Path) -> None:
@@ -174,6 +209,15 @@ def test_audit_finds_twins_among_training_images(photographs: Path) -> None:
     assert "ISIC_9900002.jpg" in first
     assert first.endswith("NOT kept in one fold")
     assert summary == "4 images: 1 pairs of one lesion, 1 of them not known"
+
+
+def test_audit_says_that_there_is_nothing_to_draw(photographs: Path) -> None:
+    (photographs / "train/images/ISIC_9900002.jpg").unlink()
+    sheet = photographs / "sheet.png"
+    result = isicrt("audit", "--data", photographs / "train", "--sheet", sheet)
+    assert result.exit_code == 0, result.output
+    assert f"{sheet}: not written, there is no pair to draw" in result.stdout
+    assert not sheet.exists()
 
 
 def test_audit_fails_on_a_leak_and_writes_what_it_found(photographs: Path) -> None:

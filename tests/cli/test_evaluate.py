@@ -113,6 +113,26 @@ def test_a_bad_image_is_listed_and_the_rest_is_scored(darkness_onnx: Path, data:
     assert str(tmp_path) not in "".join(read["models"][0]["problems"])
 
 
+@pytest.mark.parametrize("protocol", ["official", "report"])
+def test_a_truth_of_0_and_1_is_a_problem_and_one_without_lesion_is_told(
+    darkness_onnx: Path, data: Path, tmp_path: Path, protocol: str
+) -> None:
+    wrong, empty = (data / "masks" / f"ISIC_000000{n}_Segmentation.png" for n in (3, 4))
+    with Image.open(wrong) as mask:
+        mask.point(lambda level: level // 255).save(wrong)
+    with Image.open(empty) as mask:
+        Image.new("L", mask.size).save(empty)
+    result = _evaluate(darkness_onnx, "--data", data, "--json", tmp_path / "r.json", "--protocol", protocol)
+    assert result.exit_code == 1
+    assert "11/12" in result.output
+    message = "masks/ISIC_0000003_Segmentation.png: its highest value is 1, and lesion is above 128: multiply by 255"
+    assert message in _words(result)
+    assert "1 mask has no lesion: ISIC_0000004. There an empty prediction scores 1" in _words(result)
+    (model,) = json.loads((tmp_path / "r.json").read_text())["models"]
+    assert model["problems"] == [message]
+    assert "ISIC_0000003" not in {row["image"] for row in model["per_image"]}
+
+
 def test_names_that_no_terminal_can_show(darkness_onnx: Path, data: Path, tmp_path: Path) -> None:
     for name in (os.fsdecode(b"caf\xe9"), "bell\a"):
         shutil.copy(data / "images" / "ISIC_0000000.jpg", data / "images" / f"{name}.jpg")

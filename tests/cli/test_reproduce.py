@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Not in the repository, whose table and page are the defaults there; torch's threads as they were."""
+    """Not in the repository; torch's threads as they were."""
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     yield
@@ -138,6 +140,123 @@ def test_scores_on_other_images_are_refused(data: Path, out: Path, tmp_path: Pat
     result = reproduce(data, out, "--rows", "none", "--score", "--table", tmp_path / "t.json")
     assert result.exit_code == 2
     assert "scores on another set" in result.output
+
+
+def test_table_and_page_belong_to_the_runs(data: Path, out: Path, tmp_path: Path) -> None:
+    """Where the repository's own are, they are left alone."""
+    kept = {
+        tmp_path / "benchmarks" / "results" / "report-table.json": "the repository's",
+        tmp_path / "docs" / "results.md": f"# Results\n\n{MARKERS}",
+    }
+    for path, text in kept.items():
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    result = reproduce(data, out, "--rows", "none")
+    assert result.exit_code == 0, result.output
+    assert f"Wrote {out / 'report-table.json'}" in result.output
+    assert "| `unet` | light |" in (out / "results.md").read_text()
+    assert {path: path.read_text() for path in kept} == kept
+
+
+class NotToBeTrained(Exception):
+    """Training has begun although its end is sure to be refused."""
+
+
+def _table_of_other_data(out: Path, tmp_path: Path) -> None:
+    found = read(out)
+    found["rows"][0]["data_sha256"] = "0" * 64
+    (tmp_path / "t.json").write_text(json.dumps(found))
+
+
+def _run_of_other_data(out: Path, tmp_path: Path, name: str = "unet-light") -> None:
+    shutil.copytree(out / "unet-light", tmp_path / "runs" / name)
+    config = tmp_path / "runs" / name / "config.yaml"
+    config.write_text(re.sub(r"data_sha256: \w+", "data_sha256: '0'", config.read_text()))
+
+
+def _begun_run_of_other_data(out: Path, tmp_path: Path) -> None:
+    _run_of_other_data(out, tmp_path, "segnet-attention-light")
+    (tmp_path / "runs" / "segnet-attention-light" / "tuned.pt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "code", "message"),
+    [
+        pytest.param(
+            _table_of_other_data,
+            ["--table", "t.json"],
+            2,
+            r"t\.json: holds rows that were trained on other data than \S+ \(unet, light\)\. Name .* --table",
+            id="table_of_other_data",
+        ),
+        pytest.param(
+            _run_of_other_data, [], 2, "unet-light: was trained on other data than .* --out", id="finished_run"
+        ),
+        pytest.param(
+            _begun_run_of_other_data,
+            [],
+            2,
+            "segnet-attention-light: was trained on other data than .* --out",
+            id="begun_run",
+        ),
+        pytest.param(
+            lambda out, tmp_path: (tmp_path / "page.md").write_text("# no markers"),
+            ["--markdown", "page.md"],
+            1,
+            r"page\.md: needs one line",
+            id="page_without_markers",
+        ),
+        pytest.param(
+            lambda out, tmp_path: (tmp_path / "t.json").write_text("[]"),
+            ["--table", "t.json"],
+            1,
+            r"t\.json: not a table",
+            id="no_table",
+        ),
+        pytest.param(
+            lambda out, tmp_path: (tmp_path / "file").touch(),
+            ["--markdown", "file/page.md"],
+            2,
+            "file: cannot be written",
+            id="place",
+        ),
+        pytest.param(
+            lambda out, tmp_path: None,
+            ["--cross-validate", "unet", "--folds", "400"],
+            1,
+            "12 pairs are too few for fold",
+            id="folds",
+        ),
+    ],
+)
+def test_what_would_be_refused_at_the_end_is_refused_before_training(
+    data: Path,
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path, Path], object],
+    options: list[str],
+    code: int,
+    message: str,
+) -> None:
+    def train(*_: object) -> Path:
+        raise NotToBeTrained
+
+    monkeypatch.setattr(loop, "train", train)
+    make(out, tmp_path)
+    result = reproduce(data, tmp_path / "runs", "--rows", "segnet-attention", "--device", "cpu", *options)
+    assert not isinstance(result.exception, NotToBeTrained)
+    assert result.exit_code == code, result.output
+    assert re.search(message, " ".join(result.output.split()))
+
+
+def test_the_next_command_names_what_was_named(data: Path, out: Path, tmp_path: Path) -> None:
+    places = ("--table", tmp_path / "t.json", "--markdown", tmp_path / "page.md")
+    result = reproduce(data, out, "--rows", "none", *places)
+    assert result.exit_code == 0, result.output
+    named = " ".join(map(str, places))
+    assert f"isicrt reproduce --data {data} --out {out} {named} --rows none --score" in result.output
+    assert "| `unet` | light |" in (tmp_path / "page.md").read_text()
 
 
 def test_images_that_were_learned_from_are_not_scored(rendered_pairs: Path, tmp_path: Path) -> None:

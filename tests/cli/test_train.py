@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from isicrt.cli.main import group
 
@@ -45,6 +48,38 @@ def test_trains_refuses_to_overwrite_and_resumes(rendered_pairs: Path, tmp_path:
     resumed = CliRunner().invoke(group, [*arguments, "--resume", "auto"])
     assert resumed.exit_code == 0, resumed.output
     assert "resuming after epoch 1" in resumed.output
+
+
+def test_masks_of_0_and_1_are_refused_before_anything_is_learned(
+    rendered_pairs: Path, tmp_path: Path, recipe: str
+) -> None:
+    data = Path(shutil.copytree(rendered_pairs, tmp_path / "data"))
+    for path in (data / "masks").iterdir():
+        with Image.open(path) as mask:
+            Image.fromarray(np.asarray(mask) // 255).save(path)
+    out = tmp_path / "run"
+    arguments = ["train", "--data", str(data), "--recipe", recipe, "--out", str(out), "--encoder-weights", "none"]
+    result = CliRunner().invoke(group, arguments)
+    assert result.exit_code == 1
+    assert result.output.count("its highest value is 1, and lesion is above 128: multiply by 255") == 12
+    assert not out.exists()
+
+
+def test_masks_without_lesion_are_told_and_a_run_without_validation_prints_none(
+    rendered_pairs: Path, tmp_path: Path, recipe: str
+) -> None:
+    data = Path(shutil.copytree(rendered_pairs, tmp_path / "data"))
+    empty = data / "masks" / "ISIC_0000003_Segmentation.png"
+    with Image.open(empty) as mask:
+        Image.new("L", mask.size).save(empty)
+    arguments = ["train", "--data", str(data), "--recipe", recipe, "--out", str(tmp_path / "run"), "--epochs", "1"]
+    arguments += ["--encoder-weights", "none", "--device", "cpu", "--fold", "none"]
+    result = CliRunner().invoke(group, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.output.count(f"1 mask has no lesion: {empty}") == 1
+    assert "epoch   1 tuned" in result.output
+    assert "nan" not in result.output
+    assert "validation:" not in result.output
 
 
 def test_teachers_are_counted_and_a_run_that_has_only_them_goes_on(

@@ -12,7 +12,16 @@ import pytest
 from PIL import Image
 
 from isicrt.engine.errors import DataError
-from isicrt.trainer.dataset import LEFT_OUT, Pair, check_pairs, checked_pairs, find_pairs, split_fold
+from isicrt.trainer.dataset import (
+    LEFT_OUT,
+    Pair,
+    check_pairs,
+    checked_pairs,
+    find_pairs,
+    say_without_lesion,
+    split_fold,
+    survey,
+)
 from isicrt.trainer.twins import TWINS, group_of
 
 
@@ -50,6 +59,7 @@ def test_known_duplicates_of_test_images_are_left_out_of_training_only(tmp_path:
             write_pair(tmp_path / split / "images", tmp_path / split / "masks", name)
     assert [p.id for p in find_pairs(tmp_path)] == ["ISIC_0000000"]
     assert len(find_pairs(tmp_path, "test")) == 1 + len(LEFT_OUT)
+    assert [survey([tmp_path], split)[1].left_out for split in ("train", "test")] == [len(LEFT_OUT), 0]
 
 
 def test_names_without_an_isic_id_pair_by_stem(tmp_path: Path) -> None:
@@ -104,6 +114,34 @@ def test_check_lists_every_bad_file_and_counts_grey_masks(tmp_path: Path) -> Non
     assert "ISIC_0000005.jpg: cannot be decoded" in problems
     with pytest.raises(DataError, match="3 problems"):
         checked_pairs([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "problem"),
+    [
+        pytest.param((0, 1), "L", "its highest value is 1, and lesion is above 128: multiply by 255", id="0_and_1"),
+        pytest.param((0, 128), "L", "its highest value is 128, and lesion is above 128: write lesion as 255", id="128"),
+        pytest.param((0, 129), "L", None, id="129"),
+        pytest.param((0, 255), "1", None, id="1_bit"),
+        pytest.param((0, 0), "1", None, id="1_bit_without_lesion"),
+        pytest.param((0, 0), "L", None, id="without_lesion"),
+    ],
+)
+def test_a_mask_that_would_be_read_as_empty_is_a_problem(
+    tmp_path: Path, values: tuple[int, int], mode: str, problem: str | None
+) -> None:
+    write_pair(tmp_path / "images", tmp_path / "masks", "ISIC_0000001")
+    write_pair(tmp_path / "images", tmp_path / "masks", "ISIC_0000002", values=values, mode=mode)
+    report = check_pairs(find_pairs(tmp_path))
+    mask = tmp_path / "masks" / "ISIC_0000002_Segmentation.png"
+    assert report.problems == ([] if problem is None else [f"{mask}: {problem}"])
+    assert report.without_lesion == ((mask,) if max(values) == 0 else ())
+    assert report.grey_masks == (max(values) == 129)
+
+
+def test_masks_without_lesion_are_counted_and_one_is_named() -> None:
+    assert say_without_lesion(["a.png"]) == "1 mask has no lesion: a.png"
+    assert say_without_lesion(["a.png", "b.png"]) == "2 masks have no lesion, such as a.png"
 
 
 def test_pairing_and_decoding_problems_are_reported_together(tmp_path: Path) -> None:
@@ -192,4 +230,5 @@ def test_folds_that_do_not_exist(count: int, folds: int, fold: int) -> None:
 def test_the_real_training_set(real_data: Path) -> None:
     pairs, report = checked_pairs([real_data / "isic2016"], "train")
     assert len(pairs) == report.pairs == 786
+    assert (report.left_out, report.without_lesion) == (20, ())
     assert not {p.id for p in pairs} & set(LEFT_OUT)

@@ -12,10 +12,12 @@ from isicrt.trainer import report_runs
 from isicrt.trainer.report_runs import ENCODER_RATES, ROWS, Run, count_parameters, plan_folds, plan_row, plan_search
 
 
-def begin(run: Run, seconds: dict[str, float], *, finished: bool = False, jaccard: float = 0.5) -> None:
+def begin(
+    run: Run, seconds: dict[str, float], *, finished: bool = False, jaccard: float = 0.5, data: str | None = None
+) -> None:
     """A folder with one epoch of each stage that has a time."""
     run.folder.mkdir(parents=True)
-    config = {"recipe": run.recipe.to_dict(), "fold": run.fold, "seed": run.seed}
+    config = {"recipe": run.recipe.to_dict(), "fold": run.fold, "seed": run.seed, "data_sha256": data}
     config["recipe"]["stages"] = [vars(stage) for stage in run.recipe.stages]
     (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
     (run.folder / "last.pt").touch()
@@ -58,6 +60,17 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
     again = plan_row(tmp_path, "unet", "light", encoder_lr=1e-5)
     assert (again.recipe.epochs, again.recipe.stages[1].encoder_lr, again.seed) == (6, 1e-4, 3)
     assert (again.epochs_done, again.finished) == (1, False)
+
+
+def test_a_run_that_was_stopped_while_its_copies_were_made_goes_on(tmp_path: Path) -> None:
+    run = plan_row(tmp_path, "segnet-attention-atrous-augmented", "light", epochs=6)
+    assert run.last_checkpoint is None
+    begin(run, {}, data="d" * 64)
+    (run.folder / "last.pt").unlink()
+    (run.folder / "augmented").mkdir()
+    again = plan_row(tmp_path, "segnet-attention-atrous-augmented", "light")
+    assert (again.recipe.epochs, again.data_sha256) == (6, "d" * 64)
+    assert again.last_checkpoint == run.folder / "last.pt"  # `train` goes on from what there is
 
 
 @pytest.mark.parametrize(("asked", "message"), [({"epochs": 8}, "epochs 6, not 8"), ({"seed": 0}, "seed 3, not 0")])
