@@ -203,31 +203,40 @@ class Race:
         return {"images_per_second": self.images / float(np.median(entrant.seconds))} | asdict(entrant)
 
     def to_markdown(self) -> str:
-        """A row for each, and under the table what a reader must know."""
-        lines = [
-            "| | images/s | isicrt is faster by (range of the rounds) | with start-up | peak MB | masks agree |",
-            "| :-- | --: | --: | --: | --: | --: |",
-            f"| isicrt segment | {self.images / np.median(self.isicrt.seconds):.1f} | | "
-            f"| {_median(self.isicrt.peak_rss_mb)} | |",
-        ]
-        for p in self.peers:
-            middle, low, high = self.ratio(p)
-            agree = "other network" if p.agreement is None else f"{p.agreement:.3f}"
-            lines.append(
-                f"| {PEERS[p.name].title} | {self.images / np.median(p.seconds):.1f} | {middle:.2f} ({low:.2f} to "
-                f"{high:.2f}) | {self.process_ratio(p):.2f} | {_median(p.peak_rss_mb)} | {agree} |"
-            )
-        e = self.environment
-        network = f"{self.model}; peers: {self.baseline}" if self.baseline else self.model
-        network += f"; torch: {self.float_model}" if self.float_model else ""
-        lines += ["", f"{self.images} images, {len(self.isicrt.seconds)} rounds, {network}. {e.cpu} ({e.cores} cores)."]
-        lines += [f"Left out: {name} (not installed: {', '.join(p)})." for name, p in self.left_out.items()]
-        lines += [f"Failed: {name}: {said.strip().splitlines()[-1]}" for name, said in self.failed.items()]
-        lines += [f"Not run: {', '.join(self.not_run)} (--peers named others)."] if self.not_run else []
-        odd = [p.name for p in self.peers if p.agreement is not None and p.agreement < AGREES]
-        lines += [f"Masks that agree less than {AGREES}: {', '.join(odd)}."] if odd else []
-        lines += ["", *(f"> - {line}" for line in self.warnings)] if self.warnings else []
-        return "\n".join(lines) + "\n"
+        """See `race_markdown`."""
+        return race_markdown(self.to_dict())
+
+
+def race_markdown(data: Mapping[str, Any]) -> str:
+    """A row for each entrant, and under the table what a reader must know.
+
+    Args:
+        data: of `Race.to_dict`, or of a file that holds that.
+    """
+    ours, peers, e = data["isicrt"], data["peers"], data["environment"]
+    lines = [
+        "| | images/s | isicrt is faster by (range of the rounds) | with start-up | peak MB | masks agree |",
+        "| :-- | --: | --: | --: | --: | --: |",
+        f"| isicrt segment | {ours['images_per_second']:.1f} | | | {_median(ours['peak_rss_mb'])} | |",
+    ]
+    for p in peers:
+        agree = "other network" if p["agreement"] is None else f"{p['agreement']:.3f}"
+        lines.append(
+            f"| {PEERS[p['name']].title} | {p['images_per_second']:.1f} | {p['ratio']:.2f} ({p['ratio_low']:.2f} to "
+            f"{p['ratio_high']:.2f}) | {p['process_ratio']:.2f} | {_median(p['peak_rss_mb'])} | {agree} |"
+        )
+    network = f"{data['model']}; peers: {data['baseline']}" if data["baseline"] else data["model"]
+    network += f"; torch: {data['float_model']}" if data.get("float_model") else ""
+    rounds = len(ours["seconds"])
+    lines += ["", f"{data['images']} images, {rounds} rounds, {network}. {e['cpu']} ({e['cores']} cores)."]
+    lines += [f"Left out: {name} (not installed: {', '.join(p)})." for name, p in data["left_out"].items()]
+    lines += [f"Failed: {name}: {said.strip().splitlines()[-1]}" for name, said in data.get("failed", {}).items()]
+    lines += [f"Not run: {', '.join(data['not_run'])} (--peers named others)."] if data.get("not_run") else []
+    odd = [p["name"] for p in peers if p["agreement"] is not None and p["agreement"] < AGREES]
+    lines += [f"Masks that agree less than {AGREES}: {', '.join(odd)}."] if odd else []
+    warnings = data.get("warnings", [])
+    lines += ["", *(f"> - {line}" for line in warnings)] if warnings else []
+    return "\n".join(lines) + "\n"
 
 
 def _median(values: Sequence[float | None]) -> str:
