@@ -342,9 +342,11 @@ def command(
                 with suppress(IsicrtError):  # a full disk is what is being said already
                     end("stopped", str(error), None)
                 tally.list_failures(report_path)
+                tally.say_kept()
                 raise
             end("failed" if tally.failed else "done", None, summary)
     tally.list_failures(report_path)
+    tally.say_kept()
     say_end(summary, out, f"model {card.name}, {runtime.name}")
     if summary.failed:
         ctx.exit(1)

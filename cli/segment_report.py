@@ -124,6 +124,8 @@ class Tally:
         self.total = total
         self.done = self.failed = self.skipped = 0
         self._first: list[str] = []
+        self.kept = self._outdated = 0  # among those that were skipped
+        self._first_kept: Path | None = None
 
     @property
     def images(self) -> int:
@@ -138,12 +140,32 @@ class Tally:
     def add(self, outcome: Outcome) -> None:
         if outcome.skipped:
             self.skipped += 1
+            if outcome.kept is not None:
+                self._add_kept(outcome)
         elif outcome.error is None:
             self.done += 1
         if outcome.error is not None:
             self.failed += 1
             if len(self._first) < _SHOWN:
                 self._first.append(outcome.error)
+
+    def _add_kept(self, outcome: Outcome) -> None:
+        from isicrt.engine.outcome import KEPT_OUTDATED
+
+        self.kept += 1
+        self._outdated += outcome.kept == KEPT_OUTDATED
+        self._first_kept = self._first_kept or outcome.job.mask
+
+    def say_kept(self) -> None:
+        """Say which masks are not those that isicrt wrote: nobody else would tell."""
+        if not self.kept:
+            return
+        others = f" (of {self._outdated} the model, the settings or the image are others now)" if self._outdated else ""
+        click.echo(
+            f"{self.kept} masks were changed since isicrt wrote them and were kept{others}, such as "
+            f"{printable(self._first_kept)}; --overwrite makes them again",
+            err=True,
+        )
 
     def list_failures(self, where: Path | None) -> None:
         if not self.failed:
@@ -175,6 +197,7 @@ def count_run(
         "images": tally.images,
         "total": tally.total,
         **tally.counts(),
+        "kept": tally.kept,
         "seconds": round(seconds, 3),
     }
     if decoded is not None:
@@ -300,6 +323,7 @@ class OutcomeFile:
             "height": height,
             "width": width,
             "skipped": outcome.skipped,
+            "kept": outcome.kept,
             "lesion_share": None if outcome.lesion_fraction is None else round(outcome.lesion_fraction, 6),
             "error": outcome.error,
         }

@@ -8,8 +8,9 @@ A line is one JSON object, appended whole, several with one call, so that it can
     {"end": ID, "done": N, "failed": N, "skipped": N, ...}           absent where a run was killed
 
 ``image`` is relative to the run's ``root`` and ``mask`` to this folder. A name that is not UTF-8 is
-``{"base64": ...}`` of its bytes. Of several lines about one mask the last counts. A torn last line, of a machine that
-lost its power, is passed over.
+``{"base64": ...}`` of its bytes. Of several lines about one mask the last counts, but for a failure that left the mask
+of before alone. A line of what was skipped has ``kept`` where the mask is not the one that was written. A torn last
+line, of a machine that lost its power, is passed over.
 """
 
 from __future__ import annotations
@@ -202,8 +203,10 @@ class JournalIndex:
         for mask in masks if isinstance(masks, list) else []:
             with suppress(DataError):
                 number = _number(read_name(mask))
-                gone = entry.get("status") == "failed" and ("image_crc" in entry or not self._is_there(number))
-                self._lines[number] = ~offset if gone else offset
+                failed = entry.get("status") == "failed"
+                # Where a failure left the mask of before alone, the line about that one still says whose it is.
+                if not failed or "image_crc" in entry or not self._is_there(number):
+                    self._lines[number] = ~offset if failed else offset
 
 
 def _open(path: Path, flags: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -14,24 +13,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from isal import isal_zlib
-
 from isicrt._version import __version__
 from isicrt.engine.card import ModelCard
+from isicrt.engine.corrections import find_correction, is_as_written
 from isicrt.engine.errors import DataError, ImageError, SettingsError
 from isicrt.engine.finishing import Finished
-from isicrt.engine.images import PNG_SIGNATURE, FileStamp, read_source
+from isicrt.engine.images import FileStamp, read_source
 from isicrt.engine.journal import FORMAT, JOURNAL_NAME, Journal, JournalIndex, read_name, write_name
 from isicrt.engine.lock import FolderLock
 from isicrt.engine.names import KeySet, name_key
-from isicrt.engine.outcome import Outcome
+from isicrt.engine.outcome import KEPT, KEPT_OUTDATED, Outcome
 from isicrt.engine.output import FSYNC, BackgroundSync, OutputError, OutputFolder, is_leftover, make_folder
 from isicrt.engine.sources import Job, overlay_folder, overlay_path
 
 EXISTING = ("resume", "overwrite")
 _SHOWN = 10
-_PNG_HEAD = struct.Struct(">8sI4sII")
-_PNG_END = b"IEND\xaeB`\x82"
 
 
 class Ledger:
@@ -43,6 +39,8 @@ class Ledger:
       settings from the same file (path, size and time, or size and CRC), and the mask has the length and the CRC that
       were noted. A file that failed because of its bytes and has not changed counts as failed again, unless
       `retry_failed`. Everything else is done.
+    - A mask that somebody changed since it was written (see `isicrt.engine.corrections.find_correction`) is kept by
+      ``resume`` and counts as skipped, also where model, settings or the image are others now: `Outcome.kept` says so.
     - ``overwrite``: everything is done.
     - A file at a mask's place that no run here wrote, or that was made from another image, is never replaced by
       ``resume``: the run is refused before it starts.
@@ -148,20 +146,27 @@ class Ledger:
             return Outcome(job, str(entry.get("reason")), None, None, damaged=_stamp(entry))
         if status != "done":
             return None
-        if not (same_place and same_stat) and not self._is_same_file(job, entry, image.st_size):
-            if same_place:
-                return None
+        changed = not (same_place and same_stat) and not self._is_same_file(job, entry, image.st_size)
+        if changed and not same_place:
             raise ImageError(
                 f"{job.image}: {job.mask} is the mask of another image, {self._source(entry, run)}. "
                 "Use another --out, or --overwrite"
             )
         size = _size(entry)
-        if {"model": run.get("model"), "settings": run.get("settings")} != self._key or size is None:
+        if size is None:
             return None
-        if not _is_whole(job.mask, size, entry) or (self._overlays is not None and not self._has_overlay(job)):
+        outdated = changed or {"model": run.get("model"), "settings": run.get("settings")} != self._key
+        if is_as_written(job.mask, size, entry):
+            if outdated or (self._overlays is not None and not self._has_overlay(job)):
+                return None
+            lesion = entry.get("lesion_share")
+            return Outcome(job, None, size, lesion if isinstance(lesion, float) else None, skipped=True)
+        # Of an image that is another one now nobody knows the size yet; what somebody drew is not lost for that.
+        correction = find_correction(job.mask, None if changed else size, entry)
+        if correction is None:
             return None
-        lesion = entry.get("lesion_share")
-        return Outcome(job, None, size, lesion if isinstance(lesion, float) else None, skipped=True)
+        kept = KEPT_OUTDATED if outdated else KEPT
+        return Outcome(job, None, correction.native_size, correction.lesion, skipped=True, kept=kept)
 
     def announce(self, jobs: Iterable[Job]) -> None:
         """These masks are about to be written: what a kill leaves of them is ours. Raises OutputError."""
@@ -196,6 +201,8 @@ class Ledger:
             entry["source"] = write_name(source)
         if outcome.error is not None:
             entry["reason"] = outcome.error.encode("utf-8", "backslashreplace").decode()
+        if outcome.kept is not None:
+            entry["kept"] = outcome.kept
         if outcome.damaged is not None:
             entry |= _stamp_fields(outcome.damaged)
             self._remove_stale(outcome.job, mask)
@@ -338,20 +345,6 @@ def _clean(folder: Path, runs: set[str]) -> Iterator[str]:
         pass  # each mask below it fails with this reason
     except OSError as error:
         raise OutputError(f"{folder}: cannot be read: {error.strerror}") from error
-
-
-def _is_whole(path: Path, size: tuple[int, int], entry: Mapping[str, Any]) -> bool:
-    """Whether a mask is the PNG that was written: length, CRC, signature, height x width and end."""
-    try:
-        if path.is_symlink() or path.stat().st_size != entry.get("mask_size"):
-            return False
-        data = path.read_bytes()
-    except OSError:
-        return False
-    if len(data) < _PNG_HEAD.size or isal_zlib.crc32(data) != entry.get("mask_crc"):
-        return False
-    head = _PNG_HEAD.unpack_from(data)
-    return head == (PNG_SIGNATURE, 13, b"IHDR", size[1], size[0]) and data.endswith(_PNG_END)
 
 
 def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:

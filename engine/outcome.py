@@ -10,6 +10,9 @@ from isicrt.engine.sources import Job
 
 STAGES = ("decode", "infer", "restore", "write")
 
+KEPT = "changed since isicrt wrote it"
+KEPT_OUTDATED = "changed since isicrt wrote it; its model, its settings or its image are others now"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -23,9 +26,11 @@ class Outcome:
     lesion_fraction: float | None
     """Share of the pixels that the mask calls lesion, in [0, 1]; None where there is no mask."""
     skipped: bool = False
-    """Whether an earlier run wrote the mask."""
+    """Whether the mask was there already: an earlier run wrote it."""
     damaged: FileStamp | None = None
     """Of an image that failed because of its bytes: it will fail again while the file is the same."""
+    kept: str | None = None
+    """Of one that was skipped although its mask is not the one that isicrt wrote: `KEPT` or `KEPT_OUTDATED`."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,92 @@
+"""A mask that lies there already: the file that isicrt wrote, somebody's correction of it, or what is left of it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isal import isal_zlib
+
+from isicrt.engine.errors import DataError
+from isicrt.engine.images import PNG_SIGNATURE, RISKY_SIGNATURES, read_image, read_source
+from isicrt.engine.scores import FOREGROUND_ABOVE
+
+_PNG_HEAD = struct.Struct(">8sI4sII")
+_PNG_END = b"IEND\xaeB`\x82"
+_CHUNK_FRAME = 12
+"""Bytes of a PNG's chunk beside its data: length, name and CRC."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A mask that was changed since isicrt wrote it."""
+
+    native_size: tuple[int, int] | None
+    """(height, width); None of a format that is not decoded in the run's process."""
+    lesion: float | None
+    """Share of the pixels that it calls lesion, in [0, 1]; None as above."""
+
+
+def is_as_written(path: Path, size: tuple[int, int], entry: Mapping[str, Any]) -> bool:
+    """Whether a mask is the PNG that was written: length, CRC, signature, height x width and end.
+
+    Args:
+        path: of the mask.
+        size: (height, width) that it must have.
+        entry: the journal's line about it.
+    """
+    try:
+        if path.is_symlink() or path.stat().st_size != entry.get("mask_size"):
+            return False
+        data = path.read_bytes()
+    except OSError:
+        return False
+    if len(data) < _PNG_HEAD.size or isal_zlib.crc32(data) != entry.get("mask_crc"):
+        return False
+    head = _PNG_HEAD.unpack_from(data)
+    return head == (PNG_SIGNATURE, 13, b"IHDR", size[1], size[0]) and data.endswith(_PNG_END)
+
+
+def find_correction(path: Path, size: tuple[int, int] | None, entry: Mapping[str, Any]) -> Correction | None:
+    """What somebody made of a mask that is not as it was written; None where it is cut, damaged or of another size.
+
+    A PNG counts only with every chunk's CRC: decoders are content with files that a power cut has torn.
+
+    Args:
+        path: of the mask, for which `is_as_written` is False.
+        size: (height, width) that it must have; None for any.
+        entry: the journal's line about it. One that does not say what was written cannot tell a change.
+    """
+    if not isinstance(entry.get("mask_crc"), int):
+        return None
+    try:
+        data = read_source(path).data
+        if data.startswith(PNG_SIGNATURE) and not _has_whole_chunks(data):
+            return None
+        if data.startswith(RISKY_SIGNATURES):  # nothing that isicrt wrote begins so: it is somebody's, whatever it is
+            return Correction(None, None)
+        pixels = read_image(path)
+    except DataError:
+        return None
+    found = pixels.shape[0], pixels.shape[1]
+    if size is not None and found != size:
+        return None
+    return Correction(found, np.count_nonzero((pixels > FOREGROUND_ABOVE).all(axis=2)) / (found[0] * found[1]))
+
+
+def _has_whole_chunks(data: bytes) -> bool:
+    """Whether a PNG's chunks have the CRCs that they say, up to its end."""
+    start = len(PNG_SIGNATURE)
+    while start + _CHUNK_FRAME <= len(data):
+        end = start + _CHUNK_FRAME + int.from_bytes(data[start : start + 4], "big")
+        body, crc = data[start + 4 : end - 4], data[end - 4 : end]
+        if end > len(data) or isal_zlib.crc32(body) != int.from_bytes(crc, "big"):
+            return False
+        if body.startswith(b"IEND"):
+            return True
+        start = end
+    return False

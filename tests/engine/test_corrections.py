@@ -1,0 +1,204 @@
+"""Masks that somebody corrected by hand are kept; what is cut, damaged or of another size is made again."""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from isicrt.benchmarks.rendered import render
+from isicrt.engine.corrections import Correction, find_correction, is_as_written
+from isicrt.engine.journal import read_journal
+from isicrt.engine.masks import encode_png
+from isicrt.engine.outcome import KEPT, KEPT_OUTDATED, Outcome
+from isicrt.engine.segmenter import Segmenter
+
+SIZE = (40, 60)
+MASK = Path("out/a.png")
+
+
+@pytest.fixture
+def segmenter(darkness_onnx: Path) -> Iterator[Segmenter]:
+    with Segmenter(darkness_onnx, threads=1) as segmenter:
+        yield segmenter
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two images in ``in``."""
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    for n, name in enumerate("ab"):
+        Image.fromarray(render(n, SIZE)[0]).save(f"in/{name}.jpg")
+    return tmp_path
+
+
+def _run(segmenter: Segmenter, images: str = "in", **options: object) -> dict[str, Outcome]:
+    ended: dict[str, Outcome] = {}
+    segmenter.segment_folder(images, "out", on_outcome=lambda o: ended.update({o.job.image.stem: o}), **options)
+    return ended
+
+
+def _drawn(size: tuple[int, int] = SIZE) -> np.ndarray:
+    """A mask whose upper quarter is lesion: no model draws that."""
+    mask = np.zeros(size, bool)
+    mask[: size[0] // 4] = True
+    return mask
+
+
+def _as_rgb() -> None:
+    Image.fromarray(_drawn()).convert("RGBA").save(MASK)
+
+
+def _as_jpeg() -> None:
+    Image.fromarray(_drawn()).convert("L").save(MASK, format="JPEG", quality=100)
+
+
+def _as_link() -> None:
+    Path("drawn.png").write_bytes(encode_png(_drawn()))
+    MASK.unlink()
+    MASK.symlink_to(Path("drawn.png").resolve())
+
+
+CORRECTIONS = pytest.mark.parametrize(
+    "correct",
+    [
+        pytest.param(lambda: MASK.write_bytes(encode_png(_drawn())), id="png"),
+        pytest.param(_as_rgb, id="rgba"),
+        pytest.param(_as_jpeg, id="jpeg_of_that_name"),
+        pytest.param(_as_link, id="link"),
+    ],
+)
+
+
+@CORRECTIONS
+def test_a_mask_that_was_corrected_is_kept(here: Path, segmenter: Segmenter, correct: Callable[[], object]) -> None:
+    first = _run(segmenter)
+    assert {name: o.kept for name, o in first.items()} == {"a": None, "b": None}
+    correct()
+    drawn = MASK.read_bytes()
+    for _ in range(2):
+        again = _run(segmenter)
+        assert (again["a"].skipped, again["a"].kept, again["a"].error) == (True, KEPT, None)
+        assert (again["a"].native_size, again["a"].lesion_fraction) == (SIZE, 0.25)
+        assert (again["b"].skipped, again["b"].kept) == (True, None)
+        assert MASK.read_bytes() == drawn
+    noted = [line.get("kept") for line in read_journal("out") if line.get("status") == "skipped"]
+    assert sorted(noted, key=str) == [None, None, KEPT, KEPT]
+    assert _run(segmenter, existing="overwrite")["a"].kept is None
+    assert MASK.read_bytes() != drawn
+    assert _run(segmenter)["a"].kept is None
+
+
+def _other_image() -> None:
+    Image.fromarray(render(7, (50, 70))[0]).save("in/a.jpg")
+
+
+def _image_gone_for_a_run(segmenter: Segmenter) -> None:
+    """It fails once, for a reason that is not its own."""
+    Path("in/a.jpg").rename("a.jpg")
+    Path("in/a.jpg").symlink_to("nowhere")
+    assert "No such file" in (_run(segmenter)["a"].error or "")
+    Path("in/a.jpg").unlink()
+    Path("a.jpg").rename("in/a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "kept"),
+    [
+        pytest.param(lambda _: None, {"mask_bits": 8}, KEPT_OUTDATED, id="other_settings"),
+        pytest.param(lambda _: _other_image(), {}, KEPT_OUTDATED, id="other_image"),
+        pytest.param(lambda _: Path("in/a.jpg").write_bytes(b"damaged"), {}, KEPT_OUTDATED, id="damaged_image"),
+        pytest.param(lambda _: os.utime("in/a.jpg", (1, 1)), {}, KEPT, id="image_touched"),
+        pytest.param(lambda _: None, {"overlays": "overlays"}, KEPT, id="overlays_wanted"),
+        pytest.param(_image_gone_for_a_run, {}, KEPT, id="image_gone_for_a_run"),
+    ],
+)
+def test_a_correction_outlives_what_changes_around_it(
+    here: Path, segmenter: Segmenter, change: Callable[[Segmenter], object], options: dict, kept: str
+) -> None:
+    _run(segmenter)
+    drawn = encode_png(_drawn())
+    MASK.write_bytes(drawn)
+    change(segmenter)
+    ended = _run(segmenter, **options)["a"]
+    assert (ended.error, ended.skipped, ended.kept) == (None, True, kept)
+    assert MASK.read_bytes() == drawn
+
+
+def test_a_correction_is_no_mask_of_another_image(here: Path, segmenter: Segmenter) -> None:
+    _run(segmenter)
+    drawn = encode_png(_drawn())
+    MASK.write_bytes(drawn)
+    Path("other").mkdir()
+    Path("other/a.jpg").write_bytes(bytes(Path("in/a.jpg").stat().st_size))
+    for _ in range(2):  # the failure must not make it the mask of the image that failed
+        assert "is the mask of another image" in (_run(segmenter, "other")["a"].error or "")
+        assert MASK.read_bytes() == drawn
+
+
+def _flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def _with_chunk(data: bytes) -> bytes:
+    """With a comment, as paint programs write one."""
+    body = b"tEXtComment\0drawn by hand"
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return data[:33] + chunk + data[33:]
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        pytest.param(lambda png: png, Correction(SIZE, 0.25), id="whole"),
+        pytest.param(_with_chunk, Correction(SIZE, 0.25), id="a_comment"),
+        pytest.param(lambda png: png + b"\n", Correction(SIZE, 0.25), id="something_behind_it"),
+        pytest.param(lambda png: b"II*\0" + png, Correction(None, None), id="a_tiff_is_not_looked_into"),
+        pytest.param(lambda png: png[:-12], None, id="no_end"),
+        pytest.param(lambda png: png[:-4], None, id="no_last_crc"),
+        pytest.param(lambda png: png[:40], None, id="cut"),
+        pytest.param(lambda png: _flipped(png, len(png) - 20), None, id="a_bit"),
+        pytest.param(lambda png: bytes(len(png)), None, id="zeroed"),
+        pytest.param(lambda png: b"", None, id="empty"),
+        pytest.param(lambda png: encode_png(_drawn((20, 30))), None, id="another_size"),
+        pytest.param(lambda png: b"drawn by hand", None, id="no_image"),
+    ],
+)
+def test_what_is_a_correction(tmp_path: Path, made: Callable[[bytes], bytes], expected: Correction | None) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(made(encode_png(_drawn())))
+    entry = {"mask_size": 1, "mask_crc": 1}
+    assert not is_as_written(path, SIZE, entry)
+    assert find_correction(path, SIZE, entry) == expected
+    assert find_correction(path, SIZE, {}) is None  # a journal that does not say what was written
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs there")
+def test_a_correction_of_any_size_and_a_fifo(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode_png(_drawn((20, 30))))
+    assert find_correction(path, None, {"mask_crc": 1}) == Correction((20, 30), 0.25)
+    path.unlink()
+    os.mkfifo(path)
+    assert find_correction(path, None, {"mask_crc": 1}) is None
+
+
+def test_masks_that_are_as_the_journal_says_are_not_decoded(
+    here: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("it was looked at more closely")
+
+    _run(segmenter)
+    monkeypatch.setattr("isicrt.engine.ledger.find_correction", never)
+    assert all(o.skipped for o in _run(segmenter).values())
+    assert not any(o.skipped for o in _run(segmenter, mask_bits=8).values())
+    assert all(o.error is None for o in _run(segmenter, mask_bits=8).values())
