@@ -230,6 +230,8 @@ def command(
         decode = "cpu"
     check_apart(report_path, summary_path)
     jobs = find_jobs(images, out, overlays=overlay, on_clash=on_clash)
+    for line in jobs.left_out.lines():
+        click.echo(printable(line), err=True)
     model_path = shipped.resolve(model)
     check_decode(decode, model_path)
     say_plan_is_code(model_path)
@@ -285,11 +287,12 @@ def command(
             def end(status: str, reason: str | None, summary: RunSummary | None) -> None:
                 decoded = None if chain is None else chain.decoded
                 counts = count_run(tally, status, time.perf_counter() - started, summary, decoded)
+                left_out = {"left_out": jobs.left_out.describe()}
                 try:
-                    file.finish(counts)
+                    file.finish({**counts, **left_out})
                 finally:
                     asked = {"settings": {**settings, **extra}, "journal": str(ledger.journal), "reason": reason}
-                    report.write({**about, **asked, **counts})
+                    report.write({**about, **asked, **counts, **left_out})
                     # "status" in the journal is an image's.
                     ledger.finish(
                         {"result": status} | {k: v for k, v in counts.items() if k != "status"},
