@@ -18,7 +18,7 @@ from isicrt.cli.segment_report import (
     Progress,
     RunReport,
     Tally,
-    check_apart,
+    check_result_names,
     count_run,
     describe_run,
     printable,
@@ -228,7 +228,7 @@ def command(
         if decode == "gpu":
             raise SettingsError("--isolate always keeps every decoder out of this process, and --decode gpu runs in it")
         decode = "cpu"
-    check_apart(report_path, summary_path)
+    check_result_names(report_path, summary_path)
     jobs = find_jobs(images, out, overlays=overlay, on_clash=on_clash)
     for line in jobs.left_out.lines():
         click.echo(printable(line), err=True)
@@ -254,6 +254,8 @@ def command(
             "mask_bits": int(mask_bits),
             "overlay": None if overlay is None else str(overlay),
         }
+        if chain is None and cpu_share:
+            click.echo("--cpu-share does nothing here: no GPU decodes, and the CPU decodes every image", err=True)
         about = describe_run(model_path, runtime, settings)
         tally = Tally(len(jobs))
         with (

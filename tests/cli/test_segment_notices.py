@@ -116,3 +116,32 @@ def test_a_folder_that_cannot_be_read_is_a_failure(segment, monkeypatch: pytest.
         report = json.loads(Path("r.json").read_text())
         assert (report["failed"], report["total"], report["not_reached"]) == (1, 4, 0)
         assert [unread["folder"] for unread in report["left_out"]["unread"]] == ["in/lost+found"]
+
+
+@pytest.mark.parametrize("option", ["--report", "--json"])
+def test_a_dash_is_no_file(segment, option: str) -> None:
+    result = segment("in", "--out", "out", option, "-")
+    assert result.exit_code == 2
+    assert f"{option} -: the standard output is /dev/stdout" in result.stderr
+    assert not Path("-").exists()
+    assert not Path("out").exists()
+
+
+def test_a_share_for_the_cpu_of_what_only_the_cpu_does(segment) -> None:
+    result = segment("in", "--out", "out", "--cpu-share", "0.5")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "--cpu-share does nothing here: no GPU decodes, and the CPU decodes every image"
+    ]
+    assert segment("in", "--out", "out", "--cpu-share", "0").stderr == ""
+
+
+def test_a_clash_that_extensions_do_not_settle_is_not_told_what_was_said(segment) -> None:
+    shutil.copy("in/a.jpg", "in/A.JPG")
+    result = segment("in", "--out", "out", "--on-clash", "extension")
+    assert result.exit_code == 1
+    assert "or take --on-clash fail, which does the others: their extensions do not tell these apart." in result.stderr
+    assert "see --on-clash" not in result.stderr
+    assert "or see --on-clash." in segment("in", "--out", "out").stderr
+    result = segment("in", "--out", "out", "--on-clash", "fail")
+    assert "2 masks in out, 2 failed" in result.stdout
