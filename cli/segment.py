@@ -18,7 +18,7 @@ from isicrt.cli.segment_report import (
     Progress,
     RunReport,
     Tally,
-    check_apart,
+    check_result_names,
     count_run,
     describe_run,
     printable,
@@ -228,8 +228,10 @@ def command(
         if decode == "gpu":
             raise SettingsError("--isolate always keeps every decoder out of this process, and --decode gpu runs in it")
         decode = "cpu"
-    check_apart(report_path, summary_path)
+    check_result_names(report_path, summary_path)
     jobs = find_jobs(images, out, overlays=overlay, on_clash=on_clash)
+    for line in jobs.left_out.lines():
+        click.echo(printable(line), err=True)
     model_path = shipped.resolve(model)
     check_decode(decode, model_path)
     say_plan_is_code(model_path)
@@ -252,6 +254,8 @@ def command(
             "mask_bits": int(mask_bits),
             "overlay": None if overlay is None else str(overlay),
         }
+        if chain is None and cpu_share:
+            click.echo("--cpu-share does nothing here: no GPU decodes, and the CPU decodes every image", err=True)
         about = describe_run(model_path, runtime, settings)
         tally = Tally(len(jobs))
         with (
@@ -285,11 +289,12 @@ def command(
             def end(status: str, reason: str | None, summary: RunSummary | None) -> None:
                 decoded = None if chain is None else chain.decoded
                 counts = count_run(tally, status, time.perf_counter() - started, summary, decoded)
+                left_out = {"left_out": jobs.left_out.describe()}
                 try:
-                    file.finish(counts)
+                    file.finish({**counts, **left_out})
                 finally:
                     asked = {"settings": {**settings, **extra}, "journal": str(ledger.journal), "reason": reason}
-                    report.write({**about, **asked, **counts})
+                    report.write({**about, **asked, **counts, **left_out})
                     # "status" in the journal is an image's.
                     ledger.finish(
                         {"result": status} | {k: v for k, v in counts.items() if k != "status"},

@@ -70,8 +70,11 @@ def _checked(option: str, path: Path) -> tuple[Path, bool]:
     return (path if stream else path.resolve(), stream)
 
 
-def check_apart(images: Path | None, run: Path | None) -> None:
-    """Raise SettingsError where ``--json`` and ``--report`` name one file, unless that is a device or a pipe."""
+def check_result_names(images: Path | None, run: Path | None) -> None:
+    """Raise SettingsError where ``--json`` or ``--report`` is ``-``, or both name one file, and no device or pipe."""
+    for option, path in (("--json", images), ("--report", run)):
+        if path == Path("-"):  # which others take for the standard output
+            raise SettingsError(f"{option} -: the standard output is /dev/stdout; a file of that name is not written")
     if images is None or run is None or images.resolve() != run.resolve():
         return
     if run.is_file() or not run.exists():

@@ -49,10 +49,13 @@ def settle_clashes(jobs: Jobs, on_clash: str) -> None:
                 jobs.fail(n, f"{job.image}: {other.image} would have the same mask, {job.mask}")
     elif clashes or blocked:
         count = len(clashes) + len(blocked)
+        advice = "or see --on-clash"
+        if on_clash == "extension":
+            advice = "or take --on-clash fail, which does the others: their extensions do not tell these apart"
         raise DataError(
             f"{count} masks would belong to more than one image, or stand where a folder of masks goes:\n"
             f"{_listed(_clash_lines(jobs, clashes, blocked), count)}\n"
-            "Rename the images, segment them in separate runs with a different --out, or see --on-clash."
+            f"Rename the images, segment them in separate runs with a different --out, {advice}."
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, overload
 
+from isicrt.engine.left_out import LeftOut
 from isicrt.engine.names import PackedNames
 
 
@@ -50,6 +51,9 @@ class Jobs(Sequence[Job]):
         self._below = PackedNames()
         self._whole_names = bytearray()
         self._problems: dict[int, str] = {}
+        self._failures: list[Job] = []
+        self.left_out = LeftOut()
+        """What the search for the images found and did not take."""
 
     def add_folder(self, folder: str, below: str, names: PackedNames) -> None:
         """Append the images of a folder.
@@ -64,9 +68,14 @@ class Jobs(Sequence[Job]):
         self._below.append(below)
         self._names.extend(names)
 
+    def add_failure(self, failure: Job) -> None:
+        """Append what is no image and has failed all the same, such as a folder that cannot be read. It lies in no
+        folder, and comes behind everything else: nothing but problems may be added afterwards."""
+        self._failures.append(failure)
+
     def keep_extension(self, n: int) -> None:
         """Name the mask of ``a.jpg`` ``a.jpg.png``. No folder may be added afterwards."""
-        self._whole_names = self._whole_names or bytearray(len(self))
+        self._whole_names = self._whole_names or bytearray(len(self._names))
         self._whole_names[n] = True
 
     def fail(self, n: int, problem: str) -> None:
@@ -91,7 +100,7 @@ class Jobs(Sequence[Job]):
         return (name if self._whole_names and self._whole_names[n] else _stem(name)) + ".png"
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._names) + len(self._failures)
 
     @overload
     def __getitem__(self, index: int) -> Job: ...
@@ -102,6 +111,8 @@ class Jobs(Sequence[Job]):
         if isinstance(index, slice):
             return [self[n] for n in range(len(self))[index]]
         n = range(len(self))[index]
+        if n >= len(self._names):
+            return self._failures[n - len(self._names)]
         folder = self.folder_of(n)
         return self._job(n, Path(folder.images), folder.masks)
 
@@ -110,6 +121,7 @@ class Jobs(Sequence[Job]):
             images = Path(folder.images)
             for n in folder.numbers:
                 yield self._job(n, images, folder.masks)
+        yield from self._failures
 
     def _job(self, n: int, images: Path, masks: Path) -> Job:
         return Job(images / self._names[n], masks / self.mask_name(n), self._problems.get(n))

@@ -19,6 +19,9 @@ from isicrt.engine.errors import DataError
 FSYNC = ("never", "batch", "always")
 """When files reach the disk, see `OutputFolder`."""
 
+OVERLAYS_NAME = ".isicrt-overlays"
+"""Tells a folder of overlays, as the journal tells a folder of masks: their images are not to be segmented."""
+
 _TEMPORARY = re.compile(r"\.isicrt-([0-9a-f]{12})-[0-9a-f]{8}\.tmp")
 
 # What is wrong with the disk, the mount or the process, and not with one file.

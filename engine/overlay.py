@@ -14,12 +14,13 @@ from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image
 from isicrt.engine.masks import Mask
-from isicrt.engine.output import OutputError, OutputFolder, make_folder
+from isicrt.engine.output import OVERLAYS_NAME, OutputError, OutputFolder, make_folder, output_error
 from isicrt.engine.sources import Job, overlay_path
 
 MAX_SIDE = 1024
 COLOUR = (0, 255, 160)
 """RGB; no skin and no pigment has it."""
+_MARK = b"isicrt drew the images in this folder and leaves it out when it looks for photographs.\n"
 
 
 class OverlayFolder:
@@ -27,7 +28,7 @@ class OverlayFolder:
 
     Args:
         out: the folder of the masks.
-        folder: the folder of the overlays. It is made.
+        folder: the folder of the overlays. It is made, and marked as one that is not to be searched for images.
         run: 12 hexadecimal digits, see `OutputFolder`; None for random ones.
 
     Raises:
@@ -39,6 +40,12 @@ class OverlayFolder:
         self._folder = Path(folder)
         make_folder(self._folder)
         self._output = OutputFolder(self._folder, run or secrets.token_hex(6))
+        mark = self._folder / OVERLAYS_NAME
+        if not os.path.lexists(mark):
+            try:
+                self._output.write(mark, _MARK)
+            except OSError as error:
+                raise output_error(self._folder, error) from error
 
     def __call__(self, job: Job, mask: Mask) -> None:
         """Write the overlay of one job as a JPEG of at most `MAX_SIDE` pixels a side.

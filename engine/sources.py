@@ -13,13 +13,12 @@ from pathlib import Path
 
 from isicrt.engine.clashes import REMEMBERED, SHOWN, check_images_safe, fail_long_names, settle_clashes
 from isicrt.engine.errors import DataError, SettingsError
+from isicrt.engine.image_search import EXTENSIONS, ImageSearch
 from isicrt.engine.jobs import Job, Jobs
+from isicrt.engine.left_out import LeftOut
 from isicrt.engine.names import PackedNames
 
 __all__ = ["EXTENSIONS", "ON_CLASH", "Images", "Job", "find_jobs", "overlay_folder", "overlay_path"]
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-"""What counts as an image in a folder, in any case."""
 
 Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -43,14 +42,15 @@ def find_jobs(
     *,
     overlays: str | os.PathLike[str] | None = None,
     on_clash: str = "refuse",
-) -> Sequence[Job]:
+) -> Jobs:
     """Find the images and give each a mask ``NAME.png`` below `out`, in the tree in which the images lie.
 
     Args:
         images: one or several of: a folder (searched recursively; what starts with a dot is left out), a glob pattern,
             an image. Or one ``.txt`` file with a path in each line, relative to the folder of that file.
             Below `out` a folder's masks lie as its images do; a pattern's as below its part without wildcards;
-            those of several arguments and of a list as below the folder that all of them share.
+            those of several arguments and of a list as below the folder that all of them share. Folders of masks and
+            overlays that isicrt wrote before are left out where a folder is searched or a pattern matched.
         out: the folder for the masks. It may lie inside a folder of images and is not searched.
         overlays: a folder for overlays (see `overlay_path`), which is kept apart in the same way.
         on_clash: where two images claim one mask (``a.jpg`` beside ``a.png``, or names that differ in case or Unicode
@@ -59,12 +59,13 @@ def find_jobs(
             in their masks' names, ``a.jpg.png`` and ``a.png.png``, and raises where that does not help.
 
     Returns:
-        Sorted by folder, then by name; each image once. A mask's name that would be too long is a `Job.problem`.
-        Jobs are made when they are asked for, see `isicrt.engine.jobs.Jobs`.
+        Sorted by folder, then by name; each image once. A mask's name that would be too long is a `Job.problem`; so is
+        a folder that cannot be read, behind all images. Jobs are made when they are asked for, see
+        `isicrt.engine.jobs.Jobs`, whose `left_out` says what was found and not taken.
 
     Raises:
         SettingsError: an unknown `on_clash`.
-        DataError: no image; an argument that is empty or does not exist; a folder that cannot be read; two images
+        DataError: no image; an argument that is empty or does not exist, or a folder that isicrt wrote; two images
             whose masks would have one name (also where only the case differs); a mask or an overlay that would replace
             an image, or land in a folder that is read as input.
     """
@@ -81,12 +82,12 @@ def find_jobs(
         raise DataError("an empty name is no file and no folder; the current folder is .")
     arguments = [Path(name) for name in named]
     found = _Found()
-    search = _Search(written, found)
-    sources = [search.expand(argument, alone=len(arguments) == 1) for argument in arguments]
+    search = ImageSearch(written, found.add)
+    expanded = _Arguments(search, found)
+    sources = [expanded.expand(argument, alone=len(arguments) == 1) for argument in arguments]
+    left_out = search.left_out
     if not found:
-        raise DataError(
-            f"{', '.join(map(str, arguments[:SHOWN]))}: no image found (looked for {', '.join(sorted(EXTENSIONS))})"
-        )
+        raise DataError(_nothing_found(arguments, left_out))
     root = _normal(sources[0].root if len(sources) == 1 else _common(source.anchor for source in sources))
     jobs = found.take(out, root)
     settle_clashes(jobs, on_clash)
@@ -95,7 +96,16 @@ def find_jobs(
     if overlays is not None:
         drawn = partial(overlay_folder, out=out, overlays=overlays)
         check_images_safe(jobs, drawn, _overlay_name, "overlay", "--overlay", search.folders)
+    for folder, reason in left_out.unread.items():
+        jobs.add_failure(Job(Path(folder), out / Path(_normal(folder)).relative_to(root), f"{folder}: {reason}"))
+    jobs.left_out = left_out
     return jobs
+
+
+def _nothing_found(arguments: Sequence[Path], left_out: LeftOut) -> str:
+    lines = [f"{', '.join(map(str, arguments[:SHOWN]))}: no image found (looked for {', '.join(sorted(EXTENSIONS))})"]
+    lines += [f"  {folder}: {reason}" for folder, reason in list(left_out.unread.items())[:SHOWN]]
+    return "\n".join(lines + [f"  {line}" for line in left_out.lines()])
 
 
 def overlay_path(mask: Path, out: str | os.PathLike[str], overlays: str | os.PathLike[str]) -> Path:
@@ -157,13 +167,12 @@ def _once(spellings: list[tuple[str, PackedNames]]) -> Iterator[tuple[str, Packe
         yield spelling, names
 
 
-class _Search:
-    """Expands arguments, stays out of the folders that the run writes, and remembers which folders it read."""
+class _Arguments:
+    """Expands arguments."""
 
-    def __init__(self, written: Iterable[Path], found: _Found) -> None:
+    def __init__(self, search: ImageSearch, found: _Found) -> None:
+        self._search = search
         self._found = found
-        self._written = {os.path.realpath(folder) for folder in written}
-        self.folders: set[str] = set()
 
     def expand(self, argument: Path, *, alone: bool) -> _Source:
         try:
@@ -173,7 +182,7 @@ class _Search:
 
     def _expand(self, argument: Path, alone: bool) -> _Source:
         if argument.is_dir():
-            self._walk(str(argument))
+            self._search.walk(str(argument))
             return _Source(str(argument), str(Path(_normal(argument)).parent))
         if argument.suffix.lower() == ".txt" and argument.is_file():
             if not alone:
@@ -184,43 +193,9 @@ class _Search:
             self._found.add(folder, argument.name)
             return _Source(folder, folder)
         if glob.has_magic(str(argument)):
-            return self._match(argument)
+            fixed = self._search.match(argument)
+            return _Source(fixed, fixed)
         raise DataError(f"{argument}: no such file or folder")
-
-    def _walk(self, folder: str) -> None:
-        """Find what is below a folder. Links to folders are followed; a folder that is reached twice is read once."""
-        pending = [folder]
-        while pending:
-            current = pending.pop()
-            real = os.path.realpath(current)
-            # The first folder is what was asked for, even if it is the output: then the check of the masks speaks.
-            if real in self.folders or (real in self._written and current != folder):
-                continue
-            self.folders.add(real)
-            below = []
-            try:
-                with os.scandir(current) as entries:
-                    for entry in entries:
-                        if entry.name.startswith("."):
-                            continue
-                        if _is_folder(entry):
-                            below.append(entry.path)
-                        elif _is_image(entry.name):
-                            self._found.add(current, entry.name)
-            except OSError as error:
-                raise DataError(f"{current}: the folder cannot be read: {error.strerror}") from error
-            # In order, so that of two ways to one folder it is the same in every run that counts.
-            pending += sorted(below)
-
-    def _match(self, pattern: Path) -> _Source:
-        parts = pattern.parts
-        fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
-        written = lru_cache(REMEMBERED)(lambda folder: self._lies_in_written(folder, fixed))
-        for match in glob.iglob(str(pattern), recursive=True):  # noqa: PTH207 (pathlib's also matches dot files)
-            folder, name = os.path.split(match)
-            if _is_image(match) and not Path(match).is_dir() and not written(folder):
-                self._found.add(folder, name)
-        return _Source(str(fixed), str(fixed))
 
     def _read_list(self, path: Path) -> _Source:
         folders = set()
@@ -238,24 +213,6 @@ class _Search:
             raise DataError(f"{path}: the list is empty; expected a path in each line")
         root = _common(folders)
         return _Source(root, root)
-
-    def _lies_in_written(self, folder: str, root: Path) -> bool:
-        """Whether a folder is, or is inside, one that the run writes below `root`."""
-        top, place = Path(os.path.realpath(root)), Path(os.path.realpath(folder))
-        below = itertools.takewhile(lambda parent: parent != top, (place, *place.parents))
-        return any(str(parent) in self._written for parent in below)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: reading it says so
-        return False
-
-
-def _is_image(name: str) -> bool:
-    stem, dot, extension = name.rpartition(".")
-    return bool(stem) and f"{dot}{extension}".lower() in EXTENSIONS
 
 
 def _normal(path: str | Path) -> str:

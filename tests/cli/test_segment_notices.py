@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -64,3 +66,82 @@ def test_corrected_masks_are_kept_and_said(segment) -> None:
     result = segment("in", "--out", "out", "--overwrite")
     assert (result.exit_code, result.stderr) == (0, "")
     assert Path("out/a.png").read_bytes() != drawn
+
+
+def test_masks_and_overlays_of_earlier_runs_are_no_photographs(segment) -> None:
+    assert segment("in", "--out", "in/masks", "--overlay", "in/overlays").exit_code == 0
+    result = segment("in", "--out", "in/masks_again", "--report", "r.json")
+    assert result.exit_code == 0
+    assert "3 masks in in/masks_again" in result.stdout
+    assert sorted(result.stderr.splitlines()) == [
+        "left out in/masks: masks of an earlier run",
+        "left out in/overlays: overlays of an earlier run",
+    ]
+    left_out = json.loads(Path("r.json").read_text())["left_out"]
+    assert sorted(folder["holds"] for folder in left_out["folders"]) == ["masks", "overlays"]
+    result = segment("in/masks", "--out", "out")
+    assert result.exit_code == 1
+    assert "in/masks: isicrt wrote masks there" in result.stderr
+
+
+def test_formats_that_are_not_read_are_said(segment) -> None:
+    for name in ("d.heic", "e.HEIC", "f.dcm"):
+        Path("in", name).touch()
+    for name in ("g.jfif", "h.jpe"):
+        shutil.copy("in/a.jpg", f"in/{name}")
+    result = segment("in", "--out", "out", "--report", "r.json", "--json", "i.json")
+    assert result.exit_code == 0
+    assert "5 masks in out, 0 failed" in result.stdout
+    said = "passed over 3 files that isicrt does not read: 2 .heic, 1 .dcm; convert them to PNG or JPEG"
+    assert result.stderr.splitlines() == [said]
+    assert json.loads(Path("r.json").read_text())["left_out"]["formats"] == {".dcm": 1, ".heic": 2}
+    assert json.loads(Path("i.json").read_text())["summary"]["left_out"]["formats"] == {".dcm": 1, ".heic": 2}
+
+
+def test_a_folder_that_cannot_be_read_is_a_failure(segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = os.scandir
+
+    def scandir(path: str):
+        if Path(path).name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read(path)
+
+    Path("in/lost+found").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    for before in ("", "3 done before, "):
+        result = segment("in", "--out", "out", "--report", "r.json")
+        assert result.exit_code == 1
+        assert "  in/lost+found: the folder cannot be read: Permission denied\n" in result.stderr
+        assert f"{0 if before else 3} masks in out, 1 failed, {before}" in result.stdout
+        report = json.loads(Path("r.json").read_text())
+        assert (report["failed"], report["total"], report["not_reached"]) == (1, 4, 0)
+        assert [unread["folder"] for unread in report["left_out"]["unread"]] == ["in/lost+found"]
+
+
+@pytest.mark.parametrize("option", ["--report", "--json"])
+def test_a_dash_is_no_file(segment, option: str) -> None:
+    result = segment("in", "--out", "out", option, "-")
+    assert result.exit_code == 2
+    assert f"{option} -: the standard output is /dev/stdout" in result.stderr
+    assert not Path("-").exists()
+    assert not Path("out").exists()
+
+
+def test_a_share_for_the_cpu_of_what_only_the_cpu_does(segment) -> None:
+    result = segment("in", "--out", "out", "--cpu-share", "0.5")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "--cpu-share does nothing here: no GPU decodes, and the CPU decodes every image"
+    ]
+    assert segment("in", "--out", "out", "--cpu-share", "0").stderr == ""
+
+
+def test_a_clash_that_extensions_do_not_settle_is_not_told_what_was_said(segment) -> None:
+    shutil.copy("in/a.jpg", "in/A.JPG")
+    result = segment("in", "--out", "out", "--on-clash", "extension")
+    assert result.exit_code == 1
+    assert "or take --on-clash fail, which does the others: their extensions do not tell these apart." in result.stderr
+    assert "see --on-clash" not in result.stderr
+    assert "or see --on-clash." in segment("in", "--out", "out").stderr
+    result = segment("in", "--out", "out", "--on-clash", "fail")
+    assert "2 masks in out, 2 failed" in result.stdout

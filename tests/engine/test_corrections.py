@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,6 +181,7 @@ def test_what_is_a_correction(tmp_path: Path, made: Callable[[bytes], bytes], ex
     assert find_correction(path, SIZE, {}) is None  # a journal that does not say what was written
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs there")
 def test_a_correction_of_any_size_and_a_fifo(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encode_png(_drawn((20, 30))))

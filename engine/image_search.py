@@ -1,0 +1,202 @@
+"""Which files are images, in a tree of folders or by a pattern: each folder once, and none that isicrt wrote."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from isicrt.engine.errors import DataError
+from isicrt.engine.journal import JOURNAL_NAME
+from isicrt.engine.left_out import LeftOut
+from isicrt.engine.output import OVERLAYS_NAME
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+"""What counts as an image in a folder, in any case."""
+
+UNREAD_EXTENSIONS = frozenset(
+    {".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dcm", ".dicom", ".nef", ".cr2", ".cr3", ".arw", ".dng"}
+)
+"""What promises an image that isicrt does not read, in any case."""
+
+OUTPUT_MARKS = {JOURNAL_NAME: "masks", OVERLAYS_NAME: "overlays"}
+"""Files that tell a folder that isicrt wrote, and what such a folder holds."""
+
+_State = tuple[str, int]
+"""A folder, and the number of the part of a pattern that is to be matched in it."""
+
+
+class ImageSearch:
+    """Looks for images, stays out of the folders that this run writes or earlier ones wrote, and notes what it left.
+
+    Args:
+        written: folders that the run writes.
+        add: called with the folder and the name of each image.
+    """
+
+    def __init__(self, written: Iterable[Path], add: Callable[[str, str], None]) -> None:
+        self._written = {os.path.realpath(folder) for folder in written}
+        self._add = add
+        self.folders: set[str] = set()
+        """Real paths of the folders that were walked."""
+        self.left_out = LeftOut()
+
+    def walk(self, top: str) -> None:
+        """Find what is below a folder. Links to folders are followed; a folder that is reached twice is read once.
+
+        Raises:
+            DataError: it holds what isicrt wrote.
+        """
+        if (what := _output_of(top)) is not None:
+            raise DataError(
+                f"{top}: isicrt wrote {what} there, and would take them for photographs. Name the folder of the "
+                f"photographs; where they lie among the {what}, name them by a pattern, such as '{top}/*.jpg'"
+            )
+        root = os.path.realpath(top)
+        pending = [top]
+        while pending:
+            current = pending.pop()
+            real = os.path.realpath(current)
+            # The first folder is what was asked for, even if it is the output: then the check of the masks speaks.
+            if real in self.folders or (current != top and self._is_output(current, real, root)):
+                continue
+            self.folders.add(real)
+            below = []
+            for entry in self._entries(current):
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    below.append(entry.path)
+                else:
+                    self._take(current, entry.name)
+            # In order, so that of two ways to one folder it is the same in every run that counts.
+            pending += sorted(below)
+
+    def match(self, pattern: Path) -> str:
+        """Find what a pattern matches, as `glob.glob` with ``recursive``, but each real folder once: links can lead
+        round in a circle.
+
+        Returns:
+            The part without wildcards.
+        """
+        parts = pattern.parts
+        first = next(n for n, part in enumerate(parts) if glob.has_magic(part))
+        top = str(Path(*parts[:first]))
+        if not Path(top).is_dir():
+            return top
+        steps = [_Step(part) for part in parts[first:]]
+        root = os.path.realpath(top)
+        seen: set[_State] = set()
+        pending: list[_State] = [(top, 0)]
+        while pending:
+            current, number = pending.pop()
+            real = os.path.realpath(current)
+            if (real, number) in seen or (real != root and self._is_output(current, real, root)):
+                continue
+            seen.add((real, number))
+            pending += sorted(self._below(current, steps, number))
+        return top
+
+    def _below(self, folder: str, steps: list[_Step], number: int) -> Iterator[_State]:
+        """Where one step of a pattern leads from a folder; the images that its last one finds are taken."""
+        step, last = steps[number], number + 1 == len(steps)
+        if step.name is not None:
+            path = os.path.join(folder, step.name)  # noqa: PTH118 (once for each folder)
+            if self._is_there(folder, path):
+                if not Path(path).is_dir():
+                    if last:
+                        self._take(folder, step.name)
+                elif not last:
+                    yield path, number + 1
+            return
+        if step.recursive and not last:
+            yield folder, number + 1
+        for entry in self._entries(folder):
+            if not step.matches(entry.name):
+                continue
+            if not _is_folder(entry):
+                if last:
+                    self._take(folder, entry.name)
+            elif step.recursive:
+                yield entry.path, number
+            elif not last:
+                yield entry.path, number + 1
+
+    def _take(self, folder: str, name: str) -> None:
+        extension = _extension(name)
+        if extension in EXTENSIONS:
+            self._add(folder, name)
+        elif extension in UNREAD_EXTENSIONS:
+            self.left_out.formats[extension] += 1
+
+    def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
+        """What a folder holds. One that cannot be read costs what is in it, and is noted."""
+        try:
+            with os.scandir(folder) as entries:
+                yield from entries
+        except OSError as error:
+            self._note_unread(folder, error)
+
+    def _is_there(self, folder: str, path: str) -> bool:
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            self._note_unread(folder, error)
+            return False
+        return True
+
+    def _note_unread(self, folder: str, error: OSError) -> None:
+        self.left_out.unread[str(Path(folder))] = f"the folder cannot be read: {error.strerror or error}"
+
+    def _is_output(self, folder: str, real: str, root: str) -> bool:
+        """Whether a folder below `root` is one that this run writes, or that an earlier one wrote, which is noted."""
+        above = os.path.join(root, "")  # noqa: PTH118 (once for each folder, as below)
+        if any(place.startswith(above) and f"{real}{os.sep}".startswith(f"{place}{os.sep}") for place in self._written):
+            return True
+        if (what := _output_of(real)) is None:
+            return False
+        self.left_out.outputs[str(Path(folder))] = what
+        return True
+
+
+class _Step:
+    """One part of a pattern."""
+
+    def __init__(self, part: str) -> None:
+        self.name = None if glob.has_magic(part) else part
+        """Of a part without wildcards."""
+        self.recursive = part == "**"
+        self._hidden = part.startswith(".")
+        self._match = re.compile(fnmatch.translate(os.path.normcase(part))).match
+
+    def matches(self, name: str) -> bool:
+        """As `glob` does: what starts with a dot wants a dot in the pattern."""
+        if name.startswith(".") and not self._hidden:
+            return False
+        return self._match(os.path.normcase(name)) is not None
+
+
+def _output_of(folder: str) -> str | None:
+    """What a folder holds that isicrt wrote; None for any other folder."""
+    for name, what in OUTPUT_MARKS.items():
+        if os.path.lexists(os.path.join(folder, name)):  # noqa: PTH118 (once for each folder)
+            return what
+    return None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: reading it says so
+        return False
+
+
+def _extension(name: str) -> str:
+    """With its dot, in lower case; empty where there is none, and of a name that starts with its only dot."""
+    stem, dot, extension = name.rpartition(".")
+    return f"{dot}{extension}".lower() if stem else ""
