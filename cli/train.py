@@ -51,7 +51,9 @@ MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
 @click.option("--epochs", type=click.IntRange(min=1), help="In all; shared out among the recipe's stages.")
 @click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/RECIPE-foldK]"
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Run folder, which the model is called after.  [default: runs/RECIPE-foldK]",
 )
 @click.option(
     "--resume",
@@ -113,7 +115,7 @@ def command(
         from isicrt.trainer.allocator import keep_freed_memory
         from isicrt.trainer.checkpoint import LAST
         from isicrt.trainer.loop import RunSettings, train
-        from isicrt.trainer.run_folder import has_begun
+        from isicrt.trainer.run_folder import has_begun, run_name
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train", str(error)) from error
 
@@ -124,7 +126,7 @@ def command(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if threads is not None:
         torch.set_num_threads(threads)
-    out = out or Path("runs") / (f"{chosen.name}-all" if fold is None else f"{chosen.name}-fold{fold}")
+    out = out or Path("runs") / run_name(chosen, fold)
     checkpoint = None
     if resume == "auto":
         checkpoint = out / LAST if has_begun(out) else None

@@ -106,8 +106,10 @@ def _reason(error: Exception) -> str:
     """What torch says of a file, without its advice to read it by running what is in it."""
     lines = [line.strip() for line in str(error).splitlines()]
     found = [line for line in lines if line.startswith(("Unsupported", "Trying to", "PytorchStreamReader"))]
-    found += [line for line in lines if line and "weights_only" not in line]
-    return (found[0] if found else type(error).__name__).split(". ")[0].rstrip(".")
+    found += [line for line in lines if "weights_only" not in line]
+    # Of bytes that are none of its own the unpickler may say no more than the number that it stumbled over.
+    found = [line for line in found if any(map(str.isalpha, line)) and not line.startswith("Unsupported operand")]
+    return (found[0] if found else "it is damaged, or of another kind").split(". ")[0].rstrip(".")
 
 
 def load_model(path: Path | str) -> tuple[nn.Module, ModelCard]:

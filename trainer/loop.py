@@ -34,6 +34,7 @@ from isicrt.trainer.run_folder import (
     check_identity,
     has_begun,
     identity_of,
+    model_name,
     write_config,
     write_metrics,
 )
@@ -267,7 +268,7 @@ def _card(
         "soft_labels": soft and teacher and {"teacher": teacher.name, "parts": soft.parts, "share": soft.share},
     }
     return ModelCard(
-        name=recipe.name,
+        name=model_name(settings),
         architecture=recipe.architecture,
         input_height=recipe.input_size,
         input_width=recipe.input_size,

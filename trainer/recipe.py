@@ -264,6 +264,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
+def recipe_names() -> list[str]:
+    """Of the recipes that ship, sorted."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
 def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     """Read a recipe by name or from a YAML file.
 

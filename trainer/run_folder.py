@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import torch
 import yaml
 
 from isicrt._version import __version__
+from isicrt.engine.card import MAX_NAME
 from isicrt.engine.errors import SettingsError
 from isicrt.trainer import checkpoint
-from isicrt.trainer.recipe import Recipe
+from isicrt.trainer.recipe import Recipe, recipe_names
 from isicrt.trainer.run import RunSettings
 from isicrt.trainer.start import Start
 
@@ -25,6 +27,9 @@ TEACHERS = "teachers"
 """The folder of the runs of a run's teachers, see `isicrt.trainer.soft_labels`."""
 COPIES = "augmented"
 """The folder of a run's offline copies, see `isicrt.trainer.offline`."""
+_EXPORTED = re.compile(r"(-int8|-x\d+)+$")
+"""What `isicrt.export` appends to the name of a model."""
+_LONGEST_NAME = MAX_NAME - 50  # room for that
 SURROUNDINGS = ("data", "device", "isicrt", "torch")
 """What ``config.yaml`` says of where a run runs, which may change when it goes on."""
 
@@ -32,6 +37,26 @@ SURROUNDINGS = ("data", "device", "isicrt", "torch")
 def has_begun(out: Path) -> bool:
     """Whether a run has begun in the folder: there is a checkpoint, or teachers or copies that come before it."""
     return any((out / name).exists() for name in (checkpoint.LAST, TEACHERS, COPIES))
+
+
+def run_name(recipe: Recipe, fold: int | None) -> str:
+    """What a run folder is called unless somebody calls it otherwise."""
+    return f"{recipe.name}-all" if fold is None else f"{recipe.name}-fold{fold}"
+
+
+def model_name(settings: RunSettings) -> str:
+    """What the card of a run calls its model: as the run folder is called, so that tables tell runs of one recipe from
+    each other and from the models that ship. Made fit for a card where it is not.
+
+    A teacher is called after the run that it teaches. A folder that is called as a model that ships, which has the name
+    of its recipe or of an export of it, does not give its name: `run_name` does.
+    """
+    out = settings.out.resolve()
+    teaches = settings.held_out is not None and out.parent.name == TEACHERS
+    name = f"{out.parent.parent.name}-teacher{out.name}" if teaches else out.name
+    if not name.strip() or _EXPORTED.sub("", name) in recipe_names():
+        name = run_name(settings.recipe, settings.fold)
+    return "".join(letter if letter.isprintable() else "_" for letter in name).strip()[:_LONGEST_NAME]
 
 
 def identity_of(

@@ -29,16 +29,21 @@ def average(paths: Sequence[Path], out: Path, name: str | None = None) -> None:
         paths: two or more checkpoints of one network that go back to one checkpoint (``--start-from``). What is
             averaged is what each of them validates and exports.
         out: of the new checkpoint; its card has no scores, since nothing has scored it.
-        name: of the new model; None for the first one's.
+        name: of the new model; None for its file's.
 
     Raises:
-        ModelError: fewer than two, a file that is no checkpoint, other networks or other starts.
+        ModelError: fewer than two, a file that is no checkpoint, other networks, no start or other starts.
         OSError: `out` cannot be written.
     """
     if len(paths) < 2:
         raise ModelError("a mean needs two checkpoints or more")
     loaded = [checkpoint.load(path) for path in paths]
     first = loaded[0][0]
+    for path, (card, _) in zip(paths, loaded, strict=True):
+        if not _ancestors(card.training):
+            raise ModelError(
+                f"{path}: its run did not start from a checkpoint (--start-from), so it has no mean with others"
+            )
     for path, (card, _) in zip(paths, loaded, strict=True):
         if (card.architecture, card.network, card.input_size) != (first.architecture, first.network, first.input_size):
             raise ModelError(f"{path}: another network or input size than {paths[0]}: they have no mean")
@@ -54,9 +59,7 @@ def average(paths: Sequence[Path], out: Path, name: str | None = None) -> None:
         **first.training,
         "mean_of": [{"seed": c.training.get("seed"), "recipe": c.training.get("recipe")} for c, _ in loaded],
     }
-    card = first.replace(
-        name=name or first.name, training=training, scores={}, created=datetime.date.today().isoformat()
-    )
+    card = first.replace(name=name or out.stem, training=training, scores={}, created=datetime.date.today().isoformat())
     checkpoint.save(out, card=card, weights=weights)
 
 
@@ -69,7 +72,7 @@ def _ancestors(training: Mapping[str, Any]) -> set[str]:
 @click.command()
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--name", help="Of the new model.  [default: the first one's]")
+@click.option("--name", help="Of the new model.  [default: its file's]")
 def main(checkpoints: tuple[Path, ...], out: Path, name: str | None) -> None:
     """Average the weights of CHECKPOINTS that started from one checkpoint."""
     try:

@@ -40,6 +40,8 @@ def test_trains_refuses_to_overwrite_and_resumes(rendered_pairs: Path, tmp_path:
     assert "validation: loss" in result.output
     assert "images/s" in result.output
     assert f"isicrt build-engine {out / 'best.pt'}" in result.output
+    shown = CliRunner().invoke(group, ["models", "verify", str(out / "best.pt")])
+    assert "the card: run, unet, 64 x 64, fp32" in shown.output  # as the run folder is called
 
     again = CliRunner().invoke(group, arguments)
     assert again.exit_code == 2

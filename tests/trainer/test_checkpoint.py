@@ -68,6 +68,20 @@ def test_pickled_code_is_not_run_and_nobody_is_told_how_to(
     assert not Path("executed").exists()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"\x80\x02j\xe5\x7e\x6b\x0a.", id="number_of_no_object"),
+        pytest.param(b"rubbish", id="no_pickle"),
+        pytest.param(b"", id="empty"),
+    ],
+)
+def test_bytes_of_another_kind_have_a_reason_in_words(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(ModelError, match=r"read safely: ([^.0-9]+)\. Only tensors"):
+        checkpoint.load(tmp_path / "x.pt")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="leftovers are left there")
 def test_what_a_kill_left_of_a_checkpoint_is_removed_by_the_next_one(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:

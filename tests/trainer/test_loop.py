@@ -96,6 +96,11 @@ def test_checkpoint_gives_the_model_and_its_card(run: Path, rendered_pairs: Path
         assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
 
 
+def test_the_model_is_called_as_its_run_folder(run: Path) -> None:
+    assert {checkpoint.load(run / name)[0].name for name in ("best.pt", "frozen.pt", "last.pt")} == {"whole"}
+    assert checkpoint.load(run / "best.pt")[0].training["recipe"] == "tiny"
+
+
 def test_a_stopped_run_resumes_to_the_very_same_weights(run: Path, rendered_pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "stopped"
     for stop in (1, 1):  # once between the stages, once within one

@@ -358,7 +358,7 @@ def test_other_settings_cannot_go_on_with_the_teachers(
     with pytest.raises(SettingsError, match=message):
         train(dataclasses.replace(given, recipe=dataclasses.replace(given.recipe, soft_labels=other)))
     (out / "config.yaml").unlink()
-    with pytest.raises(SettingsError, match="does not say what the teachers beside it are of"):
+    with pytest.raises(SettingsError, match="does not say which run this is"):
         train(given)
 
 

@@ -54,7 +54,7 @@ def test_cousins_have_a_mean(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"start": "another"}, "no start in common"),
-        ({"start": None}, "no start in common"),
+        ({"start": None}, r"b\.pt: its run did not start from a checkpoint \(--start-from\)"),
         ({"size": 96}, "another network or input size"),
     ],
 )
@@ -63,6 +63,17 @@ def test_strangers_have_no_mean(tmp_path: Path, change: dict[str, Any], message:
     with pytest.raises(ModelError, match=message):
         average([a, b], tmp_path / "mean.pt")
     assert not (tmp_path / "mean.pt").exists()
+
+
+def test_runs_without_a_start_are_not_compared_with_themselves(tmp_path: Path) -> None:
+    a, b = (write(tmp_path / f"{name}.pt", 1.0, start=None) for name in "ab")
+    with pytest.raises(ModelError, match=r"a\.pt: its run did not start from a checkpoint"):
+        average([a, b], tmp_path / "mean.pt")
+
+
+def test_a_mean_has_the_name_of_its_file(tmp_path: Path) -> None:
+    average([write(tmp_path / f"{n}.pt", n) for n in (1.0, 2.0)], tmp_path / "mean.pt")
+    assert checkpoint.load(tmp_path / "mean.pt")[0].name == "mean"
 
 
 def test_one_has_no_mean(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""What a run folder says of its run: the name of its model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from isicrt.engine.card import MAX_NAME, ModelCard
+from isicrt.engine.shipped import names
+from isicrt.trainer.recipe import load_recipe, recipe_names
+from isicrt.trainer.run import RunSettings
+from isicrt.trainer.run_folder import model_name, run_name
+
+RECIPE = load_recipe("unet-light")
+
+
+def name_of(out: Path, *, fold: int | None = 0, part: int | None = None) -> str:
+    held_out = None if part is None else (part, 4)
+    return model_name(RunSettings(recipe=RECIPE, data=(), out=out, fold=fold, held_out=held_out))
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("runs/mine", "mine"),
+        ("runs/unet-light-fold3", "unet-light-fold3"),
+        ("runs/other/..", "runs"),
+        (".", "here"),
+        ("runs/unet-light-x", "unet-light-x"),
+        ("runs/two\nlines", "two_lines"),
+        (os.fsdecode(b"runs/caf\xe9"), "caf_"),
+        ("runs/ ", "unet-light-fold0"),
+        ("/", "unet-light-fold0"),
+        ("runs/segnet-attention-light", "unet-light-fold0"),
+    ],
+)
+def test_a_model_is_called_as_its_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, expected: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert name_of(Path(folder)) == expected
+    ModelCard(name=expected, architecture="unet", input_height=32, input_width=32)
+
+
+@pytest.mark.parametrize("name", names())
+def test_no_run_takes_the_name_of_a_model_that_ships(tmp_path: Path, name: str) -> None:
+    assert name_of(tmp_path / name) == "unet-light-fold0"
+    assert name_of(tmp_path / name, fold=None) == "unet-light-all"
+
+
+def test_a_long_name_leaves_room_for_what_an_export_appends(tmp_path: Path) -> None:
+    name = name_of(tmp_path / ("x" * 250))
+    assert name == "x" * len(name)
+    assert 100 < len(name) <= MAX_NAME - len("-int8-x64")
+
+
+def test_a_teacher_is_called_after_the_run_that_it_teaches(tmp_path: Path) -> None:
+    assert name_of(tmp_path / "soft" / "teachers" / "2", part=2) == "soft-teacher2"
+
+
+def test_names_of_recipes_and_runs() -> None:
+    assert {"unet-light", "report-unet"} <= set(recipe_names())
+    assert (run_name(RECIPE, 3), run_name(RECIPE, None)) == ("unet-light-fold3", "unet-light-all")
