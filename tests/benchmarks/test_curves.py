@@ -68,5 +68,5 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
 
 def test_matplotlib_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(MissingDependencyError, match=r"isicrt\[train\]"):
+    with pytest.raises(MissingDependencyError, match=r"\.\[train\]"):
         new_figure("x")

@@ -256,7 +256,7 @@ def test_audit_passes_what_training_leaves_out(photographs: Path) -> None:
         (["--data", "train", "--sheet", "sheet.gif"], 2, ".png"),
         (["--data", "train", "--json", "nowhere/found.json"], 2, "there is no folder nowhere"),
         (["--data", "train", "--json", "/proc/found.json"], 2, "cannot be written"),
-        (["--data", "train", "--json", "x.png", "--sheet", "x.png"], 2, "one would overwrite the other"),
+        (["--data", "train", "--json", "x.png"], 2, "that is an image's name"),
         (["--data", "train", "--threads", "0"], 2, "--threads"),
         (["--data", "train/masks"], 1, "not a data set"),
         (["--data", "train", "--against", "train"], 1, "compared with itself"),
