@@ -48,7 +48,8 @@ _IMAGES_UNTIL_GIVEN_BACK = 1000
     "resume",
     default=True,
     show_default=True,
-    help="Skip the images whose mask an earlier run made with the same model and settings, or make all masks again.",
+    help="Skip the images whose mask an earlier run made with the same model and settings, or somebody corrected, "
+    "or make all masks again.",
 )
 @click.option("--retry-failed", is_flag=True, help="Try unchanged files again that failed because of what is in them.")
 @click.option("--model", metavar="FILE|NAME", help="An .onnx or .plan, or a shipped model. [default: unet-light-int8]")
@@ -198,8 +199,8 @@ def command(
     """Segment IMAGES into masks: NAME.png for each image, at the image's own size, 0 background, 255 lesion.
 
     IMAGES is a folder (searched recursively), a quoted glob pattern, images, or a .txt file with a path in each line
-    (relative to that file). The masks lie below --out as the images do. What counts is the stored pixel grid: EXIF
-    orientation is ignored.
+    (relative to that file). Masks and overlays of earlier runs among them are left out. The masks lie below --out as
+    the images do. What counts is the stored pixel grid: EXIF orientation is ignored.
 
     An image that cannot be read costs that image: the others are done, the failures are listed, and the exit code is
     1. Interrupt it when you like: a mask is there whole or not at all, and the same command goes on where it stopped.

@@ -115,7 +115,8 @@ class Segmenter:
             mask_bits: 1 or 8 bits a pixel.
             overlays: a folder for JPEGs of the images with the outline of the mask.
             on_outcome: called for each image as it ends.
-            existing: ``resume`` skips what an earlier run did with this model and these settings; ``overwrite``.
+            existing: ``resume`` skips what an earlier run did with this model and these settings, and masks that were
+                changed by hand since (see `Outcome.kept`); ``overwrite`` does everything.
             retry_failed: try unchanged files again that failed because of what is in them.
             decode: ``auto``, ``gpu`` or ``cpu``, see `isicrt.engine.gpu_stages.open_chain`.
             processes: that finish masks beside this one, see `isicrt.engine.pipeline.run_jobs`; 0 for none, None for
