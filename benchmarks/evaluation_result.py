@@ -138,14 +138,17 @@ def _table(title: str, note: str, names: Sequence[str], columns: Columns) -> Tab
 
 def _note(evaluation: Evaluation, official: bool) -> str:
     title = evaluation.protocol.title
-    settings = {
-        f"threshold {m.threshold:g}, clean-up: {' and '.join(m.clean_up).replace('_', ' ') or 'none'}"
-        for m in evaluation.models
-    }
+    settings: dict[str, list[str]] = {}
+    for m in evaluation.models:
+        clean_up = " and ".join(m.clean_up).replace("_", " ") or "none"
+        settings.setdefault(f"threshold {m.threshold:g}, clean-up: {clean_up}", []).append(m.label)
+    shared = f"; {next(iter(settings))}" if len(settings) == 1 else ""
+    own = [] if shared else [f"{', '.join(labels)}: {setting}." for setting, labels in settings.items()]
     fed = [f"{m.label}: fed {m.input}." for m in evaluation.models if m.input != own_size(m.card)]
     return "\n".join(
         [
-            f"{title[0].upper()}{title[1:]}; {'; '.join(sorted(settings))}.",
+            f"{title[0].upper()}{title[1:]}{shared}.",
+            *own,
             "Interval: 95 % bootstrap of the mean Jaccard index. p5: 5th percentile. <0.65: number of such images."
             + (" Jacc.*: threshold Jaccard, 0 where an image is below 0.65." if official else ""),
             *fed,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isicrt.engine.errors import IsicrtError, ModelError
+from isicrt.engine.errors import IsicrtError, MissingDependencyError, ModelError
 
 if TYPE_CHECKING:
     from isicrt.engine.card import ModelCard
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 def command(model: str | None, file: Path | None, as_json: bool) -> None:
     """List the models that ship with isicrt, or show what is known about one: MODEL is a name or a file.
 
-    `isicrt models verify FILE` checks an .onnx, a .plan, a checkpoint (.pt) or a recipe (.yaml) before you trust it,
-    and says what it checked; the exit code is 1 if it did not pass.
+    `isicrt models verify FILE` checks an .onnx, a .plan, a checkpoint (.pt), a recipe (.yaml) or a model that ships
+    before you trust it, and says what it checked; the exit code is 1 if it did not pass, and 3 if it cannot be checked
+    here because a package is not installed.
     """
     from isicrt.engine import shipped
 
     if model == "verify" and not (file is None and Path(model).is_file()):
         if file is None:
             raise click.UsageError("Missing argument 'FILE': isicrt models verify FILE")
-        _verify(file, as_json)
+        _verify(shipped.resolve(file) if not file.exists() and str(file) in shipped.names() else file, as_json)
         return
     if file is not None:
         raise click.UsageError(f"Got unexpected extra argument ({file})")
@@ -48,13 +49,27 @@ def command(model: str | None, file: Path | None, as_json: bool) -> None:
         click.echo("No model ships with this copy of isicrt. Train one with: isicrt train")
 
 
+class CannotCheckError(click.ClickException):
+    """A file of which nothing can be said, good or bad."""
+
+    exit_code = 3
+
+
 def _verify(file: Path, as_json: bool) -> None:
     from isicrt.cli.model_check import verify
 
     try:
         checked = verify(file)
+    except MissingDependencyError as error:
+        raise CannotCheckError(f"{file}: cannot be checked here: {error}") from error
     except IsicrtError:
         raise
+    except ImportError as error:  # it says nothing of the file
+        reason = f"{error.name} is not installed" if isinstance(error, ModuleNotFoundError) else str(error)
+        package = "isicrt" if file.suffix in (".onnx", ".plan") else "'isicrt[train]'"
+        raise CannotCheckError(
+            f"{file}: cannot be checked here: {reason}. Install it with: pip install {package}"
+        ) from error
     except Exception as error:  # the libraries that read it raise whatever a stranger's file makes them run into
         reason = str(error).strip() or "no reason given"
         raise ModelError(f"{file}: did not pass: {type(error).__name__}: {reason}") from error
@@ -71,6 +86,12 @@ def _read_card(path: Path) -> ModelCard:
         from isicrt.engine.plan import read_plan
 
         return read_plan(path)[0]
+    if path.suffix == ".pt":
+        try:
+            from isicrt.trainer.checkpoint import load
+        except ImportError as error:
+            raise MissingDependencyError(error.name or "torch", "train", str(error)) from error
+        return load(path)[0]
     from isicrt.engine.runtime import open_runtime
 
     with open_runtime(path, threads=1) as runtime:

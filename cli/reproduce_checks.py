@@ -66,7 +66,7 @@ def check_training(
     if others:
         raise SettingsError(
             f"{table_file}: holds rows that were trained on other data than {data} ({'; '.join(others)}). Name another "
-            "file with --table, or delete this one"
+            "file with --table, or another folder of runs and table with --out"
         )
 
 

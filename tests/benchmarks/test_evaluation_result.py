@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -78,6 +79,21 @@ def test_one_table_of_scores(official: bool, wide: bool, headings: list[str]) ->
     assert ("place of the report's 128" in scores.note) is not official
     assert differences.title.endswith("difference from frozen")
     assert differences.rows == (("tuned", "2", "+0.1750", "+0.1000 to +0.2500", "no"),)
+
+
+def test_the_note_says_which_model_has_which_settings() -> None:
+    same = sample_evaluation()
+    assert "\nfrozen" not in tables(same)[0].note
+    assert tables(same)[0].note.count("clean-up: keep largest and fill holes.") == 1
+    frozen, tuned = same.models
+    central = replace(tuned, clean_up=("keep_central", "fill_holes"))
+    third = replace(frozen, label="third")
+    first, *settings, _ = tables(replace(same, models=(frozen, central, third)))[0].note.splitlines()
+    assert "clean-up" not in first
+    assert settings == [
+        "frozen, third: threshold 0.5, clean-up: keep largest and fill holes.",
+        "tuned: threshold 0.5, clean-up: keep central and fill holes.",
+    ]
 
 
 def test_two_tables_where_there_is_no_room() -> None:

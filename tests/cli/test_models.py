@@ -68,6 +68,20 @@ def test_one_card_to_read(darkness_onnx: Path) -> None:
     assert "name:           darkness" in output.splitlines()
 
 
+def test_a_card_of_a_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from isicrt.trainer import checkpoint
+
+    checkpoint.save(tmp_path / "best.pt", card=darkness_card(), weights={})
+    code, output = _run(str(tmp_path / "best.pt"), "--json")
+    assert code == 0, output
+    assert ModelCard.from_json(output) == darkness_card()
+    (tmp_path / "torn.pt").write_bytes(b"rubbish")
+    code, output = _run(str(tmp_path / "torn.pt"))
+    assert code == 1
+    assert "torn.pt: not a checkpoint" in output
+
+
 def test_nothing_ships(shelf: Path) -> None:
     assert _run() == (0, "No model ships with this copy of isicrt. Train one with: isicrt train\n")
     assert _run("--json") == (0, "[]\n")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,6 +126,44 @@ def test_what_does_not_pass(
     assert code == 1
     assert message in output
     assert not Path("exploded").exists()
+
+
+_WITHOUT_TORCH = """
+import sys
+for name in ("torch", "torchvision", "yaml"):
+    sys.modules[name] = None
+sys.argv = ["isicrt", "models", *sys.argv[1:]]
+from isicrt.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["verify", "best.pt"], 3, "best.pt: cannot be checked here: torch is not installed."),
+        (["verify", "recipe.yaml"], 3, "recipe.yaml: cannot be checked here: "),
+        (["best.pt"], 1, "torch is needed for this"),
+    ],
+)
+def test_without_torch_a_file_is_not_called_bad(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+    for name in ("best.pt", "recipe.yaml"):
+        (tmp_path / name).touch()
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_TORCH, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "pip install 'isicrt[train]'" in done.stderr
+    assert "did not pass" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["unet-light", "unet-light-int8"])
+def test_a_model_that_ships_is_verified_by_its_name(name: str) -> None:
+    code, output = _verify(name)
+    assert code == 0, output
+    assert f"{name}.onnx: passed" in output
 
 
 def test_usage() -> None:
