@@ -26,7 +26,7 @@ class Correction:
     """A mask that was changed since isicrt wrote it."""
 
     native_size: tuple[int, int] | None
-    """(height, width); None of a format that is not decoded in the run's process."""
+    """(height, width); None of a format that is not decoded in the run's process, and of what is too large for that."""
     lesion: float | None
     """Share of the pixels that it calls lesion, in [0, 1]; None as above."""
 
@@ -70,8 +70,9 @@ def find_correction(path: Path, size: tuple[int, int] | None, entry: Mapping[str
         if data.startswith(RISKY_SIGNATURES):  # nothing that isicrt wrote begins so: it is somebody's, whatever it is
             return Correction(None, None)
         pixels = read_image(path)
-    except DataError:
-        return None
+    except DataError as error:
+        # What is too large to be looked into is not damaged for that.
+        return Correction(None, None) if isinstance(error.__cause__, (OverflowError, MemoryError)) else None
     found = pixels.shape[0], pixels.shape[1]
     if size is not None and found != size:
         return None

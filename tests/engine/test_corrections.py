@@ -181,6 +181,14 @@ def test_what_is_a_correction(tmp_path: Path, made: Callable[[bytes], bytes], ex
     assert find_correction(path, SIZE, {}) is None  # a journal that does not say what was written
 
 
+def test_a_correction_that_is_too_large_to_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an image for which --max-megapixels was raised."""
+    path = tmp_path / "a.png"
+    path.write_bytes(encode_png(_drawn()))
+    monkeypatch.setattr("isicrt.engine.images.MAX_PIXELS", 100)
+    assert find_correction(path, SIZE, {"mask_crc": 1}) == Correction(None, None)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs there")
 def test_a_correction_of_any_size_and_a_fifo(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
