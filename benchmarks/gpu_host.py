@@ -185,7 +185,7 @@ def main(
     environment = read_environment()
     try:
         with tempfile.TemporaryDirectory(prefix="isicrt-gpu-host-") as name:
-            files = [job.image for job in find_jobs(images, Path(name))]
+            files = find_jobs(images, Path(name)).images
             card = read_onnx_card(shipped.resolve(model))
             runs = measure(files, card, Path(name), count=count, processes=(0, number), repeats=repeats)
     except IsicrtError as error:

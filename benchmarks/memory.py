@@ -138,8 +138,8 @@ def _read_all(
             shutil.rmtree(out)
             shutil.rmtree(links)
 
-        files = [job.image for job in find_jobs(images, folder / "none")]
-        big = [job.image for job in find_jobs(large, folder / "none")] if large else _render_large(folder / "large")
+        files = find_jobs(images, folder / "none").images
+        big = find_jobs(large, folder / "none").images if large else _render_large(folder / "large")
         for count in counts:
             read(("count", "resume"), files, count, 8)
         for batch_size in batch_sizes:

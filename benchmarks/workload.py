@@ -125,12 +125,13 @@ def render_workload(folder: Path, count: int) -> Workload:
 
 def _workload(images: Path, masks: Path | None, out: Path, *, rendered: bool) -> Workload:
     jobs = find_jobs(images, out)
-    names = tuple(PurePath(job.mask.relative_to(out)) for job in jobs)
+    files = tuple(jobs.images)
+    names = tuple(PurePath(jobs[n].mask.relative_to(out)) for n in range(len(files)))
     return Workload(
         images=images,
         truths=find_truths(names, masks) if masks is not None else {},
         names=names,
-        files=tuple(job.image for job in jobs),
+        files=files,
         rendered=rendered,
     )
 

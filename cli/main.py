@@ -1,6 +1,7 @@
 """`isicrt`: the group of commands, each loaded when it is called, and the one place where errors become exit codes.
 
-Exit codes: 0 all done; 1 the command ran and something failed; 2 usage; 130 interrupted.
+Exit codes: 0 all done; 1 the command ran and something failed; 2 usage; 3 `models verify` could not check something;
+130 interrupted.
 """
 
 from __future__ import annotations

@@ -73,6 +73,11 @@ class Jobs(Sequence[Job]):
         folder, and comes behind everything else: nothing but problems may be added afterwards."""
         self._failures.append(failure)
 
+    @property
+    def images(self) -> list[Path]:
+        """The images, for who writes no masks of them; without what `add_failure` appended."""
+        return [self[n].image for n in range(len(self._names))]
+
     def keep_extension(self, n: int) -> None:
         """Name the mask of ``a.jpg`` ``a.jpg.png``. No folder may be added afterwards."""
         self._whole_names = self._whole_names or bytearray(len(self._names))

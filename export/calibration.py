@@ -33,7 +33,7 @@ def read_samples(
     Raises:
         DataError: too few images, or one that cannot be read.
     """
-    files = [job.image for job in find_jobs([*images], Path(tempfile.gettempdir()) / "isicrt-no-masks")]
+    files = find_jobs([*images], Path(tempfile.gettempdir()) / "isicrt-no-masks").images
     if len(files) <= calibrate:
         raise DataError(
             f"{len(files)} images are too few to calibrate on {calibrate} and to compare on others: name more images "

@@ -114,7 +114,7 @@ def main(checkpoint: Path, size: int, out: Path, images: Path | None) -> None:
     samples, origin = None, ""
     try:
         if images is not None:
-            files = [job.image for job in find_jobs(images, out.parent / "isicrt-no-masks")]
+            files = find_jobs(images, out.parent / "isicrt-no-masks").images
             picks = np.unique(np.linspace(0, len(files) - 1, 32).astype(int))
             samples = [Sample(files[n].name, decode_image(files[n], (size, size)).pixels) for n in picks]
             origin = f"{len(samples)} of {len(files)} images of {'/'.join(images.absolute().parts[-2:])}"

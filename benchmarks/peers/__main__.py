@@ -22,7 +22,7 @@ from isicrt.benchmarks.peers.race import PEERS, Entrant, Peer, Race, agreement, 
 from isicrt.engine import shipped
 from isicrt.engine.errors import DataError, IsicrtError, SettingsError
 from isicrt.engine.onnx_file import read_onnx_card
-from isicrt.engine.sources import Job, find_jobs
+from isicrt.engine.sources import find_jobs
 
 
 @click.command()
@@ -103,14 +103,14 @@ def _race(
     environment = read_environment()  # its load average is of other work only before the first run
     with tempfile.TemporaryDirectory(prefix="isicrt-peers-") as name:
         folder = Path(name)
-        jobs = find_jobs(images, folder / "masks")
-        _check_names(jobs)
+        found = find_jobs(images, folder / "masks").images
+        _check_names(found)
         files = folder / "files.txt"
-        files.write_text("".join(f"{os.path.abspath(job.image)}\n" for job in jobs), encoding="utf-8")  # noqa: PTH100
+        files.write_text("".join(f"{os.path.abspath(image)}\n" for image in found), encoding="utf-8")  # noqa: PTH100
         missing = {p.name: [package for package in p.packages if find_spec(package) is None] for p in peers}
         ours, others = Entrant("isicrt"), [Entrant(p.name) for p in peers if not missing[p.name]]
-        for job in jobs:  # into the page cache, so that the first run is like the others
-            job.image.read_bytes()
+        for image in found:  # into the page cache, so that the first run is like the others
+            image.read_bytes()
         failed: dict[str, str] = {}
         for round_ in range(1, runs + 1):
             click.echo(f"round {round_} of {runs}: isicrt", err=True)
@@ -134,8 +134,8 @@ def _race(
             model=model.name,
             baseline=baseline.name if baseline else None,
             float_model=float_model.name if float_model else None,
-            images=len(jobs),
-            megabytes=sum(job.image.stat().st_size for job in jobs) / 1e6,
+            images=len(found),
+            megabytes=sum(image.stat().st_size for image in found) / 1e6,
             isicrt=ours,
             peers=[other for other in others if other.name not in failed],
             failed=failed,
@@ -145,9 +145,9 @@ def _race(
         )
 
 
-def _check_names(jobs: Sequence[Job]) -> None:
+def _check_names(images: Sequence[Path]) -> None:
     """Peers write ``a.png`` for ``x/a.jpg``, into one folder."""
-    names = [job.image.stem for job in jobs]
+    names = [image.stem for image in images]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise DataError(f"{len(twice)} names are there twice, such as {twice[0]}; the peers need one folder of images")

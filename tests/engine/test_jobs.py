@@ -64,3 +64,10 @@ def test_some_have_other_masks_or_problems(jobs: Jobs) -> None:
     assert [job.mask.name for job in jobs] == ["a.jpg.png", "b.tar.png", "photo.png", "a.jpg.png", "b.png"]
     assert [job.problem for job in jobs] == [None, "last", None, None, None]
     assert jobs[1].problem == "last"
+
+
+def test_a_failure_is_a_job_and_no_image(jobs: Jobs) -> None:
+    images = [job.image for job in jobs]
+    jobs.add_failure(Job(Path("in/closed"), Path("out/closed"), "in/closed: the folder cannot be read"))
+    assert len(jobs) == len(images) + 1
+    assert jobs.images == images
