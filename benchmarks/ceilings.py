@@ -197,8 +197,8 @@ def to_dict(found: Sequence[Ceiling], arithmetic: Arithmetic, **facts: Any) -> d
 def main(images: Path, model: str | None, limit: int, json_file: Path | None) -> None:
     """Measure how near each stage is to what this machine can do."""
     try:
-        found = find_jobs(images, Path(tempfile.gettempdir())).images
-        files = [image for image in found if image.suffix.lower() in _JPEG]
+        photographs = find_jobs(images, Path(tempfile.gettempdir())).images
+        files = [image for image in photographs if image.suffix.lower() in _JPEG]
         chosen = files[:: max(1, len(files) // limit)][:limit]
         path = shipped.resolve(model)
         found, arithmetic = measure(chosen, path)
