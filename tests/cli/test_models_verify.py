@@ -154,7 +154,7 @@ def test_without_torch_a_file_is_not_called_bad(tmp_path: Path, arguments: list[
     )
     assert done.returncode == code, done.stderr
     assert message in done.stderr
-    assert "pip install 'isicrt[train]'" in done.stderr
+    assert "pip install '.[train]'" in done.stderr
     assert "did not pass" not in done.stderr
     assert "Traceback" not in done.stderr
 
