@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isicrt.engine.errors import IsicrtError, MissingDependencyError, ModelError
+from isicrt.engine.errors import IsicrtError, MissingDependencyError, ModelError, install_line
 
 if TYPE_CHECKING:
     from isicrt.engine.card import ModelCard
@@ -66,10 +66,9 @@ def _verify(file: Path, as_json: bool) -> None:
         raise
     except ImportError as error:  # it says nothing of the file
         reason = f"{error.name} is not installed" if isinstance(error, ModuleNotFoundError) else str(error)
-        package = "isicrt" if file.suffix in (".onnx", ".plan") else "'isicrt[train]'"
-        raise CannotCheckError(
-            f"{file}: cannot be checked here: {reason}. Install it with: pip install {package}"
-        ) from error
+        needed = file.suffix not in (".onnx", ".plan")
+        install = install_line("train") if needed else "pip install . in isicrt's repository"
+        raise CannotCheckError(f"{file}: cannot be checked here: {reason}. Install it with: {install}") from error
     except Exception as error:  # the libraries that read it raise whatever a stranger's file makes them run into
         reason = str(error).strip() or "no reason given"
         raise ModelError(f"{file}: did not pass: {type(error).__name__}: {reason}") from error
