@@ -11,6 +11,7 @@ import pytest
 
 from isicrt.engine.pipeline import THREAD_PREFIX
 from isicrt.engine.read_process import ReadProcess
+from isicrt.engine.segmenter import Segmenter
 from isicrt.engine.write_process import WriteProcess
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.host_plan import HostPlan
@@ -30,6 +31,12 @@ def host(darkness_onnx: Path, kernels: CpuKernels) -> Iterator[HostPlan]:
     yield host
     host.close()
     assert [t.name for t in threading.enumerate() if t.name.startswith(THREAD_PREFIX)] == []
+
+
+@pytest.fixture
+def segmenter(darkness_onnx: Path) -> Iterator[Segmenter]:
+    with Segmenter(darkness_onnx, threads=1) as segmenter:
+        yield segmenter
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,6 @@ from isicrt.engine.segmenter import Segmenter
 
 SIZE = (40, 60)
 MASK = Path("out/a.png")
-
-
-@pytest.fixture
-def segmenter(darkness_onnx: Path) -> Iterator[Segmenter]:
-    with Segmenter(darkness_onnx, threads=1) as segmenter:
-        yield segmenter
 
 
 @pytest.fixture

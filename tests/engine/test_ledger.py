@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,6 @@ from isicrt.engine.masks import encode_png
 from isicrt.engine.output import OutputError, OutputFolder, is_leftover, sync_file_system
 from isicrt.engine.segmenter import Segmenter
 from isicrt.engine.sources import find_jobs
-
-
-@pytest.fixture
-def segmenter(darkness_onnx: Path) -> Iterator[Segmenter]:
-    with Segmenter(darkness_onnx, threads=1) as segmenter:
-        yield segmenter
 
 
 @pytest.fixture
