@@ -10,9 +10,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from isicrt.engine.errors import DataError
-from isicrt.engine.images import read_image, read_mask
-from isicrt.engine.masks import Mask
-from isicrt.engine.scores import FOREGROUND_ABOVE, ImageScores, score_mask, summarise
+from isicrt.engine.images import read_mask
+from isicrt.engine.scores import ImageScores, score_mask, summarise
 
 _SUFFIX = "_segmentation"
 
@@ -89,31 +88,6 @@ def _identifier(path: Path) -> str:
     return path.stem.lower().removesuffix(_SUFFIX)
 
 
-def read_truth(path: Path) -> Mask:
-    """`read_mask` of a ground truth, which must not be taken for empty where it is not.
-
-    Raises:
-        DataError: see `read_mask` and `check_levels`.
-    """
-    truth = read_mask(path)
-    if not truth.any():
-        check_levels(path)
-    return truth
-
-
-def check_levels(path: Path) -> None:
-    """Refuse a ground truth that is not 0 throughout and yet has nothing above 128, such as one of 0 and 1: every
-    lesion in it would be lost, and every score with it.
-
-    Raises:
-        DataError: the file is such a one, or cannot be decoded.
-    """
-    highest = int(read_image(path).max())
-    if 0 < highest <= FOREGROUND_ABOVE:
-        remedy = "multiply by 255" if highest == 1 else "write lesion as 255"
-        raise DataError(f"{path}: its highest value is {highest}, and lesion is above {FOREGROUND_ABOVE}: {remedy}")
-
-
 def score_masks(folder: Path, truths: Mapping[PurePath, Path]) -> Accuracy:
     """Score the masks below `folder` that have a truth. A mask that is not there (its image failed) is a problem too.
 
@@ -128,7 +102,7 @@ def score_masks(folder: Path, truths: Mapping[PurePath, Path]) -> Accuracy:
             problems.append(f"{name.as_posix()}: no mask, its image failed")
             continue
         try:
-            per_image[name.as_posix()] = score_mask(read_mask(folder / name), read_truth(truth))
+            per_image[name.as_posix()] = score_mask(read_mask(folder / name), read_mask(truth))
         except DataError as error:
             problems.append(f"{name.as_posix()}: {error}")
     return Accuracy(per_image, tuple(problems))

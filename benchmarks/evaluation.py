@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isicrt.benchmarks.accuracy import check_levels
-from isicrt.benchmarks.scoring_protocol import OfficialProtocol, ScoringProtocol
+from isicrt.benchmarks.scoring_protocol import ScoringProtocol
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import DataError, IsicrtError, ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array
@@ -128,7 +127,7 @@ def score_model(
     on_image: Callable[[], None] = lambda: None,
 ) -> Scored:
     """Score a model on the images of a data set. An image that cannot be read, or a truth that cannot be read or is
-    of 0 and 1 (see `check_levels`), costs that image.
+    of 0 and 1 (see `check_highest`), costs that image.
 
     Args:
         candidate: the model; nobody else uses its runtime meanwhile.
@@ -156,9 +155,6 @@ def score_model(
         try:
             truth, truth_size = protocol.read_truth(case.truth)
             _check_sizes(case, image.native_size, truth_size)
-            # What the report's protocol takes for lesion is all that is not 0, and does not show a mask of 0 and 1.
-            if not truth.any() or protocol.name != OfficialProtocol.name:
-                check_levels(case.truth)
         except DataError as error:
             return error
         prediction = protocol.mask(probability, image.native_size, card)

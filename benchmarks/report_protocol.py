@@ -31,7 +31,7 @@ from isicrt.benchmarks.scoring_protocol import own_size
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array, resize_by_pillow
-from isicrt.engine.images import Decoded, read_image
+from isicrt.engine.images import Decoded, check_highest, read_image
 from isicrt.engine.masks import Mask
 from isicrt.engine.scores import Overlap
 
@@ -55,12 +55,14 @@ class ReportProtocol:
         """See `grown_truth`.
 
         Raises:
-            DataError: not a greyscale image.
+            DataError: not a greyscale image, or see `check_highest`: all that is not 0 is lesion by this protocol, so a
+                mask of 0 and 1 would do here, and would not by the other.
         """
         pixels = read_image(truth)
         levels = pixels[..., 0]
         if not (np.array_equal(levels, pixels[..., 1]) and np.array_equal(levels, pixels[..., 2])):
             raise DataError(f"{truth}: a mask must be greyscale, and this image has colours")
+        check_highest(truth, int(levels.max()))
         return grown_truth(levels), (levels.shape[0], levels.shape[1])
 
     def mask(self, probability: UInt8Array, native_size: tuple[int, int], card: ModelCard) -> Mask:

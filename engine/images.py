@@ -166,14 +166,37 @@ def read_mask(path: str | os.PathLike[str]) -> npt.NDArray[np.bool_]:
     """A ground truth or a predicted mask: bool, H x W, true where the value is above 128 of 255.
 
     Raises:
-        DataError: neither a 1-bit nor an 8-bit greyscale image, or one that cannot be decoded.
+        DataError: neither a 1-bit nor an 8-bit greyscale image, one that cannot be decoded, or see `check_highest`.
     """
     with _image_errors(path):
         image = _open(read_source(path).data, MAX_PIXELS)
         if image.mode not in ("1", "L"):
             raise DataError(f"{path}: a mask must be a 1-bit or an 8-bit greyscale image, not of mode {image.mode}")
         pixels = np.asarray(_stored_grid(image))
-        return pixels if pixels.dtype == bool else pixels > FOREGROUND_ABOVE
+        if pixels.dtype == bool:
+            return pixels
+        mask: npt.NDArray[np.bool_] = pixels > FOREGROUND_ABOVE
+        if not mask.any():
+            check_highest(path, int(pixels.max()))
+        return mask
+
+
+def check_highest(path: str | os.PathLike[str], highest: int) -> None:
+    """Refuse a mask that is not 0 throughout and yet has nothing above 128. numpy, nnU-Net and tools for labels write
+    classes: what they call 1 would be taken for "no lesion", and every lesion would be lost.
+
+    Args:
+        path: of the mask, to name it.
+        highest: value in it, of 255.
+
+    Raises:
+        DataError: it is such a one.
+    """
+    if 0 < highest <= FOREGROUND_ABOVE:
+        remedy = "multiply by 255" if highest == 1 else "write lesion as 255"
+        raise DataError(
+            f"{os.fspath(path)}: its highest value is {highest}, and lesion is above {FOREGROUND_ABOVE}: {remedy}"
+        )
 
 
 @contextmanager

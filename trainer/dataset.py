@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from isicrt.engine.errors import DataError
+from isicrt.engine.images import check_highest
 from isicrt.engine.scores import FOREGROUND_ABOVE
 from isicrt.trainer.twins import TEST_TWINS, group_of
 
@@ -170,12 +171,10 @@ def _check_pair(pair: Pair) -> tuple[bytes, set[int], list[str]]:
         problems.append(f"{pair.mask}: has mode {mask.mode}; a mask is 1-bit or 8-bit grey (1 or L)")
         return contents, set(), problems
     levels = {int(level) for level in np.unique(np.asarray(mask.convert("L")))}
-    if 0 < (highest := max(levels)) <= FOREGROUND_ABOVE:
-        # numpy, nnU-Net and tools for labels write classes, and what they call 1 would be learned as "no lesion".
-        remedy = "multiply by 255" if highest == 1 else "write lesion as 255"
-        problems.append(
-            f"{pair.mask}: its highest value is {highest}, and lesion is above {FOREGROUND_ABOVE}: {remedy}"
-        )
+    try:
+        check_highest(pair.mask, max(levels))
+    except DataError as error:
+        problems.append(str(error))
     return contents, levels, problems
 
 

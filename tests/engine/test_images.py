@@ -247,6 +247,17 @@ def test_grey_masks_are_cut_above_128(tmp_path: Path) -> None:
     assert read_mask(path).tolist() == [[False, False, False, True, True]]
 
 
+@pytest.mark.parametrize(("highest", "remedy"), [(1, "multiply by 255"), (128, "write lesion as 255")])
+def test_a_mask_of_classes_is_not_an_empty_one(tmp_path: Path, highest: int, remedy: str) -> None:
+    path = _save(tmp_path / "m.png", Image.fromarray(np.array([[0, highest]], np.uint8)))
+    with pytest.raises(DataError, match=rf"m\.png: its highest value is {highest}, .* above 128: {remedy}"):
+        read_mask(path)
+
+
+def test_an_empty_mask_is_one(tmp_path: Path) -> None:
+    assert not read_mask(_save(tmp_path / "m.png", Image.new("L", (3, 2)))).any()
+
+
 @pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "LA", "I;16"])
 def test_other_modes_are_no_masks(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "m.png"
