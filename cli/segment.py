@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 import click
 
 from isicrt.cli.option_types import NamedPath, Number
+from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson, check_result_names
 from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.segment_report import (
-    OutcomeFile,
     Progress,
     RunReport,
     Tally,
-    check_result_names,
     count_run,
     describe_run,
     printable,
@@ -91,6 +90,13 @@ _IMAGES_UNTIL_GIVEN_BACK = 1000
     type=NamedPath(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write settings, versions and every image's outcome as JSON.",
+)
+@click.option(
+    "--csv",
+    "table_path",
+    type=NamedPath(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a row for each image: mask, size and the lesion's share of it, or why there is no mask.",
 )
 @click.option(
     "--report",
@@ -182,6 +188,7 @@ def command(
     mask_bits: str,
     overlay: Path | None,
     report_path: Path | None,
+    table_path: Path | None,
     summary_path: Path | None,
     resume: bool,
     retry_failed: bool,
@@ -229,7 +236,7 @@ def command(
         if decode == "gpu":
             raise SettingsError("--isolate always keeps every decoder out of this process, and --decode gpu runs in it")
         decode = "cpu"
-    check_result_names(report_path, summary_path)
+    check_result_names({"--json": report_path, "--csv": table_path, "--report": summary_path})
     jobs = find_jobs(images, out, overlays=overlay, on_clash=on_clash)
     for line in jobs.left_out.lines():
         click.echo(printable(line), err=True)
@@ -271,7 +278,8 @@ def command(
                 fsync=fsync,
             ) as ledger,
             ImageDecoder(isolate, timeout=decode_timeout, max_pixels=round(max_megapixels * 1e6)) as decoder,
-            OutcomeFile(report_path, about) as file,
+            OutcomeJson(report_path, about) as file,
+            OutcomeCsv(table_path) as table,
             Progress(len(jobs)) as progress,
             stop_signals() as should_stop,
         ):
@@ -283,6 +291,7 @@ def command(
             def note(outcome: Outcome) -> None:
                 tally.add(outcome)
                 file.add(outcome)
+                table.add(outcome)
                 progress.advance()
                 if (tally.images + tally.skipped) % _IMAGES_UNTIL_GIVEN_BACK == 0:
                     give_back()
@@ -293,6 +302,7 @@ def command(
                 left_out = {"left_out": jobs.left_out.describe()}
                 try:
                     file.finish({**counts, **left_out})
+                    table.finish({})
                 finally:
                     asked = {"settings": {**settings, **extra}, "journal": str(ledger.journal), "reason": reason}
                     report.write({**about, **asked, **counts, **left_out})
@@ -347,11 +357,11 @@ def command(
                 progress.close()
                 with suppress(IsicrtError):  # a full disk is what is being said already
                     end("stopped", str(error), None)
-                tally.list_failures(report_path)
+                tally.list_failures(table_path or report_path)
                 tally.say_kept()
                 raise
             end("failed" if tally.failed else "done", None, summary)
-    tally.list_failures(report_path)
+    tally.list_failures(table_path or report_path)
     tally.say_kept()
     say_end(summary, out, f"model {card.name}, {runtime.name}")
     if summary.failed:

@@ -1,13 +1,11 @@
-"""What `isicrt segment` says of a run: progress, the first failures, and its files in JSON."""
+"""What `isicrt segment` says of a run: progress, the first failures, and a summary in JSON."""
 
 from __future__ import annotations
 
 import json
 import secrets
-import stat
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isicrt.engine.errors import DataError, SettingsError
+from isicrt.cli.outcome_file import checked_place
+from isicrt.engine.errors import SettingsError
 
 if TYPE_CHECKING:
     from isicrt.engine.outcome import DecodeCounts, Outcome, RunSummary
@@ -48,39 +47,6 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def _checked(option: str, path: Path) -> tuple[Path, bool]:
-    """Where links lead, and whether that is a device or a pipe (`/dev/stdout`), which is written to and not replaced.
-
-    Raises:
-        SettingsError: what stands there must not be replaced.
-    """
-    from isicrt.engine.sources import EXTENSIONS
-
-    if path.suffix.lower() in EXTENSIONS:
-        raise SettingsError(f"{option} {path}: that is an image's name, and JSON would replace it. Choose another")
-    if path.name.startswith(".isicrt-"):
-        raise SettingsError(f"{option} {path}: isicrt keeps its own files under such names. Choose another")
-    try:
-        mode = path.stat().st_mode
-    except OSError:  # nothing there, or nothing that can be seen: writing tells
-        return (path, False)
-    if stat.S_ISDIR(mode):
-        raise SettingsError(f"{option} {path}: cannot be written: it is a folder")
-    stream = not stat.S_ISREG(mode) or path.parent == Path("/dev")
-    return (path if stream else path.resolve(), stream)
-
-
-def check_result_names(images: Path | None, run: Path | None) -> None:
-    """Raise SettingsError where ``--json`` or ``--report`` is ``-``, or both name one file, and no device or pipe."""
-    for option, path in (("--json", images), ("--report", run)):
-        if path == Path("-"):  # which others take for the standard output
-            raise SettingsError(f"{option} -: the standard output is /dev/stdout; a file of that name is not written")
-    if images is None or run is None or images.resolve() != run.resolve():
-        return
-    if run.is_file() or not run.exists():
-        raise SettingsError(f"--json and --report: both are {run}; one would overwrite the other")
-
-
 class RunReport:
     """The ``--report`` file: one summary of a run, written at its end, however that came. Without a path, nothing.
 
@@ -93,7 +59,7 @@ class RunReport:
         self._stream = False
         if path is None:
             return
-        path, self._stream = _checked("--report", path)
+        path, self._stream = checked_place("--report", path)
         self._path = path
         if self._stream:
             return
@@ -177,7 +143,7 @@ class Tally:
         for error in self._first:
             click.echo(f"  {printable(error)}", err=True)
         if self.failed > len(self._first):
-            listed = f"all in {where}" if where else "--json FILE lists all"
+            listed = f"all in {where}" if where else "--csv FILE or --json FILE lists all"
             click.echo(f"  ... and {self.failed - len(self._first)} more ({listed})", err=True)
 
 
@@ -284,75 +250,3 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class OutcomeFile:
-    """The JSON report. Outcomes are written as they come, so that a million of them need no memory; the file has a
-    temporary name until `finish`. Without a path nothing is written."""
-
-    def __init__(self, path: Path | None, head: Mapping[str, Any]) -> None:
-        self._path = path
-        self._first = True
-        if path is None:
-            return
-        path, self._stream = _checked("--json", path)
-        self._path = path
-        self._temporary = path if self._stream else path.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
-        try:
-            self._file = self._temporary.open("w" if self._stream else "x", encoding="ascii")
-        except OSError as error:
-            raise SettingsError(f"--json {path}: cannot be written: {error.strerror}") from error
-        self._write(json.dumps(head, indent=1)[:-2] + ',\n "images": [')
-
-    def _write(self, text: str) -> None:
-        try:
-            self._file.write(text)
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> DataError:
-        return DataError(
-            f"--json {self._path}: cannot be written: {error.strerror}. Masks that are there are whole. Put that right "
-            "and run the same command again: it goes on where this one stopped"
-        )
-
-    def add(self, outcome: Outcome) -> None:
-        if self._path is None:
-            return
-        height, width = outcome.native_size or (None, None)
-        entry = {
-            "image": str(outcome.job.image),
-            "mask": str(outcome.job.mask) if outcome.error is None else None,
-            "height": height,
-            "width": width,
-            "skipped": outcome.skipped,
-            "kept": outcome.kept,
-            "lesion_share": None if outcome.lesion_fraction is None else round(outcome.lesion_fraction, 6),
-            "error": outcome.error,
-        }
-        self._write(("\n  " if self._first else ",\n  ") + json.dumps(entry))
-        self._first = False
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        if self._path is None:
-            return
-        self._write(f'\n ],\n "summary": {json.dumps(summary)}\n}}\n')
-        try:
-            self._file.close()
-            if not self._stream:
-                self._temporary.replace(self._path)
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def __enter__(self) -> OutcomeFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._path is not None:
-            with suppress(OSError):  # of a full disk `finish` has spoken already
-                self._file.close()
-            if not self._stream:
-                with suppress(OSError):
-                    self._temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -100,6 +101,34 @@ def test_failures_are_listed_and_the_rest_is_done(segment, images: Path, tmp_pat
     assert {image for image, error in errors.items() if error} == {str(images / "bad.jpg"), str(images / "empty.png")}
 
 
+def test_a_row_for_each_image(segment, images: Path, tmp_path: Path) -> None:
+    (images / "bad, and more.jpg").write_bytes(b"rubbish")
+    out, table = tmp_path / "out", tmp_path / "rows.csv"
+    assert segment(images, "--out", out, "--csv", table).exit_code == 1
+    with table.open(newline="") as file:
+        rows = {Path(row["image"]).name: row for row in csv.DictReader(file)}
+    assert len(rows) == 4
+    bad = rows.pop("bad, and more.jpg")
+    assert (bad["status"], bad["mask"], bad["height"], bad["lesion_share"]) == ("failed", "", "", "")
+    assert "cannot be decoded" in bad["error"]
+    for row in rows.values():
+        mask = np.asarray(Image.open(row["mask"]))
+        assert (row["status"], row["kept"], row["error"]) == ("done", "", "")
+        assert (int(row["height"]), int(row["width"])) == mask.shape
+        assert float(row["lesion_share"]) == pytest.approx(np.count_nonzero(mask) / mask.size, abs=1e-6)
+    # Again: what was done before is in the table too, and the one that fails again.
+    first = [line.replace(",done,", ",skipped,") for line in table.read_text().splitlines()]
+    assert segment(images, "--out", out, "--csv", table).exit_code == 1
+    assert sorted(table.read_text().splitlines()) == sorted(first)
+
+
+def test_two_lists_in_one_file(segment, images: Path, tmp_path: Path) -> None:
+    result = segment(images, "--out", tmp_path / "out", "--json", tmp_path / "r", "--csv", tmp_path / "r")
+    assert result.exit_code == 2
+    assert "--json and --csv: both are" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_many_failures_are_cut(segment, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for n in range(23):
@@ -107,7 +136,7 @@ def test_many_failures_are_cut(segment, tmp_path: Path) -> None:
     result = segment(tmp_path / "in", "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert result.stderr.count("the file is empty") == 20
-    assert "... and 3 more (--json FILE lists all)" in result.stderr
+    assert "... and 3 more (--csv FILE or --json FILE lists all)" in result.stderr
 
 
 def test_names_cannot_steer_the_terminal(segment, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_read_is_a_failure(segment, monkeypatch: pytest.
         assert [unread["folder"] for unread in report["left_out"]["unread"]] == ["in/lost+found"]
 
 
-@pytest.mark.parametrize("option", ["--report", "--json"])
+@pytest.mark.parametrize("option", ["--report", "--json", "--csv"])
 def test_a_dash_is_no_file(segment, option: str) -> None:
     result = segment("in", "--out", "out", option, "-")
     assert result.exit_code == 2

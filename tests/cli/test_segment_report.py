@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from isicrt.cli.segment_report import OutcomeFile, RunReport
+from isicrt.cli.outcome_file import OutcomeJson
+from isicrt.cli.segment_report import RunReport
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.sources import Job
@@ -23,7 +24,7 @@ def _report(path: Path) -> None:
 
 
 def _json(path: Path) -> None:
-    with OutcomeFile(path, {"format": 1}) as file:
+    with OutcomeJson(path, {"format": 1}) as file:
         file.add(OUTCOME)
         file.finish({"done": 1})
 
