@@ -14,6 +14,8 @@
 #   bench    isicrt bench: the pipeline of `segment`, plan beside ONNX  bench.json
 #   dali     DALI's decoding on the GPU against its own on the CPU
 #   train    a short training run of each architecture                  training.tar.gz
+#   table    the report's table at its own widths, all rows at once, in what is left of --within (without it 400 s):
+#            training.json, report-table-gpu.json, runs.tar.gz; needs --data with its train and test split
 #
 # --out    where the results go; $OUT if that is set, else gpu-results. Logs are in suite.log, a line a command in
 #          summary.txt. A call of the recipe below leaves at most eight files.
@@ -52,7 +54,7 @@
 #   benchmarks/gpu_suite.sh --within 270 --data build/data/isic2016 tests host speed  # the same warm machine: $SITE and
 #                                                          # $WORK are still there; carry build/data  5 min
 #
-# `dali` and `train` do NOT fit beside these: DALI is 476 MB unpacked, which is some six calls more, and training takes
+# `dali`, `train` and `table` do NOT fit beside these: DALI is 476 MB unpacked, which is some six calls more, and training takes
 # minutes. They need a lease of their own (nvidia-dali-cuda130, astunparse, gast, optree, nvtx, makefun and libcst in place
 # of TensorRT for RTX and PyCUDA), as does `bench`. Without DALI the trainer's test marked gpu is an error of collection.
 set -uo pipefail
@@ -60,7 +62,7 @@ set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 usage() { sed -n '2,/^set -uo/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//'; }
 
-all=(doctor engines parity tests host speed bench dali train)
+all=(doctor engines parity tests host speed bench dali train table)
 out=${OUT:-gpu-results} data=${ISICRT_DATA:-} weights=none within=0 dry= steps=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -70,7 +72,7 @@ while [ $# -gt 0 ]; do
       case $1 in --out) out=$2 ;; --data) data=$2 ;; --within) within=$2 ;; *) weights=$2 ;; esac
       shift ;;
     -h | --help) usage; exit 0 ;;
-    doctor | engines | parity | tests | host | speed | bench | dali | train) steps+=("$1") ;;
+    doctor | engines | parity | tests | host | speed | bench | dali | train | table) steps+=("$1") ;;
     *) echo "unknown: $1 (steps: ${all[*]}; see --help)" >&2; exit 2 ;;
   esac
   shift
@@ -218,6 +220,16 @@ step_train() {
       --encoder-weights "$weights" --out "$work/runs/$name"
   done
   run "collect the runs" 60 tar czf "$out/training.tar.gz" -C "$work" --exclude '*.pt' runs
+}
+
+step_table() {
+  [ -n "$data" ] || { say "table: skipped, it needs --data"; return 1; }
+  local seconds=400
+  # It is told the time that it has, so that it ends by itself with a whole table.
+  [ "$within" -eq 0 ] || seconds=$((within - SECONDS - 5))
+  [ $seconds -ge 20 ] || seconds=20
+  run "table" $((seconds + 5)) "$python" -m isicrt.benchmarks.gpu_training --data "$data" --encoder-weights "$weights" \
+    --out "$out" --within "$seconds"
 }
 
 if [ -z "$dry" ]; then

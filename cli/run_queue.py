@@ -58,7 +58,7 @@ class RunQueue:
         from isicrt.benchmarks.environment import read_environment
         from isicrt.trainer.loop import Listener, RunSettings, train
         from isicrt.trainer.recipe import Recipe
-        from isicrt.trainer.report_runs import note_machine
+        from isicrt.trainer.report_runs import note_machine, note_memory
 
         left = self._left
         spoken = float("-inf")
@@ -94,8 +94,14 @@ class RunQueue:
             pretrained=self._pretrained,
             resume=run.last_checkpoint,
         )
+        if self._device == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
         try:
             train(settings, Lines())
+            if self._device == "cuda":
+                note_memory(run, torch.cuda.max_memory_allocated())
         except TrainingError as error:
             self.failures[run.folder] = f"failed: {str(error).removeprefix(f'{run.folder}: ')}"
             click.echo(f"{run.label} failed: {error}", err=True)

@@ -21,6 +21,7 @@ from isicrt.trainer.cache import resized_pairs
 from isicrt.trainer.curves import draw_curves, draw_samples
 from isicrt.trainer.dataset import DatasetReport, Pair, checked_pairs, hold_out, split_fold
 from isicrt.trainer.features import FeatureBatches, FrozenFeatures
+from isicrt.trainer.late_losses import LateLosses
 from isicrt.trainer.losses import mix
 from isicrt.trainer.mixstyle import mixed_styles
 from isicrt.trainer.models import build_model, normalise
@@ -38,7 +39,9 @@ from isicrt.trainer.run_folder import (
     write_config,
     write_metrics,
 )
+from isicrt.trainer.saving import Best, Intervals
 from isicrt.trainer.start import Start
+from isicrt.trainer.still_batches import StillBatches, StillPairs
 from isicrt.trainer.validation import ValidationSet
 
 __all__ = ["Listener", "RunSettings", "half_type", "train"]
@@ -66,7 +69,11 @@ def train(
         SettingsError: the run folder holds another run, or the checkpoint to resume does not belong to these settings.
         TrainingError: the loss is not a number any more, or the disk is full; the last checkpoint is good.
     """
-    listener = listener or Listener()
+    with optimisation.chosen_convolutions(settings.device):
+        return _train(settings, listener or Listener(), checked)
+
+
+def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair], DatasetReport] | None) -> Path:
     recipe, out = settings.recipe, settings.out
     if settings.resume is None and has_begun(out):
         raise SettingsError(f"{out} holds a run already: go on with --resume auto, or name another folder with --out")
@@ -95,7 +102,7 @@ def train(
     model = model.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if start is not None:
         model.load_state_dict(start.weights)
-    average = optimisation.make_average(model, recipe.ema_decay)
+    average = optimisation.make_average(model, recipe.ema_decay) if recipe.ema_decay else None
     history: list[dict[str, Any]] = []
     optimiser_state: dict[str, Any] | None = None
     scaler_state: dict[str, Any] = {}
@@ -103,7 +110,8 @@ def train(
         _, state = checkpoint.load(resume)
         check_identity(resume, state, identity)
         model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
+        if average is not None:
+            average.load_state_dict(state["average"])
         optimiser_state, scaler_state, history = state["optimiser"], state["scaler"], state["history"]
 
     try:
@@ -143,6 +151,10 @@ def train(
     optimiser: torch.optim.Optimizer | None = None
     previous_stage = None
     features: FrozenFeatures | None = None
+    still: StillPairs | None = None
+    losses, saves, drawings = LateLosses(), Intervals(), Intervals()
+    waiting: Best | None = None
+    saved = len(history)
     for epoch in range(len(history), recipe.epochs):
         begun = time.perf_counter()
         stage, stage_start = recipe.stage_of(epoch)
@@ -150,14 +162,19 @@ def train(
             optimisation.set_stage(model, stage, recipe.frozen_layers)
             optimiser = optimisation.make_optimiser(model, stage, recipe.weight_decay)
             if optimiser_state is not None and epoch != stage_start:
-                optimiser.load_state_dict(optimiser_state)
+                optimisation.restore(optimiser, optimiser_state)
             optimiser_state, previous_stage, features = None, stage, None
         optimisation.set_stage(model, stage, recipe.frozen_layers)
         size, seed = stage.input_size or recipe.input_size, epoch_seed(settings.seed, epoch)
-        still = stage.frozen and online is None and resized is not None and size == recipe.input_size
-        if still and resized is not None and FrozenFeatures.fit(len(training), size):
+        # Whether the pairs of the cache are what the network sees.
+        plain = online is None and stage.augmentation is None and resized is not None and size == recipe.input_size
+        batches: TrainingBatches | FeatureBatches | StillBatches
+        if plain and resized is not None and stage.frozen and FrozenFeatures.fit(len(training), size):
             features = features or FrozenFeatures(model, resized, card, device=settings.device)
-            batches: TrainingBatches | FeatureBatches = features.batches(recipe.batch_size, seed)
+            batches = features.batches(recipe.batch_size, seed)
+        elif plain and resized is not None:
+            still = still or StillPairs(resized, settings.device)
+            batches = still.batches(recipe.batch_size, seed)
         else:
             batches = TrainingBatches(
                 training,
@@ -170,6 +187,19 @@ def train(
                 threads=torch.get_num_threads(),
             )
         total, seen = 0.0, 0
+
+        def count(read: list[tuple[float, int]], epoch: int = epoch, saved: int = saved) -> None:
+            nonlocal total, seen
+            for value, images in read:
+                if not math.isfinite(value):
+                    last = f"{checkpoint.LAST} is of epoch {saved}" if saved else "No epoch was saved"
+                    raise TrainingError(
+                        f"{out}: the loss became {value} in epoch {epoch + 1}. {last}. "
+                        "Try a lower decoder_lr and encoder_lr, or a longer warm-up, in the recipe."
+                    )
+                total, seen = total + value * images, seen + images
+                listener.stepped(epoch + 1, images, value)
+
         for step, (inputs, masks) in enumerate(batches):
             if isinstance(inputs, Tensor) and not (out / "samples.png").exists():
                 draw_samples(inputs, masks, out / "samples.png")
@@ -185,23 +215,17 @@ def train(
                 else:
                     logits = model.decode(inputs)
             loss = loss_function(logits.float(), masks)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                last = f"{checkpoint.LAST} is of the epoch before" if history else "No epoch was finished"
-                raise TrainingError(
-                    f"{out}: the loss became {value} in epoch {epoch + 1}. {last}. "
-                    "Try a lower decoder_lr and encoder_lr, or a longer warm-up, in the recipe."
-                )
+            known = losses.read(loss, len(masks))
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.step(optimiser)
             scaler.update()
-            if recipe.ema_decay:
+            if average is not None:
                 average.update_parameters(model)
-            total, seen = total + value * len(masks), seen + len(masks)
-            listener.stepped(epoch + 1, len(masks), value)
+            count(known)
+        count(losses.rest())
         trained = time.perf_counter()
-        judged = average.module if recipe.ema_decay else model
+        judged = model if average is None else average.module
         judged.eval()
         scores = (
             {} if validation_set is None else validation_set.evaluate(judged, loss_function, device=settings.device)
@@ -218,27 +242,38 @@ def train(
         }
         history.append(row)
         weights = judged.state_dict()
-        is_best = not scores or row["val_jaccard"] == max(r["val_jaccard"] for r in history)
         scored = card.replace(scores=_noted(scores, recipe, settings.fold))
+        ends = epoch + 1 == stage_start + stage.epochs
+        if not scores or row["val_jaccard"] == max(r["val_jaccard"] for r in history):
+            chosen = card.replace(scores=_noted(scores, recipe, settings.fold, "; chose the epoch"))
+            waiting = Best(chosen, weights, epoch + 1)
         try:
-            if is_best:
-                chosen = card.replace(scores=_noted(scores, recipe, settings.fold, "; chose the epoch"))
-                checkpoint.save(out / checkpoint.BEST, card=chosen, weights=weights, epoch=epoch + 1)
-            if epoch + 1 == stage_start + stage.epochs:
-                checkpoint.save(out / f"{stage.name}.pt", card=scored, weights=weights, epoch=epoch + 1)
-            checkpoint.save(
-                out / checkpoint.LAST,
-                card=scored,
-                weights=weights,
-                model=model.state_dict(),
-                average=average.state_dict(),
-                optimiser=optimiser.state_dict(),
-                scaler=scaler.state_dict(),
-                history=history,
-                identity=identity,
-            )
+            if ends or saves.due:
+                with saves.timed():
+                    if waiting is not None:
+                        checkpoint.save(
+                            out / checkpoint.BEST, card=waiting.card, weights=waiting.weights, epoch=waiting.epoch
+                        )
+                    if ends:
+                        checkpoint.save(out / f"{stage.name}.pt", card=scored, weights=weights, epoch=epoch + 1)
+                    checkpoint.save(
+                        out / checkpoint.LAST,
+                        card=scored,
+                        weights=weights,
+                        model=model.state_dict(),
+                        **({} if average is None else {"average": average.state_dict()}),
+                        optimiser=optimiser.state_dict(),
+                        scaler=scaler.state_dict(),
+                        history=history,
+                        identity=identity,
+                    )
+                saved, waiting = epoch + 1, None
+            elif waiting is not None and waiting.epoch == epoch + 1:
+                waiting = waiting.kept()
             write_metrics(history, out / checkpoint.METRICS)
-            draw_curves(checkpoint.read_metrics(out), out / "curves.png", title=_title(settings))
+            if ends or drawings.due:
+                with drawings.timed():
+                    draw_curves(checkpoint.read_metrics(out), out / "curves.png", title=_title(settings))
         except OSError as error:
             raise TrainingError(f"{out}: epoch {epoch + 1} could not be saved: {error}") from error
         if board is not None:

@@ -61,9 +61,9 @@ def mix_styles(features: Tensor, rng: np.random.Generator) -> Tensor:
         wide = features.float()
         mean = wide.mean((2, 3), keepdim=True)
         deviation = (wide.var((2, 3), keepdim=True) + _EPSILON).sqrt()
-        partner = torch.from_numpy(rng.permutation(count)).to(features.device)
+        partner = torch.from_numpy(rng.permutation(count)).to(features.device, non_blocking=True)
         shares = rng.beta(CONCENTRATION, CONCENTRATION, count).astype(np.float32)
-        own = torch.from_numpy(shares).to(features.device).view(count, 1, 1, 1)
+        own = torch.from_numpy(shares).to(features.device, non_blocking=True).view(count, 1, 1, 1)
         scale = (deviation * own + deviation[partner] * (1 - own)) / deviation
         shift = mean * own + mean[partner] * (1 - own) - mean * scale
     return features * scale.to(features.dtype) + shift.to(features.dtype)

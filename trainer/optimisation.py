@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +41,31 @@ def make_optimiser(model: SegmentationModel, stage: Stage, weight_decay: float) 
             ([p for p in parameters if p.ndim <= 1], 0.0),
         ):
             groups.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": decay})
-    return torch.optim.AdamW(groups)
+    return torch.optim.AdamW(groups, fused=_fused(groups))
+
+
+def restore(optimiser: torch.optim.AdamW, state: Mapping[str, Any]) -> None:
+    """Give an optimiser of `make_optimiser` the state of another one, which may have been on another device."""
+    fused = _fused(optimiser.param_groups)
+    # Where a parameter's count of steps is kept, torch decides by what the state says of its groups.
+    groups = [{**group, "fused": fused} for group in state["param_groups"]]
+    optimiser.load_state_dict({**state, "param_groups": groups})
+
+
+def _fused(groups: Sequence[Mapping[str, Any]]) -> bool | None:
+    """True on a GPU: one kernel for all weights, where AdamW's default takes several for each kind of sum."""
+    return True if any(p.is_cuda for group in groups for p in group["params"]) else None
+
+
+@contextmanager
+def chosen_convolutions(device: str) -> Iterator[None]:
+    """Within it, cuDNN tries its ways of each convolution when it first meets its sizes, and takes the quickest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def learning_rate_factor(stage: Stage, progress: float) -> float:
@@ -69,12 +95,17 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel:
 
     @torch.no_grad()
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: int | Tensor) -> None:
-        n = float(count)
+        # The argument is a copy on the weights' device, and to read it would wait for a GPU.
+        n = float(average.n_averaged)
         weight = 1 - min(decay, (1 + n) / (10 + n))
+        if averaged[0].is_cuda and averaged[0].is_floating_point():  # all of one kind
+            torch._foreach_lerp_(list(averaged), list(current), weight)
+            return
         for mean, value in zip(averaged, current, strict=True):
             if mean.is_floating_point():
                 mean.lerp_(value, weight)
             else:  # number of batches seen
                 mean.copy_(value)
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    return average

@@ -75,6 +75,8 @@ class TrainingBatches:
         self._soft = resized is not None and resized.soft
         self._rng = np.random.default_rng(seed)
         self.order = self._rng.permutation(len(pairs))
+        self._gpu = device == "cuda"
+        self._held: tuple[Any, Any] | None = None
         self._pipe = self._build(seed, device, threads)
 
     def __len__(self) -> int:
@@ -111,14 +113,31 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(len(self)):
             try:
-                images, masks = self._pipe.run()
+                outputs = self._run()
             except RuntimeError as error:  # DALI does not say which sample it was
                 raise DataError(
                     f"DALI cannot decode a training image or mask. Find it with: isicrt data check DIR ({error})"
                 ) from error
-            levels = _tensor(masks)
+            images, levels = map(_tensor, outputs)
+            if self._gpu:
+                make_event: Any = torch.cuda.Event
+                copied = make_event()
+                copied.record()
+                self._held = outputs, copied
             target = levels.float() / 255 if self._soft else (levels > FOREGROUND_ABOVE).float()
-            yield _tensor(images), target.permute(0, 3, 1, 2)
+            yield images, target.permute(0, 3, 1, 2)
+
+    def _run(self) -> Any:
+        """The next outputs of the pipeline, computed.
+
+        On a GPU, DALI may write over outputs that nobody holds, on a stream of its own, which does not wait for the
+        copies of `_tensor` on torch's. So they are held until those are made.
+        """
+        if self._held is not None:
+            _, copied = self._held
+            copied.synchronize()
+            self._held = None
+        return self._pipe.run()
 
     def _build(self, seed: int, device: str, threads: int) -> Any:
         try:

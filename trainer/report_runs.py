@@ -162,6 +162,13 @@ def note_machine(run: Run, machine: dict[str, Any], *, training: int, validation
     (run.folder / RUN).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def note_memory(run: Run, peak: int) -> None:
+    """Add to ``run.json`` what torch has taken of the GPU's memory at most, in bytes."""
+    path = run.folder / RUN
+    content = json.loads(path.read_text(encoding="utf-8")) | {"gpu_memory_peak_bytes": peak}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def seconds_left(run: Run, others: Iterable[Run]) -> tuple[float, bool]:
     """How long the rest of a run takes, from the epochs of its own stages or of like runs'.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SUITE = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_suite.sh"
-STEPS = ("doctor", "engines", "parity", "tests", "host", "speed", "bench", "dali", "train")
+STEPS = ("doctor", "engines", "parity", "tests", "host", "speed", "bench", "dali", "train", "table")
 """In this order: the most important first."""
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
@@ -54,6 +54,7 @@ def test_a_dry_run_prints_every_step_and_does_nothing(tmp_path: Path) -> None:
         "isicrt.benchmarks.gpu_host",
         "isicrt.benchmarks.gpu_speed",
         "--recipe segnet-attention-atrous-light",
+        f"isicrt.benchmarks.gpu_training --data {tmp_path} --encoder-weights none --out {out} --within 400",
     ):
         assert part in done.stdout.replace("\\", "").replace("\n", " ")
     assert not list(tmp_path.iterdir())
@@ -122,11 +123,12 @@ def test_a_step_leaves_its_results_and_a_summary(tmp_path: Path) -> None:
 
 
 def test_without_a_plan_parity_fails_and_says_why(tmp_path: Path) -> None:
-    done = _suite("--out", tmp_path / "out", "parity", "train", WORK=str(tmp_path / "work"))
+    done = _suite("--out", tmp_path / "out", "parity", "train", "table", WORK=str(tmp_path / "work"))
     assert done.returncode == 1
     assert "parity: no plan runs here, torch alone" in done.stdout
     assert "parity, torch in the plan's place" in done.stdout
     assert "train: skipped, it needs --data" in done.stdout
+    assert "table: skipped, it needs --data" in done.stdout
 
 
 @pytest.mark.parametrize(("within", "limit"), [("40", "40"), ("9999", "590")])
@@ -135,6 +137,15 @@ def test_no_command_outlasts_the_time_of_all(within: str, limit: str) -> None:
     found = re.findall(r"^speed \(at most (\d+) s\)", done.stdout, re.MULTILINE)
     assert len(found) == 1
     assert int(limit) - 5 <= int(found[0]) <= int(limit)
+
+
+def test_the_table_is_told_the_time_that_is_left(tmp_path: Path) -> None:
+    done = _suite("--dry-run", "--within", "300", "--data", tmp_path, "--encoder-weights", "w.pth", "table")
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("table "))
+    left = int(line.split()[-1])
+    assert 285 <= left <= 295
+    assert f"at most {left + 5} s" in line
+    assert " --encoder-weights w.pth " in line
 
 
 def test_nothing_is_begun_in_the_last_ten_seconds() -> None:

@@ -216,9 +216,13 @@ def test_a_checkpoint_needs_the_extra(rendered_pairs: Path, tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_a_checkpoint_is_scored(rendered_pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_checkpoint_is_scored(
+    gpu: bool, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch = pytest.importorskip("torch")
     from isicrt.engine.card import ModelCard
+    from isicrt.export import torch_runtime
     from isicrt.trainer.checkpoint import save
     from isicrt.trainer.models import build_model
 
@@ -228,11 +232,14 @@ def test_a_checkpoint_is_scored(rendered_pairs: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     path = tmp_path / "run" / "best.pt"
     save(path, card=card, weights=build_model("unet", **network).state_dict())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch_runtime, "GPU", "cpu")  # in place of a GPU
     result = _evaluate(path, "--data", rendered_pairs, "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
-    assert "Exporting run/best.pt to ONNX" in result.output
+    assert ("Exporting run/best.pt to ONNX" in result.output) is not gpu
     (model,) = json.loads((tmp_path / "r.json").read_text())["models"]
-    assert (model["label"], model["file"], model["runtime"]) == ("fresh", "run/best.pt", "onnxruntime-cpu")
+    runtime = "torch-cpu" if gpu else "onnxruntime-cpu"
+    assert (model["label"], model["file"], model["runtime"]) == ("fresh", "run/best.pt", runtime)
     assert model["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert model["summary"]["images"] == 12
 

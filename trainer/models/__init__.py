@@ -7,6 +7,7 @@ torch.Size([2, 1, 64, 64])
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 
@@ -137,12 +138,25 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
     The one place where pixels are normalised: training calls it, and export traces it into the graph.
     """
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(3, 1, 1)
+    # To copy numbers to a GPU waits for all that it was asked to do before: once is enough.
+    constants = _constants_on_gpu if images.is_cuda else _constants
+    scale, shift = constants(tuple(mean), tuple(std), images.device)
     # The permuted view of N x H x W x 3 is what torch calls channels_last: no copy is made. It comes before the
     # arithmetic because ONNX Runtime is ten times slower where it has to repeat three numbers along the last dimension,
     # and after the cast because TensorRT for RTX takes no other order with uint8.
     return images.float().permute(0, 3, 1, 2) * scale + shift
+
+
+def _constants(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(3, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(3, 1, 1)
+    return scale, shift
+
+
+@functools.cache
+def _constants_on_gpu(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        return _constants(mean, std, device)
 
 
 def standardised(images: Tensor, share: float) -> Tensor:
