@@ -45,6 +45,7 @@ class SlotRuntime:
         make_context: gives an execution context for each slot.
         largest: batch.
         depth: slots.
+        about: what a report should say of it.
 
     Raises:
         ModelError: the memory of the device does not suffice, or the network cannot be put there.
@@ -58,9 +59,11 @@ class SlotRuntime:
         make_context: Callable[[], Any],
         largest: int,
         depth: int = BATCHES_IN_FLIGHT,
+        about: dict[str, Any] | None = None,
     ) -> None:
         self.card, self.name, self.device = card, name, device
         self.max_batch: int | None = largest
+        self.about = {} if about is None else about
         self.slots: list[TensorRtSlot] = []
         signature = Signature("image", "probability", card.input_size, smallest=1, largest=largest)
         try:

@@ -4,9 +4,10 @@
     python -m isicrt.benchmarks.gpu_verdict speed.json       # as Markdown
 
 Engines are measured one after the other: the plan (``tensorrt-fp16``, or what its card says), then torch in its place
-(`isicrt.benchmarks.gpu_torch`), so that the GPU's way is measured where no plan runs. Stages that need no engine are
-measured once (`isicrt.benchmarks.gpu_alone`). What the goals need comes first and the peers come last. The report is
-written after every section.
+(`isicrt.benchmarks.gpu_torch`), so that the GPU's way is measured where no plan runs, then torch compiled, for the
+first size of images alone. Stages that need no engine are measured once (`isicrt.benchmarks.gpu_alone`). What the goals
+need comes first; sizes of images after the first are measured in half the time. The report is written after every
+section.
 
 Network figures: "events" are the GPU's own clock, the two transfers apart, without a CUDA graph; "call" is the wall
 clock of `infer`, host memory to host memory, both transfers and the graph in it; "stream" is throughput with several
@@ -48,7 +49,7 @@ from isicrt.benchmarks.gpu_rates import network_figures
 from isicrt.benchmarks.gpu_slots import IdleContext, SlotRuntime
 from isicrt.benchmarks.gpu_torch import open_torch, torch_figures
 from isicrt.benchmarks.gpu_verdict import conclude, to_markdown
-from isicrt.benchmarks.gpu_whole import end_to_end_figures, other_way_figures
+from isicrt.benchmarks.gpu_whole import REPEATS, end_to_end_figures, other_way_figures
 from isicrt.benchmarks.latency import Window
 from isicrt.engine.cuda_memory import CudaDevice
 from isicrt.engine.errors import IsicrtError
@@ -58,8 +59,9 @@ from isicrt.engine.plan import read_plan
 from isicrt.engine.runtime import open_runtime
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-TORCH_BATCHES = {"eager": BATCHES, "compile": (1, 32, 256)}
-"""torch.compile takes up to a minute for each of its own."""
+COMPILED = "torch compiled"
+"""The engine that is measured with the first size of images alone: other batches would have to be compiled too."""
+TORCH_BATCHES = {"compile": (1, 256), "eager": BATCHES}
 SCHEMA = "isicrt-gpu-speed/2"
 HARDWARE_LOADS = (0.0, 0.35, 0.65, 1.0)
 CPU_SHARES = (None, 0.25, 0.5)
@@ -83,10 +85,14 @@ class Session:
     """Of each end-to-end run that the goals need; others have a quarter."""
     parts: GpuParts = field(default_factory=GpuParts)
 
+    def seconds_for(self, size: str) -> float:
+        """Of each repeat of a figure that depends on the size of images."""
+        return self.seconds if size == next(iter(self.files)) else self.seconds / 2
+
     @property
     def window(self) -> Window:
         """Of the network's figures."""
-        return Window(calls=100, seconds=self.seconds, warmup_calls=20)
+        return Window(calls=50, seconds=self.seconds, warmup_calls=20)
 
     def folder(self, *names: str) -> Path:
         """A new one to write into."""
@@ -94,27 +100,33 @@ class Session:
         folder.mkdir()
         return folder
 
-    def host_stages(self, size: str) -> None:
-        """What the CPU does on the GPU's way."""
+    def host_stages(self, size: str, *, on_threads: bool = False) -> None:
+        """What the CPU does on the GPU's way, as in a run, or `on_threads` where a run has processes."""
         cores = available_cores()
         readers, writers = default_threads(cores, on_gpu=True)
         processes = default_processes(cores, on_gpu=True)
         shape = read_onnx_card(self.model).input_size
-        files, native, seconds, folder = self.files[size], SIZES[size], self.seconds, self.folder
-        on_threads = " on threads" if processes else ""
-        sections: dict[str, Callable[[], Any]] = {
-            f"read{on_threads}": lambda: read_figures(files, shape, seconds, readers),
-            f"write{on_threads}": lambda: write_figures(native, folder("write-threads", size), seconds, writers),
-        }
-        if processes:  # as in a run
-            sections["read"] = lambda: process_read_figures(files, seconds, readers)
-            sections["write"] = lambda: process_write_figures(native, folder("write", size), seconds, processes)
+        files, native, seconds = self.files[size], SIZES[size], self.seconds_for(size)
+        sections: dict[str, Callable[[], Any]]
+        if on_threads or not processes:
+            name, folder = (" on threads", "write-threads") if on_threads else ("", "write")
+            sections = {
+                f"read{name}": lambda: read_figures(files, shape, seconds, readers),
+                f"write{name}": lambda: write_figures(native, self.folder(folder, size), seconds, writers),
+            }
+            if on_threads and not processes:
+                return  # measured already
+        else:
+            sections = {
+                "read": lambda: process_read_figures(files, seconds, readers),
+                "write": lambda: process_write_figures(native, self.folder("write", size), seconds, processes),
+            }
         for name, work in sections.items():
             self.attempt(("stages", size, name), work)
 
     def gpu_stages(self, idle: Any, size: str) -> None:
         """What needs a GPU and no engine. `idle` is a runtime whose network does nothing."""
-        files, seconds, parts = self.files[size], self.seconds, self.parts
+        files, seconds, parts = self.files[size], self.seconds_for(size), self.parts
         sections: dict[str, Callable[[], Any]] = {
             "gpu decode": partial(gpu_decode_figures, idle, files, seconds, parts),
             "gpu resize": partial(held_figures, idle, files, seconds, parts, RESIZE),
@@ -134,16 +146,24 @@ class Session:
         sizes = (1, runtime.max_batch)
         self.attempt(("engines", runtime.name, "network"), lambda: network_figures(runtime, sizes, self.window))
 
-    def whole(self, runtime: Any, size: str) -> None:
+    def whole(self, runtime: Any, size: str, *, repeats: int = REPEATS, cold: bool = True) -> None:
         """Of an engine: end to end, its network as a stage of that, and all that the GPU does together."""
-        files, parts = self.files[size], self.parts
+        files, parts, seconds = self.files[size], self.parts, self.seconds_for(size)
+        whole = partial(end_to_end_figures, runtime, files, self.batches, parts, repeats=repeats, cold=cold)
         sections: dict[str, Callable[[], Any]] = {
-            "end to end": lambda: end_to_end_figures(runtime, files, self.batches, parts),
-            "network in the chain": lambda: held_figures(runtime, files, self.seconds, parts, frozenset()),
-            "gpu stages together": lambda: chain_figures(runtime, files, self.seconds, parts),
+            "end to end": whole,
+            "network in the chain": lambda: held_figures(runtime, files, seconds, parts, frozenset()),
+            "gpu stages together": lambda: chain_figures(runtime, files, seconds, parts),
         }
         for name, work in sections.items():
             self.attempt(("engines", runtime.name, name, size), work)
+
+    def about(self, runtime: Any) -> None:
+        """What an engine says of itself; a graph that could not be recorded is only known after a while."""
+        if about := getattr(runtime, "about", None):
+            self.attempt(("engines", runtime.name, "about"), lambda: dict(about))
+            if "graph_error" in about:
+                self.attempt.note(f"{runtime.name}: without CUDA graphs: {about['graph_error']}")
 
     def at_length(self, runtime: Any) -> None:
         """Of an engine: every batch size, CPU threads that help, and none of the GPU's decoding."""
@@ -165,12 +185,14 @@ class Session:
         path = ("stages", size, "cpu restore and write")
         self.attempt(path, lambda: restore(self.folder("restore", size), self.seconds, cores))
 
-    def peers(self) -> None:
-        """The same network elsewhere. Each is alone: torch.compile most likely takes too long, or fails."""
+    def torch_peers(self, kind: str) -> None:
+        """The network alone by torch, ``eager`` or ``compile``; each size is alone, for one may fail."""
+        for size in TORCH_BATCHES[kind]:
+            self.attempt(("peers", f"torch {kind}", str(size)), partial(torch_figures, self.model, kind, size, 50))
+
+    def onnx_runtime(self) -> None:
+        """The network alone on the CPU."""
         self.attempt(("peers", "onnxruntime"), lambda: _onnx_runtime(self.model, (1, 8, 32), self.window))
-        for kind, sizes in TORCH_BATCHES.items():
-            for size in sizes:
-                self.attempt(("peers", f"torch {kind}", str(size)), partial(torch_figures, self.model, kind, size, 50))
 
 
 def _onnx_runtime(model: Path, sizes: Sequence[int], window: Window) -> dict[str, Any]:
@@ -203,10 +225,13 @@ def measure(session: Session, engines: Mapping[str, Callable[[], Any]], make_idl
         Names of the engines that could be opened.
     """
     good = []
-    left = list(session.files)
+    first, *others = session.files
+    staged: set[str] = set()
 
     def stages(size: str) -> None:
-        left.remove(size)
+        if size in staged:
+            return
+        staged.add(size)
         session.host_stages(size)
         with opened(session, "stages on the GPU", make_idle) as idle:
             if idle is not None:
@@ -218,23 +243,35 @@ def measure(session: Session, engines: Mapping[str, Callable[[], Any]], make_idl
                 continue
             good.append(name)
             session.network(runtime)
-            for size in session.files:
-                session.whole(runtime, size)
-                if size in left:
-                    stages(size)
-    for size in list(left):
+            if name == COMPILED:
+                session.whole(runtime, first, repeats=2, cold=False)
+            else:
+                session.whole(runtime, first)
+                stages(first)
+            session.about(runtime)
+    stages(first)
+    for name in good if others else []:
+        if name == COMPILED:
+            continue
+        with opened(session, name, engines[name]) as runtime:
+            for size in others if runtime is not None else []:
+                session.whole(runtime, size, repeats=2, cold=False)
+                stages(size)
+    for size in others:
         stages(size)
-    first_size = next(iter(session.files))
-    with opened(session, "stages on the GPU", make_idle) as idle:
-        if idle is not None:
-            session.hardware_loads(idle, first_size)
     if good:
         with opened(session, good[0], engines[good[0]]) as runtime:
             if runtime is not None:
                 session.at_length(runtime)
+    session.torch_peers("compile")
+    session.onnx_runtime()
+    with opened(session, "stages on the GPU", make_idle) as idle:
+        if idle is not None:
+            session.hardware_loads(idle, first)
     for size in session.files:
+        session.host_stages(size, on_threads=True)
         session.cpu_stages(size)
-    session.peers()
+    session.torch_peers("eager")
     return good
 
 
@@ -269,6 +306,7 @@ def command(
         engines["the plan"] = runtime_of_plan
         largest = _note_plan(attempt, plan) or largest
     engines["torch"] = lambda: open_torch(model, largest)
+    engines[COMPILED] = lambda: open_torch(model, largest, compiled=True)
     card = read_onnx_card(model)
 
     def make_idle() -> SlotRuntime:

@@ -2,23 +2,32 @@
 
 TensorRT for RTX may refuse a GPU, and TensorRT may not be installed. What decodes, resizes, restores, packs and writes
 can be run and measured then all the same. It is a stand-in for the engine and named as such wherever it shows.
+
+    python -m isicrt.benchmarks.gpu_torch model.onnx       # compile it beforehand
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import click
+
 from isicrt.benchmarks.gpu_slots import SlotRuntime
+from isicrt.benchmarks.time_limit import time_limit
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import MissingDependencyError
+from isicrt.engine.errors import IsicrtError, MissingDependencyError, ModelError
 from isicrt.engine.onnx_file import read_onnx_card
 
 NAME = "torch-eager-fp16"
-"""Of the runtime that `open_torch` gives."""
+COMPILED_NAME = "torch-inductor-fp16"
+"""Of the runtimes that `open_torch` gives."""
+COMPILE_SECONDS = 120.0
+"""For all sizes of batch together; what takes longer is given up."""
 SETTLE = 2
 """Batches of one shape that torch runs call by call, before they are recorded as a graph."""
 
@@ -26,7 +35,7 @@ Queue = Callable[[int, Callable[[], None]], None]
 """Runs work on a CUDA stream, given by its handle."""
 
 
-def load_network(model: Path, device: str, *, half: bool, compiled: bool = False) -> Any:
+def load_network(model: Path, device: str, *, half: bool, compiled: bool | Callable[..., Any] = False) -> Any:
     """The network of an ONNX file as a torch module: uint8 N x h x w x 3 in, uint8 N x h x w out.
 
     Args:
@@ -34,7 +43,7 @@ def load_network(model: Path, device: str, *, half: bool, compiled: bool = False
         device: torch's name of it.
         half: the convolutions' weights in half precision, channels last; what lies behind the last convolution is
             float32, as in a plan. It is called under autocast then.
-        compiled: by torch.compile, at the first call of each shape.
+        compiled: by torch.compile, at the first call of each shape; or by that backend of it.
 
     Raises:
         MissingDependencyError: torch or onnx is not installed.
@@ -64,7 +73,9 @@ def load_network(model: Path, device: str, *, half: bool, compiled: bool = False
                 node.target = _exact_product
         module.recompile()
     module = module.to(device)
-    call: Any = torch.compile(module, dynamic=False) if compiled else module
+    # Whole or not at all; the graphs are recorded here, and not by the compiler too.
+    options: Any = {"options": {"triton.cudagraphs": False}} if compiled is True else {"backend": compiled}
+    call: Any = torch.compile(module, dynamic=False, fullgraph=True, **options) if compiled else module
 
     def network(images: Any) -> Any:
         # Without autocast's cache, which must not outlive the recording of a graph: the weights are half already.
@@ -81,6 +92,71 @@ def _exact_product(a: Any, b: Any) -> Any:
 
     with torch.autocast(a.device.type, enabled=False):
         return torch.matmul(a, b)
+
+
+class CompiledNetwork:
+    """A network by torch.compile for some sizes of batch, and as it is for all others: no run waits for a compiler.
+
+    Args:
+        model: of isicrt.
+        device: torch's name of it.
+        sizes: of the batches that it is compiled for, here and now.
+        half: see `load_network`.
+        seconds: that this may take.
+
+    Raises:
+        MissingDependencyError, ModelError: see `load_network`; or it took too long, or the compiler failed.
+    """
+
+    def __init__(
+        self, model: Path, device: str, sizes: Sequence[int], *, half: bool = True, seconds: float = COMPILE_SECONDS
+    ) -> None:
+        self._plain = load_network(model, device, half=half)
+        self._compiled = load_network(model, device, half=half, compiled=True)
+        self.seconds: dict[int, float] = {}
+        """What it took, by size."""
+        shape = (*read_onnx_card(model).input_size, 3)
+        try:
+            with time_limit(seconds):
+                for size in sizes:
+                    started = time.perf_counter()
+                    _settle(self._compiled, (size, *shape), device)
+                    self.seconds[size] = round(time.perf_counter() - started, 2)
+        except TimeoutError as error:
+            _end_workers()
+            done = ", ".join(f"{size} in {took:.0f} s" for size, took in self.seconds.items()) or "none"
+            raise ModelError(f"torch.compile: not done after {seconds:g} s (batches that are: {done})") from error
+        except Exception as error:  # a compiler is missing, or whatever else it comes to
+            raise ModelError(f"torch.compile: {type(error).__name__}: {error}"[:1000]) from error
+
+    def __call__(self, images: Any) -> Any:
+        network = self._compiled if len(images) in self.seconds else self._plain
+        return network(images)
+
+
+def _settle(network: Any, shape: tuple[int, ...], device: str) -> None:
+    """Compile, load and run it, beside the default stream, so that nothing of that is left for a recording."""
+    import torch
+
+    images = torch.zeros(shape, dtype=torch.uint8, device=device)
+    cuda: Any = torch.cuda
+    beside = nullcontext()
+    if device != "cpu":
+        cuda.synchronize()  # the pixels are there
+        beside = cuda.stream(cuda.Stream())
+    with beside:
+        for _ in range(SETTLE):
+            network(images)
+    if device != "cpu":
+        cuda.synchronize()
+
+
+def _end_workers() -> None:
+    """Those of the compiler, which go on with what was given up."""
+    with suppress(Exception):
+        from torch._inductor import async_compile
+
+        async_compile.shutdown_compile_workers()
 
 
 def _layout(torch: Any, value: Any) -> Any:
@@ -128,13 +204,21 @@ class TorchContext:
         device: torch's name of it.
         queue: puts work on a stream.
         record: whether to record graphs.
+        about: gets ``graph_error``, too.
     """
 
     def __init__(
-        self, network: Any, largest: int, *, device: str = "cuda", queue: Queue = on_stream, record: bool = True
+        self,
+        network: Any,
+        largest: int,
+        *,
+        device: str = "cuda",
+        queue: Queue = on_stream,
+        record: bool = True,
+        about: dict[str, Any] | None = None,
     ) -> None:
         self._network, self._largest, self._device, self._queue = network, largest, device, queue
-        self._record = record
+        self._record, self._about = record, {} if about is None else about
         self._addresses: dict[str, int] = {}
         self._images: Any = None
         self._masks: Any = None
@@ -187,20 +271,42 @@ class TorchContext:
             self._graph = graph
         except RuntimeError as error:
             self._record, self.graph_error = False, str(error)[:300]
+            self._about["graph_error"] = self.graph_error
 
 
-def open_torch(model: Path, largest: int, *, device: Any = None, card: ModelCard | None = None) -> SlotRuntime:
+def open_torch(
+    model: Path, largest: int, *, device: Any = None, card: ModelCard | None = None, compiled: bool = False
+) -> SlotRuntime:
     """The network of an ONNX file on the GPU, by torch, behind the interface of a plan's runtime.
+
+    Args:
+        model: of isicrt.
+        largest: batch.
+        device: a `CudaDevice`; None for a new one.
+        card: None for the file's.
+        compiled: by torch.compile for batches of 1 and of `largest`, before this returns. It takes up to a minute each.
 
     Raises:
         MissingDependencyError: torch, onnx or PyCUDA is not installed.
-        ModelError: there is no GPU, or the network is not one of isicrt's.
+        ModelError: there is no GPU, the network is not one of isicrt's, or it cannot be compiled in time.
     """
     from isicrt.engine.cuda_memory import CudaDevice
 
     device = CudaDevice() if device is None else device
-    network = load_network(model, "cuda", half=True)
-    return SlotRuntime(card or read_onnx_card(model), NAME, device, lambda: TorchContext(network, largest), largest)
+    about: dict[str, Any] = {}
+    if compiled:
+        network: Any = CompiledNetwork(model, "cuda", sorted({1, largest}))
+        about["compile_seconds"] = network.seconds
+    else:
+        network = load_network(model, "cuda", half=True)
+    return SlotRuntime(
+        card or read_onnx_card(model),
+        COMPILED_NAME if compiled else NAME,
+        device,
+        lambda: TorchContext(network, largest, about=about),
+        largest,
+        about=about,
+    )
 
 
 def torch_figures(model: Path, kind: str, size: int, calls: int) -> dict[str, Any]:
@@ -215,14 +321,16 @@ def torch_figures(model: Path, kind: str, size: int, calls: int) -> dict[str, An
     Raises:
         MissingDependencyError, ModelError: see `load_network`.
         RuntimeError: torch has no GPU, or fails.
+        TimeoutError: it cannot be compiled in time.
     """
     network = load_network(model, "cuda", half=True, compiled=kind == "compile")
     import torch
 
     images = torch.randint(0, 256, (size, *read_onnx_card(model).input_size, 3), dtype=torch.uint8, device="cuda")
     event: Any = torch.cuda.Event
-    for _ in range(5):
-        network(images)
+    with time_limit(COMPILE_SECONDS):
+        for _ in range(5):
+            network(images)
     milliseconds = []
     for _ in range(calls):
         start, end = event(enable_timing=True), event(enable_timing=True)
@@ -233,3 +341,21 @@ def torch_figures(model: Path, kind: str, size: int, calls: int) -> dict[str, An
         milliseconds.append(start.elapsed_time(end))
     median = statistics.median(milliseconds)
     return {"network_ms": median, "images_per_second": 1e3 * size / median, "calls": calls}
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--largest", type=click.IntRange(min=1), default=256, show_default=True, help="Batch.")
+@click.option("--seconds", type=float, default=COMPILE_SECONDS, show_default=True, help="That it may take.")
+def command(model: Path, largest: int, seconds: float) -> None:
+    """Compile MODEL's network for batches of 1 and of --largest; torch keeps what comes of it for later processes."""
+    try:
+        network = CompiledNetwork(model, "cuda", sorted({1, largest}), seconds=seconds)
+    except IsicrtError as error:
+        raise click.ClickException(str(error)) from error
+    for size, took in network.seconds.items():
+        click.echo(f"batches of {size}: compiled in {took:.1f} s")
+
+
+if __name__ == "__main__":
+    command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import cycle, islice
@@ -20,10 +20,28 @@ from isicrt.engine.sources import Job
 
 REPEATS = 3
 """Runs of an engine on one size of images."""
+RUN_SECONDS = 6.0
+"""A run takes no more files after so long: one that turns out slow must not take the time of what comes after it."""
+
+
+def _first_jobs(files: Sequence[Path], folder: Path, count: int, seconds: float) -> Iterator[Job]:
+    """Files over and over; the clock starts with the first."""
+    end = time.perf_counter() + seconds
+    for n, file in enumerate(islice(cycle(files), count)):
+        if time.perf_counter() > end:
+            return
+        yield Job(file, folder / f"{n}.png")
 
 
 def run_figures(
-    runtime: Runtime, chain: Any, files: Sequence[Path], count: int, *, cpu_share: float = 0.0, cold: bool = False
+    runtime: Runtime,
+    chain: Any,
+    files: Sequence[Path],
+    count: int,
+    *,
+    cpu_share: float = 0.0,
+    cold: bool = False,
+    seconds: float = RUN_SECONDS,
 ) -> dict[str, Any]:
     """One run.
 
@@ -31,9 +49,10 @@ def run_figures(
         runtime: the engine's.
         chain: decodes on the GPU; None to decode on the CPU.
         files: taken over and over.
-        count: masks to write.
+        count: masks to write, at most.
         cpu_share: of the JPEGs that CPU threads decode beside the GPU.
         cold: with an empty page cache, as far as the system empties it when asked.
+        seconds: after which no more files are taken.
 
     Returns:
         ``images_per_second`` is of the whole run. ``steady`` is of its middle, from the first fifth of the masks to
@@ -44,7 +63,7 @@ def run_figures(
     before = None if chain is None else chain.decoded
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        jobs = (Job(file, Path(folder) / f"{n}.png") for n, file in enumerate(islice(cycle(files), count)))
+        jobs = _first_jobs(files, Path(folder), count, seconds)
         options: dict[str, Any] = {"batch_size": runtime.max_batch, "chain": chain, "cpu_share": cpu_share}
         summary = run_jobs(jobs, runtime, on_outcome=lambda _: ends.append(time.perf_counter()), **options)
     first, last = len(ends) // 5, len(ends) - 1 - len(ends) // 10
@@ -52,23 +71,26 @@ def run_figures(
         "images_per_second": summary.images_per_second,
         "steady": (last - first) / (ends[last] - ends[first]) if last > first else None,
         "megapixels_per_second": summary.megapixels_per_second,
-        "images": count,
+        "images": summary.images,
+        "seconds": summary.seconds,
         "failed": summary.failed,
         "decoded": None if chain is None or before is None else asdict(chain.decoded - before),
         "stage_seconds": dict(summary.stage_seconds),
     }
 
 
-def end_to_end_figures(runtime: Any, files: Sequence[Path], batches: int, parts: GpuParts) -> dict[str, Any]:
-    """The median of `REPEATS` runs of so many batches, after one that is not counted; and a cold one."""
+def end_to_end_figures(
+    runtime: Any, files: Sequence[Path], batches: int, parts: GpuParts, *, repeats: int = REPEATS, cold: bool = True
+) -> dict[str, Any]:
+    """The median of `repeats` runs of so many batches, after one that is not counted; and with `cold` a cold one."""
     with opened_chain(runtime, parts) as chain:
         batch = len(batch_of(files, runtime.card.input_size, runtime.max_batch))
         run_figures(runtime, chain, files, 2 * batch)
-        runs = [run_figures(runtime, chain, files, batches * batch) for _ in range(REPEATS)]
-        cold = run_figures(runtime, chain, files, batches * batch, cold=True)
+        runs = [run_figures(runtime, chain, files, batches * batch) for _ in range(repeats)]
+        last = {"cold": run_figures(runtime, chain, files, batches * batch, cold=True)} if cold else {}
     rates = [run["images_per_second"] for run in runs]
     middle = runs[rates.index(statistics.median_low(rates))]
-    return {**middle, "batch": batch, "runs": rates, "cold": cold}
+    return {**middle, "batch": batch, "runs": rates, **last}
 
 
 def other_way_figures(

@@ -26,9 +26,9 @@ def host_parts(kernels: CpuKernels) -> GpuParts:
     return GpuParts(lambda device, load: GpuDecoder(GpuDecoder.CPU_ONLY, cpu_threads=1), lambda device: kernels)
 
 
-def write_convolution_model(path: Path) -> ModelCard:
+def write_convolution_model(path: Path, size: tuple[int, int] = (64, 64)) -> ModelCard:
     """`tests.tiny_models.write_darkness_model` of the operators that isicrt's networks have: a 1 x 1 convolution."""
-    card = darkness_card()
+    card = darkness_card(size)
     weights = np.array([0, -1, 0], np.float32).reshape(1, 3, 1, 1)
     constants = {"weights": weights, "bias": np.array([255], np.float32), "axis": np.array([1], np.int64)}
     nodes = [

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -136,6 +138,9 @@ def test_a_chain_end_to_end_and_its_failures(
         assert figures["stage_seconds"]["infer"] > 0
         decoded = figures["decoded"]
         assert (decoded["gpu"], decoded["cpu"], decoded["refused"]) == ((0, 8, 0) if share else (8, 0, 0))
+    cut = run_figures(host.runtime, host.chain, files, 1_000_000, seconds=0.5)
+    assert 0 < cut["images"] < 100_000  # what was taken till then was finished
+    assert cut["seconds"] < 30
     host.close()
 
 
@@ -196,9 +201,76 @@ def test_without_a_plan_torch_has_its_place_and_everything_else_is_measured(
     assert report["ratios"]["torch-eager-fp16"]["512"]["ratio"] > 0
     assert all(goal["met"] is not None for goal in report["goals"]["torch-eager-fp16"].values())
     assert report["peers"]["onnxruntime"]["result"]["batches"]["8"]["call_ms"]["p50"] > 0
-    # The order of the report is that of the sections: what the goals need comes first, the peers last.
+    # The order of the report is that of the sections: what the goals need comes first.
     sections = [name for name in report if name not in ("notes", "ratios", "goals")]
-    assert (sections[0], sections[-1]) == ("engines", "peers")
+    assert sections == ["engines", "stages", "peers", "hardware decoder load"]
+
+
+class _Named(nullcontext[None]):
+    """A runtime."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+class _Recorder:
+    """A `Session` that measures nothing."""
+
+    def __init__(self, attempt: Attempts) -> None:
+        self.attempt, self.files = attempt, {"512": [], "1022x767": [], "12MP": []}
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*given: Any, **options: Any) -> None:
+            names = tuple(getattr(one, "name", one) for one in given)
+            self.calls.append((name, *names, *options.items()))
+
+        return call
+
+
+def test_what_the_goals_need_comes_first_and_the_compiled_engine_after_the_first_size(tmp_path: Path) -> None:
+    session: Any = _Recorder(Attempts(tmp_path / "speed.json", {}))
+
+    def engine(name: str) -> Any:
+        return lambda: _Named(name)
+
+    def fails() -> Any:
+        raise ModelError("torch.compile: not done after 120 s")
+
+    for compiled, expected in ((engine("inductor"), ["torch", gpu_speed.COMPILED]), (fails, ["torch"])):
+        session.calls.clear()
+        engines = {"torch": engine("eager"), gpu_speed.COMPILED: compiled}
+        assert measure(session, engines, engine("idle")) == expected
+        few = (("repeats", 2), ("cold", False))
+        assert session.calls[:5] == [
+            ("network", "eager"),
+            ("whole", "eager", "512"),
+            ("host_stages", "512"),
+            ("gpu_stages", "idle", "512"),
+            ("about", "eager"),
+        ]
+        rest = session.calls[5:]
+        if expected[-1] != "torch":
+            assert rest[:3] == [("network", "inductor"), ("whole", "inductor", "512", *few), ("about", "inductor")]
+            rest = rest[3:]
+        assert rest[:6] == [
+            *(("whole", "eager", "1022x767", *few), ("host_stages", "1022x767"), ("gpu_stages", "idle", "1022x767")),
+            *(("whole", "eager", "12MP", *few), ("host_stages", "12MP"), ("gpu_stages", "idle", "12MP")),
+        ]
+        assert rest[6:9] == [("at_length", "eager"), ("torch_peers", "compile"), ("onnx_runtime",)]
+    assert session.attempt.report["notes"] == [f"{gpu_speed.COMPILED}: torch.compile: not done after 120 s"]
+
+
+def test_an_engine_that_records_no_graph_says_so(tmp_path: Path) -> None:
+    attempt = Attempts(tmp_path / "speed.json", {})
+    session = Session(attempt, tmp_path, {}, tmp_path, 1.0, 2)
+    session.about(SimpleNamespace(name="plan"))
+    session.about(SimpleNamespace(name="torch", about={}))
+    assert attempt.report == {"notes": []}
+    session.about(SimpleNamespace(name="torch", about={"compile_seconds": {1: 3.0}, "graph_error": "not permitted"}))
+    assert attempt.report["engines"]["torch"]["about"]["result"]["compile_seconds"] == {1: 3.0}
+    assert attempt.report["notes"] == ["torch: without CUDA graphs: not permitted"]
 
 
 @pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")

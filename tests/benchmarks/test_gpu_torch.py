@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from isicrt.benchmarks import gpu_torch
 from isicrt.benchmarks.agreement import Limits, cpu_masker
 from isicrt.benchmarks.gpu_alone import GpuParts, opened_chain
 from isicrt.benchmarks.gpu_parity import compare
 from isicrt.benchmarks.gpu_slots import SlotRuntime
-from isicrt.benchmarks.gpu_torch import NAME, TorchContext, load_network, memory_at, open_torch, torch_figures
+from isicrt.benchmarks.gpu_torch import (
+    COMPILED_NAME,
+    NAME,
+    CompiledNetwork,
+    TorchContext,
+    load_network,
+    memory_at,
+    open_torch,
+    torch_figures,
+)
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.errors import DataError, ImageError, ModelError
+from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.scores import score_mask
 from isicrt.engine.shipped import resolve
@@ -115,6 +129,50 @@ def test_half_precision_changes_the_convolutions_and_no_mask() -> None:
     assert not torch.equal(whole, half)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ for torch.compile")
+def test_a_compiled_network_is_for_its_sizes_and_the_plain_one_for_others(model: Path) -> None:
+    network = CompiledNetwork(model, "cpu", (2,), half=False)
+    assert list(network.seconds) == [2]
+    assert network.seconds[2] > 0
+    plain, calls = load_network(model, "cpu", half=False), []
+    compiled = network._compiled
+    network._compiled = lambda images: (calls.append(len(images)), compiled(images))[1]
+    for size in (1, 2, 3):
+        images = torch.randint(0, 256, (size, 64, 64, 3), dtype=torch.uint8)
+        assert (network(images).int() - plain(images).int()).abs().max() <= 1
+    assert calls == [2]
+
+
+def test_half_precision_is_traced_in_one_piece() -> None:
+    """`_exact_product` turns autocast off in its midst, which a compiler might break the graph for."""
+    shape = (1, *read_onnx_card(resolve("unet-light")).input_size, 3)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    network = load_network(resolve("unet-light"), "cpu", half=True, compiled=counter)
+    network(torch.zeros(shape, dtype=torch.uint8))
+    assert counter.frame_count == 1
+
+
+def test_a_compiler_that_takes_too_long_or_fails_is_given_up(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(network: Any, shape: tuple[int, ...], device: str) -> None:
+        if shape[0] == 1:
+            return
+        while True:
+            with suppress(Exception):  # no error of its own
+                time.sleep(0.01)
+
+    monkeypatch.setattr(gpu_torch, "_settle", endless)
+    with pytest.raises(ModelError, match=r"torch\.compile: not done after 0.2 s \(batches that are: 1 in 0 s\)"):
+        CompiledNetwork(model, "cpu", (1, 2), half=False, seconds=0.2)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(gpu_torch, "_settle", fail)
+    with pytest.raises(ModelError, match=r"torch\.compile: RuntimeError: Failed to find C compiler"):
+        CompiledNetwork(model, "cpu", (1,), half=False)
+
+
 def test_memory_of_somebody_else_is_not_copied() -> None:
     pixels = np.arange(12, dtype=np.uint8)
     tensor = memory_at(pixels.ctypes.data, (3, 4), "cpu")
@@ -182,6 +240,21 @@ def test_the_network_alone_is_timed(model: Path, kind: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     assert torch_figures(model, kind, 2, 3)["network_ms"] > 0
+
+
+@pytest.mark.gpu
+def test_a_compiled_engine_runs_as_graphs_and_gives_what_onnx_runtime_gives(model: Path) -> None:
+    if find_gpu() is None or not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU that torch can use")
+    pytest.importorskip("pycuda.driver", reason="PyCUDA is not installed (extra gpu)", exc_type=ImportError)
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    with open_torch(model, 4, compiled=True) as runtime, OnnxRuntime(model, threads=1) as onnx:
+        assert runtime.name == COMPILED_NAME
+        assert set(runtime.about["compile_seconds"]) == {1, 4}
+        for turn, count in enumerate([4] * 5 + [1] * 5 + [3, 4]):
+            batch = np.roll(images, 7 * turn, axis=1)[:count]
+            assert np.abs(runtime.infer(batch).astype(int) - onnx.infer(batch)).max() <= 1
+        assert "graph_error" not in runtime.about
 
 
 @pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
