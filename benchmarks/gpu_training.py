@@ -44,6 +44,10 @@ MOST_EPOCHS = 200
 """Of the report's recipes."""
 RESERVE = 0.15
 """Of the time that is left, for what the trial does not show."""
+TRIAL_EPOCHS = 6
+"""In all, half of them of each stage. The first of a stage is not timed: cuDNN looks around in it."""
+BESIDE = 1.1
+"""Times an epoch, for what its row does not time: to save and to draw may take a twentieth each."""
 SCORING_SECONDS = 10.0
 """For the test split by both protocols, which the trial does not score."""
 _CLOSING_SECONDS = 6.0
@@ -108,9 +112,9 @@ class _Session:
         return found
 
     def try_rows(self) -> dict[str, Any]:
-        """Two epochs of each stage of all rows at once; the second is timed: cuDNN looks around in the first."""
+        """A few epochs of each stage of all rows at once."""
         place = self.scratch / "trial"
-        children = [self.row(name, place, 4) for name in self.rows]
+        children = [self.row(name, place, TRIAL_EPOCHS) for name in self.rows]
         run_side_by_side(children, time.monotonic() + 0.4 * self.left)
         found = {child.name: summarise_run(child) for child in children}
         shutil.rmtree(place, ignore_errors=True)
@@ -145,7 +149,9 @@ class _Session:
         if not own:
             # Where it failed its table says why; a child that was ended has left none.
             reasons = [x.reason for x in found.not_run if (x.name, x.layout) == (child.name, self.layout)]
-            self.failed[child.name] = (reasons or [f"stopped with exit code {child.code}"])[0]
+            if time.monotonic() >= self.end:
+                reasons = ["the time was up"]
+            self.failed[child.name] = (reasons or child.output()[-1:] or [f"exit code {child.code}"])[0][:1000]
         self.table = merge(self.table, replace(found, rows=tuple(own)))
         self.write_table()
 
@@ -278,7 +284,7 @@ def _choose(session: _Session) -> int | None:
         session.failed[name] = f"its trial failed: {' '.join(trial[name]['output'][-3:])}"[:1000]
         session.attempts.note(f"{name}: {session.failed[name]}")
     costs = [
-        (row["seconds_beside_epochs"] + SCORING_SECONDS, sum(row["seconds_per_epoch"].values()) / len(STAGES))
+        (row["seconds_beside_epochs"] + SCORING_SECONDS, BESIDE * sum(row["seconds_per_epoch"].values()) / len(STAGES))
         for row in known.values()
     ]
     epochs = longest_epochs(costs, session.left * (1 - RESERVE), MOST_EPOCHS) if costs else 0

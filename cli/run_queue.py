@@ -97,7 +97,9 @@ class RunQueue:
         if self._device == "cuda":
             import torch
 
-            torch.cuda.reset_peak_memory_stats()
+            cuda: Any = torch.cuda
+            if cuda.is_initialized():  # by a run before this one
+                cuda.reset_peak_memory_stats()
         try:
             train(settings, Lines())
             if self._device == "cuda":

@@ -63,6 +63,7 @@ def test_it_gives_what_onnx_runtime_gives(saved: Path, images: UInt8Array, devic
             assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
+@pytest.mark.filterwarnings("ignore:Please use the new API settings")
 def test_torchs_switches_are_as_they_were(saved: Path, images: UInt8Array) -> None:
     switches: Any = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [switch.allow_tf32 for switch in switches]
