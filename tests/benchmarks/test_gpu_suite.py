@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SUITE = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_suite.sh"
-STEPS = ("doctor", "engines", "parity", "tests", "host", "speed", "bench", "dali", "train")
+STEPS = ("doctor", "engines", "parity", "tests", "host", "compile", "speed", "bench", "dali", "train")
 """In this order: the most important first."""
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
@@ -135,6 +135,9 @@ def test_no_command_outlasts_the_time_of_all(within: str, limit: str) -> None:
     found = re.findall(r"^speed \(at most (\d+) s\)", done.stdout, re.MULTILINE)
     assert len(found) == 1
     assert int(limit) - 5 <= int(found[0]) <= int(limit)
+    own = re.findall(r"--within (\d+)", done.stdout)
+    assert len(own) == 1
+    assert int(within) - 25 <= int(own[0]) <= int(within) - 20
 
 
 def test_nothing_is_begun_in_the_last_ten_seconds() -> None:
