@@ -36,6 +36,11 @@ class Attempts:
         self._end = time.perf_counter() + seconds
         self.report: dict[str, Any] = {**head, "notes": []}
 
+    @property
+    def left(self) -> float:
+        """Seconds in which a section may still begin; below 0 when the time is up."""
+        return self._end - time.perf_counter()
+
     def __call__(self, path: tuple[str, ...], work: Callable[[], Any]) -> bool:
         """Measure one section. One that fails is noted, and the caller goes on.
 
@@ -47,7 +52,7 @@ class Attempts:
             Whether there is a result.
         """
         name = " / ".join(path)
-        if time.perf_counter() > self._end:
+        if self.left < 0:
             self.note(f"{name}: not begun, the time was up")
             return False
         click.echo(f"{name} ...", err=True)

@@ -47,7 +47,7 @@ from isicrt.benchmarks.gpu_attempts import Attempts
 from isicrt.benchmarks.gpu_files import SIZES, render_files
 from isicrt.benchmarks.gpu_rates import network_figures
 from isicrt.benchmarks.gpu_slots import IdleContext, SlotRuntime
-from isicrt.benchmarks.gpu_torch import open_torch, torch_figures
+from isicrt.benchmarks.gpu_torch import COMPILE_SECONDS, open_torch, torch_figures
 from isicrt.benchmarks.gpu_verdict import conclude, to_markdown
 from isicrt.benchmarks.gpu_whole import REPEATS, end_to_end_figures, other_way_figures
 from isicrt.benchmarks.latency import Window
@@ -202,7 +202,11 @@ def _onnx_runtime(model: Path, sizes: Sequence[int], window: Window) -> dict[str
 
 @contextmanager
 def opened(session: Session, name: str, opener: Callable[[], Any]) -> Iterator[Any]:
-    """A runtime; None, and a note, where it cannot be opened."""
+    """A runtime; None, and a note, where it cannot be opened or the time is up."""
+    if session.attempt.left < 0:
+        session.attempt.note(f"{name}: not opened, the time was up")
+        yield None
+        return
     try:
         runtime = opener()
     except IsicrtError as error:
@@ -259,15 +263,15 @@ def measure(session: Session, engines: Mapping[str, Callable[[], Any]], make_idl
                 stages(size)
     for size in others:
         stages(size)
+    with opened(session, "stages on the GPU", make_idle) as idle:
+        if idle is not None:
+            session.hardware_loads(idle, first)
     if good:
         with opened(session, good[0], engines[good[0]]) as runtime:
             if runtime is not None:
                 session.at_length(runtime)
     session.torch_peers("compile")
     session.onnx_runtime()
-    with opened(session, "stages on the GPU", make_idle) as idle:
-        if idle is not None:
-            session.hardware_loads(idle, first)
     for size in session.files:
         session.host_stages(size, on_threads=True)
         session.cpu_stages(size)
@@ -285,10 +289,20 @@ def measure(session: Session, engines: Mapping[str, Callable[[], Any]], make_idl
 @click.option(
     "--largest", type=click.IntRange(min=1), default=256, show_default=True, help="Batch, where there is no plan."
 )
+@click.option(
+    "--compile-seconds", type=float, default=COMPILE_SECONDS, show_default=True, help="That torch.compile may take."
+)
 @click.option("--within", type=float, default=float("inf"), help="Begin nothing after so many seconds.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), required=True)
 def command(
-    model: Path, plan: Path | None, seconds: float, batches: int, largest: int, within: float, json_file: Path
+    model: Path,
+    plan: Path | None,
+    seconds: float,
+    batches: int,
+    largest: int,
+    compile_seconds: float,
+    within: float,
+    json_file: Path,
 ) -> None:
     """Measure a plan stage by stage and end to end; MODEL is the ONNX file behind it, for torch and the peers.
 
@@ -306,7 +320,9 @@ def command(
         engines["the plan"] = runtime_of_plan
         largest = _note_plan(attempt, plan) or largest
     engines["torch"] = lambda: open_torch(model, largest)
-    engines[COMPILED] = lambda: open_torch(model, largest, compiled=True)
+    engines[COMPILED] = lambda: open_torch(
+        model, largest, compiled=True, seconds=max(1.0, min(compile_seconds, attempt.left))
+    )
     card = read_onnx_card(model)
 
     def make_idle() -> SlotRuntime:

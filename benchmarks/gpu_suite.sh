@@ -10,6 +10,7 @@
 #            its place, which needs no plan                            parity-{cpu,gpu}-decode.json, parity-torch.json
 #   tests    python -m pytest -m gpu
 #   host     what the CPU does on the GPU's way, as if the GPU took no time      host.json
+#   compile  torch.compile, which takes a minute or two and whose result torch keeps for `speed`
 #   speed    each stage alone and end to end; torch and ONNX Runtime    speed.json
 #   bench    isicrt bench: the pipeline of `segment`, plan beside ONNX  bench.json
 #   dali     DALI's decoding on the GPU against its own on the CPU
@@ -30,7 +31,10 @@
 # Called where there is no GPU, every step but `host` says so and the exit code is 1.
 #
 # Recipe, with the two helpers of the project's workplace (../shared/tools, not part of this repository), for a lent machine
-# with CPython 3.12 that takes at most 64 MiB a call, of which this repository is 26, and keeps ignored files between calls:
+# with CPython 3.12 that takes at most 64 MiB a call, and keeps ignored files between calls:
+#
+# This repository is 43 MB, of which a call carries every tracked file: commit for it on a branch of its own, without the
+# folder benchmarks/results (19 MB, `git rm -rq benchmarks/results`; no step reads it) and never to be merged.
 #
 #   ../shared/tools/build_pycuda_wheel.sh build/wheels          # needs python3.12, g++ and CUDA headers, no driver
 #   PART=28 ../shared/tools/pack_wheels.sh build/parts build/wheels/pycuda-*.whl tensorrt-rtx-cu13-libs==1.7.1.116 \
@@ -54,7 +58,15 @@
 #   benchmarks/gpu_suite.sh --within 270 --data build/data/isic2016 tests host speed  # the same warm machine: $SITE and
 #                                                          # $WORK are still there; carry build/data  5 min
 #
-# `dali`, `train` and `table` do NOT fit beside these: DALI is 476 MB unpacked, which is some six calls more, and training takes
+# Without TensorRT the wheels are 17 MB packed, and all of it is one call of less than 64 MiB. Compiling needs a C compiler
+# and Python's headers there, and may go beside what is not timed:
+#
+#   python3 -V; nvidia-smi; command -v gcc; SITE_PARTS='build/parts/site.tar.xz.*' benchmarks/gpu_suite.sh --out $OUT/0 \
+#     --within 60 doctor; benchmarks/gpu_suite.sh --out $OUT/1 --within 200 compile & sleep 2; benchmarks/gpu_suite.sh \
+#     --out $OUT/2 --within 200 --data build/data/isic2016 tests parity; wait      # carry build/parts, build/data  5 min
+#   benchmarks/gpu_suite.sh --within 140 speed             # the same warm machine                 2.5 min
+#
+# `dali`, `train` and `table` do NOT fit beside these: DALI is 476 MB unpacked, some six calls more, and training takes
 # minutes. They need a lease of their own (nvidia-dali-cuda130, astunparse, gast, optree, nvtx, makefun and libcst in place
 # of TensorRT for RTX and PyCUDA), as does `bench`. Without DALI the trainer's test marked gpu is an error of collection.
 set -uo pipefail
@@ -62,7 +74,7 @@ set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 usage() { sed -n '2,/^set -uo/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//'; }
 
-all=(doctor engines parity tests host speed bench dali train table)
+all=(doctor engines parity tests host compile speed bench dali train table)
 out=${OUT:-gpu-results} data=${ISICRT_DATA:-} weights=none within=0 dry= steps=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -72,7 +84,7 @@ while [ $# -gt 0 ]; do
       case $1 in --out) out=$2 ;; --data) data=$2 ;; --within) within=$2 ;; *) weights=$2 ;; esac
       shift ;;
     -h | --help) usage; exit 0 ;;
-    doctor | engines | parity | tests | host | speed | bench | dali | train | table) steps+=("$1") ;;
+    doctor | engines | parity | tests | host | compile | speed | bench | dali | train | table) steps+=("$1") ;;
     *) echo "unknown: $1 (steps: ${all[*]}; see --help)" >&2; exit 2 ;;
   esac
   shift
@@ -195,6 +207,8 @@ step_host() {
   run "host" 60 "$python" -m isicrt.benchmarks.gpu_host --images "$(images)" --json "$out/host.json"
 }
 
+step_compile() { run "compile" 240 "$python" -m isicrt.benchmarks.gpu_torch "$here/engine/models/unet-light.onnx"; }
+
 step_bench() {
   local model size options=(--model unet-light)
   for size in 1 2 4 8 16 32 64 128 256; do options+=(--batch-size "$size"); done
@@ -206,6 +220,8 @@ step_bench() {
 step_speed() {
   local model options=()
   if model=$(plan); then options=(--plan "$model"); else say "speed: no plan runs here, torch in its place"; fi
+  # The command begins nothing after that long by itself, and what it has begun then has time to end.
+  [ "$within" -eq 0 ] || options+=(--seconds 0.5 --compile-seconds 40 --within $((within - SECONDS > 30 ? within - SECONDS - 20 : 10)))
   run "speed" 590 "$python" -m isicrt.benchmarks.gpu_speed "$here/engine/models/unet-light.onnx" \
     ${options[@]+"${options[@]}"} --json "$out/speed.json"
 }

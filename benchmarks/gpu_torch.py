@@ -275,7 +275,13 @@ class TorchContext:
 
 
 def open_torch(
-    model: Path, largest: int, *, device: Any = None, card: ModelCard | None = None, compiled: bool = False
+    model: Path,
+    largest: int,
+    *,
+    device: Any = None,
+    card: ModelCard | None = None,
+    compiled: bool = False,
+    seconds: float = COMPILE_SECONDS,
 ) -> SlotRuntime:
     """The network of an ONNX file on the GPU, by torch, behind the interface of a plan's runtime.
 
@@ -285,6 +291,7 @@ def open_torch(
         device: a `CudaDevice`; None for a new one.
         card: None for the file's.
         compiled: by torch.compile for batches of 1 and of `largest`, before this returns. It takes up to a minute each.
+        seconds: that compiling may take.
 
     Raises:
         MissingDependencyError: torch, onnx or PyCUDA is not installed.
@@ -295,7 +302,7 @@ def open_torch(
     device = CudaDevice() if device is None else device
     about: dict[str, Any] = {}
     if compiled:
-        network: Any = CompiledNetwork(model, "cuda", sorted({1, largest}))
+        network: Any = CompiledNetwork(model, "cuda", sorted({1, largest}), seconds=seconds)
         about["compile_seconds"] = network.seconds
     else:
         network = load_network(model, "cuda", half=True)

@@ -20,7 +20,7 @@ from isicrt.benchmarks.gpu_attempts import Attempts
 from isicrt.benchmarks.gpu_dali import differences
 from isicrt.benchmarks.gpu_files import forget, render_files
 from isicrt.benchmarks.gpu_rates import network_figures, rate
-from isicrt.benchmarks.gpu_speed import Session, measure
+from isicrt.benchmarks.gpu_speed import Session, measure, opened
 from isicrt.benchmarks.gpu_verdict import STAGES, conclude
 from isicrt.benchmarks.gpu_watch import FIELDS, GpuWatch
 from isicrt.benchmarks.gpu_whole import run_figures
@@ -203,7 +203,7 @@ def test_without_a_plan_torch_has_its_place_and_everything_else_is_measured(
     assert report["peers"]["onnxruntime"]["result"]["batches"]["8"]["call_ms"]["p50"] > 0
     # The order of the report is that of the sections: what the goals need comes first.
     sections = [name for name in report if name not in ("notes", "ratios", "goals")]
-    assert sections == ["engines", "stages", "peers", "hardware decoder load"]
+    assert sections == ["engines", "stages", "hardware decoder load", "peers"]
 
 
 class _Named(nullcontext[None]):
@@ -258,8 +258,16 @@ def test_what_the_goals_need_comes_first_and_the_compiled_engine_after_the_first
             *(("whole", "eager", "1022x767", *few), ("host_stages", "1022x767"), ("gpu_stages", "idle", "1022x767")),
             *(("whole", "eager", "12MP", *few), ("host_stages", "12MP"), ("gpu_stages", "idle", "12MP")),
         ]
-        assert rest[6:9] == [("at_length", "eager"), ("torch_peers", "compile"), ("onnx_runtime",)]
+        assert rest[6:8] == [("hardware_loads", "idle", "512"), ("at_length", "eager")]
+        assert rest[8:10] == [("torch_peers", "compile"), ("onnx_runtime",)]
     assert session.attempt.report["notes"] == [f"{gpu_speed.COMPILED}: torch.compile: not done after 120 s"]
+
+
+def test_nothing_is_opened_or_compiled_when_the_time_is_up(tmp_path: Path) -> None:
+    session = Session(Attempts(tmp_path / "speed.json", {}, seconds=-1), tmp_path, {}, tmp_path, 1.0, 2)
+    with opened(session, "torch", lambda: pytest.fail("it was opened")) as runtime:
+        assert runtime is None
+    assert session.attempt.report["notes"] == ["torch: not opened, the time was up"]
 
 
 def test_an_engine_that_records_no_graph_says_so(tmp_path: Path) -> None:

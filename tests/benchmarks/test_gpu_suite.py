@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SUITE = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_suite.sh"
-STEPS = ("doctor", "engines", "parity", "tests", "host", "speed", "bench", "dali", "train", "table")
+STEPS = ("doctor", "engines", "parity", "tests", "host", "compile", "speed", "bench", "dali", "train", "table")
 """In this order: the most important first."""
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
@@ -137,6 +137,9 @@ def test_no_command_outlasts_the_time_of_all(within: str, limit: str) -> None:
     found = re.findall(r"^speed \(at most (\d+) s\)", done.stdout, re.MULTILINE)
     assert len(found) == 1
     assert int(limit) - 5 <= int(found[0]) <= int(limit)
+    own = re.findall(r"--within (\d+)", done.stdout)
+    assert len(own) == 1
+    assert int(within) - 25 <= int(own[0]) <= int(within) - 20
 
 
 def test_the_table_is_told_the_time_that_is_left(tmp_path: Path) -> None:
