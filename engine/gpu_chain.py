@@ -41,7 +41,8 @@ class Launcher(Protocol):
 
 
 class GpuChain:
-    """See the module. Several batches may be in flight, as `depth` says. Its methods take turns.
+    """See the module. Several batches may be in flight, as `depth` says. A thread of its own decodes and queues them,
+    one after the other, so that the next is decoded while whoever collects waits, or hands on what he has.
 
     Args:
         runtime: an open `TensorRtRuntime`, used by nobody else meanwhile and closed by its owner, after this.
@@ -78,10 +79,11 @@ class GpuChain:
         self._cutoff = cutoff(self.threshold)
         self.decoded = DecodeCounts()
         """Where the images of all batches so far were decoded."""
-        self._lock = threading.Lock()  # who closes it need not be who uses it
+        self._lock = threading.Lock()  # of what follows; who closes it need not be who uses it
         self._lanes: list[Lane] = []
         self._free: list[Lane] = []
         self._in_flight: list[ChainTicket] = []
+        self._collecting = threading.Lock()  # while a batch is waited for, its lane must stay
         with self._device.errors("prepare decoding on the GPU"), self._device.current():
             self._kernels: Launcher | None = kernels or Kernels(self._device)
             chosen = decoder
@@ -100,6 +102,7 @@ class GpuChain:
             self._decoder = chosen
         self._free = list(self._lanes)
         self._threads = ThreadPoolExecutor(cpu_threads or available_cores(), thread_name_prefix="gpu-chain")
+        self._queueing = ThreadPoolExecutor(1, thread_name_prefix="gpu-queue")
 
     @property
     def depth(self) -> int:
@@ -152,10 +155,10 @@ class GpuChain:
         return mask.clean(**self.card.clean_up)
 
     def submit(self, images: Sequence[ChainImage]) -> ChainTicket:
-        """Begin a batch of at most the runtime's `max_batch` images; the GPU goes on when this returns.
+        """Begin a batch of at most the runtime's `max_batch` images, and return at once.
 
         Raises:
-            ModelError: the device failed, the batch is too large, or the chain is closed.
+            ModelError: the batch is too large, or the chain is closed.
             RuntimeError: `depth` batches are in flight.
         """
         if not 0 < len(images) <= self._largest:
@@ -167,19 +170,20 @@ class GpuChain:
                 raise RuntimeError(f"{self.depth} batches are in flight already: collect one first")
             lane = self._free.pop(0)
             ticket = ChainTicket(lane, [Row(image, image.pixels) for image in images])
-            try:
-                with self._device.errors(f"segment a batch of {len(images)}"), self._device.current():
-                    self._queue(lane, ticket)
-            except BaseException:
-                with self._device.current():
-                    with suppress(self._device.cuda.Error):
-                        lane.slot.stream.synchronize()
-                    ticket.release()
-                self._free.append(lane)
-                raise
+            ticket.queued = self._queueing.submit(self._begin, lane, ticket)
             self._in_flight.append(ticket)
-            self.decoded += count_decoded(ticket.rows)
         return ticket
+
+    def _begin(self, lane: Lane, ticket: ChainTicket) -> None:
+        with self._device.errors(f"segment a batch of {len(ticket.rows)}"), self._device.current():
+            try:
+                self._queue(lane, ticket)
+            except BaseException:
+                with suppress(self._device.cuda.Error):
+                    lane.slot.stream.synchronize()
+                ticket.release()
+                raise
+        self.decoded += count_decoded(ticket.rows)
 
     def collect(self, ticket: ChainTicket) -> list[PackedMask | ImageError]:
         """Wait for a batch: a mask for each of its images, or why it has none, in their order.
@@ -188,14 +192,16 @@ class GpuChain:
             ModelError: the device failed, or the chain was closed meanwhile.
             RuntimeError: it was collected before.
         """
-        with self._lock:
-            lane, ticket.lane = ticket.lane, None
-            if lane is None:
-                raise RuntimeError("this batch was collected already")
-            if ticket not in self._in_flight:
-                raise ModelError("decoding on the GPU is closed")
-            self._in_flight.remove(ticket)
+        with self._collecting:
+            with self._lock:
+                lane, ticket.lane = ticket.lane, None
+                if lane is None:
+                    raise RuntimeError("this batch was collected already")
+                if ticket not in self._in_flight:
+                    raise ModelError("decoding on the GPU is closed")
+                self._in_flight.remove(ticket)
             try:
+                ticket.queued.result()
                 with self._device.errors(f"segment a batch of {len(ticket.rows)}"), self._device.current():
                     try:
                         lane.done.synchronize()
@@ -203,7 +209,8 @@ class GpuChain:
                         ticket.release()
                 return [row.error or lane.packed_mask(row) for row in ticket.rows]
             finally:
-                self._free.append(lane)
+                with self._lock:
+                    self._free.append(lane)
 
     def _decode_on_cpu(self, rows: Sequence[Row]) -> None:
         """What the GPU's decoder has refused, from the bytes that were read."""
@@ -294,10 +301,12 @@ class GpuChain:
         Raises:
             ModelError: the device failed. All that could be given back was.
         """
-        with self._lock, self._device.errors("close decoding on the GPU"), ExitStack() as steps:
+        with self._collecting, self._device.errors("close decoding on the GPU"), ExitStack() as steps:
+            with self._lock:
+                lanes, self._lanes, self._free = self._lanes, [], []
+                tickets, self._in_flight = self._in_flight, []
+            self._queueing.shutdown(cancel_futures=True)
             # Called from the last to the first, each of them whatever becomes of the others.
-            lanes, self._lanes, self._free = self._lanes, [], []
-            tickets, self._in_flight = self._in_flight, []
             steps.callback(self._threads.shutdown)
             steps.enter_context(self._device.current())
             steps.callback(self._forget)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,8 @@ class ChainTicket:
     rows: list[Row]
     held: list[DeviceImage] = field(default_factory=list)
     """Decoded images, until the stream has read them."""
+    queued: Future[None] = field(default_factory=Future)
+    """Done when all of it is on the stream; its error says why not."""
 
     def release(self) -> None:
         """Give the decoded images back. Their stream has come to rest, and is still there."""

@@ -104,6 +104,8 @@ def test_it_is_counted_where_images_were_decoded(
 def test_a_lane_that_cannot_be_freed_does_not_keep_the_rest(host: HostPlan, rendered_pairs: Path) -> None:
     images = [read_chain_image(file, (64, 64)) for file in sorted((rendered_pairs / "images").iterdir())[:4]]
     tickets = [host.chain.submit(images), host.chain.submit(images)]
+    for ticket in tickets:
+        ticket.queued.result()
     held = [image for ticket in tickets for image in ticket.held]
     assert len(held) == 8
     first = host.chain._lanes[0]
