@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from PIL import Image
 
 from isicrt.engine import run_threads
 from isicrt.engine.errors import ModelError, SettingsError
-from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image
+from isicrt.engine.gpu_batch import ChainImage, PackedMask
 from isicrt.engine.gpu_chain import GpuChain
 from isicrt.engine.gpu_stages import GpuRoute
 from isicrt.engine.images import Decoded, decode_image, read_mask
@@ -296,58 +294,6 @@ def test_a_gpu_that_hangs_does_not_hold_an_interrupted_run(
         thread.join(60)
     assert list(tmp_path.iterdir()) == []
     assert len(host.chain._free) == host.chain.depth
-
-
-def test_closing_a_chain_that_is_in_use_waits_and_ends_it(host: HostPlan, rendered_pairs: Path) -> None:
-    images = [read_chain_image(file, (64, 64)) for file in sorted((rendered_pairs / "images").iterdir())[:4]]
-    ticket = host.chain.submit(images)
-    ticket.queued.result(60)
-    held = list(ticket.held)
-    assert len(held) == 4
-    assert all(image.owner is not None for image in held)
-    host.chain.close()
-    assert all(image.owner is None for image in held), "nvImageCodec would free it on a stream that is gone"
-    with pytest.raises(ModelError, match="decoding on the GPU is closed"):
-        host.chain.collect(ticket)
-    with pytest.raises(ModelError, match="decoding on the GPU is closed"):
-        host.chain.submit(images)
-
-
-def test_batches_are_decoded_while_others_are_waited_for(
-    host: HostPlan, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And closing waits for the one that is being decoded, and begins none after it."""
-    images = [read_chain_image(file, (64, 64)) for file in sorted((rendered_pairs / "images").iterdir())[:4]]
-    decode, may_decode, decoding = host.chain._decoder.decode, threading.Semaphore(1), threading.Semaphore(0)
-    threads = set()
-
-    def held_up(files: Sequence[bytes], stream: int) -> Any:
-        threads.add(threading.current_thread())
-        decoding.release()
-        assert may_decode.acquire(timeout=60)
-        return decode(files, stream)
-
-    monkeypatch.setattr(host.chain._decoder, "decode", held_up)
-    assert host.chain.depth == 3
-    first, second, third = (host.chain.submit(images) for _ in range(3))
-    assert decoding.acquire(timeout=60)
-    assert decoding.acquire(timeout=60), "the second is decoded before anybody has collected the first"
-    assert len(host.chain.collect(first)) == 4
-    assert not (second.queued.done() or third.queued.running())
-    closing = threading.Thread(target=host.chain.close)
-    closing.start()
-    while not third.queued.cancelled():
-        assert closing.is_alive(), "closed while a batch was being decoded"
-        time.sleep(0.01)
-    may_decode.release()
-    closing.join(60)
-    assert not closing.is_alive()
-    assert not decoding.acquire(blocking=False)
-    assert threads.isdisjoint({threading.current_thread(), closing})
-    assert len(threads) == 1
-    assert not second.held
-    with pytest.raises(ModelError, match="decoding on the GPU is closed"):
-        host.chain.collect(second)
 
 
 def test_a_decoder_that_decodes_nothing_is_found_out_at_once(
