@@ -95,6 +95,42 @@ class TaskProcess:
             self._kill()
             raise ProcessLost from error
 
+    def ask_ahead(self, question: Any) -> None:
+        """Start the process and ask it without waiting; `has_answered` comes before the next question.
+
+        Raises:
+            ProcessLost: it could not be started.
+        """
+        self._begin()
+        try:
+            assert self._process is not None
+            assert self._process.stdin is not None
+            _send(self._process.stdin, question)
+        except Exception as error:
+            self._kill()
+            raise ProcessLost from error
+
+    def has_answered(self) -> bool:
+        """Whether the answer to `ask_ahead`, which is dropped, has come; without `HAS_TIME_LIMIT` it is waited for.
+
+        Raises:
+            ProcessLost: there will be none.
+        """
+        process = self._process
+        if process is None or process.stdout is None:
+            raise ProcessLost
+        try:
+            if HAS_TIME_LIMIT:
+                answer = select.poll()
+                answer.register(process.stdout, select.POLLIN)
+                if not answer.poll(0):
+                    return False
+            _receive(process.stdout)
+        except Exception as error:
+            self._kill()
+            raise ProcessLost from error
+        return True
+
     @property
     def is_over(self) -> bool:
         """Whether it was lost so often that it is not started again."""
@@ -122,14 +158,20 @@ class TaskProcess:
             self._kill()
             raise ProcessLost from error
 
-    def close(self) -> None:
-        """End the process, which finishes what it was asked if that does not take long."""
+    def hang_up(self) -> None:
+        """Let the process end when it has finished what it was asked; `close` waits for it."""
         process = self._process
         if process is not None and process.stdin is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 process.stdin.close()
+
+    def close(self, seconds: float = _PATIENCE_SECONDS) -> None:
+        """End the process, which finishes what it was asked if that does not take longer than `seconds`."""
+        process = self._process
+        self.hang_up()
+        if process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_PATIENCE_SECONDS)
+                process.wait(seconds)
         self._kill()
 
     def _kill(self) -> None:
