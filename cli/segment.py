@@ -68,8 +68,9 @@ _IMAGES_UNTIL_GIVEN_BACK = 1000
 @click.option(
     "--processes",
     type=click.IntRange(0, 256),
-    help="Processes beside this one that finish masks and, where a GPU decodes, read files. [default: none up to 7 "
-    "cores and with --overlay, then one for four cores, or for two where a GPU decodes]",
+    help="Processes beside this one: that segment images; where a GPU decodes, that finish masks, and as many that "
+    "read files. [default: one a core from 4 cores and 1,000 images on; where a GPU decodes, one for two from 8 cores "
+    "on; none with --overlay]",
 )
 @click.option(
     "--mask-bits",

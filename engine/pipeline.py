@@ -55,8 +55,8 @@ __all__ = [
 
 MIN_SHARE_CORES = 4
 """Fewer cores are kept busy by threads alone."""
-JOBS_FOR_A_PROCESS = 32
-"""Images for which it is worth to start one: it loads the network in the time of a hundred on one core."""
+MIN_SHARED_JOBS = 1000
+"""Images for which it is worth to start processes: each loads the network in the time of a hundred images."""
 MOST_PROCESSES = 255
 """That segment images: so many names for their temporary files there are."""
 
@@ -145,7 +145,9 @@ def run_jobs(
     in_stages = on_gpu or not (decode_threads is write_threads is None and isinstance(runtime, ConcurrentRuntime))
     if processes is None:
         processes = default_processes(cores, on_gpu=on_gpu) if write_threads is None else 0
-        if not in_stages and isinstance(jobs, Sized) and len(jobs) < JOBS_FOR_A_PROCESS * processes:
+        if in_stages and not on_gpu:  # finishing a mask is a seventh to a quarter of the work
+            processes = processes // 4 if cores >= MIN_CORES else 0
+        elif not in_stages and isinstance(jobs, Sized) and len(jobs) < MIN_SHARED_JOBS:
             processes = 0
     processes = 0 if overlay is not None else processes
     decoders, writers = default_threads(cores, on_gpu=on_gpu)
