@@ -12,8 +12,8 @@
 #   host     what the CPU does on the GPU's way, as if the GPU took no time      host.json
 #   compile  torch.compile, which takes a minute or two and whose result torch keeps for `speed`
 #   speed    each stage alone and end to end; torch and ONNX Runtime    speed.json
-#            Masks go to $MASKS, by default to the system's temporary folder. Where that is a slow disk, end to end measures
-#            the disk: call it with MASKS=/dev/shm as well.
+#            Masks go to $MASKS, by default the system's temporary folder. Where that is a slow disk, end to end
+#            measures the disk: call it with MASKS=/dev/shm as well.
 #   bench    isicrt bench: the pipeline of `segment`, plan beside ONNX  bench.json
 #   dali     DALI's decoding on the GPU against its own on the CPU
 #   train    a short training run of each architecture                  training.tar.gz
@@ -72,9 +72,9 @@
 #
 # What fitted into a quarter of an hour of an H200, by the same commands: the start took 32 s with the first call,
 # all up to the first `speed` 317 s (tests 110, speed 165), transfers 15 to 20 s for each call of up to 60 MiB, `table`
-# 223 s with 28 epochs a row, the trainer's tests 79 s. Of `speed` the network took 14 s, end to end at 512 px 35 on that disk and 26 in
-# memory, of the compiled engine 19 and at 1022 x 767 27, each other section 2 to 6; so 165 s end in the middle of
-# 1022 x 767, and 60 s before the stages on the GPU.
+# 223 s with 28 epochs a row, the trainer's tests 79 s. Of `speed` the network took 14 s, end to end at 512 px 35 on that
+# disk and 26 in memory, of the compiled engine 19 and at 1022 x 767 27, each other section 2 to 6; so 165 s end in the
+# middle of 1022 x 767, and 60 s before the stages on the GPU.
 #
 # `dali`, `train` and `table` need DALI (nvidia-dali-cuda130, astunparse, gast, optree, nvtx, makefun and libcst), which is
 # 476 MB unpacked, much of it code for other GPUs. It was carried as 47 MB: the fatbin containers in its libraries
