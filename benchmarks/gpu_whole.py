@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -12,7 +13,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from isicrt.benchmarks.gpu_alone import GpuParts, batch_of, opened_chain
+from isicrt.benchmarks.gpu_alone import GpuParts, batch_of, opened_chain, settling_batches
 from isicrt.benchmarks.gpu_files import forget
 from isicrt.engine.pipeline import run_jobs
 from isicrt.engine.runtime import Runtime
@@ -24,11 +25,14 @@ RUN_SECONDS = 6.0
 """A run takes no more files after so long: one that turns out slow must not take the time of what comes after it."""
 
 
-def _first_jobs(files: Sequence[Path], folder: Path, count: int, seconds: float) -> Iterator[Job]:
-    """Files over and over; the clock starts with the first."""
+def _first_jobs(files: Sequence[Path], folder: Path, count: int, seconds: float, batch: int) -> Iterator[Job]:
+    """Files over and over; the clock starts with the first.
+
+    It is asked between batches only: a partial one would cost a slot its graph, and the next run seconds to record it.
+    """
     end = time.perf_counter() + seconds
     for n, file in enumerate(islice(cycle(files), count)):
-        if time.perf_counter() > end:
+        if n % batch == 0 and time.perf_counter() > end:
             return
         yield Job(file, folder / f"{n}.png")
 
@@ -42,6 +46,7 @@ def run_figures(
     cpu_share: float = 0.0,
     cold: bool = False,
     seconds: float = RUN_SECONDS,
+    batch: int = 1,
 ) -> dict[str, Any]:
     """One run.
 
@@ -52,7 +57,8 @@ def run_figures(
         count: masks to write, at most.
         cpu_share: of the JPEGs that CPU threads decode beside the GPU.
         cold: with an empty page cache, as far as the system empties it when asked.
-        seconds: after which no more files are taken.
+        seconds: after which no more files are taken, once the batch is full.
+        batch: of images of this size.
 
     Returns:
         ``images_per_second`` is of the whole run. ``steady`` is of its middle, from the first fifth of the masks to
@@ -63,7 +69,7 @@ def run_figures(
     before = None if chain is None else chain.decoded
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        jobs = _first_jobs(files, Path(folder), count, seconds)
+        jobs = _first_jobs(files, Path(folder), count, seconds, batch)
         options: dict[str, Any] = {"batch_size": runtime.max_batch, "chain": chain, "cpu_share": cpu_share}
         summary = run_jobs(jobs, runtime, on_outcome=lambda _: ends.append(time.perf_counter()), **options)
     first, last = len(ends) // 5, len(ends) - 1 - len(ends) // 10
@@ -85,9 +91,9 @@ def end_to_end_figures(
     """The median of `repeats` runs of so many batches, after one that is not counted; and with `cold` a cold one."""
     with opened_chain(runtime, parts) as chain:
         batch = len(batch_of(files, runtime.card.input_size, runtime.max_batch))
-        run_figures(runtime, chain, files, 2 * batch)
-        runs = [run_figures(runtime, chain, files, batches * batch) for _ in range(repeats)]
-        last = {"cold": run_figures(runtime, chain, files, batches * batch, cold=True)} if cold else {}
+        run_figures(runtime, chain, files, settling_batches(chain) * batch, seconds=math.inf, batch=batch)
+        runs = [run_figures(runtime, chain, files, batches * batch, batch=batch) for _ in range(repeats)]
+        last = {"cold": run_figures(runtime, chain, files, batches * batch, cold=True, batch=batch)} if cold else {}
     rates = [run["images_per_second"] for run in runs]
     middle = runs[rates.index(statistics.median_low(rates))]
     return {**middle, "batch": batch, "runs": rates, **last}
@@ -99,5 +105,6 @@ def other_way_figures(
     """One run with `share` of the JPEGs decoded by CPU threads beside the GPU; None: all, and masks restored there."""
     batch = len(batch_of(files, runtime.card.input_size, runtime.max_batch))
     with nullcontext() if share is None else opened_chain(runtime, parts) as chain:
-        run_figures(runtime, chain, files, batch, cpu_share=share or 0.0)
-        return run_figures(runtime, chain, files, batches * batch, cpu_share=share or 0.0)
+        unmeasured = 1 if chain is None else settling_batches(chain)
+        run_figures(runtime, chain, files, unmeasured * batch, cpu_share=share or 0.0, seconds=math.inf, batch=batch)
+        return run_figures(runtime, chain, files, batches * batch, cpu_share=share or 0.0, batch=batch)
