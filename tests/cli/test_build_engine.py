@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -62,6 +63,10 @@ def test_the_best_run_becomes_fp16_onnx_and_plan(
         *("--images", rendered_pairs / "images", "--masks", rendered_pairs / "masks"),
     )
     assert result.exit_code == 0, result.output
+    assert re.search(
+        r"runs/small/best\.pt: the run with the highest Jaccard index .* \((0\.\d{3} on \d+ of them|unknown)\);",
+        result.stderr,
+    )
     lines = result.stdout.splitlines()
     assert lines[0] == f"Model: {Path('runs/small/best.pt')} (unet, 64 x 64 px) -> fp16 ONNX and tensorrt-rtx plan"
     assert lines[1].startswith(
