@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from isicrt.cli.option_types import NamedPath, Number
 from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson, check_result_names
@@ -263,8 +264,10 @@ def command(
             "mask_bits": int(mask_bits),
             "overlay": None if overlay is None else str(overlay),
         }
-        if chain is None and cpu_share:
-            click.echo("--cpu-share does nothing here: no GPU decodes, and the CPU decodes every image", err=True)
+        asked = {"cpu_share": "--cpu-share", "hardware_decoder_load": "--hardware-decoder-load"}
+        for parameter, option in asked.items() if chain is None else ():
+            if ctx.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
+                click.echo(f"{option} does nothing here: no GPU decodes, and the CPU decodes every image", err=True)
         about = describe_run(model_path, runtime, settings)
         tally = Tally(len(jobs))
         with (
