@@ -264,9 +264,9 @@ def command(
             "mask_bits": int(mask_bits),
             "overlay": None if overlay is None else str(overlay),
         }
-        asked = {"cpu_share": "--cpu-share", "hardware_decoder_load": "--hardware-decoder-load"}
-        for parameter, option in asked.items() if chain is None else ():
-            if ctx.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
+        loaded = ctx.get_parameter_source("hardware_decoder_load") is ParameterSource.COMMANDLINE
+        for option, given in (("--cpu-share", cpu_share > 0), ("--hardware-decoder-load", loaded)):
+            if given and chain is None:
                 click.echo(f"{option} does nothing here: no GPU decodes, and the CPU decodes every image", err=True)
         about = describe_run(model_path, runtime, settings)
         tally = Tally(len(jobs))
