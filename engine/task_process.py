@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
+from isicrt.engine.import_path import import_path
+
 MIN_CORES = 8
 """Fewer cores are kept busy by threads alone."""
 MOST_AT_ONCE = 16
@@ -62,7 +64,7 @@ class TaskProcess:
     def __init__(self, task: Task, command: Sequence[str] | None = None, *, bulk: str) -> None:
         self._task = task
         self._bulk = bulk
-        self._command = list(command or (sys.executable, "-c", _START, *map(str, sys.path)))
+        self._command = list(command or (sys.executable, "-c", _START, *import_path()))
         self._starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
