@@ -143,6 +143,10 @@ class JournalIndex:
         """Whether a file of this name is one that a run wrote, or may have written before it was killed."""
         return self._is_there(_number(mask))
 
+    def may_know(self, mask: str) -> bool:
+        """Whether `find` may find a line, by what is kept in memory."""
+        return self._file is not None and not self._lines.is_empty and self._lines.get(_number(mask)) is not None
+
     def find(self, mask: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
         """The last line about a mask, and the first line of its run. Any thread may call it.
 

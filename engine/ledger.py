@@ -122,6 +122,10 @@ class Ledger:
             self._lock.release()
             raise
 
+    def may_know(self, job: Job) -> bool:
+        """Whether `check` may have something to say of an image. It takes no look at the disk. Any thread."""
+        return self._resume and self._known.may_know(self._name(job.mask))
+
     def check(self, job: Job) -> Outcome | None:
         """How an image has ended already; None where it is to be done. Any thread.
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from isicrt.engine.errors import ImageError
-from isicrt.engine.gpu_batch import ChainImage, gpu_image
-from isicrt.engine.images import read_source
+from isicrt.engine.gpu_batch import ChainImage, SourceView, gpu_image
+from isicrt.engine.images import FileStamp, read_source
 from isicrt.engine.task_process import MOST_AT_ONCE, START_AFTER, ProcessLost, TaskProcess
 
 _MOST_BYTES = 1 << 25
 """Of the files in one answer, and so of each file that is read here."""
 _SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 """Of what is likely to be for the GPU. What a file is, its content decides, but a thread need not read it twice."""
+
+
+ReadFile = tuple[tuple[int, int], Any, int, int, int]
+"""(height, width), the bytes as a buffer, and a `FileStamp`: plain, since it is for a hundred thousand files."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +32,22 @@ class ReadAll:
     max_pixels: int
     cpu_share: float
 
-    def __call__(self, paths: Sequence[Path]) -> list[ChainImage | None]:
+    def __call__(self, paths: Sequence[str]) -> list[ReadFile | None]:
         """As many as fit into an answer, at least one."""
-        images: list[ChainImage | None] = []
+        found: list[ReadFile | None] = []
         room = _MOST_BYTES
         for path in paths:
-            image = self._read(path)
-            images.append(image)
-            if image is not None and image.source is not None:
-                room -= len(image.source.data)
-                if room <= 0:
-                    break
-        return images
+            image = self._read(Path(path))
+            if image is None or image.source is None:
+                found.append(None)
+                continue
+            stamp = image.source.stamp
+            data = pickle.PickleBuffer(image.source.data)
+            found.append((image.native_size, data, stamp.size, stamp.mtime_ns, stamp.crc))
+            room -= len(image.source.data)
+            if room <= 0:
+                break
+        return found
 
     def _read(self, path: Path) -> ChainImage | None:
         if path.suffix.lower() not in _SUFFIXES:
@@ -80,10 +90,19 @@ class ReadProcess:
         found: list[ChainImage | None] = [None] * len(paths)
         if self._to_come < 0 and paths:
             with suppress(ProcessLost):
-                found = self.process.ask(list(paths), self._seconds)
+                answer = self.process.ask([str(path) for path in paths], self._seconds)
+                found = [_image(path, one) for path, one in zip(paths, answer, strict=False)]
             self._useless = not any(found)
         return found
 
     def close(self) -> None:
         """End the process."""
         self.process.close()
+
+
+def _image(path: Path, found: ReadFile | None) -> ChainImage | None:
+    if found is None:
+        return None
+    native_size, data, *stamped = found
+    stamp = FileStamp(*stamped)
+    return ChainImage(path, native_size, SourceView(data, stamp), None, stamp)

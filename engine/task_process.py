@@ -11,10 +11,15 @@ import contextlib
 import os
 import pickle
 import select
+import struct
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import IO, Any
+
+import numpy as np
 
 MIN_CORES = 8
 """Fewer cores are kept busy by threads alone."""
@@ -35,6 +40,11 @@ HAS_TIME_LIMIT = hasattr(select, "poll")
 _START = "import sys; sys.path[:] = sys.argv[1:]; from isicrt.engine.task_process import serve; serve()"
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """Else each process starts a thread for every core, which it has no use for."""
+
+_HEADER, _MAGIC = struct.Struct("<8sQQ"), b"isicrt\x00\x01"
+"""Of a message; the length of its pickle, and the number of parts behind it."""
+_MOST_PARTS = 512
+"""That one call of the system takes; POSIX promises 16, and Linux, macOS and the BSDs take 1024."""
 
 Task = Callable[[Any], Any]
 
@@ -174,10 +184,47 @@ def serve() -> None:
 
 
 def _send(stream: IO[bytes], message: Any) -> None:
+    """One message: its pickle, and behind that what was large in it, as it lies in memory."""
     # Both sides are this program, and nobody else holds the pipe: pickle is safe here.
-    pickle.dump(message, stream, protocol=pickle.HIGHEST_PROTOCOL)
-    stream.flush()
+    large: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(message, protocol=5, buffer_callback=large.append)
+    parts = [buffer.raw() for buffer in large]
+    sizes = array("Q", [len(part) for part in parts])
+    _write_all(stream, [_HEADER.pack(_MAGIC, len(head), len(parts)) + sizes.tobytes() + head, *parts])
+
+
+def _write_all(stream: IO[bytes], parts: Sequence[bytes | memoryview]) -> None:
+    if not hasattr(os, "writev"):
+        stream.writelines(parts)
+        stream.flush()
+        return
+    # With one call for all of them Python's lock is given away once.
+    rest = [memoryview(part) for part in parts if len(part)]
+    while rest:
+        written = os.writev(stream.fileno(), rest[:_MOST_PARTS])
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if written:
+            rest[0] = rest[0][written:]
 
 
 def _receive(stream: IO[bytes]) -> Any:
-    return pickle.load(stream)
+    magic, length, count = _HEADER.unpack(_exactly(stream, _HEADER.size))
+    if magic != _MAGIC:
+        raise ValueError("no message of isicrt")
+    sizes = array("Q", _exactly(stream, 8 * count))
+    head = _exactly(stream, length)
+    if not count:
+        return pickle.loads(head)
+    room = np.empty(sum(sizes), np.uint8).data  # what is written over need not be zero before
+    if stream.readinto(room) != len(room):  # type: ignore[attr-defined]
+        raise EOFError
+    ends = list(accumulate(sizes))
+    return pickle.loads(head, buffers=[room[end - size : end] for end, size in zip(ends, sizes, strict=True)])
+
+
+def _exactly(stream: IO[bytes], length: int) -> bytes:
+    found = stream.read(length)
+    if len(found) != length:
+        raise EOFError
+    return found

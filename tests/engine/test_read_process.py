@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ import pytest
 from PIL import Image
 
 from isicrt.engine import read_process
-from isicrt.engine.gpu_batch import ChainImage, read_chain_image
+from isicrt.engine.gpu_batch import SourceView, read_chain_image
 from isicrt.engine.images import decode_image
 from isicrt.engine.journal import JOURNAL_NAME, read_journal
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.outcome import Outcome, RunSummary
 from isicrt.engine.pipeline import run_jobs
-from isicrt.engine.read_process import ReadAll, ReadProcess
+from isicrt.engine.read_process import ReadAll, ReadFile, ReadProcess
 from isicrt.engine.sources import find_jobs
 from isicrt.engine.task_process import MOST_AT_ONCE
 from tests.engine.host_plan import HostPlan
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("no_process_is_left")
 class Hangs(ReadAll):
     """A task that never answers."""
 
-    def __call__(self, paths: Sequence[Path]) -> list[ChainImage | None]:
+    def __call__(self, paths: Sequence[str]) -> list[ReadFile | None]:
         time.sleep(600)
         return []
 
@@ -92,7 +93,8 @@ def test_what_is_read_is_what_a_thread_reads(many: Path) -> None:
     assert [image is None for image in images] == [False, True, True, True, True, False]
     for path, image in zip(paths, images, strict=True):
         if image is not None:
-            assert image == read_chain_image(path, (64, 64))
+            assert isinstance(image.source, SourceView)
+            assert replace(image, source=image.source.whole()) == read_chain_image(path, (64, 64))
 
 
 def test_a_share_is_left_to_the_cpu(many: Path) -> None:
@@ -156,10 +158,10 @@ def test_an_answer_has_a_size(many: Path, monkeypatch: pytest.MonkeyPatch) -> No
     sizes = [(many / f"{n:02d}.jpg").stat().st_size for n in range(4)]
     monkeypatch.setattr(read_process, "_MOST_BYTES", max(sizes))
     paths = [many / f"{n:02d}.jpg" for n in range(4)]
-    images = TASK(paths)
+    images = TASK([str(path) for path in paths])
     assert 1 <= len(images) <= 2
     monkeypatch.setattr(read_process, "_MOST_BYTES", min(sizes) - 1)
-    assert TASK(paths) == [None] * 4
+    assert TASK([str(path) for path in paths]) == [None] * 4
 
 
 def test_where_nothing_is_for_the_gpu_files_are_taken_one_by_one(many: Path) -> None:
