@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from isicrt.engine.finishing import Content, Finished, Finishing
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.gpu_batch import PackedMask
 from isicrt.engine.output import OutputError
 from isicrt.engine.pixel_budget import LARGE_PIXELS
 from isicrt.engine.task_process import MOST_AT_ONCE, START_AFTER, ProcessLost, TaskProcess
 
 Todo = tuple[Path, tuple[int, int], Content]
 """As the arguments of `Finishing.finish`."""
+
+Sent = tuple[str, tuple[int, int], Any, "int | None"]
+"""The same on its way, plain: path, size, and a probability map, or the buffer of a packed mask and the bytes of a
+row."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +32,15 @@ class _FinishAll:
     run: int
     """The process of the run."""
 
-    def __call__(self, todo: Sequence[Todo]) -> tuple[list[Finished], str | None]:
+    def __call__(self, todo: Sequence[Sent]) -> tuple[list[Finished], str | None]:
         """What was finished, and the message of the OutputError that was the end of it."""
         finished: list[Finished] = []
-        for one in todo:
+        for path, size, content, width in todo:
             if os.name == "posix" and os.getppid() != self.run:  # it is gone, and its lock on the folder with it
                 os._exit(1)
             try:
-                finished.append(self.finishing.finish(*one))
+                arrived = content if width is None else PackedMask(_rows(content, width), size)
+                finished.append(self.finishing.finish(Path(path), size, arrived))
             except OutputError as error:
                 return finished, str(error)
         return finished, None
@@ -76,7 +87,7 @@ class WriteProcess:
         if self._to_come >= 0 or not small:
             return results
         try:
-            finished, problem = self.process.ask([todo[n] for n in small])
+            finished, problem = self.process.ask([_sent(*todo[n]) for n in small])
         except ProcessLost:
             if self._output is not None:
                 self._output.remove_temporary({todo[n][0].parent for n in small})
@@ -89,6 +100,16 @@ class WriteProcess:
     def close(self) -> None:
         """End the process."""
         self.process.close()
+
+
+def _sent(path: Path, size: tuple[int, int], content: Content) -> Sent:
+    if not isinstance(content, PackedMask):
+        return str(path), size, content, None
+    return str(path), size, pickle.PickleBuffer(np.ascontiguousarray(content.bits).data), content.bits.shape[1]
+
+
+def _rows(buffer: Any, width: int) -> UInt8Array:
+    return np.frombuffer(buffer, np.uint8).reshape(-1, width)
 
 
 def is_large(size: tuple[int, int]) -> bool:
