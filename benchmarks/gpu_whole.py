@@ -24,13 +24,21 @@ RUN_SECONDS = 6.0
 """A run takes no more files after so long: one that turns out slow must not take the time of what comes after it."""
 
 
-def _first_jobs(files: Sequence[Path], folder: Path, count: int, seconds: float) -> Iterator[Job]:
-    """Files over and over; the clock starts with the first."""
-    end = time.perf_counter() + seconds
-    for n, file in enumerate(islice(cycle(files), count)):
-        if time.perf_counter() > end:
-            return
-        yield Job(file, folder / f"{n}.png")
+class _FirstJobs:
+    """Files over and over, as many as are known beforehand, as in a folder; the clock starts with the first."""
+
+    def __init__(self, files: Sequence[Path], folder: Path, count: int, seconds: float) -> None:
+        self._files, self._folder, self._count, self._seconds = files, folder, count, seconds
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Job]:
+        end = time.perf_counter() + self._seconds
+        for n, file in enumerate(islice(cycle(self._files), self._count)):
+            if time.perf_counter() > end:
+                return
+            yield Job(file, self._folder / f"{n}.png")
 
 
 def run_figures(
@@ -63,7 +71,7 @@ def run_figures(
     before = None if chain is None else chain.decoded
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        jobs = _first_jobs(files, Path(folder), count, seconds)
+        jobs = _FirstJobs(files, Path(folder), count, seconds)
         options: dict[str, Any] = {"batch_size": runtime.max_batch, "chain": chain, "cpu_share": cpu_share}
         summary = run_jobs(jobs, runtime, on_outcome=lambda _: ends.append(time.perf_counter()), **options)
     first, last = len(ends) // 5, len(ends) - 1 - len(ends) // 10

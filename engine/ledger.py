@@ -30,7 +30,6 @@ from isicrt.engine.sources import Job, overlay_folder, overlay_path
 EXISTING = ("resume", "overwrite")
 _SHOWN = 10
 _NOTED = ("height", "width", "lesion_share", "mask_size", "mask_crc", "image_size", "image_mtime_ns", "image_crc")
-"""Of a mask whose image's file was looked at, in the order of `Ledger.note`."""
 _DONE_LINE = '{"status":"done","image":%s,"mask":%s,' + ",".join(f'"{name}":%r' for name in _NOTED) + "}"
 
 
@@ -126,6 +125,10 @@ class Ledger:
             self._known.close()
             self._lock.release()
             raise
+
+    def to_do(self, images: int) -> int:
+        """How many of so many images no earlier run has dealt with, at least."""
+        return images - len(self._known) if self._resume else images
 
     def may_know(self, job: Job) -> bool:
         """Whether `check` may have something to say of an image. It takes no look at the disk. Any thread."""

@@ -12,7 +12,7 @@ from typing import Any
 from isicrt.engine.errors import ImageError
 from isicrt.engine.gpu_batch import ChainImage, SourceView, gpu_image
 from isicrt.engine.images import FileStamp, read_source
-from isicrt.engine.task_process import MOST_AT_ONCE, START_AFTER, ProcessLost, TaskProcess
+from isicrt.engine.task_process import MOST_AT_ONCE, START_AFTER, HandOver, ProcessLost, TaskProcess
 
 _MOST_BYTES = 1 << 25
 """Of the files in one answer, and so of each file that is read here."""
@@ -67,28 +67,37 @@ class ReadProcess:
         task: see `ReadAll`.
         seconds: after which the process is given up: a file in it hangs, and the thread that reads each of them finds
             out which.
-        start_after: files that the caller reads before there is a process.
+        at_once: whether the process is started now, and asked as soon as it is there; the caller does the work
+            meanwhile.
+        start_after: else, files that the caller reads before there is a process.
         command: see `TaskProcess`.
     """
 
     def __init__(
-        self, task: ReadAll, seconds: float, *, start_after: int = START_AFTER, command: Sequence[str] | None = None
+        self,
+        task: ReadAll,
+        seconds: float,
+        *,
+        at_once: bool = False,
+        start_after: int = START_AFTER,
+        command: Sequence[str] | None = None,
     ) -> None:
         self.process = TaskProcess(task, command, bulk="answer")
         self._seconds = seconds
-        self._to_come = start_after
+        self._hand_over = HandOver(self.process, at_once=at_once, start_after=start_after)
         self._useless = False
 
     @property
     def takes(self) -> int:
         """Files that are to be given to it at a time: one where the caller reads it."""
-        return 1 if self._to_come > 0 or self._useless or self.process.is_over else MOST_AT_ONCE
+        return MOST_AT_ONCE if self._hand_over.is_due() and not self._useless and not self.process.is_over else 1
 
     def read(self, paths: Sequence[Path]) -> list[ChainImage | None]:
         """The first of these files, at least one, at most `MOST_AT_ONCE`; None for each that is left to the caller."""
-        self._to_come -= len(paths)
+        is_due = self._hand_over.is_due(len(paths))
+        self._hand_over.count(len(paths))
         found: list[ChainImage | None] = [None] * len(paths)
-        if self._to_come < 0 and paths:
+        if is_due and paths:
             with suppress(ProcessLost):
                 answer = self.process.ask([str(path) for path in paths], self._seconds)
                 found = [_image(path, one) for path, one in zip(paths, answer, strict=False)]

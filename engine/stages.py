@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from functools import partial
 
 from isicrt.engine.channel import Channel, Stopped
@@ -20,6 +20,7 @@ from isicrt.engine.read_process import ReadAll, ReadProcess
 from isicrt.engine.routes import Item, Route
 from isicrt.engine.run_threads import RunThreads, StageSettings, damaged
 from isicrt.engine.sources import Job
+from isicrt.engine.task_process import START_AFTER
 from isicrt.engine.write_process import WriteProcess, is_large
 
 _LOOKS = 4
@@ -42,6 +43,9 @@ class Pipeline(RunThreads):
         self._decoded: Channel[Item] = Channel(size + decoders, producers=decoders, wake_at=max(1, size // _LOOKS))
         self._inferred: Channel[Item] = Channel(settings.batch_size + writers, producers=1)
         self._channels += [self._decoded, self._inferred]
+        known, ledger = len(jobs) if isinstance(jobs, Sized) else 0, settings.ledger
+        to_do = known if ledger is None else ledger.to_do(known)
+        self._is_long = to_do >= START_AFTER * (decoders + writers)  # all of its processes are worth their start
         self._waited = 0.0
         self._in_flight: deque[list[Item]] = deque()
         # Of each decode thread and, where it is given up, its successor: jobs to be checked, and jobs to be read.
@@ -78,7 +82,7 @@ class Pipeline(RunThreads):
 
     def _decode_ahead(self, slot: DecodeSlot, task: ReadAll) -> None:
         unchecked, unread = self._ahead[slot.number]
-        process = ReadProcess(task, self._settings.decode_timeout)
+        process = ReadProcess(task, self._settings.decode_timeout, at_once=self._is_long)
         try:
             while not self._takes_no_more():
                 if not unchecked and not unread:
@@ -197,7 +201,7 @@ class Pipeline(RunThreads):
         if not self._settings.write_in_processes:
             self._write()
             return
-        process = WriteProcess(self._settings.finishing, number)
+        process = WriteProcess(self._settings.finishing, number, at_once=self._is_long)
         try:
             for items in self._inferred.several(lambda: process.takes, lambda item: is_large(item.native_size)):
                 finished = process.finish([(item.job.mask, item.native_size, item.content) for item in items])

@@ -56,7 +56,7 @@ class ProcessLost(Exception):
 class TaskProcess:
     """One process with one task, driven by one thread; close it after the last call.
 
-    It is started by the first call, and again a few times where it is lost.
+    It is started by `start` or the first call, and again a few times where it is lost.
 
     Args:
         task: is sent to the process, and called there with what is asked.
@@ -69,6 +69,7 @@ class TaskProcess:
         self._bulk = bulk
         self._command = list(command or (sys.executable, "-c", _START, *map(str, sys.path)))
         self._starts = 0
+        self._has_greeted = False
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,23 +88,41 @@ class TaskProcess:
         Raises:
             ProcessLost: there is no answer, and will be none.
         """
-        if self._process is None:
-            self._begin()
+        self.start()
         process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
         try:
+            if not self._has_greeted:  # first, so that no answer comes with it
+                self._wait(process.stdout, seconds)
+                _receive(process.stdout)
+                self._has_greeted = True
             _send(process.stdin, question)
-            if seconds is not None and HAS_TIME_LIMIT:
-                answer = select.poll()  # `select` takes no descriptor above 1023
-                answer.register(process.stdout, select.POLLIN)
-                if not answer.poll(seconds * 1000):
-                    raise TimeoutError
+            self._wait(process.stdout, seconds)
             return _receive(process.stdout)
         except Exception as error:  # gone, silent, a question that cannot be sent, or an answer that is none
             self._kill()
             raise ProcessLost from error
+
+    @staticmethod
+    def _wait(answers: IO[bytes], seconds: float | None) -> None:
+        if seconds is not None and HAS_TIME_LIMIT and not _has_come(answers, seconds):
+            raise TimeoutError
+
+    def start(self) -> None:
+        """Start the process, if there is none, without waiting until it can be asked. Raises ProcessLost."""
+        if self._process is None:
+            self._begin()
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether whoever asks now has to wait for the process to start. False where that is not known, and where it is
+        lost, which a question finds out."""
+        process = self._process
+        if self._has_greeted or process is None or process.stdout is None or not HAS_TIME_LIMIT:
+            return False
+        return not _has_come(process.stdout, 0)
 
     @property
     def is_over(self) -> bool:
@@ -114,6 +133,7 @@ class TaskProcess:
         if self.is_over:
             raise ProcessLost
         self._starts += 1
+        self._has_greeted = False
         # A session of its own: Ctrl-C is for the run, which then ends its processes.
         options: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
         try:
@@ -156,6 +176,39 @@ class TaskProcess:
                     pipe.close()
 
 
+class HandOver:
+    """When a thread hands its work over to a process, and does it itself no more.
+
+    Args:
+        process: that is to do it.
+        at_once: whether it is started now, and asked as soon as it is there.
+        start_after: else, images that the thread deals with before.
+    """
+
+    def __init__(self, process: TaskProcess, *, at_once: bool, start_after: int) -> None:
+        self._process = process
+        self._at_once = at_once
+        self._to_come = start_after
+        if at_once:
+            with contextlib.suppress(ProcessLost):
+                process.start()
+
+    def is_due(self, images: int = 1) -> bool:
+        """Whether the process is to be asked for the next images."""
+        return not self._process.is_starting if self._at_once else self._to_come < images
+
+    def count(self, images: int) -> None:
+        """So many were dealt with, by whomever."""
+        self._to_come -= images
+
+
+def _has_come(answers: IO[bytes], seconds: float) -> bool:
+    """Whether there is something to read, or the end of it. Only where nothing of an answer was read yet."""
+    answer = select.poll()  # `select` takes no descriptor above 1023
+    answer.register(answers, select.POLLIN)
+    return bool(answer.poll(seconds * 1000))
+
+
 def _widen(pipe: IO[bytes] | None) -> None:
     """Else both sides wake each other for every 64 KiB of a message."""
     if pipe is not None and sys.platform == "linux":
@@ -178,6 +231,7 @@ def serve() -> None:
     os.dup2(2, 1)  # nothing that a library prints may get between the answers
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         task = _receive(questions)
+        _send(answers, None)  # that it is there
         while True:
             _send(answers, task(_receive(questions)))
     os._exit(0)  # the run waits for it, and everything is written

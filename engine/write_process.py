@@ -16,7 +16,7 @@ from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.gpu_batch import PackedMask
 from isicrt.engine.output import OutputError
 from isicrt.engine.pixel_budget import LARGE_PIXELS
-from isicrt.engine.task_process import MOST_AT_ONCE, START_AFTER, ProcessLost, TaskProcess
+from isicrt.engine.task_process import MOST_AT_ONCE, START_AFTER, HandOver, ProcessLost, TaskProcess
 
 Todo = tuple[Path, tuple[int, int], Content]
 """As the arguments of `Finishing.finish`."""
@@ -52,7 +52,9 @@ class WriteProcess:
     Args:
         finishing: of the run.
         number: of the write thread, from 0 to 254; it is in the names of the process's temporary files.
-        start_after: masks that the caller finishes before there is a process.
+        at_once: whether the process is started now, and asked as soon as it is there; the caller does the work
+            meanwhile.
+        start_after: else, masks that the caller finishes before there is a process.
         command: see `TaskProcess`.
     """
 
@@ -61,6 +63,7 @@ class WriteProcess:
         finishing: Finishing,
         number: int = 0,
         *,
+        at_once: bool = False,
         start_after: int = START_AFTER,
         command: Sequence[str] | None = None,
     ) -> None:
@@ -68,23 +71,24 @@ class WriteProcess:
         self._output = None if output is None else output.of_process(number)
         task = _FinishAll(replace(finishing, output=self._output), os.getpid())
         self.process = TaskProcess(task, command, bulk="question")
-        self._to_come = start_after
+        self._hand_over = HandOver(self.process, at_once=at_once, start_after=start_after)
         self.error: OutputError | None = None
         """After it nothing can be written any more."""
 
     @property
     def takes(self) -> int:
         """Masks that are to be given to it at a time: one where the caller finishes it."""
-        return 1 if self._to_come > 0 or self.process.is_over else MOST_AT_ONCE
+        return MOST_AT_ONCE if self._hand_over.is_due() and not self.process.is_over else 1
 
     def finish(self, todo: Sequence[Todo]) -> list[Finished | None]:
         """Finish masks, at most `MOST_AT_ONCE`; None for each that is left to the caller: there is no process (yet),
         the image is so large that large ones take turns, or there is an `error`.
         """
         results: list[Finished | None] = [None] * len(todo)
-        self._to_come -= len(todo)
+        is_due = self._hand_over.is_due(len(todo))
+        self._hand_over.count(len(todo))
         small = [n for n, (_, size, _) in enumerate(todo) if not is_large(size)]
-        if self._to_come >= 0 or not small:
+        if not is_due or not small:
             return results
         try:
             finished, problem = self.process.ask([_sent(*todo[n]) for n in small])
