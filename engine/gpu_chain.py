@@ -207,7 +207,7 @@ class GpuChain:
                         lane.done.synchronize()
                     finally:
                         ticket.release()
-                return [row.error or lane.packed_mask(row) for row in ticket.rows]
+                return lane.results(ticket.rows)
             finally:
                 with self._lock:
                     self._free.append(lane)

@@ -12,7 +12,7 @@ from typing import Any
 from isicrt.engine.errors import ImageError
 from isicrt.engine.gpu_batch import ChainImage, SourceView, gpu_image
 from isicrt.engine.images import FileStamp, read_source
-from isicrt.engine.task_process import MOST_AT_ONCE, START_AFTER, HandOver, ProcessLost, TaskProcess
+from isicrt.engine.task_process import MOST_ON_GPU, START_AFTER, HandOver, ProcessLost, TaskProcess
 
 _MOST_BYTES = 1 << 25
 """Of the files in one answer, and so of each file that is read here."""
@@ -90,10 +90,10 @@ class ReadProcess:
     @property
     def takes(self) -> int:
         """Files that are to be given to it at a time: one where the caller reads it."""
-        return MOST_AT_ONCE if self._hand_over.is_due() and not self._useless and not self.process.is_over else 1
+        return MOST_ON_GPU if self._hand_over.is_due() and not self._useless and not self.process.is_over else 1
 
     def read(self, paths: Sequence[Path]) -> list[ChainImage | None]:
-        """The first of these files, at least one, at most `MOST_AT_ONCE`; None for each that is left to the caller."""
+        """The first of these files, at least one, at most `MOST_ON_GPU`; None for each that is left to the caller."""
         is_due = self._hand_over.is_due(len(paths))
         self._hand_over.count(len(paths))
         found: list[ChainImage | None] = [None] * len(paths)

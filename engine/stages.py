@@ -20,7 +20,7 @@ from isicrt.engine.read_process import ReadAll, ReadProcess
 from isicrt.engine.routes import Item, Route
 from isicrt.engine.run_threads import RunThreads, StageSettings, damaged
 from isicrt.engine.sources import Job
-from isicrt.engine.task_process import START_AFTER
+from isicrt.engine.task_process import MOST_AT_ONCE, MOST_ON_GPU, START_AFTER
 from isicrt.engine.write_process import WriteProcess, is_large
 
 _LOOKS = 4
@@ -201,7 +201,8 @@ class Pipeline(RunThreads):
         if not self._settings.write_in_processes:
             self._write()
             return
-        process = WriteProcess(self._settings.finishing, number, at_once=self._is_long)
+        most = MOST_AT_ONCE if self._settings.read_ahead is None else MOST_ON_GPU
+        process = WriteProcess(self._settings.finishing, number, at_once=self._is_long, most=most)
         try:
             for items in self._inferred.several(lambda: process.takes, lambda item: is_large(item.native_size)):
                 finished = process.finish([(item.job.mask, item.native_size, item.content) for item in items])

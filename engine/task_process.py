@@ -25,6 +25,8 @@ MIN_CORES = 8
 """Fewer cores are kept busy by threads alone."""
 MOST_AT_ONCE = 16
 """Images in a message: with more, the others would have nothing to do at the end."""
+MOST_ON_GPU = 32
+"""The same where a GPU decodes: its batches are large, and what is left for Python's lock is the messages."""
 START_AFTER = 64
 """Images that a thread has dealt with before it starts a process: for a few that is not worth its time."""
 _MOST_STARTS = 3

@@ -55,6 +55,7 @@ class WriteProcess:
         at_once: whether the process is started now, and asked as soon as it is there; the caller does the work
             meanwhile.
         start_after: else, masks that the caller finishes before there is a process.
+        most: masks that are given to it at a time.
         command: see `TaskProcess`.
     """
 
@@ -65,12 +66,14 @@ class WriteProcess:
         *,
         at_once: bool = False,
         start_after: int = START_AFTER,
+        most: int = MOST_AT_ONCE,
         command: Sequence[str] | None = None,
     ) -> None:
         output = finishing.output
         self._output = None if output is None else output.of_process(number)
         task = _FinishAll(replace(finishing, output=self._output), os.getpid())
         self.process = TaskProcess(task, command, bulk="question")
+        self._most = most
         self._hand_over = HandOver(self.process, at_once=at_once, start_after=start_after)
         self.error: OutputError | None = None
         """After it nothing can be written any more."""
@@ -78,10 +81,10 @@ class WriteProcess:
     @property
     def takes(self) -> int:
         """Masks that are to be given to it at a time: one where the caller finishes it."""
-        return MOST_AT_ONCE if self._hand_over.is_due() and not self.process.is_over else 1
+        return self._most if self._hand_over.is_due() and not self.process.is_over else 1
 
     def finish(self, todo: Sequence[Todo]) -> list[Finished | None]:
-        """Finish masks, at most `MOST_AT_ONCE`; None for each that is left to the caller: there is no process (yet),
+        """Finish masks, at most `most`; None for each that is left to the caller: there is no process (yet),
         the image is so large that large ones take turns, or there is an `error`.
         """
         results: list[Finished | None] = [None] * len(todo)

@@ -96,6 +96,18 @@ def test_a_file_that_lies_between_others_in_memory_is_the_same_file(
         assert mask.bits.any()
 
 
+def test_masks_stay_as_they_are_while_the_next_batches_come(host: HostPlan, rendered_pairs: Path) -> None:
+    images = [read_chain_image(file, (64, 64)) for file in sorted((rendered_pairs / "images").iterdir())[:4]]
+    first = host.chain.collect(host.chain.submit(images))
+    bits = [np.array(mask.bits) for mask in first if isinstance(mask, PackedMask)]
+    assert len(bits) == 4
+    for _ in range(2 * host.chain.depth):
+        host.chain.collect(host.chain.submit(images[::-1]))
+    for mask, before in zip(first, bits, strict=True):
+        assert isinstance(mask, PackedMask)
+        np.testing.assert_array_equal(mask.bits, before)
+
+
 def test_it_is_counted_where_images_were_decoded(
     host: HostPlan, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

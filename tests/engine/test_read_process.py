@@ -26,7 +26,7 @@ from isicrt.engine.outcome import Outcome, RunSummary
 from isicrt.engine.pipeline import run_jobs
 from isicrt.engine.read_process import ReadAll, ReadFile, ReadProcess
 from isicrt.engine.sources import find_jobs
-from isicrt.engine.task_process import HAS_TIME_LIMIT, MOST_AT_ONCE, TaskProcess
+from isicrt.engine.task_process import HAS_TIME_LIMIT, MOST_ON_GPU, TaskProcess
 from tests.engine.host_plan import HostPlan
 
 TASK = ReadAll(10**8, 0.0)
@@ -133,7 +133,7 @@ def test_a_process_that_is_started_at_once_is_asked_when_it_is_there(many: Path)
         assert process.process.pid is not None
         assert process.takes == 1
         assert process.read([many / "00.jpg"]) == [None]
-        assert _until(lambda: process.takes == MOST_AT_ONCE)
+        assert _until(lambda: process.takes == MOST_ON_GPU)
         assert process.read([many / "00.jpg"]) != [None]
         os.kill(process.process.pid, signal.SIGKILL)
         assert process.read([many / "00.jpg"]) == [None]
@@ -222,11 +222,11 @@ def test_an_answer_has_a_size(many: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_where_nothing_is_for_the_gpu_files_are_taken_one_by_one(many: Path) -> None:
     process = ReadProcess(TASK, 60, start_after=0)
     try:
-        assert process.takes == MOST_AT_ONCE
+        assert process.takes == MOST_ON_GPU
         assert process.read([many / "56.png"] * 3) == [None] * 3
         assert process.takes == 1
         assert process.read([many / "00.jpg"]) != [None]
-        assert process.takes == MOST_AT_ONCE
+        assert process.takes == MOST_ON_GPU
     finally:
         process.close()
 
@@ -246,6 +246,7 @@ def test_a_process_that_is_lost_costs_nothing(
         return read(self, paths)
 
     monkeypatch.setattr(ReadProcess, "read", lose_and_read)
+    monkeypatch.setattr(read_process, "MOST_ON_GPU", 8)  # of 60 files: so that there is one to lose
     summary = _run(host, many, tmp_path / "out", 2)
     assert lost
     assert (summary.images, summary.failed) == (60, 3)
