@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -79,7 +80,7 @@ class Channel(Generic[T]):
         with self._lock:
             if not self._items:
                 self._wait(seconds)
-            items = self._take(1, _never)
+            items = self._take(1)
         return items[0] if items else None
 
     def poll_all(self, seconds: float, most: int) -> list[T]:
@@ -87,7 +88,7 @@ class Channel(Generic[T]):
         last one."""
         with self._lock:
             self._wait(seconds)
-            return self._take(most, _never)
+            return self._take(most)
 
     def take(self) -> T | None:
         """Take an item if there is one now. Raises `Stopped`, and never `Ended`."""
@@ -96,7 +97,7 @@ class Channel(Generic[T]):
         with self._lock:
             if self._stopped:
                 raise Stopped
-            return self._next(1, _never)[0] if self._items else None
+            return self._next(1)[0] if self._items else None
 
     def left(self) -> list[T]:
         """Take all that was there when it was cut off."""
@@ -105,13 +106,16 @@ class Channel(Generic[T]):
             self._items.clear()
             return items
 
-    def several(self, most: Callable[[], int], alone: Callable[[T], bool] | None = None) -> Iterator[list[T]]:
-        """Take what is there, up to `most()` items at a time, until the end; an item that is `alone` by itself."""
+    def several(
+        self, most: Callable[[], int], weight: Callable[[T], float] | None = None, heaviest: float = math.inf
+    ) -> Iterator[list[T]]:
+        """Take what is there until the end: up to `most()` items at a time, which weigh no more than `heaviest`
+        together. An item that weighs as much comes by itself."""
         while True:
             try:
                 with self._lock:
                     self._wait(_LONGEST_WAIT)
-                    items = self._take(most(), alone or _never)
+                    items = self._take(most(), weight, heaviest)
             except Ended:
                 return
             if items:
@@ -121,21 +125,22 @@ class Channel(Generic[T]):
         if not self._has_enough() and self._producers and not self._stopped:
             self._filled.wait(seconds)
 
-    def _take(self, most: int, alone: Callable[[T], bool]) -> list[T]:
+    def _take(self, most: int, weight: Callable[[T], float] | None = None, heaviest: float = math.inf) -> list[T]:
         if self._stopped:
             raise Stopped
         if not self._items and not self._producers:
             raise Ended
-        return self._next(most, alone)
+        return self._next(most, weight, heaviest)
 
-    def _next(self, most: int, alone: Callable[[T], bool]) -> list[T]:
+    def _next(self, most: int, weight: Callable[[T], float] | None = None, heaviest: float = math.inf) -> list[T]:
         waiting = self._items
         items: list[T] = []
+        left = heaviest
         while waiting and len(items) < most:
-            if alone is not _never and alone(waiting[0]):
-                if not items:
-                    items.append(waiting.popleft())
-                break
+            if weight is not None:
+                left -= weight(waiting[0])
+                if items and left < 0:
+                    break
             items.append(waiting.popleft())
         if items:
             self._emptied.notify()
@@ -166,10 +171,6 @@ class Channel(Generic[T]):
             self._stopped = True
             self._filled.notify_all()
             self._emptied.notify_all()
-
-
-def _never(_: object) -> bool:
-    return False
 
 
 class BusyTime:

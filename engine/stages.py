@@ -16,12 +16,13 @@ from isicrt.engine.channel import Channel, Stopped
 from isicrt.engine.decoding import DecodeSlot
 from isicrt.engine.errors import ImageError, IsicrtError
 from isicrt.engine.outcome import Outcome
+from isicrt.engine.pixel_budget import LARGE_PIXELS
 from isicrt.engine.read_process import ReadAll, ReadProcess
 from isicrt.engine.routes import Item, Route
 from isicrt.engine.run_threads import RunThreads, StageSettings, damaged
 from isicrt.engine.sources import Job
 from isicrt.engine.task_process import MOST_AT_ONCE, MOST_ON_GPU, START_AFTER
-from isicrt.engine.write_process import WriteProcess, is_large
+from isicrt.engine.write_process import WriteProcess
 
 _LOOKS = 4
 """So often the inference thread looks at what has come while a batch fills."""
@@ -172,7 +173,7 @@ class Pipeline(RunThreads):
         started = time.perf_counter()
         for items in self._decoded.several(lambda: size - len(batch)):  # noqa: B023 (as it then is)
             for item in items:
-                own = item.native_size[0] * item.native_size[1]
+                own = _pixels(item)
                 ready = []
                 if batch and pixels + own > most:
                     ready.append(batch)
@@ -204,7 +205,7 @@ class Pipeline(RunThreads):
         most = MOST_AT_ONCE if self._settings.read_ahead is None else MOST_ON_GPU
         process = WriteProcess(self._settings.finishing, number, at_once=self._is_long, most=most)
         try:
-            for items in self._inferred.several(lambda: process.takes, lambda item: is_large(item.native_size)):
+            for items in self._inferred.several(lambda: process.takes, _pixels, LARGE_PIXELS):
                 finished = process.finish([(item.job.mask, item.native_size, item.content) for item in items])
                 ended = [(item, done) for item, done in zip(items, finished, strict=True) if done is not None]
                 if ended:
@@ -216,3 +217,7 @@ class Pipeline(RunThreads):
                         self._end(self._finish(item))
         finally:
             process.close()
+
+
+def _pixels(item: Item) -> int:
+    return item.native_size[0] * item.native_size[1]

@@ -141,7 +141,14 @@ def test_several_are_taken_together_and_some_alone() -> None:
     for n in (1, 2, 30, 40, 3, 4, 5, 6):
         channel.put(n)
     channel.close()
-    assert list(channel.several(lambda: 3, lambda n: n >= 30)) == [[1, 2], [30], [40], [3, 4, 5], [6]]
+    assert list(channel.several(lambda: 3, float, 30)) == [[1, 2], [30], [40], [3, 4, 5], [6]]
+
+
+def test_what_is_taken_together_does_not_weigh_too_much() -> None:
+    channel: Channel[int] = Channel(20, producers=1)
+    channel.put_all([4, 5, 1, 1, 9, 2, 12, 1])
+    channel.close()
+    assert list(channel.several(lambda: 9, float, 10)) == [[4, 5, 1], [1, 9], [2], [12], [1]]
 
 
 def test_a_consumer_that_is_not_in_a_hurry_is_left_alone_until_enough_is_there(
