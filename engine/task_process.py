@@ -30,7 +30,7 @@ MOST_ON_GPU = 32
 START_AFTER = 64
 """Images that a thread has dealt with before it starts a process: for a few that is not worth its time."""
 _MOST_STARTS = 3
-_PIPE_BYTES = 1 << 18
+_PIPE_BYTES = 1 << 19
 """Where a pipe has 64 KiB unasked. All pipes of a user share a limit of 64 MiB, above which new ones are made smaller
 than that."""
 _PATIENCE_SECONDS, _KILL_SECONDS = 2.0, 1.0
