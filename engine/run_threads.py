@@ -265,10 +265,14 @@ class RunThreads(ABC):
         then = None if overlay is None else partial(overlay, item.job)
         with BUDGET.admit(item.native_size[0] * item.native_size[1]):
             done = self._settings.finishing.finish(item.job.mask, item.native_size, item.content, then)
-        return self._noted([(item, done)])[0]
+        return self._noted(item, done)
 
-    def _noted(self, finished: Sequence[tuple[Item, Finished]]) -> list[tuple[Outcome, dict[str, Any] | None]]:
-        """How images ended, and what the journal notes of their masks."""
+    def _noted(self, item: Item, done: Finished) -> tuple[Outcome, dict[str, Any] | None]:
+        """How an image ended, and what the journal notes of its mask."""
+        return self._all_noted([(item, done)])[0]
+
+    def _all_noted(self, finished: Sequence[tuple[Item, Finished]]) -> list[tuple[Outcome, dict[str, Any] | None]]:
+        """The same of several."""
         written = sum(done.write_seconds for _, done in finished)
         self.busy.add("restore", sum(done.restore_seconds for _, done in finished), ago=written)
         self.busy.add("write", written)

@@ -209,7 +209,7 @@ class Pipeline(RunThreads):
                 finished = process.finish([(item.job.mask, item.native_size, item.content) for item in items])
                 ended = [(item, done) for item, done in zip(items, finished, strict=True) if done is not None]
                 if ended:
-                    self._end(*self._noted(ended))
+                    self._end(*self._all_noted(ended))
                 if process.error is not None:
                     raise process.error
                 for item, done in zip(items, finished, strict=True):
