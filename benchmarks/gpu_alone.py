@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from isicrt.benchmarks.gpu_rates import rate
+from isicrt.benchmarks.gpu_torch import SETTLE
 from isicrt.benchmarks.rendered import render
 from isicrt.engine.errors import ModelError
 from isicrt.engine.finishing import Finishing
@@ -117,8 +118,13 @@ def batch_of(files: Sequence[Path], size: tuple[int, int], largest: int) -> list
     return list(islice(cycle(images), max(1, min(largest, BATCH_PIXELS // (height * width)))))
 
 
+def settling_batches(chain: GpuChain) -> int:
+    """Full batches after which every slot has its graph: recording takes seconds, which are no part of a rate."""
+    return (SETTLE + 1) * chain.depth
+
+
 def in_flight_figures(chain: GpuChain, images: Sequence[ChainImage], seconds: float) -> dict[str, Any]:
-    """Images a second through a chain that always has as many batches in flight as it takes.
+    """Images a second through a settled chain that always has as many batches in flight as it takes.
 
     Raises:
         ModelError: the GPU refused a JPEG, so that the figure would be the CPU's.
@@ -131,6 +137,8 @@ def in_flight_figures(chain: GpuChain, images: Sequence[ChainImage], seconds: fl
         return sum(isinstance(one, PackedMask) for one in found)
 
     try:
+        for _ in range(settling_batches(chain)):
+            work()
         figures = rate(work, seconds)
     finally:
         while pending:

@@ -6,8 +6,8 @@
 Engines are measured one after the other: the plan (``tensorrt-fp16``, or what its card says), then torch in its place
 (`isicrt.benchmarks.gpu_torch`), so that the GPU's way is measured where no plan runs, then torch compiled, for the
 first size of images alone. Stages that need no engine are measured once (`isicrt.benchmarks.gpu_alone`). What the goals
-need comes first; sizes of images after the first are measured in half the time. The report is written after every
-section.
+need comes first, then shares of the hardware decoder; sizes of images after the first are measured in half the time.
+The report is written after every section.
 
 Network figures: "events" are the GPU's own clock, the two transfers apart, without a CUDA graph; "call" is the wall
 clock of `infer`, host memory to host memory, both transfers and the graph in it; "stream" is throughput with several
@@ -254,6 +254,9 @@ def measure(session: Session, engines: Mapping[str, Callable[[], Any]], make_idl
                 stages(first)
             session.about(runtime)
     stages(first)
+    with opened(session, "stages on the GPU", make_idle) as idle:
+        if idle is not None:
+            session.hardware_loads(idle, first)
     for name in good if others else []:
         if name == COMPILED:
             continue
@@ -263,9 +266,6 @@ def measure(session: Session, engines: Mapping[str, Callable[[], Any]], make_idl
                 stages(size)
     for size in others:
         stages(size)
-    with opened(session, "stages on the GPU", make_idle) as idle:
-        if idle is not None:
-            session.hardware_loads(idle, first)
     if good:
         with opened(session, good[0], engines[good[0]]) as runtime:
             if runtime is not None:

@@ -12,6 +12,8 @@
 #   host     what the CPU does on the GPU's way, as if the GPU took no time      host.json
 #   compile  torch.compile, which takes a minute or two and whose result torch keeps for `speed`
 #   speed    each stage alone and end to end; torch and ONNX Runtime    speed.json
+#            Masks go to $MASKS, by default the system's temporary folder. Where that is a slow disk, end to end
+#            measures the disk: call it with MASKS=/dev/shm as well.
 #   bench    isicrt bench: the pipeline of `segment`, plan beside ONNX  bench.json
 #   dali     DALI's decoding on the GPU against its own on the CPU
 #   train    a short training run of each architecture                  training.tar.gz
@@ -63,12 +65,21 @@
 #
 #   python3 -V; nvidia-smi; command -v gcc; SITE_PARTS='build/parts/site.tar.xz.*' benchmarks/gpu_suite.sh --out $OUT/0 \
 #     --within 60 doctor; benchmarks/gpu_suite.sh --out $OUT/1 --within 200 compile & sleep 2; benchmarks/gpu_suite.sh \
-#     --out $OUT/2 --within 200 --data build/data/isic2016 tests parity; wait      # carry build/parts, build/data  5 min
-#   benchmarks/gpu_suite.sh --within 140 speed             # the same warm machine                 2.5 min
+#     --out $OUT/2 --within 200 --data build/data/isic2016 tests parity; wait      # carry build/parts, build/data
+#   benchmarks/gpu_suite.sh --within 165 speed             # the same warm machine
+#   MASKS=/dev/shm benchmarks/gpu_suite.sh --within 120 speed
+#   benchmarks/gpu_suite.sh --within 260 --data isic2016 --encoder-weights FILE table
 #
-# `dali`, `train` and `table` do NOT fit beside these: DALI is 476 MB unpacked, some six calls more, and training takes
-# minutes. They need a lease of their own (nvidia-dali-cuda130, astunparse, gast, optree, nvtx, makefun and libcst in place
-# of TensorRT for RTX and PyCUDA), as does `bench`. Without DALI the trainer's test marked gpu is an error of collection.
+# What fitted into a quarter of an hour of an H200, by the same commands: the start took 32 s with the first call,
+# all up to the first `speed` 317 s (tests 110, speed 165), transfers 15 to 20 s for each call of up to 60 MiB, `table`
+# 223 s with 28 epochs a row, the trainer's tests 79 s. Of `speed` the network took 14 s, end to end at 512 px 35 on that
+# disk and 26 in memory, of the compiled engine 19 and at 1022 x 767 27, each other section 2 to 6; so 165 s end in the
+# middle of 1022 x 767, and 60 s before the stages on the GPU.
+#
+# `dali`, `train` and `table` need DALI (nvidia-dali-cuda130, astunparse, gast, optree, nvtx, makefun and libcst), which is
+# 476 MB unpacked, much of it code for other GPUs. It was carried as 47 MB: the fatbin containers in its libraries
+# were rewritten to hold the cubins of sm_90 alone, and symbol tables were zeroed; cuobjdump showed the cubins unchanged, and
+# it ran. Without DALI the trainer's test marked gpu is an error of collection. There was no time for `bench` and `train`.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -101,6 +112,8 @@ fi
 python=${PYTHON:-python3}
 work=${WORK:-${TMPDIR:-/tmp}/isicrt-gpu-suite}
 site=${SITE:-${TMPDIR:-/tmp}/isicrt-site}
+# torch would put it below the TMPDIR of each command: what `compile` leaves is for `speed`, wherever that puts masks.
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$work/torchinductor}
 export PYTHONUNBUFFERED=1 PYTHONPATH="$here:$site${PYTHONPATH:+:$PYTHONPATH}"
 isicrt=("$python" -m isicrt.cli.main)
 failed=0
@@ -222,7 +235,7 @@ step_speed() {
   if model=$(plan); then options=(--plan "$model"); else say "speed: no plan runs here, torch in its place"; fi
   # The command begins nothing after that long by itself, and what it has begun then has time to end.
   [ "$within" -eq 0 ] || options+=(--seconds 0.5 --compile-seconds 40 --within $((within - SECONDS > 30 ? within - SECONDS - 20 : 10)))
-  run "speed" 590 "$python" -m isicrt.benchmarks.gpu_speed "$here/engine/models/unet-light.onnx" \
+  TMPDIR=${MASKS:-${TMPDIR:-/tmp}} run "speed" 590 "$python" -m isicrt.benchmarks.gpu_speed "$here/engine/models/unet-light.onnx" \
     ${options[@]+"${options[@]}"} --json "$out/speed.json"
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -12,7 +13,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from isicrt.benchmarks.gpu_alone import GpuParts, batch_of, opened_chain
+from isicrt.benchmarks.gpu_alone import GpuParts, batch_of, opened_chain, settling_batches
 from isicrt.benchmarks.gpu_files import forget
 from isicrt.engine.pipeline import run_jobs
 from isicrt.engine.runtime import Runtime
@@ -25,10 +26,14 @@ RUN_SECONDS = 6.0
 
 
 class _FirstJobs:
-    """Files over and over, as many as are known beforehand, as in a folder; the clock starts with the first."""
+    """Files over and over, as many as are known beforehand, as in a folder; the clock starts with the first.
 
-    def __init__(self, files: Sequence[Path], folder: Path, count: int, seconds: float) -> None:
-        self._files, self._folder, self._count, self._seconds = files, folder, count, seconds
+    It is asked between batches only: a partial one would cost a slot its graph, and the next run seconds to record it.
+    """
+
+    def __init__(self, files: Sequence[Path], folder: Path, count: int, seconds: float, batch: int) -> None:
+        self._files, self._folder, self._count = files, folder, count
+        self._seconds, self._batch = seconds, batch
 
     def __len__(self) -> int:
         return self._count
@@ -36,7 +41,7 @@ class _FirstJobs:
     def __iter__(self) -> Iterator[Job]:
         end = time.perf_counter() + self._seconds
         for n, file in enumerate(islice(cycle(self._files), self._count)):
-            if time.perf_counter() > end:
+            if n % self._batch == 0 and time.perf_counter() > end:
                 return
             yield Job(file, self._folder / f"{n}.png")
 
@@ -50,6 +55,7 @@ def run_figures(
     cpu_share: float = 0.0,
     cold: bool = False,
     seconds: float = RUN_SECONDS,
+    batch: int = 1,
 ) -> dict[str, Any]:
     """One run.
 
@@ -60,7 +66,8 @@ def run_figures(
         count: masks to write, at most.
         cpu_share: of the JPEGs that CPU threads decode beside the GPU.
         cold: with an empty page cache, as far as the system empties it when asked.
-        seconds: after which no more files are taken.
+        seconds: after which no more files are taken, once the batch is full.
+        batch: of images of this size.
 
     Returns:
         ``images_per_second`` is of the whole run. ``steady`` is of its middle, from the first fifth of the masks to
@@ -71,7 +78,7 @@ def run_figures(
     before = None if chain is None else chain.decoded
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        jobs = _FirstJobs(files, Path(folder), count, seconds)
+        jobs = _FirstJobs(files, Path(folder), count, seconds, batch)
         options: dict[str, Any] = {"batch_size": runtime.max_batch, "chain": chain, "cpu_share": cpu_share}
         summary = run_jobs(jobs, runtime, on_outcome=lambda _: ends.append(time.perf_counter()), **options)
     first, last = len(ends) // 5, len(ends) - 1 - len(ends) // 10
@@ -93,9 +100,9 @@ def end_to_end_figures(
     """The median of `repeats` runs of so many batches, after one that is not counted; and with `cold` a cold one."""
     with opened_chain(runtime, parts) as chain:
         batch = len(batch_of(files, runtime.card.input_size, runtime.max_batch))
-        run_figures(runtime, chain, files, 2 * batch)
-        runs = [run_figures(runtime, chain, files, batches * batch) for _ in range(repeats)]
-        last = {"cold": run_figures(runtime, chain, files, batches * batch, cold=True)} if cold else {}
+        run_figures(runtime, chain, files, settling_batches(chain) * batch, seconds=math.inf, batch=batch)
+        runs = [run_figures(runtime, chain, files, batches * batch, batch=batch) for _ in range(repeats)]
+        last = {"cold": run_figures(runtime, chain, files, batches * batch, cold=True, batch=batch)} if cold else {}
     rates = [run["images_per_second"] for run in runs]
     middle = runs[rates.index(statistics.median_low(rates))]
     return {**middle, "batch": batch, "runs": rates, **last}
@@ -107,5 +114,6 @@ def other_way_figures(
     """One run with `share` of the JPEGs decoded by CPU threads beside the GPU; None: all, and masks restored there."""
     batch = len(batch_of(files, runtime.card.input_size, runtime.max_batch))
     with nullcontext() if share is None else opened_chain(runtime, parts) as chain:
-        run_figures(runtime, chain, files, batch, cpu_share=share or 0.0)
-        return run_figures(runtime, chain, files, batches * batch, cpu_share=share or 0.0)
+        unmeasured = 1 if chain is None else settling_batches(chain)
+        run_figures(runtime, chain, files, unmeasured * batch, cpu_share=share or 0.0, seconds=math.inf, batch=batch)
+        return run_figures(runtime, chain, files, batches * batch, cpu_share=share or 0.0, batch=batch)

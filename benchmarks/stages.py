@@ -22,7 +22,7 @@ from isicrt.engine.images import decode_image
 from isicrt.engine.in_flight import infer_batches
 from isicrt.engine.masks import restore_mask, write_mask
 from isicrt.engine.opencv_threads import WITHOUT_OPENCV_THREADS
-from isicrt.engine.pipeline import STAGES, default_processes, default_threads
+from isicrt.engine.pipeline import STAGES
 from isicrt.engine.runtime import PipelinedRuntime, Runtime
 
 MOST_BESIDE = 0.05
@@ -67,15 +67,8 @@ class StageSplit:
 
     @property
     def usable_cores(self) -> int:
-        """Cores that the pipeline's threads can keep busy. With few `threads` on many cores it is fewer than `cores`;
-        with stages, more than `threads`: those that decode and those that write run beside the network's."""
-        if self.threads is None or self.on_device:
-            return self.cores
-        return min(self.cores, self.threads + sum(default_threads(self.threads)) * self._in_stages)
-
-    @property
-    def _in_stages(self) -> bool:
-        return default_processes(self.threads or self.cores) > 0
+        """Cores that the pipeline's threads, or its processes, can keep busy: fewer than `cores` with few `threads`."""
+        return self.cores if self.threads is None or self.on_device else min(self.cores, self.threads)
 
     def load(self, stage: str) -> float:
         """Milliseconds an image for which the stage would keep the whole machine busy: CPU time / `usable_cores`, and
@@ -112,10 +105,6 @@ class StageSplit:
         found = {f"CPU time of all stages / {_count(cores, 'core')}": sum(map(self.cpu, STAGES)) / cores}
         if self.on_device:
             found["wall time of the network on the GPU"] = self.wall("infer")
-        elif self.threads is not None and self._in_stages:
-            for stage, name in (("infer", "the network"), ("decode", "decoding")):
-                # No other thread decodes or computes the network. Decode threads write too, so writing has no bound.
-                found[f"CPU time of {name} / {_count(self.threads, 'thread')}"] = self.cpu(stage) / self.threads
         return found
 
     @property

@@ -166,10 +166,17 @@ def _find(checkpoint: str | None) -> tuple[Path, str]:
         return resolve(checkpoint), checkpoint
     if any(Path("runs").glob("*/best.pt")):
         try:
-            from isicrt.trainer.checkpoint import best_run
+            from isicrt.trainer.checkpoint import best_run, load
         except ImportError as error:
             raise MissingDependencyError("PyTorch", "train", str(error)) from error
         if best := best_run():
+            validated = load(best)[0].scores.get("validation", {})
+            score = f"{validated['jaccard']:.3f} on {validated['images']} of them" if validated else "unknown"
+            click.echo(
+                f"{best}: the run with the highest Jaccard index on its validation images ({score}); runs with other "
+                "validation images do not compare",
+                err=True,
+            )
             return best, str(best)
     return resolve(FLOAT), FLOAT
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from isicrt.cli.option_types import NamedPath, Number
 from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson, check_result_names
@@ -68,8 +69,9 @@ _IMAGES_UNTIL_GIVEN_BACK = 1000
 @click.option(
     "--processes",
     type=click.IntRange(0, 256),
-    help="Processes beside this one that finish masks and, where a GPU decodes, read files. [default: none up to 7 "
-    "cores and with --overlay, then one for four cores, or for two where a GPU decodes]",
+    help="Processes beside this one: that segment images; where a GPU decodes, that finish masks, and as many that "
+    "read files. [default: one a core from 4 cores and 1,000 images on; where a GPU decodes, one for two from 8 cores "
+    "on; none with --overlay]",
 )
 @click.option(
     "--mask-bits",
@@ -262,8 +264,10 @@ def command(
             "mask_bits": int(mask_bits),
             "overlay": None if overlay is None else str(overlay),
         }
-        if chain is None and cpu_share:
-            click.echo("--cpu-share does nothing here: no GPU decodes, and the CPU decodes every image", err=True)
+        loaded = ctx.get_parameter_source("hardware_decoder_load") is ParameterSource.COMMANDLINE
+        for option, given in (("--cpu-share", cpu_share > 0), ("--hardware-decoder-load", loaded)):
+            if given and chain is None:
+                click.echo(f"{option} does nothing here: no GPU decodes, and the CPU decodes every image", err=True)
         about = describe_run(model_path, runtime, settings)
         tally = Tally(len(jobs))
         with (

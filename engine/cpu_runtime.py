@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -79,6 +80,11 @@ class CpuRuntime(ABC):
         """For `infer`: one call on all threads. Loaded when it is first called."""
         self._alone: Call | None = self._load_streams(self._threads)
         """For `submit` and `infer_alone`: calls of one thread each, by several threads at once."""
+
+    @property
+    def in_process(self) -> Callable[[], CpuRuntime]:
+        """Opens the same model on the same runtime in another process, which it can be sent to, on one thread."""
+        return partial(type(self), self.path.absolute(), threads=1)
 
     @abstractmethod
     def _load_streams(self, threads: int) -> Call:

@@ -16,6 +16,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,7 +35,7 @@ from isicrt.engine.images import (
     read_signature,
     read_source,
 )
-from isicrt.engine.pixel_budget import BUDGET
+from isicrt.engine.pixel_budget import BUDGET, LARGE_PIXELS
 
 ISOLATE = ("auto", "always", "never")
 DECODE_TIMEOUT = 60.0
@@ -48,6 +50,49 @@ _START = (
     "import sys; limit, *sys.path[:] = sys.argv[1:]; from PIL import Image; "
     "Image.MAX_IMAGE_PIXELS = int(limit); from isicrt.engine.decode_worker import main; main()"
 )
+
+
+class LargeImageError(MemoryError):
+    """The image is so large that it has to wait for its turn, see `isicrt.engine.pixel_budget`."""
+
+
+def _refuse_large(pixels: int) -> AbstractContextManager[None]:
+    if pixels >= LARGE_PIXELS:
+        raise LargeImageError
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class TrustedDecoder:
+    """What an `ImageDecoder` decodes without a worker. It can be sent to another process."""
+
+    every: bool
+    """Every format; else JPEG and PNG, but for those that may take long."""
+    max_pixels: int
+
+    def __call__(self, path: str | os.PathLike[str], size: tuple[int, int], *, large: bool = True) -> Decoded | None:
+        """See `isicrt.engine.images.decode_image`; None for what is for a worker.
+
+        Args:
+            path: of the file.
+            size: (height, width).
+            large: False: None for large images, too, which take turns in the process of the run.
+        """
+        # What a worker decodes it also reads: such files are large, and to read them here too costs as much again.
+        if not self.every and _looks_risky(path):
+            return None
+        source = read_source(path)
+        # What is no image at all meets no codec.
+        if not self.every and (source.data.startswith(RISKY_SIGNATURES) or may_take_long(source.data)):
+            return None
+        if large:
+            return decode_source(path, source, size, max_pixels=self.max_pixels)
+        try:
+            return decode_source(path, source, size, max_pixels=self.max_pixels, admit=_refuse_large)
+        except ImageError as error:
+            if isinstance(error.__cause__, LargeImageError):
+                return None
+            raise
 
 
 class ImageDecoder:
@@ -76,7 +121,8 @@ class ImageDecoder:
         if not timeout > 0 or max_pixels < 1:
             raise SettingsError(f"timeout ({timeout}) and max_pixels ({max_pixels}) must be above 0")
         self.timeout = timeout
-        self._isolate = isolate
+        self.trusted = None if isolate == "always" else TrustedDecoder(isolate == "never", max_pixels)
+        """Of what is decoded without a worker; None where nothing is."""
         self._max_pixels = max_pixels
         self._command = list(command or (sys.executable, "-c", _START, str(max_pixels), *map(str, sys.path)))
         self._idle: list[_Worker] = []
@@ -86,18 +132,8 @@ class ImageDecoder:
 
     def __call__(self, path: str | os.PathLike[str], size: tuple[int, int]) -> Decoded:
         """See `isicrt.engine.images.decode_image`; also ImageError where a worker crashed or took too long."""
-        # What a worker decodes it also reads: such files are large, and to read them here too costs as much again.
-        if self._isolate == "always" or (self._isolate == "auto" and _looks_risky(path)):
-            return self._decode_in_worker(path, size)
-        source = read_source(path)
-        if self._isolate == "never" or self._is_trusted(source.data):
-            return decode_source(path, source, size, max_pixels=self._max_pixels)
-        return self._decode_in_worker(path, size)
-
-    @staticmethod
-    def _is_trusted(data: bytes) -> bool:
-        # What is no image at all meets no codec.
-        return not (data.startswith(RISKY_SIGNATURES) or may_take_long(data))
+        decoded = None if self.trusted is None else self.trusted(path, size)
+        return decoded or self._decode_in_worker(path, size)
 
     def _decode_in_worker(self, path: str | os.PathLike[str], size: tuple[int, int]) -> Decoded:
         with self._lock:

@@ -1,20 +1,23 @@
 """Images into masks: a run over any number of jobs, from its settings to its summary.
 
-The threads are in `isicrt.engine.blocks` where the CPU does everything with few cores, and else in
-`isicrt.engine.stages`. The calling thread only collects outcomes.
+The threads are in `isicrt.engine.blocks` where the CPU does everything with few cores, in `isicrt.engine.share_run`
+where it has many, and else in `isicrt.engine.stages`. The calling thread only collects outcomes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from isicrt.engine.blocks import BlockRun
 from isicrt.engine.channel import Stopped
 from isicrt.engine.cores import available_cores
+from isicrt.engine.cpu_runtime import CpuRuntime
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.finishing import Finishing
 from isicrt.engine.images import MAX_PIXELS
@@ -26,6 +29,8 @@ from isicrt.engine.read_process import ReadAll
 from isicrt.engine.routes import BlockRoute, Decode, HostRoute, Route
 from isicrt.engine.run_threads import THREAD_PREFIX, Overlay, RunThreads, StageSettings
 from isicrt.engine.runtime import ConcurrentRuntime, Runtime
+from isicrt.engine.share_process import SegmentAll
+from isicrt.engine.share_run import ShareRun
 from isicrt.engine.sources import Job
 from isicrt.engine.stages import Pipeline
 from isicrt.engine.task_process import HAS_TIME_LIMIT, MIN_CORES
@@ -46,6 +51,14 @@ __all__ = [
     "default_workers",
     "run_jobs",
 ]
+
+
+MIN_SHARE_CORES = 4
+"""Fewer cores are kept busy by threads alone."""
+MIN_SHARED_JOBS = 1000
+"""Images for which it is worth to start processes: each loads the network in the time of a hundred images."""
+MOST_PROCESSES = 255
+"""That segment images: so many names for their temporary files there are."""
 
 
 class FailureLimitError(DataError):
@@ -86,12 +99,13 @@ def run_jobs(
         batch_size: images in one network call; of a run in blocks, in a block, in whole calls.
         threshold: in (0, 1); None for the model card's.
         threads: the cores that the run is to take; None for `available_cores`. From them follow those below.
-        decode_threads, write_threads: of a run in stages, which it is where one of them is given, with a chain, with
-            processes, or where the runtime is no `isicrt.engine.runtime.ConcurrentRuntime`. All others are runs in
-            blocks, with `default_workers` threads that do everything.
-        processes: that finish masks beside this one, each with a write thread that does nothing else, and no other
-            write threads; with a `chain` each decode thread has one too, that reads files. 0 for none; None for
-            `default_processes`, or none where `write_threads` are given. With an `overlay`, which is drawn in this
+        decode_threads, write_threads: of a run in stages, which it is where one of them is given, with a chain, or
+            where the runtime is no `isicrt.engine.runtime.ConcurrentRuntime`. All others are runs in blocks, with
+            `default_workers` threads that do everything, or in shares, with `processes`.
+        processes: of a run in blocks: that segment images, each from its file to its mask, beside this one. Of a run
+            in stages: that finish masks, each with a write thread that does nothing else, and no other write threads;
+            with a `chain` each decode thread has one too, that reads files. 0 for none; None for `default_processes`,
+            or none where `write_threads` are given, or for few jobs. With an `overlay`, which is drawn in this
             process, there are none.
         mask_bits: 1 or 8, see `write_mask`.
         overlay: called with the job and its mask, bool H x W, after the mask was written, by several threads.
@@ -128,10 +142,14 @@ def run_jobs(
     if threads is not None and threads < 1:
         raise SettingsError(f"threads ({threads}): must be at least 1")
     cores, on_gpu = threads or available_cores(), chain is not None
+    in_stages = on_gpu or not (decode_threads is write_threads is None and isinstance(runtime, ConcurrentRuntime))
     if processes is None:
         processes = default_processes(cores, on_gpu=on_gpu) if write_threads is None else 0
+        if in_stages and not on_gpu:  # finishing a mask is a seventh to a quarter of the work
+            processes = processes // 4 if cores >= MIN_CORES else 0
+        elif not in_stages and isinstance(jobs, Sized) and len(jobs) < MIN_SHARED_JOBS:
+            processes = 0
     processes = 0 if overlay is not None else processes
-    in_stages = on_gpu or processes > 0 or decode_threads is not None or write_threads is not None
     decoders, writers = default_threads(cores, on_gpu=on_gpu)
     decoders = decoders if decode_threads is None else decode_threads
     writers = writers if write_threads is None else write_threads
@@ -166,7 +184,11 @@ def run_jobs(
             pipeline = Pipeline(jobs, route, settings, decoders, processes or writers)
         else:
             block_route = BlockRoute(runtime, decoder, batch_size)
-            pipeline = BlockRun(jobs, block_route, settings, default_workers(threads))
+            task = _task(runtime, decoder, finishing, batch_size) if processes else None
+            if task is not None:
+                pipeline = ShareRun(jobs, block_route, settings, task, min(processes, MOST_PROCESSES))
+            else:
+                pipeline = BlockRun(jobs, block_route, settings, default_workers(threads))
         interrupted = False
         try:
             pipeline.start()
@@ -208,6 +230,18 @@ def run_jobs(
     return RunSummary(images, failed, seconds, pixels / 1e6, pipeline.busy.seconds, skipped, decoded)
 
 
+def _task(runtime: ConcurrentRuntime, decoder: Decode, finishing: Finishing, batch_size: int) -> SegmentAll | None:
+    """What the processes of a run in shares do; None where the network or the decoder is this process's alone."""
+    trusted = decoder.trusted if isinstance(decoder, ImageDecoder) else None
+    if trusted is None or not isinstance(runtime, CpuRuntime):
+        return None
+    try:
+        digest = hashlib.sha256(runtime.path.read_bytes()).hexdigest()
+    except OSError:  # it is loaded, and has gone since
+        return None
+    return SegmentAll(runtime.in_process, runtime.path, digest, trusted, finishing, batch_size, os.getpid())
+
+
 def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:
     """Decode and write threads for a number of cores, `on_gpu` if the GPU decodes.
 
@@ -223,12 +257,14 @@ def default_workers(threads: int | None) -> int:
 
 
 def default_processes(cores: int, *, on_gpu: bool = False) -> int:
-    """Processes that finish masks, for a number of cores: none for a few. See `isicrt.engine.task_process`. None either
-    in a program that has no Python beside it to start them with.
+    """Processes for a number of cores: none for a few, where threads do as well. See `isicrt.engine.task_process`. None
+    either in a program that has no Python beside it to start them with.
 
-    Restoring and writing takes a seventh of the work that an image of 512 px is on the CPU, a quarter where it is
-    larger, and nearly all that is left of it where a GPU does the rest.
+    On the CPU one for each core, which segments images. Where a GPU does most of it, one for two cores, which finishes
+    masks, and as many that read.
     """
     if getattr(sys, "frozen", False) or not sys.executable:
         return 0
-    return 0 if cores < MIN_CORES else cores // 2 if on_gpu else cores // 4
+    if on_gpu:
+        return 0 if cores < MIN_CORES else cores // 2
+    return 0 if cores < MIN_SHARE_CORES else cores

@@ -58,7 +58,7 @@ class ProcessLost(Exception):
 class TaskProcess:
     """One process with one task, driven by one thread; close it after the last call.
 
-    It is started by `start` or the first call, and again a few times where it is lost.
+    It is started by the first call, and again a few times where it is lost.
 
     Args:
         task: is sent to the process, and called there with what is asked.
@@ -71,7 +71,6 @@ class TaskProcess:
         self._bulk = bulk
         self._command = list(command or (sys.executable, "-c", _START, *map(str, sys.path)))
         self._starts = 0
-        self._has_greeted = False
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -90,41 +89,53 @@ class TaskProcess:
         Raises:
             ProcessLost: there is no answer, and will be none.
         """
-        self.start()
+        if self._process is None:
+            self._begin()
         process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            if not self._has_greeted:  # first, so that no answer comes with it
-                self._wait(process.stdout, seconds)
-                _receive(process.stdout)
-                self._has_greeted = True
             _send(process.stdin, question)
-            self._wait(process.stdout, seconds)
+            if seconds is not None and HAS_TIME_LIMIT and not _has_come(process.stdout, seconds):
+                raise TimeoutError
             return _receive(process.stdout)
         except Exception as error:  # gone, silent, a question that cannot be sent, or an answer that is none
             self._kill()
             raise ProcessLost from error
 
-    @staticmethod
-    def _wait(answers: IO[bytes], seconds: float | None) -> None:
-        if seconds is not None and HAS_TIME_LIMIT and not _has_come(answers, seconds):
-            raise TimeoutError
+    def ask_ahead(self, question: Any) -> None:
+        """Start the process and ask it without waiting; `has_answered` comes before the next question.
 
-    def start(self) -> None:
-        """Start the process, if there is none, without waiting until it can be asked. Raises ProcessLost."""
-        if self._process is None:
-            self._begin()
+        Raises:
+            ProcessLost: it could not be started.
+        """
+        self._begin()
+        try:
+            assert self._process is not None
+            assert self._process.stdin is not None
+            _send(self._process.stdin, question)
+        except Exception as error:
+            self._kill()
+            raise ProcessLost from error
 
-    @property
-    def is_starting(self) -> bool:
-        """Whether whoever asks now has to wait for the process to start. False where that is not known, and where it is
-        lost, which a question finds out."""
+    def has_answered(self) -> bool:
+        """Whether the answer to `ask_ahead`, which is dropped, has come; without `HAS_TIME_LIMIT` it is waited for.
+
+        Raises:
+            ProcessLost: there will be none.
+        """
         process = self._process
-        if self._has_greeted or process is None or process.stdout is None or not HAS_TIME_LIMIT:
-            return False
-        return not _has_come(process.stdout, 0)
+        if process is None or process.stdout is None:
+            raise ProcessLost
+        try:
+            if HAS_TIME_LIMIT and not _has_come(process.stdout, 0):
+                return False
+            _receive(process.stdout)
+        except Exception as error:
+            self._kill()
+            raise ProcessLost from error
+        return True
 
     @property
     def is_over(self) -> bool:
@@ -135,7 +146,6 @@ class TaskProcess:
         if self.is_over:
             raise ProcessLost
         self._starts += 1
-        self._has_greeted = False
         # A session of its own: Ctrl-C is for the run, which then ends its processes.
         options: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
         try:
@@ -154,14 +164,20 @@ class TaskProcess:
             self._kill()
             raise ProcessLost from error
 
-    def close(self) -> None:
-        """End the process, which finishes what it was asked if that does not take long."""
+    def hang_up(self) -> None:
+        """Let the process end when it has finished what it was asked; `close` waits for it."""
         process = self._process
         if process is not None and process.stdin is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 process.stdin.close()
+
+    def close(self, seconds: float = _PATIENCE_SECONDS) -> None:
+        """End the process, which finishes what it was asked if that does not take longer than `seconds`."""
+        process = self._process
+        self.hang_up()
+        if process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_PATIENCE_SECONDS)
+                process.wait(seconds)
         self._kill()
 
     def _kill(self) -> None:
@@ -182,7 +198,7 @@ class HandOver:
     """When a thread hands its work over to a process, and does it itself no more.
 
     Args:
-        process: that is to do it.
+        process: that is to do it. An empty list is a question for it.
         at_once: whether it is started now, and asked as soon as it is there.
         start_after: else, images that the thread deals with before.
     """
@@ -191,13 +207,22 @@ class HandOver:
         self._process = process
         self._at_once = at_once
         self._to_come = start_after
+        self._is_starting = False
         if at_once:
             with contextlib.suppress(ProcessLost):
-                process.start()
+                process.ask_ahead([])
+                self._is_starting = True
 
     def is_due(self, images: int = 1) -> bool:
-        """Whether the process is to be asked for the next images."""
-        return not self._process.is_starting if self._at_once else self._to_come < images
+        """Whether the process is to be asked for the next images. One that is lost is: the question finds it out."""
+        if not self._at_once:
+            return self._to_come < images
+        if self._is_starting:
+            try:
+                self._is_starting = not self._process.has_answered()
+            except ProcessLost:
+                self._is_starting = False
+        return not self._is_starting
 
     def count(self, images: int) -> None:
         """So many were dealt with, by whomever."""
@@ -233,7 +258,6 @@ def serve() -> None:
     os.dup2(2, 1)  # nothing that a library prints may get between the answers
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         task = _receive(questions)
-        _send(answers, None)  # that it is there
         while True:
             _send(answers, task(_receive(questions)))
     os._exit(0)  # the run waits for it, and everything is written

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from isicrt.benchmarks import gpu_alone
@@ -25,7 +27,9 @@ from isicrt.benchmarks.gpu_alone import (
     write_figures,
 )
 from isicrt.benchmarks.gpu_slots import SlotRuntime
+from isicrt.benchmarks.gpu_torch import SETTLE
 from isicrt.engine.errors import ModelError
+from isicrt.engine.gpu_batch import PackedMask
 from isicrt.engine.gpu_decode import GpuDecoder
 from isicrt.engine.gpu_kernels import NAMES
 from isicrt.engine.images import read_mask
@@ -88,6 +92,39 @@ def test_a_stage_alone_launches_its_own_kernels(idle: SlotRuntime, files: list[P
         assert (figures["batch"], figures["in_flight"]) == (4, 3)
         assert figures["images_per_second"] > 0
     assert idle.device.allocated == 0
+
+
+class _FakeChain:
+    """Its slots take turns; how often each was collected is counted."""
+
+    depth = 3
+    decoded = SimpleNamespace(refused=0)
+
+    def __init__(self) -> None:
+        self.submitted = 0
+        self.collected: Counter[int] = Counter()
+
+    def submit(self, images: Any) -> int:
+        self.submitted += 1
+        return (self.submitted - 1) % self.depth
+
+    def collect(self, slot: int) -> list[PackedMask]:
+        self.collected[slot] += 1
+        return [PackedMask(np.zeros((1, 1), np.uint8), (1, 8))]
+
+
+def test_nothing_is_timed_before_every_slot_has_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain: Any = _FakeChain()
+    begun: list[Counter[int]] = []
+
+    def timed(work: Any, seconds: float) -> dict[str, Any]:
+        begun.append(Counter(chain.collected))
+        return {}
+
+    monkeypatch.setattr(gpu_alone, "rate", timed)
+    gpu_alone.in_flight_figures(chain, [], 0.0)
+    # torch runs a shape call by call so often, and records it the time after that.
+    assert begun == [Counter(dict.fromkeys(range(chain.depth), SETTLE + 1))]
 
 
 class _Refusing:

@@ -170,6 +170,23 @@ def test_the_tests_find_the_data_that_the_suite_is_given(tmp_path: Path, name: s
     assert f"sees {tmp_path if found else 'nothing'} for -m pytest -q -m gpu -W default" in log
 
 
+@pytest.mark.parametrize("masks", ["", "masks"])
+def test_masks_go_where_they_are_wanted_and_what_was_compiled_stays(tmp_path: Path, masks: str) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "masks to $TMPDIR, compiled in $TORCHINDUCTOR_CACHE_DIR: $*"\n')
+    python.chmod(0o755)
+    out, usual = tmp_path / "out", tmp_path / "usual"
+    wanted = tmp_path / masks if masks else usual
+    usual.mkdir()
+    places = {"TMPDIR": str(usual), "TORCHINDUCTOR_CACHE_DIR": "", "PYTHON": str(python)}
+    _suite("--out", out, "compile", "speed", MASKS=str(wanted) if masks else "", **places)
+    found = [line for line in (out / "suite.log").read_text().splitlines() if line.startswith("masks to ")]
+    kept = f"compiled in {usual}/isicrt-gpu-suite/torchinductor:"
+    assert len(found) == 2
+    assert found[0].startswith(f"masks to {usual}, {kept} -m isicrt.benchmarks.gpu_torch")
+    assert found[1].startswith(f"masks to {wanted}, {kept} -m isicrt.benchmarks.gpu_speed")
+
+
 def test_packages_that_were_carried_are_unpacked(tmp_path: Path) -> None:
     (tmp_path / "carried_package.py").write_text("")
     subprocess.run(["tar", "cJf", "site.tar.xz", "carried_package.py"], cwd=tmp_path, check=True)

@@ -37,7 +37,8 @@ def best_pt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         weights = build_model("unet", **network).state_dict()
-    card = ModelCard(name="small", architecture="unet", input_height=64, input_width=64, network=network)
+    scores = {"validation": {"jaccard": 0.5, "images": 7}}
+    card = ModelCard("small", architecture="unet", input_height=64, input_width=64, network=network, scores=scores)
     save(run / "best.pt", card=card, weights=weights)
     (run / "metrics.csv").write_text("epoch,val_jaccard\n1,0.5\n")
     return run / "best.pt"
@@ -62,6 +63,8 @@ def test_the_best_run_becomes_fp16_onnx_and_plan(
         *("--images", rendered_pairs / "images", "--masks", rendered_pairs / "masks"),
     )
     assert result.exit_code == 0, result.output
+    assert "small/best.pt: the run with the highest Jaccard index" in result.stderr
+    assert "(0.500 on 7 of them)" in result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == f"Model: {Path('runs/small/best.pt')} (unet, 64 x 64 px) -> fp16 ONNX and tensorrt-rtx plan"
     assert lines[1].startswith(

@@ -127,11 +127,12 @@ def test_a_dash_is_no_file(segment, option: str) -> None:
     assert not Path("out").exists()
 
 
-def test_a_share_for_the_cpu_of_what_only_the_cpu_does(segment) -> None:
-    result = segment("in", "--out", "out", "--cpu-share", "0.5")
+@pytest.mark.parametrize("option", ["--cpu-share", "--hardware-decoder-load"])
+def test_a_share_for_the_cpu_of_what_only_the_cpu_does(segment, option: str) -> None:
+    result = segment("in", "--out", "out", option, "0.5")
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
-        "--cpu-share does nothing here: no GPU decodes, and the CPU decodes every image"
+        f"{option} does nothing here: no GPU decodes, and the CPU decodes every image"
     ]
     assert segment("in", "--out", "out", "--cpu-share", "0").stderr == ""
 

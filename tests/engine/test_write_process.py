@@ -322,10 +322,10 @@ def test_overlays_are_drawn_here_and_so_are_their_masks(
 
 
 def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [default_processes(cores) for cores in (1, 2, 7)] == [0, 0, 0]
-    assert (default_processes(16), default_processes(16, on_gpu=True)) == (4, 8)
+    assert [default_processes(cores, on_gpu=True) for cores in (1, 2, 7, 16)] == [0, 0, 0, 8]
+    assert [default_processes(cores) for cores in (1, 3, 4, 16)] == [0, 0, 4, 16]
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    assert default_processes(16) == 0
+    assert default_processes(16) == default_processes(16, on_gpu=True) == 0
 
 
 def test_not_fewer_than_none(rendered_pairs: Path, tmp_path: Path, runtime: OnnxRuntime) -> None:

@@ -1,0 +1,327 @@
+"""A run in shares: processes segment images whole. The same masks and journal as in a run in blocks, and a process that
+is lost costs nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from isicrt.engine import pipeline, share_process, share_run
+from isicrt.engine.blocks import BlockRun
+from isicrt.engine.errors import ModelError
+from isicrt.engine.finishing import Finishing
+from isicrt.engine.isolation import ImageDecoder
+from isicrt.engine.journal import JOURNAL_NAME
+from isicrt.engine.ledger import Ledger, mask_settings
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.outcome import Outcome, RunSummary
+from isicrt.engine.output import OutputError
+from isicrt.engine.pipeline import THREAD_PREFIX, run_jobs
+from isicrt.engine.pixel_budget import LARGE_PIXELS
+from isicrt.engine.share_process import Read, SegmentAll, Share, ShareProcess, Unreadable, share_size
+from isicrt.engine.sources import find_jobs
+from isicrt.engine.task_process import MOST_AT_ONCE
+from tests.engine.hostile_files import make_folder
+
+pytestmark = pytest.mark.usefixtures("no_process_is_left")
+
+
+@pytest.fixture
+def runtime(darkness_onnx: Path) -> Iterator[OnnxRuntime]:
+    with OnnxRuntime(darkness_onnx, threads=1) as runtime:
+        yield runtime
+
+
+@pytest.fixture
+def many(rendered_pairs: Path, tmp_path: Path) -> Path:
+    """A folder of 60 images."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    images = sorted((rendered_pairs / "images").iterdir())
+    for n in range(60):
+        shutil.copy(images[n % len(images)], folder / f"{n:02d}{images[n % len(images)].suffix}")
+    return folder
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Processes are waited for; the numbers of images in the shares that they have read."""
+    sizes: list[int] = []
+    start, read = ShareProcess.__init__, ShareProcess.read
+
+    def started(self: ShareProcess, *arguments: Any, **options: Any) -> None:
+        start(self, *arguments, **options)
+        deadline = time.monotonic() + 60
+        while not (self.is_ready or self.process.is_over) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def noted(self: ShareProcess, paths: Sequence[Path]) -> Share:
+        share = read(self, paths)
+        sizes.append(sum(isinstance(image, Read) for image in share.images))
+        return share
+
+    monkeypatch.setattr(ShareProcess, "__init__", started)
+    monkeypatch.setattr(ShareProcess, "read", noted)
+    return sizes
+
+
+def _run(images: Path, out: Path, runtime: OnnxRuntime, **options: Any) -> RunSummary:
+    jobs = find_jobs(images, out, on_clash="extension")
+    settings = mask_settings(runtime.card, None, 1)
+    with Ledger(out, jobs, model={"sha256": "0"}, settings=settings) as ledger:
+        return run_jobs(jobs, runtime, ledger=ledger, **options)
+
+
+def _masks(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*.png")}
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (folder / JOURNAL_NAME).read_text().splitlines())
+    return sorted((line for line in lines if "status" in line), key=lambda line: str(line["mask"]))
+
+
+def _task(runtime: OnnxRuntime, finishing: Finishing | None = None, **changes: Any) -> SegmentAll:
+    own = finishing or Finishing(0.5, keep_largest=True, fill_holes=True, mask_bits=1, output=None)
+    task = pipeline._task(runtime, ImageDecoder(), own, 8)
+    assert task is not None
+    for name, value in changes.items():
+        setattr(task, name, value)
+    return task
+
+
+def test_masks_and_journal_are_those_of_a_run_in_blocks(
+    many: Path, tmp_path: Path, runtime: OnnxRuntime, shared: list[int]
+) -> None:
+    _run(many, tmp_path / "blocks", runtime, processes=0)
+    assert not shared
+    summary = _run(many, tmp_path / "shares", runtime, processes=2)
+    assert (summary.images, summary.failed) == (60, 0)
+    assert sum(shared) == 60
+    assert max(shared) <= MOST_AT_ONCE
+    assert all(summary.stage_seconds[stage] > 0 for stage in pipeline.STAGES)
+    assert _masks(tmp_path / "blocks") == _masks(tmp_path / "shares")
+    assert _lines(tmp_path / "blocks") == _lines(tmp_path / "shares")
+    again = _run(many, tmp_path / "shares", runtime, processes=2)
+    assert (again.images, again.skipped) == (0, 60)
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_folder_of_strangers(tmp_path: Path, runtime: OnnxRuntime) -> None:
+    folder = tmp_path / "in"
+    make_folder(folder)
+    _run(folder, tmp_path / "blocks", runtime, processes=0)
+    summary = _run(folder, tmp_path / "shares", runtime, processes=2)
+    assert summary.failed > 10
+    assert summary.images - summary.failed > 10
+    assert _masks(tmp_path / "blocks") == _masks(tmp_path / "shares")
+    assert _lines(tmp_path / "blocks") == _lines(tmp_path / "shares")
+    # Files that failed for what is in them are known again, as they are after any other run.
+    runs = [_run(folder, tmp_path / name, runtime, processes=0) for name in ("blocks", "shares")]
+    assert runs[0].failed == runs[1].failed == summary.failed
+
+
+def test_large_images_take_turns_in_the_process_of_the_run(
+    many: Path, tmp_path: Path, runtime: OnnxRuntime, shared: list[int]
+) -> None:
+    side = math.isqrt(LARGE_PIXELS) + 1
+    (many / "07.jpg").write_bytes(simplejpeg.encode_jpeg(np.full((side, side, 3), 200, np.uint8), quality=50))
+    ended: list[Outcome] = []
+    summary = _run(many, tmp_path / "out", runtime, processes=2, on_outcome=ended.append)
+    assert (summary.images, summary.failed, sum(shared)) == (60, 0, 59)
+    (large,) = (outcome for outcome in ended if outcome.native_size == (side, side))
+    assert large.job.image.name == "07.jpg"
+
+
+def test_while_a_process_loads_its_network_threads_work(
+    many: Path, tmp_path: Path, runtime: OnnxRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShareProcess, "is_ready", False)
+    monkeypatch.setattr(ShareProcess, "read", lambda *_: pytest.fail("a process was asked"))
+    summary = _run(many, tmp_path / "out", runtime, processes=2)
+    assert (summary.images, summary.failed) == (60, 0)
+
+
+def test_a_share_is_read_and_then_written(many: Path, tmp_path: Path, runtime: OnnxRuntime) -> None:
+    (many / "00.jpg").write_bytes(b"\xff\xd8\xff rubbish")
+    (many / "01.webp").write_bytes((many / "01.jpg").read_bytes()[:0] + b"RIFF\0\0\0\0WEBP")
+    paths = [many / name for name in ("00.jpg", "01.webp", "02.jpg", "03.jpg")]
+    process = ShareProcess(_task(runtime), 0, 60)
+    try:
+        while not process.is_ready:
+            time.sleep(0.01)
+        share = process.read(paths)
+        damaged, foreign, *read = share.images
+        assert isinstance(damaged, Unreadable)
+        assert damaged.reason.startswith(f"{paths[0]}: cannot be decoded")
+        assert damaged.damaged is not None
+        assert foreign is None
+        assert [type(image) for image in read] == [Read, Read]
+        assert share.decode_seconds > 0
+        assert share.infer_seconds > 0
+        assert list(tmp_path.glob("*.png")) == []
+        (done,) = process.finish([(3, tmp_path / "3.png")])
+        assert done is not None
+        assert done.size == (tmp_path / "3.png").stat().st_size
+    finally:
+        process.close(5)
+
+
+def test_a_share_of_slow_images_ends_early(many: Path, runtime: OnnxRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(share_process, "_READ_SECONDS", 0)
+    task = _task(runtime, run=os.getppid())
+    task([])
+    share = task(sorted(many.iterdir())[:9])
+    assert isinstance(share, Share)
+    assert len(share.images) == runtime.at_once == 2
+
+
+@pytest.mark.parametrize("change", ["digest", "path"])
+def test_another_model_is_not_taken(
+    many: Path, tmp_path: Path, darkness_onnx: Path, shared: list[int], change: str
+) -> None:
+    own = tmp_path / "own.onnx"
+    shutil.copy(darkness_onnx, own)
+    with OnnxRuntime(own, threads=1) as runtime:
+        task = _task(runtime, run=os.getppid())
+        if change == "digest":
+            task.digest = "0" * 64
+            with pytest.raises(ModelError, match=r"own\.onnx: was changed since the run began"):
+                task([])
+        own.unlink()
+        summary = run_jobs(find_jobs(many, tmp_path / "out"), runtime, processes=2)
+    assert (summary.images, summary.failed) == (60, 0)
+    assert not shared
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("when", ["read", "finish"])
+def test_a_process_that_is_lost_costs_nothing(
+    many: Path, tmp_path: Path, runtime: OnnxRuntime, shared: list[int], monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    asked = getattr(ShareProcess, when)
+    lost: list[int] = []
+
+    def lose(self: ShareProcess, *question: Any) -> Any:
+        if len(lost) < 3 and self.process.pid is not None:
+            lost.append(self.process.pid)
+            os.kill(self.process.pid, signal.SIGKILL)
+        return asked(self, *question)
+
+    monkeypatch.setattr(ShareProcess, when, lose)
+    summary = _run(many, tmp_path / "out", runtime, processes=2)
+    assert lost
+    assert (summary.images, summary.failed) == (60, 0)
+    assert len(_masks(tmp_path / "out")) == 60
+    assert [line["status"] for line in _lines(tmp_path / "out")] == ["done"] * 60
+
+
+def test_a_process_that_hangs_is_given_up(
+    many: Path, tmp_path: Path, runtime: OnnxRuntime, shared: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = share_run.ShareProcess.read
+
+    def hang(self: ShareProcess, paths: Sequence[Path]) -> Share:
+        if self.process.pid is not None and len(shared) > 1:
+            os.kill(self.process.pid, signal.SIGSTOP)
+        return ask(self, paths)
+
+    monkeypatch.setattr(ShareProcess, "read", hang)
+    summary = _run(many, tmp_path / "out", runtime, processes=2, decode_timeout=1)
+    assert (summary.images, summary.failed) == (60, 0)
+
+
+def test_what_is_no_process_of_ours_leaves_everything_to_the_threads(
+    many: Path, tmp_path: Path, runtime: OnnxRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    summary = _run(many, tmp_path / "out", runtime, processes=2)
+    assert (summary.images, summary.failed) == (60, 0)
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_run_ends_with_its_folder_and_says_what_was_done(many: Path, tmp_path: Path, runtime: OnnxRuntime) -> None:
+    out = tmp_path / "out"
+
+    def move(_: Outcome) -> None:
+        if out.is_dir():
+            out.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(OutputError, match="cannot be written any more"):
+        _run(many, out, runtime, processes=2, on_outcome=move)
+    assert not out.exists()
+    done = [line["mask"] for line in _lines(tmp_path / "elsewhere") if line["status"] == "done"]
+    assert set(done) == set(_masks(tmp_path / "elsewhere"))
+
+
+@pytest.mark.usefixtures("shared")
+def test_an_interrupted_run_ends_soon_and_goes_on(many: Path, tmp_path: Path, runtime: OnnxRuntime) -> None:
+    interrupted: list[float] = []
+
+    def interrupt(_: Outcome) -> None:
+        if not interrupted:
+            interrupted.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(many, tmp_path / "out", runtime, processes=2, on_outcome=interrupt)
+    assert time.monotonic() - interrupted[0] < 3
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREAD_PREFIX):
+            thread.join(20)
+    assert {line["mask"] for line in _lines(tmp_path / "out")} == set(_masks(tmp_path / "out"))
+    again = _run(many, tmp_path / "out", runtime, processes=2)
+    assert (again.images + again.skipped, again.failed) == (60, 0)
+    assert again.skipped > 0
+
+
+@pytest.mark.parametrize("options", [{"isolate": "always"}, {}])
+def test_decoders_that_are_this_process_s_alone(
+    many: Path, tmp_path: Path, runtime: OnnxRuntime, monkeypatch: pytest.MonkeyPatch, options: dict[str, str]
+) -> None:
+    monkeypatch.setattr(pipeline, "ShareRun", lambda *_: pytest.fail("processes were started"))
+    with ImageDecoder(**options) as decoder:
+        own = decoder if options else (lambda path, size: decoder(path, size))
+        summary = run_jobs(find_jobs(many, tmp_path / "out")[:4], runtime, processes=2, decode=own)
+    assert (summary.images, summary.failed) == (4, 0)
+
+
+def test_few_images_are_not_worth_a_process(
+    many: Path, tmp_path: Path, runtime: OnnxRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+    for kind in (BlockRun, share_run.ShareRun):
+
+        def noted(self: Any, *arguments: Any, kind: Any = kind, start: Any = kind.__init__) -> None:
+            if type(self) is kind:
+                used.append(kind.__name__)
+            start(self, *arguments)
+
+        monkeypatch.setattr(kind, "__init__", noted)
+    jobs = list(find_jobs(many, tmp_path / "out"))
+    monkeypatch.setattr(pipeline, "MIN_SHARED_JOBS", 40)
+    run_jobs(jobs[:39], runtime, threads=4)
+    run_jobs(jobs[:40], runtime, threads=4)
+    run_jobs(iter(jobs[:2]), runtime, threads=4)  # nobody knows how many
+    run_jobs(jobs, runtime, threads=3)
+    assert used == ["BlockRun", "ShareRun", "ShareRun", "BlockRun"]
+
+
+def test_shares_are_smaller_in_the_end() -> None:
+    assert share_size(None, 16, 2) == MOST_AT_ONCE
+    assert share_size(10_000, 16, 2) == MOST_AT_ONCE
+    assert [share_size(left, 4, 2) for left in (100, 40, 20, 8, 1, 0)] == [14, 6, 4, 2, 2, 2]
+    assert share_size(20, 4, 1) == 3
