@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -41,20 +42,21 @@ class IdleWrite:
         return self._first * len(todo), None
 
 
-def _always(self: HandOver, images: int = 1) -> bool:  # a mock in its place would be what is measured
-    return True
-
-
 @contextmanager
 def idle_processes() -> Iterator[None]:
     """Those that runs start meanwhile are idle, and each is waited for: none of their work is done by a thread."""
-    init = TaskProcess.__init__
+    init, is_due = TaskProcess.__init__, HandOver.is_due
+
+    def wait_until_due(self: HandOver, images: int = 1) -> bool:  # a mock in its place would be what is measured
+        while self.at_once and not is_due(self, images):
+            time.sleep(0.001)
+        return True
 
     def init_idle(self: TaskProcess, task: Task, *settings: Any, **options: Any) -> None:
         init(self, IdleRead(task) if isinstance(task, ReadAll) else IdleWrite(task), *settings, **options)
 
     with (
         mock.patch.object(TaskProcess, "__init__", init_idle),
-        mock.patch.object(HandOver, "is_due", _always),
+        mock.patch.object(HandOver, "is_due", wait_until_due),
     ):
         yield

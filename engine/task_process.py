@@ -205,7 +205,8 @@ class HandOver:
 
     def __init__(self, process: TaskProcess, *, at_once: bool, start_after: int) -> None:
         self._process = process
-        self._at_once = at_once
+        self.at_once = at_once
+        """As given."""
         self._to_come = start_after
         self._is_starting = False
         if at_once:
@@ -215,7 +216,7 @@ class HandOver:
 
     def is_due(self, images: int = 1) -> bool:
         """Whether the process is to be asked for the next images. One that is lost is: the question finds it out."""
-        if not self._at_once:
+        if not self.at_once:
             return self._to_come < images
         if self._is_starting:
             try:
