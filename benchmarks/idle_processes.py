@@ -49,7 +49,7 @@ def idle_processes() -> Iterator[None]:
 
     def wait_until_due(self: HandOver, images: int = 1) -> bool:  # a mock in its place would be what is measured
         while self.at_once and not is_due(self, images):
-            time.sleep(0.001)
+            time.sleep(0.05)  # seldom: each look would count as a wait
         return True
 
     def init_idle(self: TaskProcess, task: Task, *settings: Any, **options: Any) -> None:
