@@ -34,7 +34,7 @@ from isicrt.engine.images import MAX_PIXELS, decode_image
 from isicrt.engine.isolation import DECODE_TIMEOUT
 from isicrt.engine.masks import restore_mask, write_mask
 from isicrt.engine.read_process import ReadAll, ReadProcess
-from isicrt.engine.task_process import MOST_AT_ONCE
+from isicrt.engine.task_process import MOST_ON_GPU
 from isicrt.engine.write_process import WriteProcess
 
 RESTORE = frozenset({"restore_mask"})
@@ -216,7 +216,7 @@ def process_read_figures(files: Sequence[Path], seconds: float, processes: int) 
         ModelError: a process left files unread.
     """
     endless = cycle(files)
-    parts = [list(islice(endless, MOST_AT_ONCE)) for _ in range(4)]
+    parts = [list(islice(endless, MOST_ON_GPU)) for _ in range(4)]
 
     def some(process: ReadProcess) -> int:
         for part in parts:
@@ -267,7 +267,7 @@ def process_write_figures(native: tuple[int, int], folder: Path, seconds: float,
     Raises:
         ModelError: a process left masks undone, or could not write one.
     """
-    masks = [np.asarray(_rendered_mask(n).resize(native[::-1])) > 127 for n in range(MOST_AT_ONCE)]
+    masks = [np.asarray(_rendered_mask(n).resize(native[::-1])) > 127 for n in range(MOST_ON_GPU)]
     packed = [PackedMask(np.packbits(mask, axis=1), native) for mask in masks]
     finishing = Finishing(0.5, keep_largest=True, fill_holes=True, mask_bits=1, output=None)
     names = count()

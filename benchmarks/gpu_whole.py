@@ -25,16 +25,25 @@ RUN_SECONDS = 6.0
 """A run takes no more files after so long: one that turns out slow must not take the time of what comes after it."""
 
 
-def _first_jobs(files: Sequence[Path], folder: Path, count: int, seconds: float, batch: int) -> Iterator[Job]:
-    """Files over and over; the clock starts with the first.
+class _FirstJobs:
+    """Files over and over, as many as are known beforehand, as in a folder; the clock starts with the first.
 
     It is asked between batches only: a partial one would cost a slot its graph, and the next run seconds to record it.
     """
-    end = time.perf_counter() + seconds
-    for n, file in enumerate(islice(cycle(files), count)):
-        if n % batch == 0 and time.perf_counter() > end:
-            return
-        yield Job(file, folder / f"{n}.png")
+
+    def __init__(self, files: Sequence[Path], folder: Path, count: int, seconds: float, batch: int) -> None:
+        self._files, self._folder, self._count = files, folder, count
+        self._seconds, self._batch = seconds, batch
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Job]:
+        end = time.perf_counter() + self._seconds
+        for n, file in enumerate(islice(cycle(self._files), self._count)):
+            if n % self._batch == 0 and time.perf_counter() > end:
+                return
+            yield Job(file, self._folder / f"{n}.png")
 
 
 def run_figures(
@@ -69,7 +78,7 @@ def run_figures(
     before = None if chain is None else chain.decoded
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        jobs = _first_jobs(files, Path(folder), count, seconds, batch)
+        jobs = _FirstJobs(files, Path(folder), count, seconds, batch)
         options: dict[str, Any] = {"batch_size": runtime.max_batch, "chain": chain, "cpu_share": cpu_share}
         summary = run_jobs(jobs, runtime, on_outcome=lambda _: ends.append(time.perf_counter()), **options)
     first, last = len(ends) // 5, len(ends) - 1 - len(ends) // 10

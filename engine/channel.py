@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -43,34 +44,51 @@ class Channel(Generic[T]):
         self._producers = producers
         self._wake_at = wake_at
         self._stopped = False
+        self._held_up = 0  # producers
         self._lock = threading.Lock()
-        # One thread is woken for one item: where all are, each of many takes Python's lock to find out that it was not
-        # meant, and what they do to each other grows with the square of their number.
+        # One thread is woken at a time, which wakes the next where it leaves something: where all are, each of many
+        # takes Python's lock to find out that it was not meant, and what they do to each other grows with the square of
+        # their number.
         self._filled, self._emptied = threading.Condition(self._lock), threading.Condition(self._lock)
 
     def put(self, item: T) -> None:
         """Append an item; waits while the channel is full."""
+        self.put_all((item,))
+
+    def put_all(self, items: Sequence[T]) -> None:
+        """Append items in their order, with one turn of the lock where there is room for all; waits where there is
+        not."""
+        first = 0
         with self._lock:
-            while len(self._items) >= self._capacity and not self._stopped:
-                self._emptied.wait()
-            if self._stopped:
-                raise Stopped
-            self._items.append(item)
-            if len(self._items) >= self._wake_at:
-                self._filled.notify()
+            while first < len(items):
+                while self._is_full() and not self._stopped:
+                    self._held_up += 1
+                    self._emptied.wait()
+                    self._held_up -= 1
+                if self._stopped:
+                    raise Stopped
+                room = self._capacity - len(self._items)
+                self._items.extend(items[first : first + room])
+                first += room
+                if self._has_enough():
+                    self._filled.notify()
+            if self._held_up and not self._is_full():  # of several who wait, each wakes the next while there is room
+                self._emptied.notify()
 
     def poll(self, seconds: float) -> T | None:
         """Take an item; None where none came for so long. Raises `Ended` after the last one."""
         with self._lock:
-            if not self._items and self._producers and not self._stopped:
-                self._filled.wait(seconds)
-            if self._stopped:
-                raise Stopped
-            if self._items:
-                return self._next()
-            if self._producers:
-                return None
-            raise Ended
+            if not self._items:
+                self._wait(seconds)
+            items = self._take(1)
+        return items[0] if items else None
+
+    def poll_all(self, seconds: float, most: int) -> list[T]:
+        """Take up to `most` items: what is there when `wake_at` have come, or after so long. Raises `Ended` after the
+        last one."""
+        with self._lock:
+            self._wait(seconds)
+            return self._take(most)
 
     def take(self) -> T | None:
         """Take an item if there is one now. Raises `Stopped`, and never `Ended`."""
@@ -79,7 +97,7 @@ class Channel(Generic[T]):
         with self._lock:
             if self._stopped:
                 raise Stopped
-            return self._next() if self._items else None
+            return self._next(1)[0] if self._items else None
 
     def left(self) -> list[T]:
         """Take all that was there when it was cut off."""
@@ -88,32 +106,57 @@ class Channel(Generic[T]):
             self._items.clear()
             return items
 
-    def several(self, most: Callable[[], int], alone: Callable[[T], bool]) -> Iterator[list[T]]:
-        """Take what is there, up to `most()` items at a time, until the end; an item that is `alone` by itself."""
+    def several(
+        self, most: Callable[[], int], weight: Callable[[T], float] | None = None, heaviest: float = math.inf
+    ) -> Iterator[list[T]]:
+        """Take what is there until the end: up to `most()` items at a time, which weigh no more than `heaviest`
+        together. An item that weighs as much comes by itself."""
         while True:
             try:
-                first = self.poll(_LONGEST_WAIT)
+                with self._lock:
+                    self._wait(_LONGEST_WAIT)
+                    items = self._take(most(), weight, heaviest)
             except Ended:
                 return
-            if first is not None:
-                yield [first] if alone(first) else [first, *self._more(most() - 1, alone)]
+            if items:
+                yield items
 
-    def _more(self, most: int, alone: Callable[[T], bool]) -> list[T]:
+    def _wait(self, seconds: float) -> None:
+        if not self._has_enough() and self._producers and not self._stopped:
+            self._filled.wait(seconds)
+
+    def _take(self, most: int, weight: Callable[[T], float] | None = None, heaviest: float = math.inf) -> list[T]:
+        if self._stopped:
+            raise Stopped
+        if not self._items and not self._producers:
+            raise Ended
+        return self._next(most, weight, heaviest)
+
+    def _next(self, most: int, weight: Callable[[T], float] | None = None, heaviest: float = math.inf) -> list[T]:
+        waiting = self._items
         items: list[T] = []
-        with self._lock:
-            if self._stopped:
-                raise Stopped
-            while len(items) < most and self._items and not alone(self._items[0]):
-                items.append(self._next())
+        left = heaviest
+        while waiting and len(items) < most:
+            if weight is not None:
+                left -= weight(waiting[0])
+                if items and left < 0:
+                    break
+            items.append(waiting.popleft())
+        if items:
+            self._emptied.notify()
+        if waiting and self._has_enough():
+            self._filled.notify()
         return items
 
-    def _next(self) -> T:
-        item = self._items.popleft()
-        self._emptied.notify()
-        return item
+    def _has_enough(self) -> bool:
+        """Whether there is something to wake a consumer for."""
+        return len(self._items) >= self._wake_at or self._is_full()
+
+    def _is_full(self) -> bool:
+        return len(self._items) >= self._capacity
 
     def __iter__(self) -> Iterator[T]:
-        for items in self.several(lambda: 1, lambda item: True):
+        for items in self.several(lambda: 1):
             yield items[0]
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from isal import isal_zlib
@@ -20,8 +21,7 @@ Content = UInt8Array | PackedMask
 """A probability map, uint8 h x w at the network's size, or a mask as the GPU gives it."""
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(NamedTuple):
     """How an image ended."""
 
     problem: str | None
@@ -71,7 +71,7 @@ class Finishing:
         problem = None
         try:
             mask = self.restore(content, native_size)
-            lesion = np.count_nonzero(mask) / mask.size
+            lesion = float(np.count_nonzero(mask) / mask.size)
             restored = time.perf_counter()
             png = encode_png(mask, self.mask_bits)
             size, crc = len(png), isal_zlib.crc32(png)

@@ -22,13 +22,25 @@ Decode = Callable[[Path, tuple[int, int]], Decoded]
 
 
 @dataclass(frozen=True)
+class SourceView:
+    """A `Source` whose bytes lie in memory between those of others that were read with it."""
+
+    data: memoryview
+    stamp: FileStamp
+
+    def whole(self) -> Source:
+        """The same by itself: a copy."""
+        return Source(bytes(self.data), self.stamp)
+
+
+@dataclass(frozen=True)
 class ChainImage:
     """An image on its way into the chain: a whole JPEG for the GPU, or pixels that the CPU decoded."""
 
     path: Path
     native_size: tuple[int, int]
     """(height, width) in pixels."""
-    source: Source | None
+    source: Source | SourceView | None
     """The file, for the GPU."""
     pixels: UInt8Array | None
     """uint8, h x w x 3, RGB, at the network's size, where `source` is None."""

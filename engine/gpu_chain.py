@@ -19,7 +19,7 @@ from isicrt.engine.card import ModelCard
 from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
 from isicrt.engine.geometry import cutoff
-from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image, within_bounds
+from isicrt.engine.gpu_batch import ChainImage, PackedMask, SourceView, read_chain_image, within_bounds
 from isicrt.engine.gpu_decode import HARDWARE_LOAD, DeviceImage, GpuDecoder
 from isicrt.engine.gpu_kernels import Grid, Kernels, cover
 from isicrt.engine.gpu_lane import ChainTicket, Lane, Row, count_decoded
@@ -207,7 +207,7 @@ class GpuChain:
                         lane.done.synchronize()
                     finally:
                         ticket.release()
-                return [row.error or lane.packed_mask(row) for row in ticket.rows]
+                return lane.results(ticket.rows)
             finally:
                 with self._lock:
                     self._free.append(lane)
@@ -219,7 +219,8 @@ class GpuChain:
             source = row.image.source
             assert source is not None
             try:
-                decoded = decode_source(row.image.path, source, self.card.input_size)
+                whole = source.whole() if isinstance(source, SourceView) else source
+                decoded = decode_source(row.image.path, whole, self.card.input_size)
             except ImageError as error:
                 row.error = error
             else:

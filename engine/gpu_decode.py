@@ -131,7 +131,7 @@ class GpuDecoder:
                 "(pip install 'nvidia-nvimgcodec-cu13[nvjpeg]') and a driver for its CUDA"
             )
 
-    def decode(self, files: Sequence[bytes], stream: int) -> list[DeviceImage | None]:
+    def decode(self, files: Sequence[bytes | memoryview], stream: int) -> list[DeviceImage | None]:
         """Decode a batch; what follows on the stream sees the pixels.
 
         Args:
@@ -145,7 +145,8 @@ class GpuDecoder:
         readable = []
         for index, data in enumerate(files):
             try:
-                streams.append(self._codec.CodeStream(data))
+                whole = data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)
+                streams.append(self._codec.CodeStream(whole))
             except (RuntimeError, ValueError):  # a header that it does not understand
                 continue
             readable.append(index)

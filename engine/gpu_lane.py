@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
@@ -105,11 +106,19 @@ class Lane:
             self._host_tables.upload(host[:size], address, self.slot.stream)
         return found
 
-    def packed_mask(self, row: Row) -> PackedMask:
-        """A row's mask, once `done` has come. A copy: the lane's next batch writes there."""
-        height, width = row.packed_shape
-        bits = np.array(self.masks.host[row.offset : row.offset + height * width].reshape(height, width))
-        return PackedMask(bits, row.image.native_size)
+    def results(self, rows: Sequence[Row]) -> list[PackedMask | ImageError]:
+        """A mask for each row, or its error, once `done` has come.
+
+        The masks are views into one copy, since the lane's next batch writes there: each copy gives Python's lock away.
+        """
+        end = max((row.offset + math.prod(row.packed_shape) for row in rows), default=0)
+        copy = np.array(self.masks.host[:end])
+        found: list[PackedMask | ImageError] = []
+        for row in rows:
+            height, width = row.packed_shape
+            bits = copy[row.offset : row.offset + height * width].reshape(height, width)
+            found.append(row.error or PackedMask(bits, row.image.native_size))
+        return found
 
     def free(self, device: Any) -> None:
         """Wait for what is under way and give all of the memory back, also where some of it cannot be."""

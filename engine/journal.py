@@ -23,7 +23,7 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,16 @@ class Journal:
 
     def append(self, *entries: Mapping[str, Any]) -> None:
         """Add a line for each, with one call."""
-        lines = b"".join(_ENCODER.encode(entry).encode("ascii") + b"\n" for entry in entries)
+        self.append_lines([encode_line(entry) for entry in entries])
+
+    def append_lines(self, lines: Sequence[str]) -> None:
+        """Add lines, each an entry as `encode_line` writes it, with one call."""
+        if not lines:
+            return
+        data = ("\n".join(lines) + "\n").encode("ascii")
         try:
             with self._lock:
-                self._append(lines)
+                self._append(data)
         except OSError as error:
             raise output_error(self._folder, error) from error
 
@@ -139,9 +145,18 @@ class JournalIndex:
     def __len__(self) -> int:
         return len(self._lines)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no line about any mask."""
+        return self._lines.is_empty
+
     def wrote(self, mask: str) -> bool:
         """Whether a file of this name is one that a run wrote, or may have written before it was killed."""
         return self._is_there(_number(mask))
+
+    def may_know(self, mask: str) -> bool:
+        """Whether `find` may find a line, by what is kept in memory."""
+        return self._lines.get(_number(mask)) is not None
 
     def find(self, mask: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
         """The last line about a mask, and the first line of its run. Any thread may call it.
@@ -207,6 +222,11 @@ class JournalIndex:
                 # Where a failure left the mask of before alone, the line about that one still says whose it is.
                 if not failed or "image_crc" in entry or not self._is_there(number):
                     self._lines[number] = ~offset if failed else offset
+
+
+def encode_line(entry: Mapping[str, Any]) -> str:
+    """An entry as it stands in the journal, without the end of the line: ASCII."""
+    return _ENCODER.encode(entry)
 
 
 def _open(path: Path, flags: int) -> int:

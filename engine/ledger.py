@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii as encode_string
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,7 @@ from isicrt.engine.corrections import find_correction, is_as_written
 from isicrt.engine.errors import DataError, ImageError, SettingsError
 from isicrt.engine.finishing import Finished
 from isicrt.engine.images import FileStamp, read_source
-from isicrt.engine.journal import FORMAT, JOURNAL_NAME, Journal, JournalIndex, read_name, write_name
+from isicrt.engine.journal import FORMAT, JOURNAL_NAME, Journal, JournalIndex, encode_line, read_name, write_name
 from isicrt.engine.lock import FolderLock
 from isicrt.engine.names import KeySet, name_key
 from isicrt.engine.outcome import KEPT, KEPT_OUTDATED, Outcome
@@ -28,6 +29,8 @@ from isicrt.engine.sources import Job, overlay_folder, overlay_path
 
 EXISTING = ("resume", "overwrite")
 _SHOWN = 10
+_NOTED = ("height", "width", "lesion_share", "mask_size", "mask_crc", "image_size", "image_mtime_ns", "image_crc")
+_DONE_LINE = '{"status":"done","image":%s,"mask":%s,' + ",".join(f'"{name}":%r' for name in _NOTED) + "}"
 
 
 class Ledger:
@@ -98,6 +101,7 @@ class Ledger:
             raise
         try:
             self._root = _root(jobs[0], self._out) if jobs else ""
+            self._below_root = os.path.join(self._root, "")  # noqa: PTH118 (what most images' paths begin with)
             self._survey(jobs)
             self._journal = Journal(self._out)
         except BaseException:
@@ -121,6 +125,14 @@ class Ledger:
             self._known.close()
             self._lock.release()
             raise
+
+    def to_do(self, images: int) -> int:
+        """How many of so many images no earlier run has dealt with, at least."""
+        return images - len(self._known) if self._resume else images
+
+    def may_know(self, job: Job) -> bool:
+        """Whether `check` may have something to say of an image. It takes no look at the disk. Any thread."""
+        return self._resume and not self._known.is_empty and self._known.may_know(self._name(job.mask))
 
     def check(self, job: Job) -> Outcome | None:
         """How an image has ended already; None where it is to be done. Any thread.
@@ -178,7 +190,7 @@ class Ledger:
         noted: dict[str, Any] = {
             "height": native_size[0],
             "width": native_size[1],
-            "lesion_share": round(finished.lesion or 0.0, 6),
+            "lesion_share": round(float(finished.lesion or 0.0), 6),
             "mask_size": finished.size,
             "mask_crc": finished.crc,
         }
@@ -189,8 +201,18 @@ class Ledger:
 
         Raises OutputError.
         """
-        self._journal.append(*[self._entry(outcome) | dict(noted or {}) for outcome, noted in ended])
+        self._journal.append_lines([self._line(outcome, noted) for outcome, noted in ended])
         self._sync.now_and_then()
+
+    def _line(self, outcome: Outcome, noted: Mapping[str, Any] | None) -> str:
+        """What `encode_line` makes of an entry; of nearly all that are done in a third of the time."""
+        if noted is not None and tuple(noted) == _NOTED:
+            image, mask = str(outcome.job.image), self._name(outcome.job.mask)
+            below = mask[: mask.rfind("/") + 1] + image[image.rfind("/") + 1 :]
+            plain = image == self._below_root + below and image.isascii() and mask.isascii() and "/." not in image
+            if plain and os.sep == "/":
+                return _DONE_LINE % (encode_string(below), encode_string(mask), *noted.values())
+        return encode_line(self._entry(outcome) | dict(noted or {}))
 
     def _entry(self, outcome: Outcome) -> dict[str, Any]:
         status = "failed" if outcome.error is not None else "skipped" if outcome.skipped else "done"

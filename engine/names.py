@@ -153,6 +153,11 @@ class NumberTable:
         self.settle()
         return len(self._keys)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no key."""
+        return not self._latest and not len(self._keys)
+
     def __setitem__(self, key: int, value: int) -> None:
         self._latest[key] = value
         # That copies the arrays: the longer they are, the rarer.

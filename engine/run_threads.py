@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,6 +33,9 @@ STOP_SECONDS = 1.5
 """How long a run that stops early waits for its threads, so that Ctrl-C takes less than 2 s whatever they are doing."""
 _WATCH_SECONDS = 0.1
 """Between two looks at what has ended, at decoders that are stuck, and at `should_stop`."""
+
+_TOLD_AT_ONCE = 64
+"""Outcomes that are taken together."""
 
 GATHER_SECONDS = 0.02
 """What goes on together is not waited for much longer."""
@@ -79,6 +83,7 @@ class RunThreads(ABC):
         self._route = route
         self._settings = settings
         self._outcomes: Channel[Outcome] = Channel(256, producers=decoders + others, wake_at=32)
+        self._told: deque[Outcome] = deque()  # taken from there, and still to be told
         self._channels: list[Channel[Item] | Channel[Outcome]] = [self._outcomes]
         self.busy = BusyTime()
         self.error: BaseException | None = None
@@ -100,16 +105,21 @@ class RunThreads(ABC):
 
     def ended(self, should_stop: Callable[[], bool]) -> Iterator[Outcome]:
         """Outcomes until the last one. Raises `Stopped` where the run was cut off."""
+        looked = 0.0
         while True:
             try:
-                outcome = self._outcomes.poll(_WATCH_SECONDS)
+                if not self._told:
+                    self._told.extend(self._outcomes.poll_all(_WATCH_SECONDS, _TOLD_AT_ONCE))
             except Ended:
                 return
             except Stopped:
                 yield from self._outcomes.left()
                 raise
-            if outcome is not None:
-                yield outcome
+            if self._told:
+                yield self._told.popleft()
+            if self._told and time.monotonic() < looked + _WATCH_SECONDS:
+                continue
+            looked = time.monotonic()
             for job in self._watch.stuck_jobs():
                 seconds = f"{self._settings.decode_timeout:g} s"
                 message = f"{job.image}: cannot be decoded: it took more than {seconds} (--decode-timeout)"
@@ -218,8 +228,12 @@ class RunThreads(ABC):
 
     def _end(self, *ended: tuple[Outcome, dict[str, Any] | None]) -> None:
         self._record(*ended)
-        for outcome, _ in ended:
-            self._outcomes.put(outcome)
+        self._outcomes.put_all([outcome for outcome, _ in ended])
+
+    def _is_new(self, job: Job) -> bool:
+        """Whether it takes no look at the disk to know that an image is to be read."""
+        ledger = self._settings.ledger
+        return job.problem is None and (ledger is None or not ledger.may_know(job))
 
     def _before(self, job: Job) -> Outcome | None:
         """How an image has ended already; None where it is to be read."""
@@ -255,12 +269,21 @@ class RunThreads(ABC):
 
     def _noted(self, item: Item, done: Finished) -> tuple[Outcome, dict[str, Any] | None]:
         """How an image ended, and what the journal notes of its mask."""
-        self.busy.add("restore", done.restore_seconds, ago=done.write_seconds)
-        self.busy.add("write", done.write_seconds)
-        outcome = Outcome(item.job, done.problem, item.native_size, done.lesion)
-        if done.problem is not None or self._settings.ledger is None:
-            return outcome, None
-        return outcome, self._settings.ledger.note(item.native_size, done, item.stamp)
+        return self._all_noted([(item, done)])[0]
+
+    def _all_noted(self, finished: Sequence[tuple[Item, Finished]]) -> list[tuple[Outcome, dict[str, Any] | None]]:
+        """The same of several."""
+        written = sum(done.write_seconds for _, done in finished)
+        self.busy.add("restore", sum(done.restore_seconds for _, done in finished), ago=written)
+        self.busy.add("write", written)
+        ledger = self._settings.ledger
+        return [
+            (
+                Outcome(item.job, done.problem, item.native_size, done.lesion),
+                None if done.problem is not None or ledger is None else ledger.note(item.native_size, done, item.stamp),
+            )
+            for item, done in finished
+        ]
 
 
 def damaged(job: Job, error: ImageError) -> Outcome:

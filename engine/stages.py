@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sized
 from functools import partial
 
 from isicrt.engine.channel import Channel, Stopped
 from isicrt.engine.decoding import DecodeSlot
 from isicrt.engine.errors import ImageError, IsicrtError
 from isicrt.engine.outcome import Outcome
+from isicrt.engine.pixel_budget import LARGE_PIXELS
 from isicrt.engine.read_process import ReadAll, ReadProcess
 from isicrt.engine.routes import Item, Route
 from isicrt.engine.run_threads import RunThreads, StageSettings, damaged
 from isicrt.engine.sources import Job
-from isicrt.engine.write_process import WriteProcess, is_large
+from isicrt.engine.task_process import MOST_AT_ONCE, MOST_ON_GPU, START_AFTER
+from isicrt.engine.write_process import WriteProcess
+
+_LOOKS = 4
+"""So often the inference thread looks at what has come while a batch fills."""
 
 
 class Pipeline(RunThreads):
@@ -36,9 +40,13 @@ class Pipeline(RunThreads):
     def __init__(self, jobs: Iterable[Job], route: Route, settings: StageSettings, decoders: int, writers: int) -> None:
         super().__init__(jobs, route, settings, decoders, others=writers)
         # Room for the next batch while one is in the network.
-        self._decoded: Channel[Item] = Channel(settings.batch_size + decoders, producers=decoders)
+        size = settings.batch_size
+        self._decoded: Channel[Item] = Channel(size + decoders, producers=decoders, wake_at=max(1, size // _LOOKS))
         self._inferred: Channel[Item] = Channel(settings.batch_size + writers, producers=1)
         self._channels += [self._decoded, self._inferred]
+        known, ledger = len(jobs) if isinstance(jobs, Sized) else 0, settings.ledger
+        to_do = known if ledger is None else ledger.to_do(known)
+        self._is_long = to_do >= START_AFTER * (decoders + writers)  # all of its processes are worth their start
         self._waited = 0.0
         self._in_flight: deque[list[Item]] = deque()
         # Of each decode thread and, where it is given up, its successor: jobs to be checked, and jobs to be read.
@@ -75,39 +83,53 @@ class Pipeline(RunThreads):
 
     def _decode_ahead(self, slot: DecodeSlot, task: ReadAll) -> None:
         unchecked, unread = self._ahead[slot.number]
-        process = ReadProcess(task, self._settings.decode_timeout)
+        process = ReadProcess(task, self._settings.decode_timeout, at_once=self._is_long)
         try:
             while not self._takes_no_more():
                 if not unchecked and not unread:
                     unchecked.extend(self._next_jobs(process.takes))
                     if not unchecked:
                         return
-                while unchecked:
-                    if self._takes_no_more():
-                        return
-                    job = unchecked.popleft()
-                    slot.begin(job)
-                    before = self._before(job)
-                    slot.end()
-                    if before is None:
-                        unread.append(job)
-                    else:
-                        self._hand_on(before)
+                self._check(slot, unchecked, unread)
+                if self._takes_no_more():
+                    return
                 with self.busy.stage("decode"):
-                    images = deque(process.read([job.image for job in unread]))
-                while images:
+                    images = process.read([job.image for job in unread])
+                read: list[Item] = []
+                left: list[Job] = []
+                for image in images:
+                    job = unread.popleft()
+                    if image is None:
+                        left.append(job)
+                    else:
+                        read.append(Item(job, image.native_size, image, image.stamp))
+                unread.extendleft(reversed(left))
+                self._decoded.put_all(read)
+                for _ in left:
                     if self._takes_no_more():
                         return
-                    job, image = unread.popleft(), images.popleft()
-                    if image is not None:
-                        self._hand_on(Item(job, image.native_size, image, image.stamp))
-                        continue
+                    job = unread.popleft()
                     slot.begin(job)
                     ended = self._read(job)
                     slot.end()
                     self._hand_on(ended)
         finally:
             process.close()
+
+    def _check(self, slot: DecodeSlot, unchecked: deque[Job], unread: deque[Job]) -> None:
+        """Find out what has ended already, and what is to be read."""
+        while unchecked and not self._takes_no_more():
+            job = unchecked.popleft()
+            if self._is_new(job):
+                unread.append(job)
+                continue
+            slot.begin(job)
+            before = self._before(job)
+            slot.end()
+            if before is None:
+                unread.append(job)
+            else:
+                self._hand_on(before)
 
     def _hand_on(self, ended: Item | Outcome) -> None:
         if isinstance(ended, Outcome):
@@ -131,16 +153,17 @@ class Pipeline(RunThreads):
                 raise self._inference_error(error, self._in_flight[0] if self._in_flight else []) from error
             self._in_flight.popleft()
             self.busy.add("infer", time.perf_counter() - started - (self._waited - waited))
-            done = [replace(item, content=new) for item, new in zip(batch, contents, strict=True)]
+            pairs = zip(batch, contents, strict=True)
+            done = [Item(item.job, item.native_size, new, item.stamp) for item, new in pairs]
             if self._is_cut:
                 raise Stopped
             if ledger is not None:
                 ledger.announce([item.job for item in done if not isinstance(item.content, ImageError)])
-            for item in done:
-                if isinstance(item.content, ImageError):
-                    self._end((damaged(item.job, item.content), None))
-                else:
-                    self._inferred.put(item)
+            failed = [item for item in done if isinstance(item.content, ImageError)]
+            if failed:
+                self._end(*[(damaged(item.job, item.content), None) for item in failed])
+                done = [item for item in done if not isinstance(item.content, ImageError)]
+            self._inferred.put_all(done)
 
     def _batches(self) -> Iterator[list[Item]]:
         """Full batches, and what is left in the end; one that would have too many pixels goes before it is full."""
@@ -148,22 +171,23 @@ class Pipeline(RunThreads):
         batch: list[Item] = []
         pixels = 0
         started = time.perf_counter()
-        for item in self._decoded:
-            own = item.native_size[0] * item.native_size[1]
-            ready = []
-            if batch and pixels + own > most:
-                ready.append(batch)
-                batch, pixels = [], 0
-            batch.append(item)
-            pixels += own
-            if len(batch) == size:
-                ready.append(batch)
-                batch, pixels = [], 0
-            for full in ready:
-                self._waited += time.perf_counter() - started
-                self._in_flight.append(full)
-                yield full
-                started = time.perf_counter()
+        for items in self._decoded.several(lambda: size - len(batch)):  # noqa: B023 (as it then is)
+            for item in items:
+                own = _pixels(item)
+                ready = []
+                if batch and pixels + own > most:
+                    ready.append(batch)
+                    batch, pixels = [], 0
+                batch.append(item)
+                pixels += own
+                if len(batch) == size:
+                    ready.append(batch)
+                    batch, pixels = [], 0
+                for full in ready:
+                    self._waited += time.perf_counter() - started
+                    self._in_flight.append(full)
+                    yield full
+                    started = time.perf_counter()
         self._waited += time.perf_counter() - started
         if batch:
             self._in_flight.append(batch)
@@ -178,13 +202,14 @@ class Pipeline(RunThreads):
         if not self._settings.write_in_processes:
             self._write()
             return
-        process = WriteProcess(self._settings.finishing, number)
+        most = MOST_AT_ONCE if self._settings.read_ahead is None else MOST_ON_GPU
+        process = WriteProcess(self._settings.finishing, number, at_once=self._is_long, most=most)
         try:
-            for items in self._inferred.several(lambda: process.takes, lambda item: is_large(item.native_size)):
+            for items in self._inferred.several(lambda: process.takes, _pixels, LARGE_PIXELS):
                 finished = process.finish([(item.job.mask, item.native_size, item.content) for item in items])
                 ended = [(item, done) for item, done in zip(items, finished, strict=True) if done is not None]
                 if ended:
-                    self._end(*[self._noted(item, done) for item, done in ended])
+                    self._end(*self._all_noted(ended))
                 if process.error is not None:
                     raise process.error
                 for item, done in zip(items, finished, strict=True):
@@ -192,3 +217,7 @@ class Pipeline(RunThreads):
                         self._end(self._finish(item))
         finally:
             process.close()
+
+
+def _pixels(item: Item) -> int:
+    return item.native_size[0] * item.native_size[1]

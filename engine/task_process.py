@@ -11,12 +11,17 @@ import contextlib
 import os
 import pickle
 import select
+import struct
 import subprocess
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import IO, Any
+
+import numpy as np
 
 from isicrt.engine.import_path import import_path
 
@@ -24,10 +29,12 @@ MIN_CORES = 8
 """Fewer cores are kept busy by threads alone."""
 MOST_AT_ONCE = 16
 """Images in a message: with more, the others would have nothing to do at the end."""
+MOST_ON_GPU = 32
+"""The same where a GPU decodes: its batches are large, and what is left for Python's lock is the messages."""
 START_AFTER = 64
 """Images that a thread has dealt with before it starts a process: for a few that is not worth its time."""
 _MOST_STARTS = 3
-_PIPE_BYTES = 1 << 18
+_PIPE_BYTES = 1 << 19
 """Where a pipe has 64 KiB unasked. All pipes of a user share a limit of 64 MiB, above which new ones are made smaller
 than that."""
 _PATIENCE_SECONDS, _KILL_SECONDS = 2.0, 0.5
@@ -41,6 +48,11 @@ HAS_TIME_LIMIT = hasattr(select, "poll")
 _START = "import sys; sys.path[:] = sys.argv[1:]; from isicrt.engine.task_process import serve; serve()"
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """Else each process starts a thread for every core, which it has no use for."""
+
+_HEADER, _MAGIC = struct.Struct("<8sQQ"), b"isicrt\x00\x01"
+"""Of a message; the length of its pickle, and the number of parts behind it."""
+_MOST_PARTS = 512
+"""That one call of the system takes; POSIX promises 16, and Linux, macOS and the BSDs take 1024."""
 
 Task = Callable[[Any], Any]
 
@@ -94,11 +106,8 @@ class TaskProcess:
         assert process.stdout is not None
         try:
             self._send(process, question)
-            if seconds is not None and HAS_TIME_LIMIT:
-                answer = select.poll()  # `select` takes no descriptor above 1023
-                answer.register(process.stdout, select.POLLIN)
-                if not answer.poll(seconds * 1000):
-                    raise TimeoutError
+            if seconds is not None and HAS_TIME_LIMIT and not _has_come(process.stdout, seconds):
+                raise TimeoutError
             return _receive(process.stdout)
         except Exception as error:  # gone, silent, a question that cannot be sent, or an answer that is none
             self._kill()
@@ -129,11 +138,8 @@ class TaskProcess:
         if process is None or process.stdout is None:
             raise ProcessLost
         try:
-            if HAS_TIME_LIMIT:
-                answer = select.poll()
-                answer.register(process.stdout, select.POLLIN)
-                if not answer.poll(0):
-                    return False
+            if HAS_TIME_LIMIT and not _has_come(process.stdout, 0):
+                return False
             _receive(process.stdout)
         except Exception as error:
             self._kill()
@@ -235,6 +241,49 @@ def _has_ended(process: subprocess.Popen[bytes], until: float) -> bool:
     return True
 
 
+class HandOver:
+    """When a thread hands its work over to a process, and does it itself no more.
+
+    Args:
+        process: that is to do it. An empty list is a question for it.
+        at_once: whether it is started now, and asked as soon as it is there.
+        start_after: else, images that the thread deals with before.
+    """
+
+    def __init__(self, process: TaskProcess, *, at_once: bool, start_after: int) -> None:
+        self._process = process
+        self.at_once = at_once
+        """As given."""
+        self._to_come = start_after
+        self._is_starting = False
+        if at_once:
+            with contextlib.suppress(ProcessLost):
+                process.ask_ahead([])
+                self._is_starting = True
+
+    def is_due(self, images: int = 1) -> bool:
+        """Whether the process is to be asked for the next images. One that is lost is: the question finds it out."""
+        if not self.at_once:
+            return self._to_come < images
+        if self._is_starting:
+            try:
+                self._is_starting = not self._process.has_answered()
+            except ProcessLost:
+                self._is_starting = False
+        return not self._is_starting
+
+    def count(self, images: int) -> None:
+        """So many were dealt with, by whomever."""
+        self._to_come -= images
+
+
+def _has_come(answers: IO[bytes], seconds: float) -> bool:
+    """Whether there is something to read, or the end of it. Only where nothing of an answer was read yet."""
+    answer = select.poll()  # `select` takes no descriptor above 1023
+    answer.register(answers, select.POLLIN)
+    return bool(answer.poll(seconds * 1000))
+
+
 def _widen(pipe: IO[bytes] | None) -> None:
     """Else both sides wake each other for every 64 KiB of a message."""
     if pipe is not None and sys.platform == "linux":
@@ -263,10 +312,47 @@ def serve() -> None:
 
 
 def _send(stream: IO[bytes], message: Any) -> None:
+    """One message: its pickle, and behind that what was large in it, as it lies in memory."""
     # Both sides are this program, and nobody else holds the pipe: pickle is safe here.
-    pickle.dump(message, stream, protocol=pickle.HIGHEST_PROTOCOL)
-    stream.flush()
+    large: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(message, protocol=5, buffer_callback=large.append)
+    parts = [buffer.raw() for buffer in large]
+    sizes = array("Q", [len(part) for part in parts])
+    _write_all(stream, [_HEADER.pack(_MAGIC, len(head), len(parts)) + sizes.tobytes() + head, *parts])
+
+
+def _write_all(stream: IO[bytes], parts: Sequence[bytes | memoryview]) -> None:
+    if not hasattr(os, "writev"):
+        stream.writelines(parts)
+        stream.flush()
+        return
+    # With one call for all of them Python's lock is given away once.
+    rest = [memoryview(part) for part in parts if len(part)]
+    while rest:
+        written = os.writev(stream.fileno(), rest[:_MOST_PARTS])
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if written:
+            rest[0] = rest[0][written:]
 
 
 def _receive(stream: IO[bytes]) -> Any:
-    return pickle.load(stream)
+    magic, length, count = _HEADER.unpack(_exactly(stream, _HEADER.size))
+    if magic != _MAGIC:
+        raise ValueError("no message of isicrt")
+    sizes = array("Q", _exactly(stream, 8 * count))
+    head = _exactly(stream, length)
+    if not count:
+        return pickle.loads(head)
+    room = np.empty(sum(sizes), np.uint8).data  # what is written over need not be zero before
+    if stream.readinto(room) != len(room):  # type: ignore[attr-defined]
+        raise EOFError
+    ends = list(accumulate(sizes))
+    return pickle.loads(head, buffers=[room[end - size : end] for end, size in zip(ends, sizes, strict=True)])
+
+
+def _exactly(stream: IO[bytes], length: int) -> bytes:
+    found = stream.read(length)
+    if len(found) != length:
+        raise EOFError
+    return found

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from isicrt.engine.finishing import Content, Finished, Finishing
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.gpu_batch import PackedMask
 from isicrt.engine.output import OutputError
 from isicrt.engine.pixel_budget import LARGE_PIXELS
-from isicrt.engine.task_process import MOST_AT_ONCE, START_AFTER, ProcessLost, TaskProcess
+from isicrt.engine.task_process import MOST_AT_ONCE, START_AFTER, HandOver, ProcessLost, TaskProcess
 
 Todo = tuple[Path, tuple[int, int], Content]
 """As the arguments of `Finishing.finish`."""
+
+Sent = tuple[str, tuple[int, int], Any, "int | None"]
+"""The same on its way, plain: path, size, and a probability map, or the buffer of a packed mask and the bytes of a
+row."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +32,15 @@ class _FinishAll:
     run: int
     """The process of the run."""
 
-    def __call__(self, todo: Sequence[Todo]) -> tuple[list[Finished], str | None]:
+    def __call__(self, todo: Sequence[Sent]) -> tuple[list[Finished], str | None]:
         """What was finished, and the message of the OutputError that was the end of it."""
         finished: list[Finished] = []
-        for one in todo:
+        for path, size, content, width in todo:
             if os.name == "posix" and os.getppid() != self.run:  # it is gone, and its lock on the folder with it
                 os._exit(1)
             try:
-                finished.append(self.finishing.finish(*one))
+                arrived = content if width is None else PackedMask(_rows(content, width), size)
+                finished.append(self.finishing.finish(Path(path), size, arrived))
             except OutputError as error:
                 return finished, str(error)
         return finished, None
@@ -41,7 +52,10 @@ class WriteProcess:
     Args:
         finishing: of the run.
         number: of the write thread, from 0 to 254; it is in the names of the process's temporary files.
-        start_after: masks that the caller finishes before there is a process.
+        at_once: whether the process is started now, and asked as soon as it is there; the caller does the work
+            meanwhile.
+        start_after: else, masks that the caller finishes before there is a process.
+        most: masks that are given to it at a time.
         command: see `TaskProcess`.
     """
 
@@ -50,33 +64,37 @@ class WriteProcess:
         finishing: Finishing,
         number: int = 0,
         *,
+        at_once: bool = False,
         start_after: int = START_AFTER,
+        most: int = MOST_AT_ONCE,
         command: Sequence[str] | None = None,
     ) -> None:
         output = finishing.output
         self._output = None if output is None else output.of_process(number)
         task = _FinishAll(replace(finishing, output=self._output), os.getpid())
         self.process = TaskProcess(task, command, bulk="question")
-        self._to_come = start_after
+        self._most = most
+        self._hand_over = HandOver(self.process, at_once=at_once, start_after=start_after)
         self.error: OutputError | None = None
         """After it nothing can be written any more."""
 
     @property
     def takes(self) -> int:
         """Masks that are to be given to it at a time: one where the caller finishes it."""
-        return 1 if self._to_come > 0 or self.process.is_over else MOST_AT_ONCE
+        return self._most if self._hand_over.is_due() and not self.process.is_over else 1
 
     def finish(self, todo: Sequence[Todo]) -> list[Finished | None]:
-        """Finish masks, at most `MOST_AT_ONCE`; None for each that is left to the caller: there is no process (yet),
+        """Finish masks, at most `most`; None for each that is left to the caller: there is no process (yet),
         the image is so large that large ones take turns, or there is an `error`.
         """
         results: list[Finished | None] = [None] * len(todo)
-        self._to_come -= len(todo)
+        is_due = self._hand_over.is_due(len(todo))
+        self._hand_over.count(len(todo))
         small = [n for n, (_, size, _) in enumerate(todo) if not is_large(size)]
-        if self._to_come >= 0 or not small:
+        if not is_due or not small:
             return results
         try:
-            finished, problem = self.process.ask([todo[n] for n in small])
+            finished, problem = self.process.ask([_sent(*todo[n]) for n in small])
         except ProcessLost:
             if self._output is not None:
                 self._output.remove_temporary({todo[n][0].parent for n in small})
@@ -89,6 +107,16 @@ class WriteProcess:
     def close(self) -> None:
         """End the process."""
         self.process.close()
+
+
+def _sent(path: Path, size: tuple[int, int], content: Content) -> Sent:
+    if not isinstance(content, PackedMask):
+        return str(path), size, content, None
+    return str(path), size, pickle.PickleBuffer(np.ascontiguousarray(content.bits).data), content.bits.shape[1]
+
+
+def _rows(buffer: Any, width: int) -> UInt8Array:
+    return np.frombuffer(buffer, np.uint8).reshape(-1, width)
 
 
 def is_large(size: tuple[int, int]) -> bool:

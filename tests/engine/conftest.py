@@ -49,7 +49,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (ReadProcess, WriteProcess):
         start = kind.__init__
         monkeypatch.setattr(
-            kind, "__init__", lambda self, *settings, start=start: start(self, *settings, start_after=0)
+            kind,
+            "__init__",
+            lambda self, *settings, start=start, **options: start(self, *settings, **options | {"start_after": 0}),
         )
 
 

@@ -83,7 +83,57 @@ def test_an_item_wakes_one_consumer_and_room_one_producer(monkeypatch: pytest.Mo
     channel.put(2)
     assert channel.poll(0) == 1
     assert channel.take() == 2
-    assert woken == [1, 1, 1, 1]
+    assert woken == [1] * 5  # whoever leaves something wakes the next
+
+
+def test_many_go_in_with_one_turn_as_far_as_there_is_room() -> None:
+    channel: Channel[int] = Channel(4, producers=1, wake_at=2)
+
+    def produce() -> None:
+        channel.put_all(list(range(11)))
+        channel.put_all([])
+        channel.close()
+
+    taken = _in_threads(produce, lambda: list(channel.several(lambda: 3)))[1]
+    assert isinstance(taken, list)
+    assert [n for some in taken for n in some] == list(range(11))
+    assert all(1 <= len(some) <= 3 for some in taken)
+
+
+def test_what_is_put_together_is_shared_by_all_who_wait() -> None:
+    channel: Channel[int] = Channel(100, producers=1)
+    barrier = threading.Barrier(3)
+
+    def consume() -> list[list[int]]:
+        return [some for some in channel.several(lambda: 4) if barrier.wait(10) >= 0]
+
+    def produce() -> None:
+        channel.put_all(list(range(12)))
+        channel.close()
+
+    *found, _ = _in_threads(consume, consume, consume, produce)  # the barrier falls if one of them is not woken
+    assert sorted(n for own in found for some in own for n in some) == list(range(12))  # type: ignore[attr-defined]
+
+
+def test_producers_that_are_held_up_are_all_let_go() -> None:
+    channel: Channel[int] = Channel(2, producers=4)
+
+    def produce() -> None:
+        channel.put_all([1, 2, 3])
+        channel.close()
+
+    found = _in_threads(produce, produce, produce, produce, lambda: list(channel.several(lambda: 100)))[-1]
+    assert sum(len(some) for some in found) == 12  # type: ignore[attr-defined]
+
+
+def test_all_that_is_there_is_taken_when_the_time_is_up() -> None:
+    channel: Channel[int] = Channel(8, producers=1, wake_at=4)
+    channel.put_all([1, 2])
+    assert channel.poll_all(0, 10) == [1, 2]
+    assert channel.poll_all(0, 10) == []
+    channel.close()
+    with pytest.raises(Ended):
+        channel.poll_all(0, 10)
 
 
 def test_several_are_taken_together_and_some_alone() -> None:
@@ -91,7 +141,14 @@ def test_several_are_taken_together_and_some_alone() -> None:
     for n in (1, 2, 30, 40, 3, 4, 5, 6):
         channel.put(n)
     channel.close()
-    assert list(channel.several(lambda: 3, lambda n: n >= 30)) == [[1, 2], [30], [40], [3, 4, 5], [6]]
+    assert list(channel.several(lambda: 3, float, 30)) == [[1, 2], [30], [40], [3, 4, 5], [6]]
+
+
+def test_what_is_taken_together_does_not_weigh_too_much() -> None:
+    channel: Channel[int] = Channel(20, producers=1)
+    channel.put_all([4, 5, 1, 1, 9, 2, 12, 1])
+    channel.close()
+    assert list(channel.several(lambda: 9, float, 10)) == [[4, 5, 1], [1, 9], [2], [12], [1]]
 
 
 def test_a_consumer_that_is_not_in_a_hurry_is_left_alone_until_enough_is_there(

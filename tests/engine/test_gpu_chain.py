@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from isicrt.benchmarks.agreement import cpu_masker
 from isicrt.benchmarks.rendered import render
 from isicrt.engine import gpu_chain, gpu_stages, gpu_tables
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
-from isicrt.engine.gpu_batch import PackedMask, read_chain_image
+from isicrt.engine.gpu_batch import PackedMask, SourceView, read_chain_image
 from isicrt.engine.gpu_chain import GpuChain
 from isicrt.engine.gpu_decode import HARDWARE_LOAD, DeviceImage, GpuDecoder
 from isicrt.engine.onnx_runtime import OnnxRuntime
@@ -73,6 +74,38 @@ def test_a_file_that_the_gpu_cannot_decode_gets_a_second_chance(
     expected = cpu_masker(host.onnx)(files)
     for mask, other in zip(host.chain.segment_files(files), expected, strict=True):
         np.testing.assert_array_equal(mask, other)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_file_that_lies_between_others_in_memory_is_the_same_file(
+    host: HostPlan, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    if refuses:
+        monkeypatch.setattr(host.chain._decoder, "decode", lambda contents, stream: [None] * len(contents))
+    images = [read_chain_image(file, (64, 64)) for file in sorted((rendered_pairs / "images").iterdir())[:2]]
+    views = []
+    for image in images:
+        assert image.source is not None
+        data = memoryview(b"between" + bytes(image.source.data) + b"others")[7:-6]
+        views.append(replace(image, source=SourceView(data, image.source.stamp)))
+    expected, found = (host.chain.collect(host.chain.submit(batch)) for batch in (images, views))
+    for mask, other in zip(found, expected, strict=True):
+        assert isinstance(mask, PackedMask)
+        assert isinstance(other, PackedMask)
+        np.testing.assert_array_equal(mask.bits, other.bits)
+        assert mask.bits.any()
+
+
+def test_masks_stay_as_they_are_while_the_next_batches_come(host: HostPlan, rendered_pairs: Path) -> None:
+    images = [read_chain_image(file, (64, 64)) for file in sorted((rendered_pairs / "images").iterdir())[:4]]
+    first = host.chain.collect(host.chain.submit(images))
+    bits = [np.array(mask.bits) for mask in first if isinstance(mask, PackedMask)]
+    assert len(bits) == 4
+    for _ in range(2 * host.chain.depth):
+        host.chain.collect(host.chain.submit(images[::-1]))
+    for mask, before in zip(first, bits, strict=True):
+        assert isinstance(mask, PackedMask)
+        np.testing.assert_array_equal(mask.bits, before)
 
 
 def test_it_is_counted_where_images_were_decoded(

@@ -17,14 +17,16 @@ from PIL import Image
 from isicrt.benchmarks.rendered import render
 from isicrt.engine import journal
 from isicrt.engine.errors import DataError, SettingsError
-from isicrt.engine.images import read_mask
-from isicrt.engine.journal import JOURNAL_NAME, Journal, JournalIndex, read_journal, read_name, write_name
+from isicrt.engine.finishing import Finished
+from isicrt.engine.images import FileStamp, read_mask
+from isicrt.engine.journal import JOURNAL_NAME, Journal, JournalIndex, encode_line, read_journal, read_name, write_name
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.lock import LOCK_NAME, FolderLock
 from isicrt.engine.masks import encode_png
+from isicrt.engine.outcome import Outcome
 from isicrt.engine.output import OutputError, OutputFolder, is_leftover, sync_file_system
 from isicrt.engine.segmenter import Segmenter
-from isicrt.engine.sources import find_jobs
+from isicrt.engine.sources import Job, find_jobs
 
 
 @pytest.fixture
@@ -354,3 +356,45 @@ def test_names_in_the_journal_are_relative_whatever_the_folder_is_called(
             assert ledger._name(folder / name) == (folder / name).relative_to(folder).as_posix() == name
         with pytest.raises(ValueError, match="not in the subpath"):
             ledger._name(Path("/elsewhere/m.png"))
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("a.jpg", "a.png"),
+        ("x/a.jpg", "x/a.png"),
+        ("./x/a.jpg", "x/a.png"),
+        ("y/a.jpg", "x/a.png"),
+        ('x/"a\\b\t.jpg', 'x/"a\\b\t.png'),
+        ("x/é.jpg", "x/é.png"),
+        (os.fsdecode(b"x/\xff.jpg"), os.fsdecode(b"x/\xff.png")),
+        ("..a/b.jpg", "..a/b.png"),
+        ("x/%s.jpg", "x/%s.png"),
+    ],
+)
+@pytest.mark.parametrize("absolute", [True, False])
+def test_the_quick_line_is_the_slow_one(tmp_path: Path, here: Path, image: str, mask: str, absolute: bool) -> None:
+    photos = tmp_path / "photos" if absolute else Path("photos")
+    stamp = FileStamp(12, 1_795_799_470_281_960_034, 2**32 - 1)
+    first = Job(photos / "first.jpg", tmp_path / "out" / "first.png")
+    with Ledger(tmp_path / "out", [first], model={}, settings={}) as ledger:
+        outcome = Outcome(Job(photos / image, tmp_path / "out" / mask), None, (10, 20), 0.1 + 0.2)
+        for finished_stamp in (stamp, None):
+            noted = ledger.note((10, 20), Finished(None, np.float64(0.1) / 3, 99, 7, 0.1, 0.1), finished_stamp)
+            line = ledger._line(outcome, noted)
+            assert line == encode_line(ledger._entry(outcome) | noted)
+            assert json.loads(line)["mask"] == write_name(mask)
+        ledger.record((outcome, noted), (outcome, None))
+    lines = (tmp_path / "out" / JOURNAL_NAME).read_text().splitlines()
+    assert lines[1:] == [line, encode_line(ledger._entry(outcome))]
+
+
+def test_what_nothing_is_known_of_takes_no_look_at_the_disk(here: Path, segmenter: Segmenter) -> None:
+    jobs = find_jobs("in", Path("out"))
+    with Ledger("out", jobs, model={}, settings={}) as ledger:
+        assert [ledger.may_know(job) for job in jobs] == [False] * 3
+    _run(segmenter)
+    for options, expected in (({}, True), ({"existing": "overwrite"}, False)):
+        with Ledger("out", jobs, model={}, settings={}, **options) as ledger:
+            assert [ledger.may_know(job) for job in jobs] == [expected] * 3
+            assert not ledger.may_know(Job(Path("in/new.jpg"), Path("out/new.png")))

@@ -9,23 +9,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from isicrt.engine import read_process
-from isicrt.engine.gpu_batch import ChainImage, read_chain_image
+from isicrt.engine import read_process, stages
+from isicrt.engine.gpu_batch import SourceView, read_chain_image
 from isicrt.engine.images import decode_image
 from isicrt.engine.journal import JOURNAL_NAME, read_journal
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.outcome import Outcome, RunSummary
 from isicrt.engine.pipeline import run_jobs
-from isicrt.engine.read_process import ReadAll, ReadProcess
+from isicrt.engine.read_process import ReadAll, ReadFile, ReadProcess
 from isicrt.engine.sources import find_jobs
-from isicrt.engine.task_process import MOST_AT_ONCE
+from isicrt.engine.task_process import HAS_TIME_LIMIT, MOST_ON_GPU, TaskProcess
 from tests.engine.host_plan import HostPlan
 
 TASK = ReadAll(10**8, 0.0)
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("no_process_is_left")
 class Hangs(ReadAll):
     """A task that never answers."""
 
-    def __call__(self, paths: Sequence[Path]) -> list[ChainImage | None]:
+    def __call__(self, paths: Sequence[str]) -> list[ReadFile | None]:
         time.sleep(600)
         return []
 
@@ -92,7 +93,8 @@ def test_what_is_read_is_what_a_thread_reads(many: Path) -> None:
     assert [image is None for image in images] == [False, True, True, True, True, False]
     for path, image in zip(paths, images, strict=True):
         if image is not None:
-            assert image == read_chain_image(path, (64, 64))
+            assert isinstance(image.source, SourceView)
+            assert replace(image, source=image.source.whole()) == read_chain_image(path, (64, 64))
 
 
 def test_a_share_is_left_to_the_cpu(many: Path) -> None:
@@ -115,6 +117,61 @@ def test_a_process_is_started_when_it_is_worth_it(many: Path) -> None:
         assert process.read([many / "00.jpg"])[0] is not None
     finally:
         process.close()
+
+
+def _until(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 60
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+@pytest.mark.skipif(not HAS_TIME_LIMIT, reason="whether a process is there is not known")
+def test_a_process_that_is_started_at_once_is_asked_when_it_is_there(many: Path) -> None:
+    process = ReadProcess(TASK, 60, at_once=True)
+    try:
+        assert process.process.pid is not None
+        assert process.takes == 1
+        assert process.read([many / "00.jpg"]) == [None]
+        assert _until(lambda: process.takes == MOST_ON_GPU)
+        assert process.read([many / "00.jpg"]) != [None]
+        os.kill(process.process.pid, signal.SIGKILL)
+        assert process.read([many / "00.jpg"]) == [None]
+        assert process.read([many / "00.jpg"]) != [None], "it is started again"
+    finally:
+        process.close()
+
+
+def test_a_process_that_cannot_be_started_at_once_holds_nobody(many: Path) -> None:
+    process = ReadProcess(TASK, 60, at_once=True, command=["/nonexistent/python"])
+    for _ in range(5):
+        assert process.read([many / "00.jpg"]) == [None]
+    assert process.takes == 1
+
+
+@pytest.mark.parametrize(("known", "least", "begun"), [(True, 15, 4), (True, 16, 0), (False, 1, 0)])
+def test_a_run_of_which_is_known_that_it_is_long_starts_all_processes_at_once(
+    host: HostPlan, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool, least: int, begun: int
+) -> None:
+    monkeypatch.setattr(stages, "START_AFTER", least)  # of each of four threads, of 60 images
+    begin, started = TaskProcess._begin, []
+
+    def noted(process: TaskProcess) -> None:
+        started.append(process)
+        begin(process)
+
+    monkeypatch.setattr(TaskProcess, "_begin", noted)
+    jobs = find_jobs(many, tmp_path / "out")
+    some = jobs if known else iter(jobs)
+    with Ledger(tmp_path / "out", jobs, model={"sha256": "0"}, settings={}) as ledger:
+        options: dict[str, Any] = {"batch_size": 4, "decode_threads": 2, "processes": 2}
+        summary = run_jobs(some, host.runtime, chain=host.chain, ledger=ledger, **options)
+    assert (summary.images, summary.failed) == (60, 3)
+    assert len(started) == begun
+    with Ledger(tmp_path / "out", jobs, model={"sha256": "0"}, settings={}) as ledger:
+        assert ledger.to_do(len(jobs)) == 0
+        run_jobs(jobs, host.runtime, chain=host.chain, ledger=ledger, **options)
+    assert len(started) == begun, "what is done already needs no process"
 
 
 @pytest.mark.parametrize("command", [["/nonexistent/python"], [sys.executable, "-c", ""]])
@@ -156,20 +213,20 @@ def test_an_answer_has_a_size(many: Path, monkeypatch: pytest.MonkeyPatch) -> No
     sizes = [(many / f"{n:02d}.jpg").stat().st_size for n in range(4)]
     monkeypatch.setattr(read_process, "_MOST_BYTES", max(sizes))
     paths = [many / f"{n:02d}.jpg" for n in range(4)]
-    images = TASK(paths)
+    images = TASK([str(path) for path in paths])
     assert 1 <= len(images) <= 2
     monkeypatch.setattr(read_process, "_MOST_BYTES", min(sizes) - 1)
-    assert TASK(paths) == [None] * 4
+    assert TASK([str(path) for path in paths]) == [None] * 4
 
 
 def test_where_nothing_is_for_the_gpu_files_are_taken_one_by_one(many: Path) -> None:
     process = ReadProcess(TASK, 60, start_after=0)
     try:
-        assert process.takes == MOST_AT_ONCE
+        assert process.takes == MOST_ON_GPU
         assert process.read([many / "56.png"] * 3) == [None] * 3
         assert process.takes == 1
         assert process.read([many / "00.jpg"]) != [None]
-        assert process.takes == MOST_AT_ONCE
+        assert process.takes == MOST_ON_GPU
     finally:
         process.close()
 
@@ -189,6 +246,7 @@ def test_a_process_that_is_lost_costs_nothing(
         return read(self, paths)
 
     monkeypatch.setattr(ReadProcess, "read", lose_and_read)
+    monkeypatch.setattr(read_process, "MOST_ON_GPU", 8)  # of 60 files: so that there is one to lose
     summary = _run(host, many, tmp_path / "out", 2)
     assert lost
     assert (summary.images, summary.failed) == (60, 3)

@@ -164,7 +164,8 @@ def test_what_was_finished_before_the_end_counts(tmp_path: Path) -> None:
             self.room -= 1
             return Finished(None, 0.5, 10, 1, 0.1, 0.1)
 
-    finished, problem = write_process._FinishAll(Fills(), os.getppid())(_todo(tmp_path, 4))  # type: ignore[arg-type]
+    sent = [write_process._sent(*one) for one in _todo(tmp_path, 4)]
+    finished, problem = write_process._FinishAll(Fills(), os.getppid())(sent)  # type: ignore[arg-type]
     assert len(finished) == 2
     assert problem == "full"
 
@@ -186,7 +187,8 @@ def test_a_run_ends_with_its_folder_and_says_what_was_done(many: Path, tmp_path:
 
 @pytest.mark.skipif(os.name != "posix", reason="a process there keeps its parent's number")
 def test_a_process_whose_run_is_gone_writes_no_more() -> None:
-    code = "from isicrt.engine.write_process import _FinishAll; _FinishAll(None, 1)([None]); print('wrote')"
+    ask = "_FinishAll(None, 1)([('a.png', (1, 1), None, None)])"
+    code = f"from isicrt.engine.write_process import _FinishAll; {ask}; print('wrote')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
 
