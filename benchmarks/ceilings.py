@@ -42,6 +42,7 @@ from isicrt.engine.images import decode_image
 from isicrt.engine.masks import encode_png, restore_mask
 from isicrt.engine.pipeline import STAGES
 from isicrt.engine.runtime import Runtime, open_runtime
+from isicrt.engine.silent_imports import import_onnxruntime
 from isicrt.engine.sources import find_jobs
 
 SCHEMA = "isicrt-ceilings/1"
@@ -158,9 +159,9 @@ def _write(path: Path, data: bytes) -> None:
 
 def _product(precision: str) -> Callable[[], object]:
     """The product of two large matrices by ONNX Runtime, on one thread."""
-    import onnxruntime
     from onnx import TensorProto, helper
 
+    onnxruntime = import_onnxruntime()
     rng = np.random.default_rng(0)
     shape = [SIDE, SIDE]
     if precision == "int8":

@@ -140,8 +140,8 @@ def _resources(report: Report) -> Table:
         title="Resources",
         note="Cores kept busy, of those that the pipeline's threads can use, and CPU time of the timed runs, beside "
         "the CPU time of the stages alone. Largest memory of isicrt segment on these images as a process of its own, "
-        "MB of 10^6 bytes. Energy of the processors, other programs' too."
-        + (" GPU: energy and mean power of all GPUs in the timed runs." if gpu else ""),
+        "and where it has others of the largest of them, MB of 10^6 bytes. Energy of the processors, other programs' "
+        "too." + (" GPU: energy and mean power of all GPUs in the timed runs." if gpu else ""),
         header=("Model", f"Busy of {cores} cores", "CPU ms/image", "Alone", "Peak RSS MB", "GPU MB", "J/image")
         + (("GPU J/image", "GPU W") if gpu else ()),
         rows=tuple(

@@ -25,7 +25,9 @@ _MARKS = {"ok": "ok", "note": "note", "missing": "-", "broken": "BROKEN", "unfit
 _SEGMENT = """
 import json, sys, time
 sys.path[:] = {path!r}
-import numpy, cv2, PIL, simplejpeg, onnxruntime
+import numpy, cv2, PIL, simplejpeg
+from isicrt.engine.silent_imports import import_onnxruntime
+onnxruntime = import_onnxruntime()
 from importlib.metadata import version
 import isal, rich
 from isicrt.engine.pipeline import available_cores

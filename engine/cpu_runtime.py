@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -60,9 +61,11 @@ class CpuRuntime(ABC):
     With more, what a layer writes has left the core's cache before the next reads it."""
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # a program may go elsewhere before the file is needed again
         # Before any native code sees the file.
         self.card: ModelCard = read_onnx_card(path)
+        self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        """SHA-256 of the file, as it was when it was loaded."""
         # Each view of an image is an image to the layers.
         self.at_once = max(1, self.at_once // self.card.views)
         self._threads = threads or available_cores()
@@ -84,7 +87,7 @@ class CpuRuntime(ABC):
     @property
     def in_process(self) -> Callable[[], CpuRuntime]:
         """Opens the same model on the same runtime in another process, which it can be sent to, on one thread."""
-        return partial(type(self), self.path.absolute(), threads=1)
+        return partial(type(self), self.path, threads=1)
 
     @abstractmethod
     def _load_streams(self, threads: int) -> Call:

@@ -35,6 +35,7 @@ from isicrt.engine.images import (
     read_signature,
     read_source,
 )
+from isicrt.engine.import_path import import_path
 from isicrt.engine.pixel_budget import BUDGET, LARGE_PIXELS
 
 ISOLATE = ("auto", "always", "never")
@@ -124,7 +125,7 @@ class ImageDecoder:
         self.trusted = None if isolate == "always" else TrustedDecoder(isolate == "never", max_pixels)
         """Of what is decoded without a worker; None where nothing is."""
         self._max_pixels = max_pixels
-        self._command = list(command or (sys.executable, "-c", _START, str(max_pixels), *map(str, sys.path)))
+        self._command = list(command or (sys.executable, "-c", _START, str(max_pixels), *import_path()))
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
         self._lock = threading.Lock()

@@ -9,6 +9,7 @@ from isicrt.engine.cores import has_vnni
 from isicrt.engine.cpu_runtime import Call, CpuRuntime
 from isicrt.engine.errors import ModelError
 from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.silent_imports import import_onnxruntime
 
 
 class OnnxRuntime(CpuRuntime):
@@ -26,8 +27,7 @@ class OnnxRuntime(CpuRuntime):
         return self._load(threads)
 
     def _load(self, threads: int) -> Call:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads

@@ -20,6 +20,7 @@ from isicrt.engine.cores import has_vnni
 from isicrt.engine.cpu_runtime import Call, CpuRuntime
 from isicrt.engine.errors import MissingDependencyError, ModelError
 from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.silent_imports import import_openvino
 
 _CACHE = CompiledCache("openvino")
 _lock = threading.Lock()
@@ -79,8 +80,7 @@ class OpenVinoRuntime(CpuRuntime):
 
 def _surroundings(core: Any) -> tuple[object, ...]:
     """What a compiled network fits beside its settings: this version, on this processor."""
-    import openvino
-
+    openvino = import_openvino()
     able = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     return openvino.get_version(), core.get_property("CPU", "FULL_DEVICE_NAME"), able, has_vnni()
 
@@ -99,7 +99,7 @@ def _core() -> Any:
     mapped. The next signal is delivered to it: Ctrl-C then ends Python with a segmentation fault.
     """
     try:
-        import openvino
+        openvino = import_openvino()
     except ImportError as error:
         raise MissingDependencyError("OpenVINO", "openvino", str(error)) from error
     with _lock:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sized
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from isicrt.engine.blocks import BlockRun
@@ -231,15 +231,17 @@ def run_jobs(
 
 
 def _task(runtime: ConcurrentRuntime, decoder: Decode, finishing: Finishing, batch_size: int) -> SegmentAll | None:
-    """What the processes of a run in shares do; None where the network or the decoder is this process's alone."""
+    """What the processes of a run in shares do; None where the network or the decoder is this process's alone, or where
+    a process that hangs would hold the run."""
     trusted = decoder.trusted if isinstance(decoder, ImageDecoder) else None
-    if trusted is None or not isinstance(runtime, CpuRuntime):
+    if trusted is None or not isinstance(runtime, CpuRuntime) or not HAS_TIME_LIMIT:
         return None
-    try:
-        digest = hashlib.sha256(runtime.path.read_bytes()).hexdigest()
-    except OSError:  # it is loaded, and has gone since
-        return None
-    return SegmentAll(runtime.in_process, runtime.path, digest, trusted, finishing, batch_size, os.getpid())
+    # What was loaded may have gone since, or be another file by now.
+    with suppress(OSError):
+        if hashlib.sha256(runtime.path.read_bytes()).hexdigest() == runtime.digest:
+            opened = runtime.in_process, runtime.path, runtime.digest
+            return SegmentAll(*opened, trusted, finishing, batch_size, os.getpid())
+    return None
 
 
 def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:

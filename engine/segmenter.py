@@ -11,6 +11,7 @@ import numpy as np
 
 from isicrt.engine import shipped
 from isicrt.engine.card import ModelCard
+from isicrt.engine.cpu_runtime import CpuRuntime
 from isicrt.engine.errors import SettingsError
 from isicrt.engine.geometry import UInt8Array, resize_image
 from isicrt.engine.gpu_stages import check_decode, open_chain
@@ -55,8 +56,10 @@ class Segmenter:
             raise SettingsError(f"batch_size ({batch_size}) and threads ({threads}) must be at least 1")
         if threshold is not None and not 0 < threshold < 1:
             raise SettingsError(f"threshold ({threshold}) must lie between 0 and 1")
-        self._model = shipped.resolve(model)
+        # A program may go elsewhere, and another file may lie there, before a folder is segmented.
+        self._model = shipped.resolve(model).absolute()
         self.runtime: Runtime = open_runtime(self._model, threads=threads)
+        self._sha256 = self.runtime.digest if isinstance(self.runtime, CpuRuntime) else file_sha256(self._model)
         self._threshold = threshold
         most = self.runtime.max_batch
         self._batch_size = min(batch_size or most or 8, most or batch_size or 8)
@@ -119,8 +122,8 @@ class Segmenter:
                 changed by hand since (see `Outcome.kept`); ``overwrite`` does everything.
             retry_failed: try unchanged files again that failed because of what is in them.
             decode: ``auto``, ``gpu`` or ``cpu``, see `isicrt.engine.gpu_stages.open_chain`.
-            processes: that finish masks beside this one, see `isicrt.engine.pipeline.run_jobs`; 0 for none, None for
-                a choice that fits the cores.
+            processes: that segment images, or finish masks, beside this one, see `isicrt.engine.pipeline.run_jobs`; 0
+                for none, None for a choice that fits the cores.
 
         Raises:
             DataError: no image, masks that would clash, files of somebody else in their place, another run in `out`,
@@ -133,7 +136,7 @@ class Segmenter:
         ledger = Ledger(
             out,
             jobs,
-            model={"name": self.card.name, "sha256": file_sha256(self._model)},
+            model={"name": self.card.name, "sha256": self._sha256},
             settings=mask_settings(self.card, self._threshold, mask_bits),
             existing=existing,
             retry_failed=retry_failed,

@@ -76,14 +76,17 @@ class SegmentAll:
     _maps: dict[int, tuple[tuple[int, int], UInt8Array]] | None = None
 
     def __call__(self, question: Sequence[Path] | Sequence[tuple[int, Path]]) -> object:
-        if os.name == "posix" and os.getppid() != self.run:  # it is gone, and its lock on the folder with it
-            os._exit(1)
+        self._end_with_run()
         if self._runtime is None:
             if hashlib.sha256(self.model.read_bytes()).hexdigest() != self.digest:
                 raise ModelError(f"{self.model}: was changed since the run began")
             self._runtime = self.open()
         places = [one for one in question if isinstance(one, tuple)]
         return self._finish(places) if places else self._read([one for one in question if isinstance(one, Path)])
+
+    def _end_with_run(self) -> None:
+        if os.name == "posix" and os.getppid() != self.run:  # it is gone, and its lock on the folder with it
+            os._exit(1)
 
     def _read(self, paths: Sequence[Path]) -> Share:
         assert self._runtime is not None
@@ -129,6 +132,7 @@ class SegmentAll:
         assert self._maps is not None
         finished: list[Finished] = []
         for place, mask in places:
+            self._end_with_run()
             try:
                 finished.append(self.finishing.finish(mask, *self._maps.pop(place)))
             except OutputError as error:

@@ -11,15 +11,17 @@ from collections import deque
 from collections.abc import Iterable
 
 from isicrt.engine.blocks import BlockRun, Ended
+from isicrt.engine.channel import Stopped
 from isicrt.engine.decoding import DecodeSlot
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.routes import BlockRoute, Item
 from isicrt.engine.run_threads import RunThreads, StageSettings
 from isicrt.engine.share_process import SegmentAll, ShareProcess, Unreadable, share_size
 from isicrt.engine.sources import Job
+from isicrt.engine.task_process import close_all
 
-_CLOSE_SECONDS, _CUT_SECONDS = 2.0, 0.1
-"""What processes have to end, and those of a run that was stopped."""
+_CLOSE_SECONDS = 0.1
+"""What processes have to end: those of a run that is done have nothing to do, unless they load their network."""
 
 
 class ShareRun(BlockRun):
@@ -36,49 +38,65 @@ class ShareRun(BlockRun):
         super().__init__(jobs, route, settings, processes)
         self._task = task
         # Of each thread and, where it is given up while it decodes, its successor: its process, jobs that nobody has
-        # read, and jobs that no process takes.
+        # looked at, jobs that nobody has read, and jobs that no process takes.
         self._processes: list[ShareProcess | None] = [None] * processes
+        self._taken: list[deque[Job]] = [deque() for _ in range(processes)]
         self._unread: list[deque[Job]] = [deque() for _ in range(processes)]
         self._own: list[deque[Job]] = [deque() for _ in range(processes)]
 
     def stop(self) -> None:
         """See `RunThreads.stop`."""
         RunThreads.stop(self)
-        processes = [process for process in self._processes if process is not None]
-        for process in processes:
-            process.process.hang_up()
-        for process in processes:
-            process.close(_CUT_SECONDS if self._draining or self.error is not None else _CLOSE_SECONDS)
+        processes = [process.process for process in self._processes if process is not None]
+        close_all(processes, _CLOSE_SECONDS)
 
     def _work(self, slot: DecodeSlot) -> None:
         process = self._processes[slot.number]
-        if process is None:
-            process = ShareProcess(self._task, slot.number, self._settings.decode_timeout)
-            self._processes[slot.number] = process
         unread, own = self._unread[slot.number], self._own[slot.number]
-        while not (self._takes_no_more() and (unread or own)):
-            if own:
-                self._do_own(slot, own.popleft())
-            elif process.is_ready:
-                self._take(slot, unread)
-                if not unread:
-                    return
-                self._share(process, unread, own)
+        taken, block = self._taken[slot.number], self._blocks[slot.number]
+        while not (self._takes_no_more() and (taken or unread or own)):
+            if own or block:  # of a thread that was given up, too
+                self._do_own(slot, own, block)
+            elif taken:
+                self._look_at(slot, taken, unread)
             elif unread:
-                own.extend(unread)
-                unread.clear()
+                process = process or self._start(slot.number)
+                if process.is_ready:
+                    self._share(process, unread, own)
+                else:
+                    own.extend(unread)
+                    unread.clear()
+            elif process is None or process.is_ready:
+                taken.extend(self._take())
+                if not taken:
+                    return
             elif not self._do_block(slot):
                 return
 
-    def _do_own(self, slot: DecodeSlot, job: Job) -> None:
-        """An image that no process takes."""
-        slot.begin(job)
-        ended = self._read(job)
-        slot.end()
-        if isinstance(ended, Outcome):
-            self._end((ended, None))
-        else:
-            self._segment([ended])
+    def _start(self, number: int) -> ShareProcess:
+        """The process of a thread that has an image to do: where all are done there is none."""
+        process = ShareProcess(self._task, number, self._settings.decode_timeout)
+        self._processes[number] = process
+        if self._is_cut:  # `stop` may not have seen it
+            process.close(0)
+            raise Stopped
+        return process
+
+    def _do_own(self, slot: DecodeSlot, own: deque[Job], block: list[Item]) -> None:
+        """Images that no process takes, as many as go through the network together."""
+        while own and len(block) < self._block_route.at_once:
+            self._check_cut()
+            job = own.popleft()
+            slot.begin(job)
+            ended = self._read(job)
+            slot.end()
+            if isinstance(ended, Outcome):
+                self._end((ended, None))
+            else:
+                block.append(ended)
+        if block:
+            self._segment(block)
+            block.clear()
 
     def _do_block(self, slot: DecodeSlot) -> bool:
         """One block in this process. False where no job is left."""
@@ -90,20 +108,24 @@ class ShareRun(BlockRun):
         block.clear()
         return True
 
-    def _take(self, slot: DecodeSlot, unread: deque[Job]) -> None:
-        """Jobs for one share; those that have ended already are told of."""
-        most = share_size(self._left, len(self._processes), self._block_route.at_once)
-        while not unread and (jobs := self._next_jobs(most)):
-            if self._left is not None:
-                self._left -= len(jobs)
-            for job in jobs:
-                slot.begin(job)
-                before = self._before(job)
-                slot.end()
-                if before is None:
-                    unread.append(job)
-                else:
-                    self._end((before, None))
+    def _take(self) -> list[Job]:
+        """Jobs for one share."""
+        jobs = self._next_jobs(share_size(self._left, len(self._processes), self._block_route.at_once))
+        if self._left is not None:
+            self._left -= len(jobs)
+        return jobs
+
+    def _look_at(self, slot: DecodeSlot, taken: deque[Job], unread: deque[Job]) -> None:
+        """Those that have ended already are told of."""
+        while taken:
+            job = taken.popleft()
+            slot.begin(job)
+            before = self._before(job)
+            slot.end()
+            if before is None:
+                unread.append(job)
+            else:
+                self._end((before, None))
 
     def _share(self, process: ShareProcess, unread: deque[Job], own: deque[Job]) -> None:
         share = process.read([job.image for job in unread])

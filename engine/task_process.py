@@ -14,12 +14,16 @@ import select
 import struct
 import subprocess
 import sys
+import threading
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import IO, Any
 
 import numpy as np
+
+from isicrt.engine.import_path import import_path
 
 MIN_CORES = 8
 """Fewer cores are kept busy by threads alone."""
@@ -33,7 +37,9 @@ _MOST_STARTS = 3
 _PIPE_BYTES = 1 << 19
 """Where a pipe has 64 KiB unasked. All pipes of a user share a limit of 64 MiB, above which new ones are made smaller
 than that."""
-_PATIENCE_SECONDS, _KILL_SECONDS = 2.0, 1.0
+_PATIENCE_SECONDS, _KILL_SECONDS = 2.0, 0.5
+_SEND_SECONDS = 0.05
+"""For what is being sent when another thread hangs up."""
 HAS_TIME_LIMIT = hasattr(select, "poll")
 """Whether a process that hangs can be given up: not on Windows."""
 
@@ -58,7 +64,8 @@ class ProcessLost(Exception):
 class TaskProcess:
     """One process with one task, driven by one thread; close it after the last call.
 
-    It is started by the first call, and again a few times where it is lost.
+    It is started by the first call, and again a few times where it is lost. Another thread may close it at any time:
+    what is asked then and afterwards is lost.
 
     Args:
         task: is sent to the process, and called there with what is asked.
@@ -69,9 +76,11 @@ class TaskProcess:
     def __init__(self, task: Task, command: Sequence[str] | None = None, *, bulk: str) -> None:
         self._task = task
         self._bulk = bulk
-        self._command = list(command or (sys.executable, "-c", _START, *map(str, sys.path)))
+        self._command = list(command or (sys.executable, "-c", _START, *import_path()))
         self._starts = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self._sending = threading.Lock()
 
     @property
     def pid(self) -> int | None:
@@ -96,12 +105,13 @@ class TaskProcess:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            _send(process.stdin, question)
+            self._send(process, question)
             if seconds is not None and HAS_TIME_LIMIT and not _has_come(process.stdout, seconds):
                 raise TimeoutError
             return _receive(process.stdout)
         except Exception as error:  # gone, silent, a question that cannot be sent, or an answer that is none
             self._kill()
+            _close_pipes(process)  # whoever has closed this object may have left them
             raise ProcessLost from error
 
     def ask_ahead(self, question: Any) -> None:
@@ -113,8 +123,7 @@ class TaskProcess:
         self._begin()
         try:
             assert self._process is not None
-            assert self._process.stdin is not None
-            _send(self._process.stdin, question)
+            self._send(self._process, question)
         except Exception as error:
             self._kill()
             raise ProcessLost from error
@@ -139,8 +148,8 @@ class TaskProcess:
 
     @property
     def is_over(self) -> bool:
-        """Whether it was lost so often that it is not started again."""
-        return self._process is None and self._starts == _MOST_STARTS
+        """Whether it was closed, or lost so often that it is not started again."""
+        return self._process is None and (self._closed or self._starts == _MOST_STARTS)
 
     def _begin(self) -> None:
         if self.is_over:
@@ -159,39 +168,82 @@ class TaskProcess:
             )
             assert self._process.stdin is not None
             _widen(self._process.stdin if self._bulk == "question" else self._process.stdout)
-            _send(self._process.stdin, self._task)
+            self._send(self._process, self._task)
+            if self._closed:  # by another thread, which may have found no process to end
+                raise ProcessLost
         except Exception as error:  # no memory, no more processes, or a task that cannot be sent
             self._kill()
             raise ProcessLost from error
 
+    def _send(self, process: subprocess.Popen[bytes], message: Any) -> None:
+        assert process.stdin is not None
+        with self._sending:
+            _send(process.stdin, message)
+
     def hang_up(self) -> None:
         """Let the process end when it has finished what it was asked; `close` waits for it."""
+        self._closed = True
         process = self._process
-        if process is not None and process.stdin is not None:
-            with contextlib.suppress(OSError, ValueError):
-                process.stdin.close()
+        # Python's files have locks: to close one that a thread writes to is to wait for that thread, which may wait for
+        # a process that hangs.
+        if process is not None and process.stdin is not None and self._sending.acquire(timeout=_SEND_SECONDS):
+            try:
+                with contextlib.suppress(OSError, ValueError):
+                    process.stdin.close()
+            finally:
+                self._sending.release()
 
     def close(self, seconds: float = _PATIENCE_SECONDS) -> None:
         """End the process, which finishes what it was asked if that does not take longer than `seconds`."""
-        process = self._process
-        self.hang_up()
-        if process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(seconds)
-        self._kill()
+        close_all([self], seconds)
 
-    def _kill(self) -> None:
+    def _kill(self, until: float | None = None) -> None:
+        """By the thread that drives it, or, with a time of `time.monotonic` to wait until, by any."""
         process, self._process = self._process, None
         if process is None:
             return
         with contextlib.suppress(OSError):
             process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # one that a dead mount holds is not even killed
-            process.wait(_KILL_SECONDS)
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        has_ended = _has_ended(process, time.monotonic() + _KILL_SECONDS if until is None else until)
+        if not has_ended and until is not None:
+            return  # a dead mount holds it, it holds the thread that waits for it, and that one the pipes
+        # What is being sent ends with the process. Its descriptor must not be another file's before.
+        if self._sending.acquire(timeout=_SEND_SECONDS):
+            try:
+                _close_pipes(process)
+            finally:
+                self._sending.release()
+
+
+def close_all(processes: Sequence[TaskProcess], seconds: float) -> None:
+    """End processes, all of which together have so many seconds to finish what they were asked."""
+    for one in processes:
+        one.hang_up()
+    until = time.monotonic() + seconds
+    for one in processes:
+        process = one._process
+        if process is not None and not _has_ended(process, until):
+            with contextlib.suppress(OSError):
+                process.kill()
+    until = time.monotonic() + _KILL_SECONDS
+    for one in processes:
+        one._kill(until)
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def _has_ended(process: subprocess.Popen[bytes], until: float) -> bool:
+    """Whether it does so before this time of `time.monotonic`."""
+    try:
+        process.wait(max(0.0, until - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 class HandOver:

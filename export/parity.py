@@ -19,6 +19,7 @@ from isicrt.engine.errors import BuildError
 from isicrt.engine.geometry import UInt8Array, cutoff
 from isicrt.engine.masks import Mask, restore_mask
 from isicrt.engine.scores import score_mask
+from isicrt.engine.silent_imports import import_onnxruntime
 from isicrt.export.half import anchors, round_through_half
 from isicrt.export.onnx_graph import expose_levels
 
@@ -89,7 +90,7 @@ class OnnxLevels:
     """
 
     def __init__(self, model: onnx.ModelProto, *, rehearse_half: bool = False) -> None:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         self._peaks = np.zeros(0, np.float32)
         self._anchors = anchors(model)

@@ -32,6 +32,7 @@ from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.masks import replace_file, restore_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.runtime import Runtime
+from isicrt.engine.silent_imports import import_onnxruntime
 
 try:
     import onnx
@@ -90,7 +91,7 @@ def quantise(
     inner = _inner_nodes(source)
     if not any(is_anchor(node) for node in inner):
         raise BuildError("int8: the graph has no convolution before its last one, there is nothing to quantise")
-    from onnxruntime import quantization
+    quantization = import_onnxruntime("quantization")
 
     chosen = {
         "minmax": quantization.CalibrationMethod.MinMax,
@@ -174,9 +175,7 @@ def quantise_file(
 
 
 def _runtime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
+    return str(import_onnxruntime().__version__)
 
 
 def _levels(runtime: Runtime) -> Compute:
@@ -244,7 +243,7 @@ def _counts(model: onnx.ModelProto) -> tuple[int, int]:
 
 def _batches(name: str, images: Sequence[UInt8Array]) -> Any:
     """The calibration images as ONNX Runtime reads them, `_BATCH` at a time."""
-    from onnxruntime.quantization import CalibrationDataReader
+    CalibrationDataReader: Any = import_onnxruntime("quantization").CalibrationDataReader
 
     stacked = [np.stack(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
 

@@ -20,6 +20,7 @@ import onnx
 from onnx import numpy_helper
 
 from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.silent_imports import import_onnxruntime
 
 Array = npt.NDArray[Any]
 
@@ -141,7 +142,7 @@ def _activations(
     model: onnx.ModelProto, names: Sequence[str], images: Sequence[UInt8Array]
 ) -> Iterator[dict[str, Array]]:
     """Values of tensors of a graph, a few images at a time: those of all of them would not fit into memory."""
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     watched = onnx.ModelProto()
     watched.CopyFrom(model)

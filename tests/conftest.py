@@ -11,9 +11,11 @@ from PIL import Image
 
 from isicrt.benchmarks.rendered import render
 from isicrt.engine.runtime import CPU_RUNTIME_VARIABLE
+from isicrt.engine.silent_imports import silence_onnxruntime
 from tests.tiny_models import write_darkness_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+silence_onnxruntime()  # tests import it too
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -92,6 +92,12 @@ def test_extras_are_imported_where_they_are_used(path: Path) -> None:
     assert roots <= BASE | set(sys.stdlib_module_names)
 
 
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_what_reports_to_its_maker_is_imported_in_one_place(path: Path) -> None:
+    found = {name.split(".")[0] for name in _imports(path)} & {"onnxruntime", "openvino"}
+    assert not found, f"{_name(path)}: import {found} through engine/silent_imports.py"
+
+
 @pytest.mark.parametrize("path", MODULES + TESTS, ids=_name)
 def test_files_are_short_and_named(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())

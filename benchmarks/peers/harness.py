@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isicrt.engine.card import METADATA_KEY, ModelCard
+from isicrt.engine.silent_imports import import_onnxruntime
 
 Segment = Callable[[Sequence[Path], Path], None]
 """Segment files into a folder: the mask of ``a.jpg`` is ``a.png``, at the image's own size."""
@@ -58,8 +59,7 @@ def run(prepare: Prepare, facts: Mapping[str, Any] | None = None) -> None:
 
 def read_card(model: Path) -> ModelCard:
     """The card in an ONNX file."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     return ModelCard.from_json(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
 

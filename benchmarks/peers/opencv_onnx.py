@@ -10,14 +10,14 @@ import cv2
 
 from isicrt.benchmarks.peers.harness import Segment, clean, run
 from isicrt.engine.card import ModelCard
+from isicrt.engine.silent_imports import import_onnxruntime
 
 READ = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def prepare(model: Path, card: ModelCard) -> Segment:
     """OpenCV + ONNX Runtime + OpenCV."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 

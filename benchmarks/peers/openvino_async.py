@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import cv2
 from isicrt.benchmarks.peers.harness import Segment, clean, run
 from isicrt.benchmarks.peers.opencv_onnx import READ
 from isicrt.engine.card import ModelCard
+from isicrt.engine.silent_imports import import_openvino
 
 
 def prepare(model: Path, card: ModelCard) -> Segment:
@@ -21,7 +21,7 @@ def prepare(model: Path, card: ModelCard) -> Segment:
 
 def prepare_with(model: Path, card: ModelCard, settings: Mapping[str, str]) -> Segment:
     """OpenCV + OpenVINO's AsyncInferQueue, with further settings of the compiler + OpenCV."""
-    openvino: Any = import_module("openvino")
+    openvino = import_openvino()
     core = openvino.Core()
     network = core.read_model(model)
     network.reshape([1, card.input_height, card.input_width, 3])

@@ -20,6 +20,7 @@ from PIL import Image
 from isicrt.benchmarks.peers.float_graph import write_float_graph
 from isicrt.benchmarks.peers.harness import Segment, clean, run
 from isicrt.engine.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
+from isicrt.engine.silent_imports import import_onnxruntime
 
 
 def prepare(model: Path, card: ModelCard) -> Segment:
@@ -30,8 +31,7 @@ def prepare(model: Path, card: ModelCard) -> Segment:
     os.environ["REMBG_HOME"] = str(home)  # it loads models from there and from nowhere else
     write_float_graph(model, home / "model.onnx", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     rembg: Any = import_module("rembg")
     custom: Any = import_module("rembg.sessions.u2net_custom")
     options = onnxruntime.SessionOptions()

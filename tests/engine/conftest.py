@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from isicrt.engine.pipeline import THREAD_PREFIX
 from isicrt.engine.read_process import ReadProcess
 from isicrt.engine.segmenter import Segmenter
+from isicrt.engine.share_process import Read, Share, ShareProcess
 from isicrt.engine.write_process import WriteProcess
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.host_plan import HostPlan
@@ -58,3 +62,36 @@ def no_process_is_left() -> Iterator[None]:
     if os.name == "posix":
         with pytest.raises(ChildProcessError):
             os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.fixture
+def many(rendered_pairs: Path, tmp_path: Path) -> Path:
+    """A folder of 60 images."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    images = sorted((rendered_pairs / "images").iterdir())
+    for n in range(60):
+        shutil.copy(images[n % len(images)], folder / f"{n:02d}{images[n % len(images)].suffix}")
+    return folder
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Processes are waited for; the numbers of images in the shares that they have read."""
+    sizes: list[int] = []
+    start, read = ShareProcess.__init__, ShareProcess.read
+
+    def started(self: ShareProcess, *arguments: Any, **options: Any) -> None:
+        start(self, *arguments, **options)
+        deadline = time.monotonic() + 60
+        while not (self.is_ready or self.process.is_over) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def noted(self: ShareProcess, paths: Sequence[Path]) -> Share:
+        share = read(self, paths)
+        sizes.append(sum(isinstance(image, Read) for image in share.images))
+        return share
+
+    monkeypatch.setattr(ShareProcess, "__init__", started)
+    monkeypatch.setattr(ShareProcess, "read", noted)
+    return sizes

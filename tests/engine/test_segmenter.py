@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -11,8 +14,10 @@ from PIL import Image
 
 import isicrt
 from isicrt.benchmarks.rendered import render
+from isicrt.engine import shipped
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
 from isicrt.engine.images import read_mask
+from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.overlay import MAX_SIDE, draw_outline
 from isicrt.engine.scores import score_mask
 from isicrt.engine.segmenter import Segmenter
@@ -145,3 +150,32 @@ def test_what_went_wrong_first_is_what_is_said(darkness_onnx: Path, monkeypatch:
     with pytest.raises(ModelError, match="could not close"), segmenter:
         pass
     close()
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_program_that_goes_elsewhere_while_its_model_is_replaced(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(darkness_onnx, tmp_path / "here" / "own.onnx")
+    shutil.copy(shipped.resolve(None), tmp_path / "there" / "own.onnx")
+    monkeypatch.chdir(tmp_path / "here")
+    with Segmenter("own.onnx", threads=1) as segmenter:
+        before = segmenter.segment(rendered_pairs / "images" / "ISIC_0000000.jpg")
+        monkeypatch.chdir(tmp_path / "there")
+        shutil.copy("own.onnx", tmp_path / "here" / "own.onnx")
+        segmenter.segment_folder(rendered_pairs / "images", tmp_path / "out", processes=processes)
+    run = json.loads((tmp_path / "out" / JOURNAL_NAME).read_text().splitlines()[0])
+    assert run["model"]["sha256"] == hashlib.sha256(darkness_onnx.read_bytes()).hexdigest()
+    np.testing.assert_array_equal(read_mask(tmp_path / "out" / "ISIC_0000000.png"), before > 0)
+
+
+def test_a_model_is_found_again_by_a_program_that_went_elsewhere(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(darkness_onnx.parent)
+    with Segmenter(darkness_onnx.name, threads=2) as segmenter:
+        monkeypatch.chdir(tmp_path)
+        # One call over several threads is loaded when it is first needed.
+        assert segmenter.segment(rendered_pairs / "images" / "ISIC_0000000.jpg").any()

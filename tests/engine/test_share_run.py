@@ -3,13 +3,11 @@ is lost costs nothing."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,19 +20,17 @@ import simplejpeg
 from isicrt.engine import pipeline, share_process, share_run
 from isicrt.engine.blocks import BlockRun
 from isicrt.engine.errors import ModelError
-from isicrt.engine.finishing import Finishing
 from isicrt.engine.isolation import ImageDecoder
-from isicrt.engine.journal import JOURNAL_NAME
-from isicrt.engine.ledger import Ledger, mask_settings
 from isicrt.engine.onnx_runtime import OnnxRuntime
-from isicrt.engine.outcome import Outcome, RunSummary
+from isicrt.engine.outcome import Outcome
 from isicrt.engine.output import OutputError
-from isicrt.engine.pipeline import THREAD_PREFIX, run_jobs
+from isicrt.engine.pipeline import run_jobs
 from isicrt.engine.pixel_budget import LARGE_PIXELS
-from isicrt.engine.share_process import Read, SegmentAll, Share, ShareProcess, Unreadable, share_size
+from isicrt.engine.share_process import Read, Share, ShareProcess, Unreadable, share_size
 from isicrt.engine.sources import find_jobs
 from isicrt.engine.task_process import MOST_AT_ONCE
 from tests.engine.hostile_files import make_folder
+from tests.engine.share_folder import join_threads, journal_lines, masks_in, run_folder, share_task
 
 pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
@@ -45,77 +41,19 @@ def runtime(darkness_onnx: Path) -> Iterator[OnnxRuntime]:
         yield runtime
 
 
-@pytest.fixture
-def many(rendered_pairs: Path, tmp_path: Path) -> Path:
-    """A folder of 60 images."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    images = sorted((rendered_pairs / "images").iterdir())
-    for n in range(60):
-        shutil.copy(images[n % len(images)], folder / f"{n:02d}{images[n % len(images)].suffix}")
-    return folder
-
-
-@pytest.fixture
-def shared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Processes are waited for; the numbers of images in the shares that they have read."""
-    sizes: list[int] = []
-    start, read = ShareProcess.__init__, ShareProcess.read
-
-    def started(self: ShareProcess, *arguments: Any, **options: Any) -> None:
-        start(self, *arguments, **options)
-        deadline = time.monotonic() + 60
-        while not (self.is_ready or self.process.is_over) and time.monotonic() < deadline:
-            time.sleep(0.01)
-
-    def noted(self: ShareProcess, paths: Sequence[Path]) -> Share:
-        share = read(self, paths)
-        sizes.append(sum(isinstance(image, Read) for image in share.images))
-        return share
-
-    monkeypatch.setattr(ShareProcess, "__init__", started)
-    monkeypatch.setattr(ShareProcess, "read", noted)
-    return sizes
-
-
-def _run(images: Path, out: Path, runtime: OnnxRuntime, **options: Any) -> RunSummary:
-    jobs = find_jobs(images, out, on_clash="extension")
-    settings = mask_settings(runtime.card, None, 1)
-    with Ledger(out, jobs, model={"sha256": "0"}, settings=settings) as ledger:
-        return run_jobs(jobs, runtime, ledger=ledger, **options)
-
-
-def _masks(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.rglob("*.png")}
-
-
-def _lines(folder: Path) -> list[dict[str, Any]]:
-    lines = map(json.loads, (folder / JOURNAL_NAME).read_text().splitlines())
-    return sorted((line for line in lines if "status" in line), key=lambda line: str(line["mask"]))
-
-
-def _task(runtime: OnnxRuntime, finishing: Finishing | None = None, **changes: Any) -> SegmentAll:
-    own = finishing or Finishing(0.5, keep_largest=True, fill_holes=True, mask_bits=1, output=None)
-    task = pipeline._task(runtime, ImageDecoder(), own, 8)
-    assert task is not None
-    for name, value in changes.items():
-        setattr(task, name, value)
-    return task
-
-
 def test_masks_and_journal_are_those_of_a_run_in_blocks(
     many: Path, tmp_path: Path, runtime: OnnxRuntime, shared: list[int]
 ) -> None:
-    _run(many, tmp_path / "blocks", runtime, processes=0)
+    run_folder(many, tmp_path / "blocks", runtime, processes=0)
     assert not shared
-    summary = _run(many, tmp_path / "shares", runtime, processes=2)
+    summary = run_folder(many, tmp_path / "shares", runtime, processes=2)
     assert (summary.images, summary.failed) == (60, 0)
     assert sum(shared) == 60
     assert max(shared) <= MOST_AT_ONCE
     assert all(summary.stage_seconds[stage] > 0 for stage in pipeline.STAGES)
-    assert _masks(tmp_path / "blocks") == _masks(tmp_path / "shares")
-    assert _lines(tmp_path / "blocks") == _lines(tmp_path / "shares")
-    again = _run(many, tmp_path / "shares", runtime, processes=2)
+    assert masks_in(tmp_path / "blocks") == masks_in(tmp_path / "shares")
+    assert journal_lines(tmp_path / "blocks") == journal_lines(tmp_path / "shares")
+    again = run_folder(many, tmp_path / "shares", runtime, processes=2)
     assert (again.images, again.skipped) == (0, 60)
 
 
@@ -123,14 +61,14 @@ def test_masks_and_journal_are_those_of_a_run_in_blocks(
 def test_a_folder_of_strangers(tmp_path: Path, runtime: OnnxRuntime) -> None:
     folder = tmp_path / "in"
     make_folder(folder)
-    _run(folder, tmp_path / "blocks", runtime, processes=0)
-    summary = _run(folder, tmp_path / "shares", runtime, processes=2)
+    run_folder(folder, tmp_path / "blocks", runtime, processes=0)
+    summary = run_folder(folder, tmp_path / "shares", runtime, processes=2)
     assert summary.failed > 10
     assert summary.images - summary.failed > 10
-    assert _masks(tmp_path / "blocks") == _masks(tmp_path / "shares")
-    assert _lines(tmp_path / "blocks") == _lines(tmp_path / "shares")
+    assert masks_in(tmp_path / "blocks") == masks_in(tmp_path / "shares")
+    assert journal_lines(tmp_path / "blocks") == journal_lines(tmp_path / "shares")
     # Files that failed for what is in them are known again, as they are after any other run.
-    runs = [_run(folder, tmp_path / name, runtime, processes=0) for name in ("blocks", "shares")]
+    runs = [run_folder(folder, tmp_path / name, runtime, processes=0) for name in ("blocks", "shares")]
     assert runs[0].failed == runs[1].failed == summary.failed
 
 
@@ -140,7 +78,7 @@ def test_large_images_take_turns_in_the_process_of_the_run(
     side = math.isqrt(LARGE_PIXELS) + 1
     (many / "07.jpg").write_bytes(simplejpeg.encode_jpeg(np.full((side, side, 3), 200, np.uint8), quality=50))
     ended: list[Outcome] = []
-    summary = _run(many, tmp_path / "out", runtime, processes=2, on_outcome=ended.append)
+    summary = run_folder(many, tmp_path / "out", runtime, processes=2, on_outcome=ended.append)
     assert (summary.images, summary.failed, sum(shared)) == (60, 0, 59)
     (large,) = (outcome for outcome in ended if outcome.native_size == (side, side))
     assert large.job.image.name == "07.jpg"
@@ -151,7 +89,7 @@ def test_while_a_process_loads_its_network_threads_work(
 ) -> None:
     monkeypatch.setattr(ShareProcess, "is_ready", False)
     monkeypatch.setattr(ShareProcess, "read", lambda *_: pytest.fail("a process was asked"))
-    summary = _run(many, tmp_path / "out", runtime, processes=2)
+    summary = run_folder(many, tmp_path / "out", runtime, processes=2)
     assert (summary.images, summary.failed) == (60, 0)
 
 
@@ -159,7 +97,7 @@ def test_a_share_is_read_and_then_written(many: Path, tmp_path: Path, runtime: O
     (many / "00.jpg").write_bytes(b"\xff\xd8\xff rubbish")
     (many / "01.webp").write_bytes((many / "01.jpg").read_bytes()[:0] + b"RIFF\0\0\0\0WEBP")
     paths = [many / name for name in ("00.jpg", "01.webp", "02.jpg", "03.jpg")]
-    process = ShareProcess(_task(runtime), 0, 60)
+    process = ShareProcess(share_task(runtime), 0, 60)
     try:
         while not process.is_ready:
             time.sleep(0.01)
@@ -182,7 +120,7 @@ def test_a_share_is_read_and_then_written(many: Path, tmp_path: Path, runtime: O
 
 def test_a_share_of_slow_images_ends_early(many: Path, runtime: OnnxRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(share_process, "_READ_SECONDS", 0)
-    task = _task(runtime, run=os.getppid())
+    task = share_task(runtime, run=os.getppid())
     task([])
     share = task(sorted(many.iterdir())[:9])
     assert isinstance(share, Share)
@@ -196,7 +134,7 @@ def test_another_model_is_not_taken(
     own = tmp_path / "own.onnx"
     shutil.copy(darkness_onnx, own)
     with OnnxRuntime(own, threads=1) as runtime:
-        task = _task(runtime, run=os.getppid())
+        task = share_task(runtime, run=os.getppid())
         if change == "digest":
             task.digest = "0" * 64
             with pytest.raises(ModelError, match=r"own\.onnx: was changed since the run began"):
@@ -222,11 +160,11 @@ def test_a_process_that_is_lost_costs_nothing(
         return asked(self, *question)
 
     monkeypatch.setattr(ShareProcess, when, lose)
-    summary = _run(many, tmp_path / "out", runtime, processes=2)
+    summary = run_folder(many, tmp_path / "out", runtime, processes=2)
     assert lost
     assert (summary.images, summary.failed) == (60, 0)
-    assert len(_masks(tmp_path / "out")) == 60
-    assert [line["status"] for line in _lines(tmp_path / "out")] == ["done"] * 60
+    assert len(masks_in(tmp_path / "out")) == 60
+    assert [line["status"] for line in journal_lines(tmp_path / "out")] == ["done"] * 60
 
 
 def test_a_process_that_hangs_is_given_up(
@@ -240,7 +178,7 @@ def test_a_process_that_hangs_is_given_up(
         return ask(self, paths)
 
     monkeypatch.setattr(ShareProcess, "read", hang)
-    summary = _run(many, tmp_path / "out", runtime, processes=2, decode_timeout=1)
+    summary = run_folder(many, tmp_path / "out", runtime, processes=2, decode_timeout=1)
     assert (summary.images, summary.failed) == (60, 0)
 
 
@@ -248,7 +186,7 @@ def test_what_is_no_process_of_ours_leaves_everything_to_the_threads(
     many: Path, tmp_path: Path, runtime: OnnxRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    summary = _run(many, tmp_path / "out", runtime, processes=2)
+    summary = run_folder(many, tmp_path / "out", runtime, processes=2)
     assert (summary.images, summary.failed) == (60, 0)
 
 
@@ -261,10 +199,10 @@ def test_a_run_ends_with_its_folder_and_says_what_was_done(many: Path, tmp_path:
             out.rename(tmp_path / "elsewhere")
 
     with pytest.raises(OutputError, match="cannot be written any more"):
-        _run(many, out, runtime, processes=2, on_outcome=move)
+        run_folder(many, out, runtime, processes=2, on_outcome=move)
     assert not out.exists()
-    done = [line["mask"] for line in _lines(tmp_path / "elsewhere") if line["status"] == "done"]
-    assert set(done) == set(_masks(tmp_path / "elsewhere"))
+    done = [line["mask"] for line in journal_lines(tmp_path / "elsewhere") if line["status"] == "done"]
+    assert set(done) == set(masks_in(tmp_path / "elsewhere"))
 
 
 @pytest.mark.usefixtures("shared")
@@ -277,13 +215,11 @@ def test_an_interrupted_run_ends_soon_and_goes_on(many: Path, tmp_path: Path, ru
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _run(many, tmp_path / "out", runtime, processes=2, on_outcome=interrupt)
+        run_folder(many, tmp_path / "out", runtime, processes=2, on_outcome=interrupt)
     assert time.monotonic() - interrupted[0] < 3
-    for thread in threading.enumerate():
-        if thread.name.startswith(THREAD_PREFIX):
-            thread.join(20)
-    assert {line["mask"] for line in _lines(tmp_path / "out")} == set(_masks(tmp_path / "out"))
-    again = _run(many, tmp_path / "out", runtime, processes=2)
+    join_threads()
+    assert {line["mask"] for line in journal_lines(tmp_path / "out")} == set(masks_in(tmp_path / "out"))
+    again = run_folder(many, tmp_path / "out", runtime, processes=2)
     assert (again.images + again.skipped, again.failed) == (60, 0)
     assert again.skipped > 0
 

@@ -1,78 +1,115 @@
-"""Messages between a run and its processes."""
+"""A process is closed by one thread while another asks it."""
 
 from __future__ import annotations
 
 import os
-import pickle
+import signal
+import subprocess
+import sys
 import threading
+import time
 from typing import Any
 
-import numpy as np
 import pytest
 
-from isicrt.engine import task_process
+from isicrt.engine.task_process import ProcessLost, TaskProcess, close_all
+
+pytestmark = [
+    pytest.mark.usefixtures("no_process_is_left"),
+    pytest.mark.skipif(os.name != "posix", reason="signals"),
+]
+
+LARGER_THAN_A_PIPE = b"x" * (1 << 20)
 
 
-def _through_a_pipe(*messages: object) -> list[Any]:
-    reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as answers, os.fdopen(writing, "wb") as questions:
+def _asking(process: TaskProcess, question: Any) -> tuple[threading.Thread, list[object]]:
+    ended: list[object] = []
 
-        def send() -> None:
-            for message in messages:
-                task_process._send(questions, message)
+    def ask() -> None:
+        try:
+            ended.append(process.ask(question))
+        except ProcessLost as lost:
+            ended.append(lost)
 
-        thread = threading.Thread(target=send)
-        thread.start()
-        found = [task_process._receive(answers) for _ in messages]
-        thread.join(10)
-        assert not thread.is_alive()
-    return found
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    return thread, ended
 
 
-@pytest.mark.parametrize("writev", [True, False])
-def test_messages_arrive_one_after_the_other_and_what_is_large_beside_them(
-    monkeypatch: pytest.MonkeyPatch, writev: bool
-) -> None:
-    if not writev:  # as on Windows
-        monkeypatch.delattr(os, "writev", raising=False)
-    numbers = np.random.default_rng(0)
-    large = numbers.bytes(300_000)  # more than a pipe holds
-    arrays = [numbers.integers(0, 256, (5, n), np.uint8) for n in (0, 1, 70_000)]
-    buffers = [pickle.PickleBuffer(large), pickle.PickleBuffer(b""), pickle.PickleBuffer(b"12")]
-    first, second, third, fourth = _through_a_pipe(["a", None], arrays, buffers, arrays[2][:, ::2])
-    assert first == ["a", None]
-    for found, array in zip(second, arrays, strict=True):
-        np.testing.assert_array_equal(found, array)
-    assert [bytes(view) for view in third] == [large, b"", b"12"]
-    np.testing.assert_array_equal(fourth, arrays[2][:, ::2])
+def test_a_question_that_a_process_does_not_read_does_not_hold_who_closes_it() -> None:
+    process = TaskProcess(len, bulk="question")
+    assert process.ask(b"ab") == 2
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    thread, ended = _asking(process, LARGER_THAN_A_PIPE)
+    time.sleep(0.3)
+    started = time.monotonic()
+    process.close(0.2)
+    assert time.monotonic() - started < 2
+    thread.join(20)
+    assert isinstance(ended[0], ProcessLost)
 
 
-def test_more_parts_than_the_system_takes_at_once() -> None:
-    parts = [n.to_bytes(2, "little") * (n % 7) for n in range(3 * task_process._MOST_PARTS)]
-    (found,) = _through_a_pipe([pickle.PickleBuffer(part) for part in parts])
-    assert [bytes(view) for view in found] == parts
+def test_an_answer_that_never_comes_does_not_hold_who_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a dead mount, where a process cannot be killed."""
+    process = TaskProcess(time.sleep, bulk="question")
+    assert process.ask(0) is None
+    running = process._process
+    assert running is not None
+    real = running.kill
+    monkeypatch.setattr(running, "kill", lambda: None)
+    thread, ended = _asking(process, 600)
+    time.sleep(0.3)
+    started = time.monotonic()
+    process.close(0.1)
+    assert time.monotonic() - started < 2
+    real()
+    thread.join(20)
+    assert isinstance(ended[0], ProcessLost)
+    running.wait()
 
 
-@pytest.mark.parametrize(
-    "answer", [b"", b"noise\n", b"a line that is longer than the head of a message is\n", b"isicrt\0\1" + bytes(9)]
-)
-def test_what_is_no_message_is_told_from_one(answer: bytes) -> None:
-    reading, writing = os.pipe()
-    os.write(writing, answer)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as answers, pytest.raises((ValueError, EOFError)):
-        task_process._receive(answers)
+def test_what_is_closed_is_not_started_again() -> None:
+    process = TaskProcess(len, bulk="question")
+    thread, ended = _asking(process, b"ab")
+    thread.join(20)
+    assert ended == [2]
+    close_all([process], 1)
+    assert process.is_over
+    with pytest.raises(ProcessLost):
+        process.ask(b"ab")
+    with pytest.raises(ProcessLost):
+        process.ask_ahead(b"ab")
 
 
-def test_a_message_that_is_cut_off_is_none() -> None:
-    reading, writing = os.pipe()
-    with os.fdopen(writing, "wb") as questions:
-        task_process._send(questions, pickle.PickleBuffer(bytes(1000)))
-    whole = os.read(reading, 1 << 16)
-    os.close(reading)
-    for length in (10, 30, len(whole) - 1):
-        reading, writing = os.pipe()
-        os.write(writing, whole[:length])
-        os.close(writing)
-        with os.fdopen(reading, "rb") as answers, pytest.raises(EOFError):
-            task_process._receive(answers)
+def test_a_process_that_starts_while_it_is_closed_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = TaskProcess(len, bulk="question")
+    start = subprocess.Popen
+
+    def closed_meanwhile(*arguments: Any, **options: Any) -> Any:
+        process.close()
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", closed_meanwhile)
+    with pytest.raises(ProcessLost):
+        process.ask(b"ab")
+    assert process.pid is None
+
+
+def test_messages_larger_than_a_pipe_both_ways() -> None:
+    process = TaskProcess(bytes.swapcase, bulk="question")
+    try:
+        for _ in range(3):
+            assert process.ask(LARGER_THAN_A_PIPE) == LARGER_THAN_A_PIPE.swapcase()
+    finally:
+        process.close()
+
+
+def test_asked_ahead_and_closed_at_once() -> None:
+    processes = [TaskProcess(len, bulk="answer", command=[sys.executable, "-c", "input()"]) for _ in range(4)]
+    for process in processes:
+        process.ask_ahead(b"ab")
+    close_all(processes, 0)
+    for process in processes:
+        with pytest.raises(ProcessLost):
+            process.has_answered()
