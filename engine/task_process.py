@@ -78,6 +78,8 @@ class TaskProcess:
         self._bulk = bulk
         self._command = list(command or (sys.executable, "-c", _START, *import_path()))
         self._starts = 0
+        self._owes = 0
+        """Answers that are on their way and that nobody wants."""
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self._sending = threading.Lock()
@@ -106,9 +108,12 @@ class TaskProcess:
         assert process.stdout is not None
         try:
             self._send(process, question)
-            if seconds is not None and HAS_TIME_LIMIT and not _has_come(process.stdout, seconds):
-                raise TimeoutError
-            return _receive(process.stdout)
+            for _ in range(1 + self._owes):
+                if seconds is not None and HAS_TIME_LIMIT and not _has_come(process.stdout, seconds):
+                    raise TimeoutError
+                answer = _receive(process.stdout)
+            self._owes = 0
+            return answer
         except Exception as error:  # gone, silent, a question that cannot be sent, or an answer that is none
             self._kill()
             _close_pipes(process)  # whoever has closed this object may have left them
@@ -124,6 +129,7 @@ class TaskProcess:
         try:
             assert self._process is not None
             self._send(self._process, question)
+            self._owes = 1
         except Exception as error:
             self._kill()
             raise ProcessLost from error
@@ -141,6 +147,7 @@ class TaskProcess:
             if HAS_TIME_LIMIT and not _has_come(process.stdout, 0):
                 return False
             _receive(process.stdout)
+            self._owes = 0
         except Exception as error:
             self._kill()
             raise ProcessLost from error
@@ -155,6 +162,7 @@ class TaskProcess:
         if self.is_over:
             raise ProcessLost
         self._starts += 1
+        self._owes = 0
         # A session of its own: Ctrl-C is for the run, which then ends its processes.
         options: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
         try:
@@ -207,7 +215,12 @@ class TaskProcess:
         has_ended = _has_ended(process, time.monotonic() + _KILL_SECONDS if until is None else until)
         if not has_ended and until is not None:
             return  # a dead mount holds it, it holds the thread that waits for it, and that one the pipes
-        _close_pipes(process)
+        # What is being sent ends with the process. Its descriptor must not be another file's before.
+        if self._sending.acquire(timeout=_SEND_SECONDS):
+            try:
+                _close_pipes(process)
+            finally:
+                self._sending.release()
 
 
 def close_all(processes: Sequence[TaskProcess], seconds: float) -> None:

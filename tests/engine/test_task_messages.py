@@ -1,4 +1,4 @@
-"""Messages between a run and its processes."""
+"""Messages between a run and its processes, as they go through a pipe."""
 
 from __future__ import annotations
 

@@ -113,3 +113,13 @@ def test_asked_ahead_and_closed_at_once() -> None:
     for process in processes:
         with pytest.raises(ProcessLost):
             process.has_answered()
+
+
+def test_an_answer_that_nobody_fetched_is_not_the_next_one() -> None:
+    process = TaskProcess(len, bulk="question")
+    try:
+        process.ask_ahead(b"ab")
+        assert process.ask(b"abc", 60) == 3
+        assert process.ask(b"a") == 1
+    finally:
+        process.close()
