@@ -78,8 +78,8 @@ class TaskProcess:
         self._bulk = bulk
         self._command = list(command or (sys.executable, "-c", _START, *import_path()))
         self._starts = 0
-        self._owes = 0
-        """Answers that are on their way and that nobody wants."""
+        self._owes = False
+        """Whether an answer is on its way that nobody wants."""
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self._sending = threading.Lock()
@@ -107,17 +107,21 @@ class TaskProcess:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
+            if self._owes:  # one after the other: what is in Python's buffer already does not show in the pipe
+                self._answer(process.stdout, seconds)
+                self._owes = False
             self._send(process, question)
-            for _ in range(1 + self._owes):
-                if seconds is not None and HAS_TIME_LIMIT and not _has_come(process.stdout, seconds):
-                    raise TimeoutError
-                answer = _receive(process.stdout)
-            self._owes = 0
-            return answer
+            return self._answer(process.stdout, seconds)
         except Exception as error:  # gone, silent, a question that cannot be sent, or an answer that is none
             self._kill()
             _close_pipes(process)  # whoever has closed this object may have left them
             raise ProcessLost from error
+
+    @staticmethod
+    def _answer(answers: IO[bytes], seconds: float | None) -> Any:
+        if seconds is not None and HAS_TIME_LIMIT and not _has_come(answers, seconds):
+            raise TimeoutError
+        return _receive(answers)
 
     def ask_ahead(self, question: Any) -> None:
         """Start the process and ask it without waiting; `has_answered` comes before the next question.
@@ -129,7 +133,7 @@ class TaskProcess:
         try:
             assert self._process is not None
             self._send(self._process, question)
-            self._owes = 1
+            self._owes = True
         except Exception as error:
             self._kill()
             raise ProcessLost from error
@@ -147,7 +151,7 @@ class TaskProcess:
             if HAS_TIME_LIMIT and not _has_come(process.stdout, 0):
                 return False
             _receive(process.stdout)
-            self._owes = 0
+            self._owes = False
         except Exception as error:
             self._kill()
             raise ProcessLost from error
@@ -162,7 +166,7 @@ class TaskProcess:
         if self.is_over:
             raise ProcessLost
         self._starts += 1
-        self._owes = 0
+        self._owes = False
         # A session of its own: Ctrl-C is for the run, which then ends its processes.
         options: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
         try:

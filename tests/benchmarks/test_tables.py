@@ -42,9 +42,9 @@ def test_the_report_says_what_the_limit_was_divided_by() -> None:
     few = dataclasses.replace(model, label="few", stages=dataclasses.replace(model.stages, cores=64, threads=8))
     notes = [tables(sample_report(*models))[1].note for models in ((model,), (few,), (model, few))]
     assert "L: CPU time of all stages / 2 cores, each stage" in notes[0]
-    assert "L: CPU time of the network / 8 threads, each stage" in notes[1]
-    assert "2 cores (darkness), CPU time of the network / 8 threads (few), each stage" in notes[2]
-    assert [tables(sample_report(m))[4].header[1] for m in (model, few)] == ["Busy of 2 cores", "Busy of 20 cores"]
+    assert "L: CPU time of all stages / 8 cores, each stage" in notes[1]
+    assert "2 cores (darkness), CPU time of all stages / 8 cores (few), each stage" in notes[2]
+    assert [tables(sample_report(m))[4].header[1] for m in (model, few)] == ["Busy of 2 cores", "Busy of 8 cores"]
 
 
 def test_energy_of_the_gpu_has_columns_where_it_was_read() -> None:
