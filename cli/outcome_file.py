@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import secrets
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -58,7 +60,7 @@ def check_result_names(named: Mapping[str, Path | None]) -> None:
             raise SettingsError(f"{other} and {option}: both are {path}; one would overwrite the other")
 
 
-class OutcomeFile:
+class OutcomeFile(ABC):
     """A list of outcomes. They are written as they come, so that a million of them need no memory; the file has a
     temporary name until `finish`. Without a path nothing is written."""
 
@@ -89,11 +91,13 @@ class OutcomeFile:
             "that right and run the same command again: it goes on where this one stopped"
         )
 
+    @abstractmethod
     def _entry(self, outcome: Outcome) -> str:
-        raise NotImplementedError
+        """What is written of an image."""
 
+    @abstractmethod
     def _end(self, summary: Mapping[str, Any]) -> str:
-        raise NotImplementedError
+        """What comes behind the last one."""
 
     def add(self, outcome: Outcome) -> None:
         """Append what became of an image. Raises DataError where it cannot be written."""
@@ -160,25 +164,20 @@ class OutcomeCsv(OutcomeFile):
 
     def __init__(self, path: Path | None) -> None:
         super().__init__("--csv", path)
-        if path is None:
-            return
-        self._rows = csv.writer(self._file, lineterminator="\n")
-        self._row(COLUMNS)
+        if path is not None:
+            self._write(self._row(COLUMNS))
 
-    def _row(self, values: tuple[Any, ...]) -> None:
-        try:
-            self._rows.writerow(values)
-        except OSError as error:
-            raise self._unwritable(error) from error
+    @staticmethod
+    def _row(values: tuple[Any, ...]) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(values)
+        return text.getvalue()
 
-    def add(self, outcome: Outcome) -> None:
-        """See `OutcomeFile.add`."""
-        if self._path is None:
-            return
+    def _entry(self, outcome: Outcome) -> str:
         height, width = outcome.native_size or (None, None)
         share = outcome.lesion_fraction
         made = outcome.error is None
-        self._row(
+        return self._row(
             (
                 outcome.job.image,
                 outcome.job.mask if made else None,

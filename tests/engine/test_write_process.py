@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -39,17 +38,6 @@ pytestmark = pytest.mark.usefixtures("no_process_is_left")
 def runtime(darkness_onnx: Path) -> Iterator[OnnxRuntime]:
     with OnnxRuntime(darkness_onnx, threads=1) as runtime:
         yield runtime
-
-
-@pytest.fixture
-def many(rendered_pairs: Path, tmp_path: Path) -> Path:
-    """A folder of 60 images."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    images = sorted((rendered_pairs / "images").iterdir())
-    for n in range(60):
-        shutil.copy(images[n % len(images)], folder / f"{n:02d}{images[n % len(images)].suffix}")
-    return folder
 
 
 def _run(images: Path, out: Path, runtime: OnnxRuntime, **options: Any) -> RunSummary:
