@@ -72,3 +72,15 @@ def encoder_weights() -> Path:
     if not path.is_file():
         pytest.skip(f"no encoder weights at {path} (set ISICRT_ENCODER_WEIGHTS)")
     return path
+
+
+def make_splits(root: Path) -> Path:
+    """A rendered data set with a train split of 12 pairs and a test split of 3."""
+    for split, seeds in (("train", range(12)), ("test", range(20, 23))):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for n in seeds:
+            image, mask = render(n, (60, 80))
+            Image.fromarray(image).save(root / split / "images" / f"ISIC_{n:07d}.jpg", quality=92)
+            Image.fromarray(mask).save(root / split / "masks" / f"ISIC_{n:07d}_Segmentation.png")
+    return root

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from isicrt.benchmarks.gpu_training import choose_scratch
-from isicrt.benchmarks.rendered import render
 from isicrt.benchmarks.report_table import read_table
 from isicrt.benchmarks.training_runs import Child, longest_epochs, run_side_by_side, summarise_run
+from tests.conftest import make_splits
 
 pytest.importorskip("torch", reason="torch is not installed (extra train)")
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
@@ -27,15 +26,7 @@ pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set with a train and a test split."""
-    root = tmp_path_factory.mktemp("isic")
-    for split, seeds in (("train", range(12)), ("test", range(20, 23))):
-        for kind in ("images", "masks"):
-            (root / split / kind).mkdir(parents=True)
-        for n in seeds:
-            image, mask = render(n, (60, 80))
-            Image.fromarray(image).save(root / split / "images" / f"ISIC_{n:07d}.jpg", quality=92)
-            Image.fromarray(mask).save(root / split / "masks" / f"ISIC_{n:07d}_Segmentation.png")
-    return root
+    return make_splits(tmp_path_factory.mktemp("isic"))
 
 
 def start(data: Path, out: Path, scratch: Path, *options: object) -> subprocess.Popen[str]:

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from PIL import Image
 
-from isicrt.benchmarks.rendered import render
 from isicrt.cli.main import group
 from isicrt.engine.errors import TrainingError
 from isicrt.trainer import loop
 from isicrt.trainer.loop import Listener, RunSettings
 from isicrt.trainer.report_runs import plan_row
+from tests.conftest import make_splits
 
 MARKERS = "<!-- report-table:begin -->\n<!-- report-table:end -->\n"
 
@@ -27,15 +26,7 @@ MARKERS = "<!-- report-table:begin -->\n<!-- report-table:end -->\n"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set with a train and a test split."""
-    root = tmp_path_factory.mktemp("isic")
-    for split, seeds in (("train", range(12)), ("test", range(20, 23))):
-        for kind in ("images", "masks"):
-            (root / split / kind).mkdir(parents=True)
-        for n in seeds:
-            image, mask = render(n, (60, 80))
-            Image.fromarray(image).save(root / split / "images" / f"ISIC_{n:07d}.jpg", quality=92)
-            Image.fromarray(mask).save(root / split / "masks" / f"ISIC_{n:07d}_Segmentation.png")
-    return root
+    return make_splits(tmp_path_factory.mktemp("isic"))
 
 
 @pytest.fixture(autouse=True)
