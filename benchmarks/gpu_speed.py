@@ -45,6 +45,7 @@ from isicrt.benchmarks.gpu_alone import (
 )
 from isicrt.benchmarks.gpu_attempts import Attempts
 from isicrt.benchmarks.gpu_files import SIZES, render_files
+from isicrt.benchmarks.gpu_onnx import cuda_figures
 from isicrt.benchmarks.gpu_rates import network_figures
 from isicrt.benchmarks.gpu_slots import IdleContext, SlotRuntime
 from isicrt.benchmarks.gpu_torch import COMPILE_SECONDS, open_torch, torch_figures
@@ -59,8 +60,10 @@ from isicrt.engine.plan import read_plan
 from isicrt.engine.runtime import open_runtime
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PLAN = "the plan"
 COMPILED = "torch compiled"
 """The engine that is measured with the first size of images alone: other batches would have to be compiled too."""
+ENGINES = (PLAN, "torch", COMPILED)
 TORCH_BATCHES = {"compile": (1, 256), "eager": BATCHES}
 SCHEMA = "isicrt-gpu-speed/2"
 HARDWARE_LOADS = (0.0, 0.35, 0.65, 1.0)
@@ -190,6 +193,11 @@ class Session:
         for size in TORCH_BATCHES[kind]:
             self.attempt(("peers", f"torch {kind}", str(size)), partial(torch_figures, self.model, kind, size, 50))
 
+    def onnx_runtime_cuda(self, model: Path) -> None:
+        """The network of `model` alone by ONNX Runtime's CUDA provider; each size is alone, for one may fail."""
+        for size in BATCHES:
+            self.attempt(("peers", "onnxruntime-cuda", str(size)), partial(cuda_figures, model, size, 50))
+
     def onnx_runtime(self) -> None:
         """The network alone on the CPU."""
         self.attempt(("peers", "onnxruntime"), lambda: _onnx_runtime(self.model, (1, 8, 32), self.window))
@@ -217,13 +225,19 @@ def opened(session: Session, name: str, opener: Callable[[], Any]) -> Iterator[A
         yield runtime
 
 
-def measure(session: Session, engines: Mapping[str, Callable[[], Any]], make_idle: Callable[[], Any]) -> list[str]:
+def measure(
+    session: Session,
+    engines: Mapping[str, Callable[[], Any]],
+    make_idle: Callable[[], Any],
+    cuda_model: Path | None = None,
+) -> list[str]:
     """Every section, the most important first.
 
     Args:
         session: of the report.
         engines: by name, what opens them; the most important first.
         make_idle: opens a runtime whose network does nothing.
+        cuda_model: the ONNX file for ONNX Runtime's CUDA provider; without it the session's model.
 
     Returns:
         Names of the engines that could be opened.
@@ -271,6 +285,7 @@ def measure(session: Session, engines: Mapping[str, Callable[[], Any]], make_idl
             if runtime is not None:
                 session.at_length(runtime)
     session.torch_peers("compile")
+    session.onnx_runtime_cuda(cuda_model or session.model)
     session.onnx_runtime()
     for size in session.files:
         session.host_stages(size, on_threads=True)
@@ -292,6 +307,14 @@ def measure(session: Session, engines: Mapping[str, Callable[[], Any]], make_idl
 @click.option(
     "--compile-seconds", type=float, default=COMPILE_SECONDS, show_default=True, help="That torch.compile may take."
 )
+@click.option(
+    "--engine", "names", type=click.Choice(ENGINES), multiple=True, help="Only these, in this order; may be repeated."
+)
+@click.option(
+    "--cuda-model",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="ONNX file for ONNX Runtime's CUDA provider, such as the FP16 one beside a plan. Without: MODEL.",
+)
 @click.option("--within", type=float, default=float("inf"), help="Begin nothing after so many seconds.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), required=True)
 def command(
@@ -301,6 +324,8 @@ def command(
     batches: int,
     largest: int,
     compile_seconds: float,
+    names: tuple[str, ...],
+    cuda_model: Path | None,
     within: float,
     json_file: Path,
 ) -> None:
@@ -317,12 +342,14 @@ def command(
     engines: dict[str, Callable[[], Any]] = {}
     if plan is not None:
         runtime_of_plan = partial(open_runtime, plan)
-        engines["the plan"] = runtime_of_plan
+        engines[PLAN] = runtime_of_plan
         largest = _note_plan(attempt, plan) or largest
     engines["torch"] = lambda: open_torch(model, largest)
     engines[COMPILED] = lambda: open_torch(
         model, largest, compiled=True, seconds=max(1.0, min(compile_seconds, attempt.left))
     )
+    if names:
+        engines = {name: engines[name] for name in names if name in engines}
     card = read_onnx_card(model)
 
     def make_idle() -> SlotRuntime:
@@ -332,11 +359,11 @@ def command(
         scratch = Path(folder)
         files = {name: render_files(scratch, name) for name in SIZES}
         session = Session(attempt, model, files, scratch, seconds, batches)
-        good = measure(session, engines, make_idle)
+        good = measure(session, engines, make_idle, cuda_model)
     click.echo(to_markdown(attempt.report), nl=False)
     click.echo(f"Wrote {json_file}")
-    if plan is not None and "the plan" not in good:
-        refusal = next(note for note in attempt.report["notes"] if note.startswith("the plan: "))
+    if PLAN in engines and PLAN not in good:
+        refusal = next(note for note in attempt.report["notes"] if note.startswith(f"{PLAN}: "))
         raise click.ClickException(refusal)
 
 

@@ -188,8 +188,9 @@ def test_without_a_plan_torch_has_its_place_and_everything_else_is_measured(
     assert good == ["torch"]
     report = json.loads((tmp_path / "speed.json").read_text())
     assert report["notes"][0] == "the plan: calls it invalid on NVIDIA H100"
-    # Of the peers torch needs a GPU; whatever else is in the notes has failed.
-    wrong = [note for note in report["notes"][1:] if find_gpu() is not None or not note.startswith("peers / torch")]
+    # Of the peers torch and ONNX Runtime's CUDA provider need a GPU; whatever else is in the notes has failed.
+    need_gpu = ("peers / torch", "peers / onnxruntime-cuda")
+    wrong = [note for note in report["notes"][1:] if find_gpu() is not None or not note.startswith(need_gpu)]
     assert wrong == []
     (engine,) = report["engines"].values()
     assert list(report["engines"]) == ["torch-eager-fp16"]
@@ -263,7 +264,7 @@ def test_what_the_goals_need_comes_first_and_the_compiled_engine_after_the_first
             *(("whole", "eager", "12MP", *few), ("host_stages", "12MP"), ("gpu_stages", "idle", "12MP")),
         ]
         assert rest[7] == ("at_length", "eager")
-        assert rest[8:10] == [("torch_peers", "compile"), ("onnx_runtime",)]
+        assert [call[0] for call in rest[8:11]] == ["torch_peers", "onnx_runtime_cuda", "onnx_runtime"]
     assert session.attempt.report["notes"] == [f"{gpu_speed.COMPILED}: torch.compile: not done after 120 s"]
 
 
@@ -306,3 +307,22 @@ def test_dali_agrees_with_itself(rendered_pairs: Path) -> None:
     found = differences(files, ("cpu", "cpu"), (32, 32))
     assert (found["images"], found["mean"], found["max"]) == (3, 0.0, 0.0)
     assert np.isfinite(found["seconds_first"])
+
+
+def test_only_the_engines_that_are_asked_for_are_measured(
+    darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def measure(session: Session, engines: dict[str, Any], *rest: Any) -> list[str]:
+        asked.append(list(engines))
+        return []
+
+    monkeypatch.setattr(gpu_speed, "measure", measure)
+    monkeypatch.setattr(gpu_speed, "render_files", lambda folder, name: [])
+    arguments = [str(darkness_onnx), "--json", str(tmp_path / "speed.json")]
+    wanted = ["--engine", gpu_speed.COMPILED, "--engine", "torch"]
+    for options in (wanted, []):
+        result = CliRunner().invoke(gpu_speed.command, [*arguments, *options], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    assert asked == [[gpu_speed.COMPILED, "torch"], ["torch", gpu_speed.COMPILED]]
