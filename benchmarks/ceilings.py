@@ -39,7 +39,7 @@ from isicrt.benchmarks.stages import stage_pass
 from isicrt.engine import shipped
 from isicrt.engine.errors import DataError, IsicrtError
 from isicrt.engine.images import decode_image
-from isicrt.engine.masks import encode_png, restore_mask
+from isicrt.engine.masks import encode_png, restore_window
 from isicrt.engine.pipeline import STAGES
 from isicrt.engine.runtime import Runtime, open_runtime
 from isicrt.engine.silent_imports import import_onnxruntime
@@ -143,7 +143,7 @@ def _masks(images: Sequence[Path], runtime: Runtime) -> tuple[list[tuple[int, in
     for path in images:
         decoded = decode_image(path, card.input_size)
         (probability,) = runtime.infer(decoded.pixels[None])
-        mask = restore_mask(probability, decoded.native_size, threshold=0.5, keep_largest=True, fill_holes=True)
+        mask = restore_window(probability, decoded.native_size, threshold=0.5, keep_largest=True, fill_holes=True)
         sizes.append(decoded.native_size)
         pngs.append(encode_png(mask))
     return sizes, pngs

@@ -32,7 +32,7 @@ from isicrt.engine.gpu_decode import HARDWARE_LOAD, DeviceImage, GpuDecoder
 from isicrt.engine.gpu_kernels import NAMES, Grid, Kernels
 from isicrt.engine.images import MAX_PIXELS, decode_image
 from isicrt.engine.isolation import DECODE_TIMEOUT
-from isicrt.engine.masks import restore_mask, write_mask
+from isicrt.engine.masks import restore_window, write_mask
 from isicrt.engine.read_process import ReadAll, ReadProcess
 from isicrt.engine.task_process import MOST_ON_GPU
 from isicrt.engine.write_process import WriteProcess
@@ -295,7 +295,7 @@ def cpu_restore_figures(
     names = count()
 
     def one(probability: Any) -> None:
-        mask = restore_mask(probability, native, threshold=0.5, keep_largest=True, fill_holes=True)
+        mask = restore_window(probability, native, threshold=0.5, keep_largest=True, fill_holes=True)
         write_mask(mask, folder / f"{next(names)}.png")
 
     return _pooled(partial(_each, one, probabilities), seconds, threads)

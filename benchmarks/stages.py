@@ -20,7 +20,7 @@ from isicrt.benchmarks.latency import counted, settled
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image
 from isicrt.engine.in_flight import infer_batches
-from isicrt.engine.masks import restore_mask, write_mask
+from isicrt.engine.masks import restore_window, write_mask
 from isicrt.engine.opencv_threads import WITHOUT_OPENCV_THREADS
 from isicrt.engine.pipeline import STAGES
 from isicrt.engine.runtime import PipelinedRuntime, Runtime
@@ -251,7 +251,7 @@ def _stage_pass(images: Sequence[Path], runtime: Runtime, batch_size: int, out: 
             probabilities = runtime.infer(np.stack([d.pixels for d in decoded]))
         for n, (probability, image) in enumerate(zip(probabilities, decoded, strict=True), first):
             with watch.running("restore"):
-                mask = restore_mask(
+                mask = restore_window(
                     probability,
                     image.native_size,
                     threshold=card.threshold,
@@ -259,7 +259,7 @@ def _stage_pass(images: Sequence[Path], runtime: Runtime, batch_size: int, out: 
                 )
             with watch.running("write"):
                 write_mask(mask, out / f"{n}.png")
-            pixels += mask.size
+            pixels += image.native_size[0] * image.native_size[1]
     scale = 1e6 * len(images)
     return StagePass(
         {s: watch.wall[s] / scale for s in STAGES}, {s: watch.cpu[s] / scale for s in STAGES}, pixels / scale

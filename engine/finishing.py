@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from isal import isal_zlib
 
 from isicrt.engine.errors import IsicrtError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.gpu_batch import PackedMask
-from isicrt.engine.masks import Mask, encode_png, replace_file, restore_mask
+from isicrt.engine.masks import Mask, WindowMask, encode_png, replace_file, restore_window
 from isicrt.engine.output import OutputError, OutputFolder, is_fatal, output_error
 
 Content = UInt8Array | PackedMask
@@ -71,7 +70,7 @@ class Finishing:
         problem = None
         try:
             mask = self.restore(content, native_size)
-            lesion = float(np.count_nonzero(mask) / mask.size)
+            lesion = mask.lesion
             restored = time.perf_counter()
             png = encode_png(mask, self.mask_bits)
             size, crc = len(png), isal_zlib.crc32(png)
@@ -81,7 +80,7 @@ class Finishing:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(path, png)
             if then is not None:
-                then(mask)
+                then(mask.whole())
         except OutputError:
             raise
         except IsicrtError as error:
@@ -99,13 +98,13 @@ class Finishing:
             return Finished(problem, None, 0, 0, *seconds)
         return Finished(None, lesion, size, crc, *seconds)
 
-    def restore(self, content: Content, native_size: tuple[int, int]) -> Mask:
-        """The finished mask: bool, height x width."""
+    def restore(self, content: Content, native_size: tuple[int, int]) -> WindowMask:
+        """The finished mask."""
         if isinstance(content, PackedMask):
             return content.clean(
                 keep_largest=self.keep_largest, fill_holes=self.fill_holes, centre_sigma=self.centre_sigma
             )
-        return restore_mask(
+        return restore_window(
             content,
             native_size,
             threshold=self.threshold,

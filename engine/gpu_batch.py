@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.gpu_decode import suits_gpu
 from isicrt.engine.images import MAX_PIXELS, Decoded, FileStamp, Source, decode_image, may_take_long, read_source
-from isicrt.engine.masks import Mask, restore_mask
+from isicrt.engine.masks import WindowMask, clean_window, no_lesion
 from isicrt.engine.pixel_budget import LARGE_PIXELS
 
 BATCH_PIXELS = 1 << 28
@@ -56,18 +58,22 @@ class PackedMask:
     native_size: tuple[int, int]
     """(height, width) in pixels."""
 
-    def clean(self, *, keep_largest: bool, fill_holes: bool, centre_sigma: float = 0.0) -> Mask:
-        """The finished mask, bool, height x width; see `isicrt.engine.masks.restore_mask`."""
-        bits = np.unpackbits(self.bits, axis=1, count=self.native_size[1])
-        # At its own size nothing is interpolated; a threshold of next to nothing tells 1 from 0.
-        return restore_mask(
-            bits,
-            self.native_size,
-            threshold=1e-3,
-            keep_largest=keep_largest,
-            fill_holes=fill_holes,
-            centre_sigma=centre_sigma,
-        )
+    def clean(self, *, keep_largest: bool, fill_holes: bool, centre_sigma: float = 0.0) -> WindowMask:
+        """The finished mask; see `isicrt.engine.masks.restore_mask`."""
+        rows = _within(np.any(self.bits, axis=1))
+        columns = _within(np.bitwise_or.reduce(self.bits[rows], axis=0))
+        if rows.start == rows.stop:
+            return no_lesion(self.native_size)
+        window = rows, slice(8 * columns.start, min(8 * columns.stop, self.native_size[1]))
+        part = np.unpackbits(self.bits[rows, columns], axis=1, count=window[1].stop - window[1].start)
+        found = WindowMask(self.native_size, window, part.view(np.bool_))
+        return clean_window(found, keep_largest=keep_largest, fill_holes=fill_holes, centre_sigma=centre_sigma)
+
+
+def _within(any_set: npt.NDArray[Any]) -> slice:
+    """From the first that is not 0 to the last; empty where there is none."""
+    (hit,) = np.nonzero(any_set)
+    return slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0)
 
 
 def within_bounds(images: Sequence[ChainImage], most: int = BATCH_PIXELS) -> Iterator[Sequence[ChainImage]]:

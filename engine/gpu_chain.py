@@ -152,7 +152,7 @@ class GpuChain:
             return error
 
     def _clean(self, mask: PackedMask) -> Mask:
-        return mask.clean(**self.card.clean_up)
+        return mask.clean(**self.card.clean_up).whole()
 
     def submit(self, images: Sequence[ChainImage]) -> ChainTicket:
         """Begin a batch of at most the runtime's `max_batch` images, and return at once.

@@ -8,6 +8,7 @@ import secrets
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,34 @@ from isicrt.engine.geometry import UInt8Array, cutoff, upsample_probability
 Mask = npt.NDArray[np.bool_]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class WindowMask:
+    """A mask by the part of it outside of which there is no lesion: most of an image is skin."""
+
+    size: tuple[int, int]
+    """(height, width) in pixels."""
+    window: tuple[slice, slice]
+    """Rows and columns of the part, which begins at a multiple of 8; both empty where there is no lesion at all."""
+    part: Mask
+    """bool, of the window's size."""
+
+    @property
+    def lesion(self) -> float:
+        """Share of the pixels that are lesion."""
+        return float(np.count_nonzero(self.part) / (self.size[0] * self.size[1]))
+
+    def whole(self) -> Mask:
+        """bool, height x width."""
+        mask = np.zeros(self.size, np.bool_)
+        mask[self.window] = self.part
+        return mask
+
+
+def no_lesion(size: tuple[int, int]) -> WindowMask:
+    """The mask of an image of (height, width) in which nothing is lesion."""
+    return WindowMask(size, (slice(0, 0), slice(0, 0)), np.zeros((0, 0), np.bool_))
 
 
 def restore_mask(
@@ -45,22 +74,45 @@ def restore_mask(
     Returns:
         bool, height x width; all false where no pixel is above the threshold.
     """
-    mask = np.zeros(native_size, np.bool_)
+    return restore_window(
+        probability,
+        native_size,
+        threshold=threshold,
+        keep_largest=keep_largest,
+        fill_holes=fill_holes,
+        centre_sigma=centre_sigma,
+    ).whole()
+
+
+def restore_window(
+    probability: UInt8Array,
+    native_size: tuple[int, int],
+    *,
+    threshold: float,
+    keep_largest: bool,
+    fill_holes: bool,
+    centre_sigma: float = 0.0,
+) -> WindowMask:
+    """`restore_mask` without the background around what is restored, which is neither compared nor made."""
     cut = cutoff(threshold)
     if (window := _window(probability >= cut, native_size)) is None:
-        return mask
-    # Most of an image is skin, and all of it background: neither compared nor searched for contours.
-    part = mask[window]
-    np.greater_equal(upsample_probability(probability, native_size)[window], cut, out=part)
+        return no_lesion(native_size)
+    part = upsample_probability(probability, native_size)[window] >= cut
+    found = WindowMask(native_size, window, part)
+    return clean_window(found, keep_largest=keep_largest, fill_holes=fill_holes, centre_sigma=centre_sigma)
+
+
+def clean_window(mask: WindowMask, *, keep_largest: bool, fill_holes: bool, centre_sigma: float = 0.0) -> WindowMask:
+    """Apply the clean-up of `restore_mask` to a mask, in place."""
     if keep_largest or fill_holes:
-        weights = None if centre_sigma == 0 else _CentreWeights(native_size, window, centre_sigma)
-        _clean(part, keep_largest, fill_holes, weights)
+        weights = None if centre_sigma == 0 else _CentreWeights(mask.size, mask.window, centre_sigma)
+        _clean(mask.part, keep_largest, fill_holes, weights)
     return mask
 
 
 def _window(above: Mask, size: tuple[int, int]) -> tuple[slice, slice] | None:
-    """Where pixels of the upsampled map can be above the threshold, with a border of others unless the image ends; None
-    for nowhere.
+    """Where pixels of the upsampled map can be above the threshold, with a border of others unless the image ends, its
+    columns from a multiple of 8 on; None for nowhere.
 
     A pixel is a weighted mean of the four of the network's around it, so one of those is above. That of row r reaches
     the rows whose place (y + 0.5) * h / H - 0.5 lies between r - 1 and r + 1.
@@ -73,7 +125,8 @@ def _window(above: Mask, size: tuple[int, int]) -> tuple[slice, slice] | None:
         scale = length / above.shape[axis]
         first, last = (int(hit[0]) - 0.5) * scale - 0.5, (int(hit[-1]) + 1.5) * scale - 0.5
         slices.append(slice(max(0, math.floor(first) - 1), min(length, math.ceil(last) + 2)))
-    return slices[0], slices[1]
+    rows, columns = slices
+    return rows, slice(columns.start & ~7, columns.stop)
 
 
 class _CentreWeights:
@@ -146,11 +199,11 @@ def _component_pixels(
     return pixels
 
 
-def write_mask(mask: Mask, path: str | os.PathLike[str], *, bits: int = 1) -> None:
+def write_mask(mask: Mask | WindowMask, path: str | os.PathLike[str], *, bits: int = 1) -> None:
     """Write a mask as a greyscale PNG, black and white. The file appears whole or not at all.
 
     Args:
-        mask: bool, H x W, true where there is lesion.
+        mask: bool, H x W, true where there is lesion, or its window.
         path: an existing file is replaced. Its folder must exist.
         bits: 1 for a 1-bit PNG, 8 for one with the values 0 and 255. Both are read as 0 and 255.
 
@@ -160,13 +213,17 @@ def write_mask(mask: Mask, path: str | os.PathLike[str], *, bits: int = 1) -> No
     replace_file(path, encode_png(mask, bits))
 
 
-def encode_png(mask: Mask, bits: int = 1) -> bytes:
+def encode_png(mask: Mask | WindowMask, bits: int = 1) -> bytes:
     """The bytes of a greyscale PNG with 1 or 8 bits a pixel. https://www.w3.org/TR/png-3/"""
-    height, width = mask.shape
-    rows = np.packbits(mask, axis=1) if bits == 1 else mask.view(np.uint8) * np.uint8(255)
+    if not isinstance(mask, WindowMask):
+        mask = WindowMask((mask.shape[0], mask.shape[1]), (slice(0, mask.shape[0]), slice(0, mask.shape[1])), mask)
+    height, width = mask.size
+    rows, columns = mask.window
+    pixels = np.packbits(mask.part, axis=1) if bits == 1 else mask.part.view(np.uint8) * np.uint8(255)
     # Each row is led by its filter. On flat areas none (0) packs better than the difference to the row above.
-    filtered = np.zeros((height, rows.shape[1] + 1), np.uint8)
-    filtered[:, 1:] = rows
+    filtered = np.zeros((height, 1 + (width * bits + 7) // 8), np.uint8)
+    first = 1 + columns.start * bits // 8
+    filtered[rows, first : first + pixels.shape[1]] = pixels
     header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
     packed = isal_zlib.compress(filtered, 1)
     return PNG_SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")

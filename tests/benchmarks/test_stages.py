@@ -119,13 +119,13 @@ def test_opencv_has_no_threads_of_its_own_in_a_pass(
     darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    restore = stages.restore_mask
+    restore = stages.restore_window
 
     def look(*arguments: Any, **options: Any) -> Any:
         seen.append(cv2.getNumThreads())
         return restore(*arguments, **options)
 
-    monkeypatch.setattr(stages, "restore_mask", look)
+    monkeypatch.setattr(stages, "restore_window", look)
     images = sorted((rendered_pairs / "images").iterdir())[:2]
     before = cv2.getNumThreads()
     cv2.setNumThreads(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image, wi
 from isicrt.engine.gpu_stages import check_decode, open_chain
 from isicrt.engine.images import read_mask
 from isicrt.engine.isolation import ImageDecoder
+from isicrt.engine.masks import encode_png
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.pipeline import default_threads, run_jobs
 from isicrt.engine.sources import find_jobs
@@ -106,11 +108,11 @@ def test_packed_masks_are_unpacked_and_cleaned(keep_largest: bool) -> None:
     mask = np.zeros((3, 11), bool)
     mask[0, :4] = mask[2, 10] = True
     packed = PackedMask(np.packbits(mask, axis=1), (3, 11))
-    found = packed.clean(keep_largest=keep_largest, fill_holes=False)
+    found = packed.clean(keep_largest=keep_largest, fill_holes=False).whole()
     assert found.dtype == bool
     mask[2, 10] = not keep_largest
     np.testing.assert_array_equal(found, mask)
-    assert not PackedMask(np.zeros((3, 2), np.uint8), (3, 11)).clean(keep_largest=True, fill_holes=True).any()
+    assert not PackedMask(np.zeros((3, 2), np.uint8), (3, 11)).clean(keep_largest=True, fill_holes=True).whole().any()
 
 
 @pytest.mark.parametrize(
@@ -178,3 +180,13 @@ def _pool_memory() -> tuple[int, int]:
     for attribute, value in ((4, kept), (5, reserved)):  # CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, _RESERVED_MEM_CURRENT
         assert cuda.cuMemPoolGetAttribute(pool, attribute, ctypes.byref(value)) == 0
     return kept.value, reserved.value
+
+
+def test_the_padding_of_a_packed_row_is_no_lesion() -> None:
+    # The last byte of a row of 11 pixels has five bits that belong to none.
+    bits = np.array([[0, 0b00011111], [0, 0b00111111]], np.uint8)
+    mask = PackedMask(bits, (2, 11)).clean(keep_largest=False, fill_holes=False)
+    assert mask.whole().tolist() == [[False] * 11, [False] * 10 + [True]]
+    assert mask.lesion == pytest.approx(1 / 22)
+    with Image.open(io.BytesIO(encode_png(mask))) as image:
+        np.testing.assert_array_equal(np.asarray(image), mask.whole())

@@ -206,7 +206,7 @@ def test_several_batches_are_in_flight_and_come_back_in_any_order(host: HostPlan
     for mask, other in zip([*found[2:], *found[:2]], alone, strict=True):
         assert isinstance(mask, PackedMask)
         assert mask.bits.shape == (mask.native_size[0], -(-mask.native_size[1] // 8))
-        np.testing.assert_array_equal(mask.clean(keep_largest=True, fill_holes=True), other)
+        np.testing.assert_array_equal(mask.clean(keep_largest=True, fill_holes=True).whole(), other)
     with pytest.raises(RuntimeError, match="collected already"):
         host.chain.collect(first)
 

@@ -6,6 +6,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from isicrt.engine.geometry import cutoff, upsample_probability
-from isicrt.engine.masks import Mask, encode_png, replace_file, restore_mask, write_mask
+from isicrt.engine.masks import Mask, encode_png, replace_file, restore_mask, restore_window, write_mask
 
 
 def _mask(*rows: str) -> Mask:
@@ -255,3 +256,21 @@ def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 251 + ".png")
     write_mask(_mask("#."), path)
     assert path.is_file()
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (40, 61), (64, 128)])
+def test_a_window_is_the_same_png_as_the_whole_mask(size: tuple[int, int], bits: int) -> None:
+    rng = np.random.default_rng(size[1])
+    for lesion in (0.0, 0.3, 1.0):
+        probability = np.zeros((16, 16), np.uint8)
+        top, left = rng.integers(0, 14, 2)
+        spot = probability[top : top + 3, left : left + 5]
+        spot[:] = (rng.random(spot.shape) < lesion) * 255
+        rules: dict[str, Any] = {"threshold": 0.5, "keep_largest": True, "fill_holes": True, "centre_sigma": 0.2}
+        window = restore_window(probability, size, **rules)
+        whole = restore_mask(probability, size, **rules)
+        np.testing.assert_array_equal(window.whole(), whole)
+        assert window.lesion == pytest.approx(whole.mean())
+        assert encode_png(window, bits) == encode_png(whole, bits)
+        assert window.window[1].start % 8 == 0
