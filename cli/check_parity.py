@@ -177,6 +177,7 @@ def _write(
     from isicrt.benchmarks.environment import read_environment
 
     report: dict[str, Any] = {
+        "schema": "isicrt-check-parity/1",
         "format": 1,
         "reference": models[0],
         "candidate": models[1],

@@ -156,7 +156,7 @@ _IMAGES_UNTIL_GIVEN_BACK = 1000
 @click.option(
     "--hardware-decoder-load",
     type=Number(0, 1),
-    default=0.65,
+    default=0.35,
     show_default=True,
     help="Share of each batch's JPEGs for the hardware decoder that data-centre GPUs such as A100 and H100 have; their "
     "CUDA cores decode the rest. Other GPUs decode all on their CUDA cores.",
