@@ -76,6 +76,14 @@
 # disk and 26 in memory, of the compiled engine 19 and at 1022 x 767 27, each other section 2 to 6; so 165 s end in the
 # middle of 1022 x 767, and 60 s before the stages on the GPU.
 #
+# A third lease had plans of TensorRT 8.6.0, the last one whose libraries are on the public index (one wheel of 819 MB, for
+# CPython 3.6 to 3.10; docs/gpu.md). With CPython 3.10 there, its own bindings would do, with OLDEST_TENSORRT of
+# engine/tensorrt_api.py lowered. Its library of kernels checks its own SHA-256 when a builder is made, so it is not to be cut:
+# all of it is 333 MB packed (xz with a dictionary of 512 MiB), six calls. Of each call of 62 MiB the transfer took 5 s. What
+# took how long: unpacking 23 s, a first build 130 s (batch of 8) and 73 s (of 256, --opt-level 2), the same again 26 s,
+# check-parity on 339 images 5 to 8 s, `speed` with the plan alone 127 s up to the end to end run of 12 megapixels
+# (--engine 'the plan' --batches 128), `bench` on 16 cores 34 s. A profile of 8.6 serves one execution context.
+#
 # `dali`, `train` and `table` need DALI (nvidia-dali-cuda130, astunparse, gast, optree, nvtx, makefun and libcst), which is
 # 476 MB unpacked, much of it code for other GPUs. It was carried as 47 MB: the fatbin containers in its libraries
 # were rewritten to hold the cubins of sm_90 alone, and symbol tables were zeroed; cuobjdump showed the cubins unchanged, and

@@ -50,12 +50,17 @@ def padded(count: int, largest: int) -> int:
     return max(count, min(1 << (count - 1).bit_length(), largest))
 
 
+_PARTIAL_BATCHES = 7
+"""Of one size, call by call, before the next is recorded: recording takes longer than some of them."""
+
+
 class TensorRtSlot:
     """See `isicrt.engine.in_flight.Slot`. Every method makes the device's context current for itself.
 
     A full batch is queued once call by call, which lets TensorRT settle; the second time it is recorded as a CUDA graph
-    and from then on launched as one. A partial batch is queued call by call. TensorRT asks for a new recording after a
-    change of shape, so the graph goes with it. Where the driver cannot record, nothing is lost but the speed.
+    and from then on launched as one. A partial batch is queued call by call, unless it comes again and again, as single
+    images do: then it is recorded too. TensorRT asks for a new recording after a change of shape, so the graph goes
+    with it. Where the driver cannot record, nothing is lost but the speed.
 
     Args:
         device: the GPU.
@@ -81,6 +86,7 @@ class TensorRtSlot:
         self._record, self._few_shapes = record, few_shapes
         self._graph: CudaGraph | None = None
         self._settled_work: Callable[[], None] | None = None  # what was queued last at this shape
+        self._settled_times = 0  # call by call, in a row
         self._rows = self._count = 0
         self._buffers: list[TransferBuffer] = []
         self._stream: Any = None
@@ -206,7 +212,8 @@ class TensorRtSlot:
     def _queue(self, work: Callable[[], None]) -> None:
         if self._settled_work != work:
             self._forget_graph()
-        elif self._graph is None and self._record and self._rows == self._signature.largest:
+            self._settled_times = 0
+        elif self._graph is None and self._record and self._settled_times >= self._times_before_recording():
             self._stream.synchronize()
             try:
                 self._graph = CudaGraph(self._stream.handle, work)
@@ -215,11 +222,15 @@ class TensorRtSlot:
         if self._graph is None:
             work()
             self._settled_work = work
+            self._settled_times += 1
             return
         try:
             self._graph.launch(self._stream.handle)
         except GraphError as error:
             raise self._refused(f"could not launch the graph of a batch of {self._rows} ({error})") from error
+
+    def _times_before_recording(self) -> int:
+        return 1 if self._rows == self._signature.largest else _PARTIAL_BATCHES
 
     def _whole(self) -> None:
         self._upload()

@@ -83,6 +83,17 @@ def test_a_partial_batch_goes_call_by_call_and_takes_the_graph_with_it(bench: Be
     assert bench.run(4, 6) == RECORDING
 
 
+def test_a_partial_batch_that_comes_again_and_again_is_recorded_the_eighth_time(bench: Bench) -> None:
+    assert bench.run(3, 0) == ["shape 3", *CALLS]
+    assert [bench.run(3, n) for n in range(1, 7)] == [CALLS] * 6
+    assert bench.run(3, 7) == RECORDING
+    assert bench.run(3, 8) == ["launch"]
+    # Another size begins from the start.
+    assert bench.run(2, 9) == ["free graph", "shape 2", *CALLS]
+    assert [bench.run(2, n) for n in range(6)] == [CALLS] * 6
+    assert bench.run(2, 7) == RECORDING
+
+
 def test_a_batch_below_the_profile_is_filled_up_with_black(bench: Bench) -> None:
     bench.run(4, 1)
     assert bench.run(1, 2) == ["shape 2", *CALLS]
