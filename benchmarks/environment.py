@@ -29,6 +29,7 @@ _PACKAGES = (
     "pillow",
     "cykooz-resizer",
     "nvidia-dali-cuda130",
+    "torch",
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
     "pycuda",

@@ -35,6 +35,7 @@ from isicrt.engine.isolation import DECODE_TIMEOUT
 from isicrt.engine.masks import restore_window, write_mask
 from isicrt.engine.read_process import ReadAll, ReadProcess
 from isicrt.engine.task_process import MOST_ON_GPU
+from isicrt.engine.tensorrt_slot import PARTIAL_BATCHES
 from isicrt.engine.write_process import WriteProcess
 
 RESTORE = frozenset({"restore_mask"})
@@ -118,9 +119,10 @@ def batch_of(files: Sequence[Path], size: tuple[int, int], largest: int) -> list
     return list(islice(cycle(images), max(1, min(largest, BATCH_PIXELS // (height * width)))))
 
 
-def settling_batches(chain: GpuChain) -> int:
-    """Full batches after which every slot has its graph: recording takes seconds, which are no part of a rate."""
-    return (SETTLE + 1) * chain.depth
+def settling_batches(chain: GpuChain, batch: int) -> int:
+    """Batches of so many images after which every slot has its graph: recording one is no part of a rate."""
+    before = SETTLE if batch == chain.largest else max(SETTLE, PARTIAL_BATCHES)
+    return (before + 1) * chain.depth
 
 
 def in_flight_figures(chain: GpuChain, images: Sequence[ChainImage], seconds: float) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def in_flight_figures(chain: GpuChain, images: Sequence[ChainImage], seconds: fl
         return sum(isinstance(one, PackedMask) for one in found)
 
     try:
-        for _ in range(settling_batches(chain)):
+        for _ in range(settling_batches(chain, len(images))):
             work()
         figures = rate(work, seconds)
     finally:

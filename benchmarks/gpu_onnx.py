@@ -25,6 +25,8 @@ DEVICE = "cuda"
 def cuda_figures(model: Path, size: int, calls: int) -> dict[str, Any]:
     """Milliseconds of a batch by the clock of the host, each call with its synchronisation.
 
+    What the provider does not take of a network ONNX Runtime computes on the CPU, and does not say so.
+
     Args:
         model: an ONNX file of isicrt.
         size: of the batch.

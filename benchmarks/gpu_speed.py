@@ -333,6 +333,8 @@ def command(
 
     The exit code is 1 where the plan cannot be opened; all the rest is measured then too.
     """
+    if PLAN in names and plan is None:
+        raise click.UsageError(f"--engine {PLAN!r} needs --plan")
     head = {
         "schema": SCHEMA,
         "command": recorded_command(["python", "-m", "isicrt.benchmarks.gpu_speed", *sys.argv[1:]]),

@@ -78,11 +78,11 @@
 #
 # A third lease had plans of TensorRT 8.6.0, the last one whose libraries are on the public index (one wheel of 819 MB, for
 # CPython 3.6 to 3.10; docs/gpu.md). With CPython 3.10 there, its own bindings would do, with OLDEST_TENSORRT of
-# engine/tensorrt_api.py lowered. Its library of kernels checks its own SHA-256 when a builder is made, so it is not to be cut:
-# all of it is 333 MB packed (xz with a dictionary of 512 MiB), six calls. Of each call of 62 MiB the transfer took 5 s. What
-# took how long: unpacking 23 s, a first build 130 s (batch of 8) and 73 s (of 256, --opt-level 2), the same again 26 s,
+# engine/tensorrt_api.py lowered, each layer told its type (8.6 has no strong typing) and an engine for each context. Its
+# library of kernels checks its own SHA-256 when a builder is made, so it is not to be cut: all of it is 333 MB packed (xz
+# with a dictionary of 512 MiB), six calls. Of each call of 62 MiB the transfer took 5 s. What took how long: unpacking 23 s, a first build 130 s (batch of 8) and then 73 s (of 256, --opt-level 2), the same again 26 s,
 # check-parity on 339 images 5 to 8 s, `speed` with the plan alone 127 s up to the end to end run of 12 megapixels
-# (--engine 'the plan' --batches 128), `bench` on 16 cores 34 s. A profile of 8.6 serves one execution context.
+# (--engine 'the plan' --batches 128), `bench` on 16 cores 34 s.
 #
 # `dali`, `train` and `table` need DALI (nvidia-dali-cuda130, astunparse, gast, optree, nvtx, makefun and libcst), which is
 # 476 MB unpacked, much of it code for other GPUs. It was carried as 47 MB: the fatbin containers in its libraries
@@ -240,7 +240,7 @@ step_bench() {
 
 step_speed() {
   local model options=()
-  if model=$(plan); then options=(--plan "$model"); else say "speed: no plan runs here, torch in its place"; fi
+  if model=$(plan); then options=(--plan "$model" --cuda-model "${model%/*}/model.onnx"); else say "speed: no plan runs here, torch in its place"; fi
   # The command begins nothing after that long by itself, and what it has begun then has time to end.
   [ "$within" -eq 0 ] || options+=(--seconds 0.5 --compile-seconds 40 --within $((within - SECONDS > 30 ? within - SECONDS - 20 : 10)))
   TMPDIR=${MASKS:-${TMPDIR:-/tmp}} run "speed" 590 "$python" -m isicrt.benchmarks.gpu_speed "$here/engine/models/unet-light.onnx" \

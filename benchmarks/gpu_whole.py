@@ -100,7 +100,7 @@ def end_to_end_figures(
     """The median of `repeats` runs of so many batches, after one that is not counted; and with `cold` a cold one."""
     with opened_chain(runtime, parts) as chain:
         batch = len(batch_of(files, runtime.card.input_size, runtime.max_batch))
-        run_figures(runtime, chain, files, settling_batches(chain) * batch, seconds=math.inf, batch=batch)
+        run_figures(runtime, chain, files, settling_batches(chain, batch) * batch, seconds=math.inf, batch=batch)
         runs = [run_figures(runtime, chain, files, batches * batch, batch=batch) for _ in range(repeats)]
         last = {"cold": run_figures(runtime, chain, files, batches * batch, cold=True, batch=batch)} if cold else {}
     rates = [run["images_per_second"] for run in runs]
@@ -114,6 +114,6 @@ def other_way_figures(
     """One run with `share` of the JPEGs decoded by CPU threads beside the GPU; None: all, and masks restored there."""
     batch = len(batch_of(files, runtime.card.input_size, runtime.max_batch))
     with nullcontext() if share is None else opened_chain(runtime, parts) as chain:
-        unmeasured = 1 if chain is None else settling_batches(chain)
+        unmeasured = 1 if chain is None else settling_batches(chain, batch)
         run_figures(runtime, chain, files, unmeasured * batch, cpu_share=share or 0.0, seconds=math.inf, batch=batch)
         return run_figures(runtime, chain, files, batches * batch, cpu_share=share or 0.0, batch=batch)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isicrt.cli.plan_notice import say_plan_is_code
+from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, write_result
 from isicrt.engine.errors import DataError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from isicrt.benchmarks.agreement import Agreement, Limits
 
 
-@click.command("check-parity")
+@click.command("check-parity", cls=RecordingCommand)
 @click.argument("reference")
 @click.argument("candidate")
 @click.option(
@@ -125,7 +126,7 @@ def command(
         ]
         models[1]["decode"] = decode
     if report_path is not None:
-        _write(report_path, models, images, limits, problems, agreement)
+        _write(report_path, command_line(ctx), models, images, limits, problems, agreement)
     _print(agreement, models, worst, problems)
     if problems:
         ctx.exit(1)
@@ -166,6 +167,7 @@ def _print(agreement: Agreement, models: list[dict[str, str]], worst: int, probl
 
 def _write(
     path: Path,
+    command_line: str,
     models: list[dict[str, str]],
     images: Path,
     limits: Limits,
@@ -179,6 +181,7 @@ def _write(
     report: dict[str, Any] = {
         "schema": "isicrt-check-parity/1",
         "format": 1,
+        "command": command_line,
         "reference": models[0],
         "candidate": models[1],
         "source": "/".join(images.absolute().parts[-2:]),

@@ -73,7 +73,8 @@ class GpuChain:
         self._device = opened.device
         self.card: ModelCard = runtime.card
         """The model's."""
-        self._largest: int = runtime.max_batch or 1
+        self.largest: int = runtime.max_batch or 1
+        """Images of a batch, at most."""
         self.threshold = self.card.threshold if threshold is None else threshold
         """In (0, 1); of the masks."""
         self._cutoff = cutoff(self.threshold)
@@ -124,9 +125,9 @@ class GpuChain:
                 masks[place] = found if isinstance(found, ImageError) else self._clean(found)
 
         try:
-            for start in range(0, len(files), self._largest):
+            for start in range(0, len(files), self.largest):
                 places, images = [], []
-                for place, image in enumerate(self._threads.map(self._read, files[start : start + self._largest])):
+                for place, image in enumerate(self._threads.map(self._read, files[start : start + self.largest])):
                     if isinstance(image, ImageError):
                         masks[start + place] = image
                     else:
@@ -161,8 +162,8 @@ class GpuChain:
             ModelError: the batch is too large, or the chain is closed.
             RuntimeError: `depth` batches are in flight.
         """
-        if not 0 < len(images) <= self._largest:
-            raise ModelError(f"batches of 1 to {self._largest} images are taken, not {len(images)}")
+        if not 0 < len(images) <= self.largest:
+            raise ModelError(f"batches of 1 to {self.largest} images are taken, not {len(images)}")
         with self._lock:
             if not self._lanes:
                 raise ModelError("decoding on the GPU is closed")

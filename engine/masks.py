@@ -30,7 +30,7 @@ class WindowMask:
     size: tuple[int, int]
     """(height, width) in pixels."""
     window: tuple[slice, slice]
-    """Rows and columns of the part, which begins at a multiple of 8; both empty where there is no lesion at all."""
+    """Rows and columns of the part, whose first column is a multiple of 8. There may be no lesion in it either."""
     part: Mask
     """bool, of the window's size."""
 

@@ -50,7 +50,7 @@ def padded(count: int, largest: int) -> int:
     return max(count, min(1 << (count - 1).bit_length(), largest))
 
 
-_PARTIAL_BATCHES = 7
+PARTIAL_BATCHES = 7
 """Of one size, call by call, before the next is recorded: recording takes longer than some of them."""
 
 
@@ -87,6 +87,7 @@ class TensorRtSlot:
         self._graph: CudaGraph | None = None
         self._settled_work: Callable[[], None] | None = None  # what was queued last at this shape
         self._settled_times = 0  # call by call, in a row
+        self._unrecordable: set[int] = set()  # sizes of batches
         self._rows = self._count = 0
         self._buffers: list[TransferBuffer] = []
         self._stream: Any = None
@@ -213,12 +214,12 @@ class TensorRtSlot:
         if self._settled_work != work:
             self._forget_graph()
             self._settled_times = 0
-        elif self._graph is None and self._record and self._settled_times >= self._times_before_recording():
+        elif self._graph is None and self._is_to_be_recorded():
             self._stream.synchronize()
             try:
                 self._graph = CudaGraph(self._stream.handle, work)
             except (GraphError, ModelError, self._device.cuda.Error):
-                self._record = False
+                self._unrecordable.add(self._rows)
         if self._graph is None:
             work()
             self._settled_work = work
@@ -229,8 +230,9 @@ class TensorRtSlot:
         except GraphError as error:
             raise self._refused(f"could not launch the graph of a batch of {self._rows} ({error})") from error
 
-    def _times_before_recording(self) -> int:
-        return 1 if self._rows == self._signature.largest else _PARTIAL_BATCHES
+    def _is_to_be_recorded(self) -> bool:
+        before = 1 if self._rows == self._signature.largest else PARTIAL_BATCHES
+        return self._record and self._settled_times >= before and self._rows not in self._unrecordable
 
     def _whole(self) -> None:
         self._upload()

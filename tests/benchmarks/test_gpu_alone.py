@@ -33,6 +33,7 @@ from isicrt.engine.gpu_batch import PackedMask
 from isicrt.engine.gpu_decode import GpuDecoder
 from isicrt.engine.gpu_kernels import NAMES
 from isicrt.engine.images import read_mask
+from isicrt.engine.tensorrt_slot import PARTIAL_BATCHES
 from tests.benchmarks.host_parts import idle_host
 from tests.engine.cpu_kernels import CpuKernels
 from tests.tiny_models import darkness_card
@@ -98,6 +99,7 @@ class _FakeChain:
     """Its slots take turns; how often each was collected is counted."""
 
     depth = 3
+    largest = 4
     decoded = SimpleNamespace(refused=0)
 
     def __init__(self) -> None:
@@ -113,7 +115,10 @@ class _FakeChain:
         return [PackedMask(np.zeros((1, 1), np.uint8), (1, 8))]
 
 
-def test_nothing_is_timed_before_every_slot_has_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("images", "before"), [(4, SETTLE), (2, PARTIAL_BATCHES)])
+def test_nothing_is_timed_before_every_slot_has_its_graph(
+    monkeypatch: pytest.MonkeyPatch, images: int, before: int
+) -> None:
     chain: Any = _FakeChain()
     begun: list[Counter[int]] = []
 
@@ -122,9 +127,9 @@ def test_nothing_is_timed_before_every_slot_has_its_graph(monkeypatch: pytest.Mo
         return {}
 
     monkeypatch.setattr(gpu_alone, "rate", timed)
-    gpu_alone.in_flight_figures(chain, [], 0.0)
-    # torch runs a shape call by call so often, and records it the time after that.
-    assert begun == [Counter(dict.fromkeys(range(chain.depth), SETTLE + 1))]
+    gpu_alone.in_flight_figures(chain, [None] * images, 0.0)  # type: ignore[list-item]
+    # torch runs a shape call by call so often, and a plan's slot a partial batch, and records it the time after that.
+    assert begun == [Counter(dict.fromkeys(range(chain.depth), before + 1))]
 
 
 class _Refusing:

@@ -19,6 +19,7 @@ from isicrt.benchmarks import gpu_files, gpu_speed
 from isicrt.benchmarks.gpu_attempts import Attempts
 from isicrt.benchmarks.gpu_dali import differences
 from isicrt.benchmarks.gpu_files import forget, render_files
+from isicrt.benchmarks.gpu_onnx import PROVIDER
 from isicrt.benchmarks.gpu_rates import network_figures, rate
 from isicrt.benchmarks.gpu_speed import Session, measure, opened
 from isicrt.benchmarks.gpu_verdict import STAGES, conclude
@@ -27,6 +28,7 @@ from isicrt.benchmarks.gpu_whole import run_figures
 from isicrt.benchmarks.latency import Window
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.errors import ModelError
+from isicrt.engine.silent_imports import import_onnxruntime
 from tests.benchmarks.host_parts import host_parts, idle_host, torch_host, write_convolution_model
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.host_plan import HostPlan
@@ -189,8 +191,10 @@ def test_without_a_plan_torch_has_its_place_and_everything_else_is_measured(
     report = json.loads((tmp_path / "speed.json").read_text())
     assert report["notes"][0] == "the plan: calls it invalid on NVIDIA H100"
     # Of the peers torch and ONNX Runtime's CUDA provider need a GPU; whatever else is in the notes has failed.
-    need_gpu = ("peers / torch", "peers / onnxruntime-cuda")
-    wrong = [note for note in report["notes"][1:] if find_gpu() is not None or not note.startswith(need_gpu)]
+    missing = () if find_gpu() is not None else ("peers / torch",)
+    if PROVIDER not in import_onnxruntime().get_available_providers():
+        missing += ("peers / onnxruntime-cuda",)
+    wrong = [note for note in report["notes"][1:] if not note.startswith(missing)]
     assert wrong == []
     (engine,) = report["engines"].values()
     assert list(report["engines"]) == ["torch-eager-fp16"]
@@ -326,3 +330,11 @@ def test_only_the_engines_that_are_asked_for_are_measured(
         result = CliRunner().invoke(gpu_speed.command, [*arguments, *options], catch_exceptions=False)
         assert result.exit_code == 0, result.output
     assert asked == [[gpu_speed.COMPILED, "torch"], ["torch", gpu_speed.COMPILED]]
+
+
+def test_a_plan_that_is_asked_for_and_not_given_is_an_error(darkness_onnx: Path, tmp_path: Path) -> None:
+    options = ["--engine", gpu_speed.PLAN, "--json", str(tmp_path / "speed.json")]
+    result = CliRunner().invoke(gpu_speed.command, [str(darkness_onnx), *options])
+    assert result.exit_code == 2
+    assert "--engine 'the plan' needs --plan" in result.output
+    assert not (tmp_path / "speed.json").exists()

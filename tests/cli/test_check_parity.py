@@ -42,7 +42,10 @@ def test_a_model_agrees_with_itself(darkness_onnx: Path, rendered_pairs: Path, t
     names = [image["name"] for image in data["agreement"]["per_image"]]
     assert names == [f"ISIC_{n:07d}" for n in (0, 3, 6, 8, 11)]
     assert data["source"] == f"{rendered_pairs.name}/images"
-    assert str(tmp_path) not in json.dumps({**data, "reference": 0, "candidate": 0})
+    assert data["schema"] == "isicrt-check-parity/1"
+    assert f"isicrt check-parity {darkness_onnx} {darkness_onnx} --images " in data["command"]
+    # Nobody's folders but where they were typed.
+    assert str(tmp_path) not in json.dumps({**data, "reference": 0, "candidate": 0, "command": 0})
 
 
 def test_two_that_differ_exit_with_1_and_show_the_worst(

@@ -21,7 +21,7 @@ from isicrt.engine.gpu_batch import ChainImage, PackedMask, read_chain_image, wi
 from isicrt.engine.gpu_stages import check_decode, open_chain
 from isicrt.engine.images import read_mask
 from isicrt.engine.isolation import ImageDecoder
-from isicrt.engine.masks import encode_png
+from isicrt.engine.masks import encode_png, restore_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.pipeline import default_threads, run_jobs
 from isicrt.engine.sources import find_jobs
@@ -180,6 +180,25 @@ def _pool_memory() -> tuple[int, int]:
     for attribute, value in ((4, kept), (5, reserved)):  # CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, _RESERVED_MEM_CURRENT
         assert cuda.cuMemPoolGetAttribute(pool, attribute, ctypes.byref(value)) == 0
     return kept.value, reserved.value
+
+
+@pytest.mark.parametrize("rules", [(True, True, 0.2), (True, False, 0.0), (False, True, 0.0), (False, False, 0.0)])
+def test_a_packed_mask_is_cleaned_as_the_map_that_it_was_made_of(rules: tuple[bool, bool, float]) -> None:
+    rng = np.random.default_rng(1)
+    given = dict(zip(("keep_largest", "fill_holes", "centre_sigma"), rules, strict=True))
+    for size in ((1, 1), (9, 7), (33, 64), (40, 61), (64, 130)):
+        for share in (0.0, 0.002, 0.1, 0.7, 1.0):
+            mask = np.zeros(size, bool)
+            top, left = rng.integers(0, size[0]), rng.integers(0, size[1])
+            part = mask[top:, left:]
+            part[:] = rng.random(part.shape) < share
+            bits = np.packbits(mask, axis=1)
+            bits[:, -1] |= rng.integers(0, 256, size[0], dtype=np.uint8) & np.uint8((1 << (-size[1] % 8)) - 1)
+            bits.flags.writeable = False  # as it comes from another process
+            found = PackedMask(bits, size).clean(**given)  # type: ignore[arg-type]
+            expected = restore_mask(mask * np.uint8(255), size, threshold=0.5, **given)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(found.whole(), expected, err_msg=f"{size}, {share}")
+            assert encode_png(found) == encode_png(expected)
 
 
 def test_the_padding_of_a_packed_row_is_no_lesion() -> None:

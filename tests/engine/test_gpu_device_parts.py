@@ -17,7 +17,7 @@ from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.cuda_graph import CudaGraph
 from isicrt.engine.cuda_memory import CudaDevice, TransferBuffer, make_stream
 from isicrt.engine.geometry import UInt8Array, resize_by_pillow, upsample_probability
-from isicrt.engine.gpu_decode import DeviceImage, GpuDecoder
+from isicrt.engine.gpu_decode import HARDWARE_LOAD, DeviceImage, GpuDecoder
 from isicrt.engine.gpu_kernels import Kernels, cover
 from isicrt.engine.gpu_tables import MapStack, ResizePlan, Table, mask_table
 from tests.engine.cpu_kernels import CpuKernels
@@ -123,7 +123,7 @@ def _check_pixels(found: UInt8Array, data: bytes, name: str) -> None:
     assert difference.max() <= 24, figures
 
 
-@pytest.mark.parametrize("load", [0.0, 0.65, 1.0])
+@pytest.mark.parametrize("load", [0.0, HARDWARE_LOAD, 1.0])
 def test_jpegs_are_decoded_as_pillow_does_and_a_bad_one_costs_itself(
     place: Place, load: float, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,7 +146,7 @@ def test_jpegs_are_decoded_as_pillow_does_and_a_bad_one_costs_itself(
 
 def test_a_large_batch_of_photographs_is_decoded(place: Place) -> None:
     data = JPEGS["photograph"]
-    decoder, stream = place.decoder(0.65), make_stream(place.device)
+    decoder, stream = place.decoder(HARDWARE_LOAD), make_stream(place.device)
     count = 2 if isinstance(place, HostPlace) else 64
     images = decoder.decode([data] * count, stream.handle)
     stream.synchronize()

@@ -116,6 +116,33 @@ def test_where_nothing_can_be_recorded_the_batches_go_call_by_call(
     assert [bench.run(4, n) for n in (1, 2, 3)] == [["shape 4", *CALLS], CALLS, CALLS]
 
 
+def test_a_partial_batch_that_cannot_be_recorded_costs_full_ones_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tensorrt_slot.CudaGraph
+
+    def refuse(handle: int, enqueue: object) -> None:
+        raise GraphError("not permitted")
+
+    monkeypatch.setattr(tensorrt_slot, "CudaGraph", refuse)
+    assert [bench.run(3, n) for n in range(10)] == [["shape 3", *CALLS], *[CALLS] * 9]
+    monkeypatch.setattr(tensorrt_slot, "CudaGraph", made)
+    assert bench.run(4, 1) == ["shape 4", *CALLS]
+    assert bench.run(4, 2) == RECORDING
+
+
+def test_the_network_alone_of_a_partial_batch_is_recorded_too(bench: Bench) -> None:
+    for seed in range(9):
+        images = _noise(3, seed)
+        memory_at(bench.slot.input_address, images.shape)[:] = images
+        bench.slot.start_network(3)
+        with bench.device.current():
+            bench.slot.stream.synchronize()
+        found = memory_at(bench.slot.output_address, images.shape[:3])
+        np.testing.assert_array_equal(found, bench.runtime.infer(images))
+    assert bench.log() == ["shape 3", *["execute"] * 7, "record execute", "launch", "launch"]
+
+
 def test_the_input_may_be_written_over_and_the_result_is_kept(bench: Bench) -> None:
     images = _noise(4, 1)
     expected = bench.runtime.infer(images)
