@@ -144,7 +144,8 @@ def run_jobs(
     cores, on_gpu = threads or available_cores(), chain is not None
     in_stages = on_gpu or not (decode_threads is write_threads is None and isinstance(runtime, ConcurrentRuntime))
     if processes is None:
-        processes = default_processes(cores, on_gpu=on_gpu) if write_threads is None else 0
+        # More threads than cores may be asked for; more processes than cores would be slower.
+        processes = default_processes(min(cores, available_cores()), on_gpu=on_gpu) if write_threads is None else 0
         if in_stages and not on_gpu:  # finishing a mask is a seventh to a quarter of the work
             processes = processes // 4 if cores >= MIN_CORES else 0
         elif not in_stages and isinstance(jobs, Sized) and len(jobs) < MIN_SHARED_JOBS:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from isicrt.engine.card import ModelCard
+from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import IsicrtError, ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array
 
@@ -135,7 +136,7 @@ def open_runtime(path: str | os.PathLike[str], *, threads: int | None = None) ->
 
     Args:
         path: the model.
-        threads: CPU threads for the network, None for one a core. Only the runtimes on the CPU use it.
+        threads: CPU threads for the network, at most one a core; None for that. Only the runtimes on the CPU use it.
 
     Raises:
         ModelError: no such file, an unknown kind of file, or a file without a valid card.
@@ -156,6 +157,9 @@ def open_runtime(path: str | os.PathLike[str], *, threads: int | None = None) ->
 
 
 def _open_onnx(path: Path, threads: int | None) -> Runtime:
+    if threads is not None:
+        # Networks that are computed side by side on one core put each other's layers out of its cache.
+        threads = min(threads, available_cores())
     chosen = os.environ.get(CPU_RUNTIME_VARIABLE) or "auto"
     if chosen not in CPU_RUNTIMES:
         raise SettingsError(f"{CPU_RUNTIME_VARIABLE}={chosen}: choose from {', '.join(CPU_RUNTIMES)}")

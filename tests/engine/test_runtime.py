@@ -34,3 +34,19 @@ def test_what_cannot_be_opened(tmp_path: Path, name: str, message: str) -> None:
         path.write_bytes(b"rubbish")
     with pytest.raises(ModelError, match=message):
         open_runtime(path)
+
+
+@pytest.mark.parametrize(("threads", "cores", "expected"), [(5, 2, 2), (2, 5, 2), (None, 2, None)])
+def test_a_network_takes_one_thread_a_core_at_most(
+    darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, cores: int, expected: int | None
+) -> None:
+    asked: list[int | None] = []
+
+    def opened(path: Path, *, threads: int | None) -> None:
+        asked.append(threads)
+
+    monkeypatch.setenv("ISICRT_CPU_RUNTIME", "onnxruntime")
+    monkeypatch.setattr("isicrt.engine.runtime.available_cores", lambda: cores)
+    monkeypatch.setattr("isicrt.engine.onnx_runtime.OnnxRuntime", opened)
+    open_runtime(darkness_onnx, threads=threads)
+    assert asked == [expected]

@@ -249,11 +249,14 @@ def test_few_images_are_not_worth_a_process(
         monkeypatch.setattr(kind, "__init__", noted)
     jobs = list(find_jobs(many, tmp_path / "out"))
     monkeypatch.setattr(pipeline, "MIN_SHARED_JOBS", 40)
+    monkeypatch.setattr(pipeline, "available_cores", lambda: 2)
+    run_jobs(jobs, runtime, threads=4)  # more threads than cores are no reason
+    monkeypatch.setattr(pipeline, "available_cores", lambda: 4)
     run_jobs(jobs[:39], runtime, threads=4)
     run_jobs(jobs[:40], runtime, threads=4)
     run_jobs(iter(jobs[:2]), runtime, threads=4)  # nobody knows how many
     run_jobs(jobs, runtime, threads=3)
-    assert used == ["BlockRun", "ShareRun", "ShareRun", "BlockRun"]
+    assert used == ["BlockRun", "BlockRun", "ShareRun", "ShareRun", "BlockRun"]
 
 
 def test_shares_are_smaller_in_the_end() -> None:
