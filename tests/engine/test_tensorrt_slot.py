@@ -51,6 +51,16 @@ class Bench:
         assert self.device.pushed == 0
         return log
 
+    def run_network(self, count: int, level: int) -> None:
+        """The network alone on images that lie on the device, compared likewise."""
+        images = _noise(count, level)
+        memory_at(self.slot.input_address, images.shape)[:] = images
+        self.slot.start_network(count)
+        with self.device.current():
+            self.slot.stream.synchronize()
+        found = memory_at(self.slot.output_address, images.shape[:3])
+        np.testing.assert_array_equal(found, self.runtime.infer(images))
+
 
 def _noise(count: int, seed: int) -> UInt8Array:
     return np.random.default_rng(seed).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
@@ -133,13 +143,7 @@ def test_a_partial_batch_that_cannot_be_recorded_costs_full_ones_nothing(
 
 def test_the_network_alone_of_a_partial_batch_is_recorded_too(bench: Bench) -> None:
     for seed in range(9):
-        images = _noise(3, seed)
-        memory_at(bench.slot.input_address, images.shape)[:] = images
-        bench.slot.start_network(3)
-        with bench.device.current():
-            bench.slot.stream.synchronize()
-        found = memory_at(bench.slot.output_address, images.shape[:3])
-        np.testing.assert_array_equal(found, bench.runtime.infer(images))
+        bench.run_network(3, seed)
     assert bench.log() == ["shape 3", *["execute"] * 7, "record execute", "launch", "launch"]
 
 
@@ -155,13 +159,7 @@ def test_the_input_may_be_written_over_and_the_result_is_kept(bench: Bench) -> N
 
 def test_the_network_alone_runs_on_what_lies_on_the_device(bench: Bench) -> None:
     for seed in (1, 2, 3):
-        images = _noise(4, seed)
-        memory_at(bench.slot.input_address, images.shape)[:] = images
-        bench.slot.start_network(4)
-        with bench.device.current():
-            bench.slot.stream.synchronize()
-        found = memory_at(bench.slot.output_address, images.shape[:3])
-        np.testing.assert_array_equal(found, bench.runtime.infer(images))
+        bench.run_network(4, seed)
     assert bench.log() == ["shape 4", "execute", "record execute", "launch", "launch"]
     # A graph of the network alone is not launched for a whole batch.
     assert bench.run(4, 5) == ["free graph", *CALLS]
