@@ -259,11 +259,6 @@ class Recipe:
         return _build(cls, top, "")
 
 
-def names() -> list[str]:
-    """Of the recipes that ship with isicrt."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
-
-
 def recipe_names() -> list[str]:
     """Of the recipes that ship, sorted."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
@@ -279,7 +274,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     if path.suffix not in (".yaml", ".yml"):
         path = _FOLDER / f"{recipe}.yaml"
     if not path.is_file():
-        raise SettingsError(f"{recipe}: no such recipe. Name a YAML file or one of: {', '.join(names())}")
+        raise SettingsError(f"{recipe}: no such recipe. Name a YAML file or one of: {', '.join(recipe_names())}")
     try:
         return Recipe.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValueError) as error:  # also bytes that are no UTF-8, and numbers of 5000 digits

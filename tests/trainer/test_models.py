@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from isicrt.engine.errors import ModelError
@@ -16,7 +18,7 @@ from isicrt.trainer.models import (
     normalise,
     standardised,
 )
-from isicrt.trainer.models.blocks import DepthwiseConvolution
+from isicrt.trainer.models.blocks import DepthwiseConvolution, enlarge, join
 from isicrt.trainer.models.encoder import StridedDepthwiseConvolution
 
 NARROW = [16, 12, 8, 8]
@@ -196,3 +198,25 @@ def test_strided_depthwise_convolutions_compute_in_float32_under_autocast() -> N
         result = strided[0](images)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result, strided[0](images))
+
+
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format], ids=["channels-last", "plain"])
+def test_the_gradient_of_an_enlargement_has_no_gaps(order: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    small = torch.randn(2, 6, 5, 7).contiguous(memory_format=order).requires_grad_()
+    skip = torch.randn(2, 3, 10, 14).contiguous(memory_format=order)
+    weights = torch.randn(2, 9, 10, 14).contiguous(memory_format=order)
+    seen: list[Tensor] = []
+
+    larger = enlarge(small, 2)
+    assert larger.grad_fn is not None
+    larger.grad_fn.register_prehook(lambda gradients: seen.extend(gradients))
+    (join(larger, skip) * weights).sum().backward()
+
+    plain = small.detach().clone().requires_grad_()
+    enlarged = F.interpolate(plain, scale_factor=2.0, mode="bilinear", align_corners=False)
+    (torch.cat([enlarged, skip], dim=1) * weights).sum().backward()
+    assert seen[0].is_contiguous(memory_format=order)
+    assert small.grad is not None
+    assert plain.grad is not None
+    assert torch.equal(small.grad, plain.grad)

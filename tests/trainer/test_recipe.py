@@ -9,12 +9,12 @@ import pytest
 
 from isicrt.engine.errors import SettingsError
 from isicrt.trainer.models import ARCHITECTURES, build_model
-from isicrt.trainer.recipe import Recipe, Stage, load_recipe, names
+from isicrt.trainer.recipe import Recipe, Stage, load_recipe, recipe_names
 
 MINIMAL = {"name": "r", "architecture": "unet", "stages": [{"name": "s", "epochs": 2, "decoder_lr": 1e-3}]}
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_load_and_name_themselves(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
@@ -24,7 +24,7 @@ def test_shipped_recipes_load_and_name_themselves(name: str) -> None:
 
 
 def test_every_architecture_has_a_light_and_a_report_recipe() -> None:
-    assert {f"{a}-light" for a in ARCHITECTURES} | {f"report-{a}" for a in ARCHITECTURES} <= set(names())
+    assert {f"{a}-light" for a in ARCHITECTURES} | {f"report-{a}" for a in ARCHITECTURES} <= set(recipe_names())
 
 
 def test_the_reports_recipes_are_the_reports() -> None:

@@ -88,7 +88,18 @@ class AtrousContext(nn.Sequential):
 
 def enlarge(x: Tensor, times: int) -> Tensor:
     """So many times the height and the width, bilinearly, with half-pixel centres."""
-    return F.interpolate(x, scale_factor=float(times), mode="bilinear", align_corners=False)
+    larger = F.interpolate(x, scale_factor=float(times), mode="bilinear", align_corners=False)
+    if larger.requires_grad and larger.device.type == "cpu":
+        # Behind `join` its gradient is a window of a larger one, and torch 2.14 goes back through such a window seven
+        # to fifteen times as slowly as through a copy of it.
+        larger.register_hook(_whole)
+    return larger
+
+
+def _whole(gradient: Tensor) -> Tensor:
+    """The same values without gaps between them, in the order of dimensions that they have."""
+    channels_last = gradient.stride(1) == 1
+    return gradient.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def join(x: Tensor, skip: Tensor) -> Tensor:
