@@ -1,4 +1,5 @@
-"""Rendered artefacts of dermoscopy: hair, rulers, ink, stickers, gel bubbles and dark corners, to be laid over images.
+"""Rendered artefacts of dermoscopy: hair, rulers, ink, stickers, gel bubbles, dark corners, plain borders, to be laid
+over images.
 
 The training images are clean square crops; a user's photographs are frames with all of these. Drawing them is an old
 remedy (Jahanifar et al. 2018, arXiv:1809.02568, section on augmentation).
@@ -39,6 +40,7 @@ def render_overlay(
     sticker: float = 0.0,
     bubbles: float = 0.0,
     vignette: float = 0.0,
+    frame: float = 0.0,
 ) -> Overlay:
     """Draw each kind of artefact with its probability, from 0 to 1; positions, colours and numbers are random."""
     canvas = Overlay(
@@ -54,6 +56,9 @@ def render_overlay(
     ):
         if rng.random() < probability:
             draw(rng, canvas, size)
+    # Nothing is drawn at random where there are no frames: a run that began before there were any can be resumed.
+    if frame and rng.random() < frame:
+        _frame(rng, canvas, size)
     return canvas
 
 
@@ -141,6 +146,35 @@ def _vignette(rng: np.random.Generator, canvas: Overlay, size: int) -> None:
     shape = (strength * 255).astype(np.uint8)
     _lay(canvas, shape, np.full(3, rng.uniform(0, 25)), 1.0)
     canvas.visible[shape > 200] = 0
+
+
+def _frame(rng: np.random.Generator, canvas: Overlay, size: int) -> None:
+    """A plain border of one colour around the photograph, as of a slide, a screenshot or a round field of view in a
+    wide frame."""
+    kind = rng.random()
+    if kind < 0.1:  # round
+        axes = rng.uniform(0.32, 0.46) * np.exp(rng.uniform(-0.15, 0.15) * np.array([1, -1])) * size
+        centre = size / 2 + rng.normal(0, 0.02, 2) * size
+        inside = np.zeros((size, size), np.uint8)
+        cv2.ellipse(inside, _fixed(centre), _fixed(axes), 0, 0, 360, 255, -1, cv2.LINE_8, _SHIFT)
+        outside = inside == 0
+    else:
+        margins = np.full(4, rng.uniform(0.02, 0.25)) + rng.uniform(0, 0.03, 4)  # left, top, right, bottom
+        if kind < 0.65:  # two sides that face each other, or one
+            margins *= np.roll([1, 0, 1, 0] if kind < 0.5 else [1, 0, 0, 0], rng.integers(4))
+        left, top, right, bottom = np.round(margins * size).astype(int)
+        outside = np.ones((size, size), bool)
+        outside[top : size - bottom, left : size - right] = False
+    shade = rng.random()
+    if shade < 0.55:
+        colour = np.full(3, rng.uniform(0, 20))
+    elif shade < 0.8:
+        colour = np.full(3, rng.uniform(235, 255))
+    else:
+        colour = rng.uniform(0, 255, 3)
+    canvas.colour[outside] = colour.astype(np.uint8)
+    canvas.alpha[outside] = 255
+    canvas.visible[outside] = 0
 
 
 def _curve(

@@ -17,7 +17,7 @@ from isicrt.trainer.losses import mix
 from isicrt.trainer.models import ARCHITECTURES, LAYOUTS, STRIDE
 
 _FOLDER = Path(__file__).resolve().parent / "recipes"
-ARTEFACTS = ("hair", "ruler", "ink", "sticker", "bubbles", "vignette")
+ARTEFACTS = ("hair", "ruler", "ink", "sticker", "bubbles", "vignette", "frame")
 T = TypeVar("T")
 
 
@@ -58,7 +58,7 @@ class Augmentation:
     max_blur: float = 0.0
     """Standard deviation of a Gaussian blur in pixels, uniform from 0."""
     artefacts: Mapping[str, float] = field(default_factory=dict)
-    """Probabilities of hair, ruler, ink, sticker, bubbles and vignette, see `render_overlay`."""
+    """Probabilities of hair, ruler, ink, sticker, bubbles, vignette and frame, see `render_overlay`."""
 
     def __post_init__(self) -> None:
         _require(0 < self.min_zoom <= 1, "augmentation.min_zoom", "must lie in (0, 1]")

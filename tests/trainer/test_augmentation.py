@@ -66,7 +66,7 @@ def test_shear_keeps_the_area() -> None:
 
 @pytest.mark.parametrize("kind", ARTEFACTS)
 def test_each_artefact_draws_something_and_only_when_asked(kind: str) -> None:
-    covering = {"sticker", "vignette"}
+    covering = {"sticker", "vignette", "frame"}
     hidden = 0
     for seed in range(8):
         overlay = render_overlay(np.random.default_rng(seed), 96, **{kind: 1.0})

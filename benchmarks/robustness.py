@@ -1,0 +1,202 @@
+"""What becomes of a model's masks under other conditions: borders, light, colour and quality of the photograph.
+
+    python -m isicrt.benchmarks.robustness unet-light-int8 old.onnx --data isic2016 --split train --ids fold.txt \
+        --json robustness.json
+
+Every condition is put on the same images, with their truth; what is compared are scores of the official protocol. Take
+images that the models have not learned from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from isicrt.benchmarks.conditions import CONDITIONS, UNCHANGED, Condition
+from isicrt.benchmarks.environment import read_environment, recorded_command
+from isicrt.benchmarks.evaluation import Case, infer, labels
+from isicrt.benchmarks.scoring_protocol import OfficialProtocol
+from isicrt.benchmarks.tables import markdown_text
+from isicrt.benchmarks.tradeoff import find_cases
+from isicrt.engine.errors import DataError, IsicrtError
+from isicrt.engine.geometry import resize_image
+from isicrt.engine.images import Decoded, read_image
+from isicrt.engine.masks import replace_file
+from isicrt.engine.runtime import Runtime, open_runtime
+from isicrt.engine.scores import FAILURE_JACCARD, bootstrap_interval
+from isicrt.engine.shipped import resolve
+
+SCHEMA = "isicrt-robustness/1"
+
+Scores = dict[str, dict[str, float]]
+"""Jaccard index by condition and image."""
+
+
+def measure_robustness(
+    runtimes: Sequence[Runtime],
+    cases: Sequence[Case],
+    *,
+    conditions: Sequence[Condition] = CONDITIONS,
+    on_image: Callable[[], None] = lambda: None,
+) -> list[Scores]:
+    """Put every condition on every image, segment it, and score the mask.
+
+    Args:
+        runtimes: of the models; nobody else uses them meanwhile.
+        cases: at least one, each with its truth.
+        conditions: what to put on the images.
+        on_image: called for each image that is done with.
+
+    Returns:
+        The official Jaccard index of each model, condition and image.
+
+    Raises:
+        DataError: no images, or one that cannot be decoded or has not the size of its truth.
+        ModelError: the network failed.
+    """
+    if not cases:
+        raise DataError("there is no image to measure on")
+    protocol = OfficialProtocol()
+    found: list[Scores] = [{condition.name: {} for condition in conditions} for _ in runtimes]
+    for case in cases:
+        image, (truth, _) = read_image(case.image), protocol.read_truth(case.truth)
+        if truth.shape != image.shape[:2]:
+            raise DataError(f"{case.truth}: has not the size of its image {case.image.name}")
+        for condition in conditions:
+            changed, true = condition.apply(image, truth, case.id)
+            native = (true.shape[0], true.shape[1])
+            for scores, runtime in zip(found, runtimes, strict=True):
+                pixels = resize_image(changed, runtime.card.input_size)
+                (probability,) = infer(runtime, [(case, Decoded(pixels, native))])
+                mask = protocol.mask(probability, native, runtime.card)
+                scores[condition.name][case.id] = protocol.score(mask, true).jaccard
+        on_image()
+    return found
+
+
+def summarised(scores: Scores) -> list[dict[str, Any]]:
+    """By condition: the mean, its change from `UNCHANGED` with the paired bootstrap's 95 % interval, and images below
+    0.65."""
+    rows = []
+    for name, by_image in scores.items():
+        values = np.array(list(by_image.values()))
+        row = {"condition": name, "jaccard": float(values.mean()), "below_0.65": int((values < FAILURE_JACCARD).sum())}
+        change = values - np.array([scores[UNCHANGED][image] for image in by_image])
+        low, high = bootstrap_interval(change)
+        rows.append(row | {"change": float(change.mean()), "low": low, "high": high})
+    return rows
+
+
+def differences(scores: Scores, first: Scores) -> list[dict[str, Any]]:
+    """By condition: the mean of what `scores` are above those of the `first` model, with the paired interval."""
+    rows = []
+    for name, by_image in scores.items():
+        above = np.array([value - first[name][image] for image, value in by_image.items()])
+        low, high = bootstrap_interval(above)
+        rows.append({"condition": name, "difference": float(above.mean()), "low": low, "high": high})
+    return rows
+
+
+def to_markdown(result: Mapping[str, Any]) -> str:
+    """The table: a row for each condition, for each model its score and what the condition costs."""
+    models = result["models"]
+    names = [markdown_text(m["label"]) for m in models]
+    header = ["Condition", *(cell for n in names for cell in (n, "change (95 %)", "below 0.65"))]
+    header += [f"{n} against {names[0]} (95 %)" for n in names[1:]]
+    rows = [header, [":--", *["--:"] * (len(header) - 1)]]
+    for i, condition in enumerate(result["conditions"]):
+        row = [condition["name"]]
+        for m in models:
+            s = m["summary"][i]
+            change = (
+                "" if condition["name"] == UNCHANGED else f"{s['change']:+.3f} ({s['low']:+.3f} to {s['high']:+.3f})"
+            )
+            row += [f"{s['jaccard']:.3f}", change, str(s["below_0.65"])]
+        for m in models[1:]:
+            d = m["against_first"][i]
+            text = f"{d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"
+            row.append(f"**{text}**" if d["low"] > 0 or d["high"] < 0 else text)
+        rows.append(row)
+    notes = [f"{c['name']}: {c['title']}." for c in result["conditions"]]
+    data = result["data"]
+    notes.append(
+        f"{data['images']} images ({markdown_text(', '.join(data['sets']))}). Jaccard index, official protocol; "
+        "intervals are of paired bootstraps, bold where they leave out 0."
+    )
+    table = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*table, "", *(f"- {note}" for note in notes), ""])
+
+
+def _with_interval(name: str, row: Mapping[str, Any]) -> str:
+    """Bold where the interval leaves out 0."""
+    text = f"{row[name]:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+    return f"**{text}**" if row["low"] > 0 or row["high"] < 0 else text
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option(
+    "--data",
+    "roots",
+    required=True,
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Data set with images/ and masks/, or with train/ and test/ that hold them; several times for several.",
+)
+@click.option("--split", type=click.Choice(("train", "test")), default="test", show_default=True)
+@click.option("--ids", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Only these ids, one a line.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything.")
+def command(
+    models: tuple[str, ...], roots: tuple[Path, ...], split: str, ids: Path | None, json_file: Path | None
+) -> None:
+    """Measure MODELS, .onnx files or shipped models' names, under other conditions; the first is compared with."""
+    try:
+        files = [resolve(model) for model in models]
+        chosen = None if ids is None else ids.read_text(encoding="utf-8").split()
+        cases = [Case(c.id, c.image, c.truth) for c in find_cases(roots, split, chosen)]
+        runtimes = [open_runtime(file) for file in files]
+        names = labels([(r.card.name, f.name) for r, f in zip(runtimes, files, strict=True)])
+        with click.progressbar(length=len(cases), label="Images", show_pos=True) as bar:
+            found = measure_robustness(runtimes, cases, on_image=lambda: bar.update(1))
+        words = ["python", "-m", "isicrt.benchmarks.robustness", *(Path(m).name for m in models)]
+        words += [word for root in roots for word in ("--data", root.resolve().name)] + ["--split", split]
+        words += [] if ids is None else ["--ids", ids.name]
+        words += [] if json_file is None else ["--json", json_file.name]
+        result = {
+            "schema": SCHEMA,
+            "command": recorded_command(words),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "environment": read_environment().to_dict(),
+            "data": {"sets": [root.resolve().name for root in roots], "split": split, "images": len(cases)},
+            "conditions": [{"name": c.name, "title": c.title} for c in CONDITIONS],
+            "models": [
+                {
+                    "label": label,
+                    "file": file.name,
+                    "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+                    "runtime": runtime.name,
+                    "summary": summarised(scores),
+                    "against_first": differences(scores, found[0]),
+                    "per_image": {n: {i: round(j, 6) for i, j in s.items()} for n, s in scores.items()},
+                }
+                for label, file, runtime, scores in zip(names, files, runtimes, found, strict=True)
+            ],
+        }
+        if json_file is not None:
+            replace_file(json_file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    except IsicrtError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or json_file}: {error.strerror or error}") from error
+    click.echo(to_markdown(result))
+
+
+if __name__ == "__main__":
+    command()

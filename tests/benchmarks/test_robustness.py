@@ -1,0 +1,155 @@
+"""Masks under other conditions: what a condition does to an image and its truth, and what is made of the scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from isicrt.benchmarks.conditions import CONDITIONS, UNCHANGED, Condition
+from isicrt.benchmarks.evaluation import Candidate, Case, score_model
+from isicrt.benchmarks.rendered import render
+from isicrt.benchmarks.robustness import SCHEMA, command, differences, measure_robustness, summarised
+from isicrt.benchmarks.scoring_protocol import OfficialProtocol
+from isicrt.benchmarks.tradeoff import find_cases
+from isicrt.engine.errors import DataError
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.masks import Mask
+from isicrt.engine.runtime import open_runtime
+
+BY_NAME = {condition.name: condition for condition in CONDITIONS}
+
+
+@pytest.fixture(scope="module")
+def photograph() -> tuple[UInt8Array, Mask]:
+    """Of no square shape, with odd sides; its lesion is in the middle."""
+    image, mask = render(3, (97, 131))
+    return image, mask > 128
+
+
+def cases_of(root: Path) -> list[Case]:
+    return [Case(case.id, case.image, case.truth) for case in find_cases([root], "test")]
+
+
+def call(*arguments: Path | str) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.name)
+def test_an_image_and_its_truth_stay_together(condition: Condition, photograph: tuple[UInt8Array, Mask]) -> None:
+    image, truth = photograph
+    before = image.copy()
+    changed, true = condition.apply(image, truth, "ISIC_0000000")
+    again, _ = condition.apply(image, truth, "ISIC_0000000")
+    assert (changed.dtype, true.dtype) == (np.uint8, bool)
+    assert changed.shape == (*true.shape, 3)
+    assert np.array_equal(changed, again)
+    assert np.array_equal(image, before)
+    assert true.any()
+    assert (changed.shape == image.shape and np.array_equal(changed, image)) == (condition.name == UNCHANGED)
+    # No condition invents lesion, and only a round field of view hides any.
+    assert true.sum() <= truth.sum()
+    assert true.sum() == truth.sum() or condition.name.startswith("round")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shade"),
+    [
+        ("black sides", (97, 175), 0),
+        ("white sides", (97, 175), 255),
+        ("black border", (145, 197), 0),
+        ("white border", (145, 197), 255),
+    ],
+)
+def test_a_border_lies_around_the_photograph(
+    photograph: tuple[UInt8Array, Mask], name: str, size: tuple[int, int], shade: int
+) -> None:
+    image, truth = photograph
+    changed, true = BY_NAME[name].apply(image, truth, "")
+    assert true.shape == size
+    down, across = (size[0] - 97) // 2, (size[1] - 131) // 2
+    inside = np.zeros(size, bool)
+    inside[down : down + 97, across : across + 131] = True
+    assert np.array_equal(changed[inside].reshape(image.shape), image)
+    assert (changed[~inside] == shade).all()
+    assert np.array_equal(true[inside].reshape(truth.shape), truth)
+
+
+def test_what_a_round_field_hides_is_no_lesion() -> None:
+    image, truth = np.full((80, 120, 3), 90, np.uint8), np.ones((80, 120), bool)
+    changed, true = BY_NAME["round field"].apply(image, truth, "")
+    assert np.array_equal(changed.any(axis=2), true)
+    assert true.sum() == pytest.approx(np.pi * 40**2, rel=0.01)
+    assert true[40, 60]
+    assert not true[2, 2]
+
+
+def test_a_channel_stays_in_its_place() -> None:
+    """JPEG by OpenCV, which has them the other way round."""
+    image = np.full((64, 64, 3), (200, 120, 40), np.uint8)
+    changed, _ = BY_NAME["JPEG 12"].apply(image, np.ones((64, 64), bool), "")
+    np.testing.assert_allclose(changed.reshape(-1, 3).mean(0), (200, 120, 40), atol=6)
+
+
+def test_what_is_random_is_the_images_own(photograph: tuple[UInt8Array, Mask]) -> None:
+    one, other = (BY_NAME["noisy"].apply(*photograph, image)[0] for image in ("a", "b"))
+    assert not np.array_equal(one, other)
+
+
+def test_scores_are_those_of_evaluate(darkness_onnx: Path, rendered_pairs: Path) -> None:
+    cases = cases_of(rendered_pairs)
+    with open_runtime(darkness_onnx) as runtime:
+        seen: list[None] = []
+        (found,) = measure_robustness([runtime], cases, on_image=lambda: seen.append(None))
+        evaluated = score_model(Candidate("a", "a", "", runtime), cases, OfficialProtocol())
+    assert len(seen) == len(cases)
+    assert list(found) == list(BY_NAME)
+    for case in evaluated.cases:
+        # A JPEG is scaled before it is resized there, and here it is whole.
+        assert found[UNCHANGED][case.case.id] == pytest.approx(case.scores.jaccard, abs=0.02)
+    # The network finds what is dark: a white border is nothing to it, a black one is lesion.
+    rows = {row["condition"]: row for row in summarised(found)}
+    assert rows[UNCHANGED]["change"] == 0
+    assert rows["black border"]["change"] < -0.2
+    assert rows["white border"]["change"] > rows["black border"]["change"] + 0.2
+
+
+def test_changes_and_differences_are_paired() -> None:
+    first = {UNCHANGED: {"a": 0.9, "b": 0.5}, "dark": {"a": 0.8, "b": 0.4}}
+    second = {UNCHANGED: {"a": 0.9, "b": 0.7}, "dark": {"a": 0.9, "b": 0.7}}
+    dark = summarised(first)[1]
+    assert dark == pytest.approx(
+        {"condition": "dark", "jaccard": 0.6, "below_0.65": 1, "change": -0.1, "low": -0.1, "high": -0.1}
+    )
+    assert [row["difference"] for row in differences(second, first)] == pytest.approx([0.1, 0.2])
+
+
+def test_the_command_writes_a_table_and_everything(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    out, ids = tmp_path / "r.json", tmp_path / "ids.txt"
+    chosen = [case.id for case in cases_of(rendered_pairs)][:2]
+    ids.write_text("\n".join(chosen))
+    result = call(darkness_onnx, darkness_onnx, "--data", rendered_pairs, "--ids", ids, "--json", out)
+    assert result.exit_code == 0, result.output
+    data = json.loads(out.read_text())
+    assert data["schema"] == SCHEMA
+    assert data["data"]["images"] == 2
+    assert str(tmp_path) not in out.read_text()
+    first, second = data["models"]
+    assert sorted(first["per_image"]["grey"]) == sorted(chosen)
+    assert {row["difference"] for row in second["against_first"]} == {0.0}
+    assert f"| {UNCHANGED} |" in result.output
+    assert "white border: half as large again" in result.output
+
+
+def test_what_cannot_be_measured_is_said(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    ids = tmp_path / "ids.txt"
+    ids.write_text("ISIC_9999999")
+    assert "in no data set" in call(darkness_onnx, "--data", rendered_pairs, "--ids", ids).output
+    result = call(tmp_path / "no.onnx", "--data", rendered_pairs)
+    assert result.exit_code == 1
+    assert "no.onnx" in result.output
+    with open_runtime(darkness_onnx) as runtime, pytest.raises(DataError, match="no image"):
+        measure_robustness([runtime], [])
