@@ -166,7 +166,8 @@ def command(
         with click.progressbar(length=len(cases), label="Images", show_pos=True) as bar:
             found = measure_robustness(runtimes, cases, on_image=lambda: bar.update(1))
         words = ["python", "-m", "isicrt.benchmarks.robustness", *(Path(m).name for m in models)]
-        words += [word for root in roots for word in ("--data", root.resolve().name)] + ["--split", split]
+        sets = ["/".join(root.absolute().parts[-2:]) for root in roots]  # which tells nothing of the machine
+        words += [word for root in sets for word in ("--data", root)] + ["--split", split]
         words += [] if ids is None else ["--ids", ids.name]
         words += [] if json_file is None else ["--json", json_file.name]
         result = {
@@ -174,7 +175,7 @@ def command(
             "command": recorded_command(words),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "environment": read_environment().to_dict(),
-            "data": {"sets": [root.resolve().name for root in roots], "split": split, "images": len(cases)},
+            "data": {"sets": sets, "split": split, "images": len(cases)},
             "conditions": [{"name": c.name, "title": c.title} for c in CONDITIONS],
             "models": [
                 {

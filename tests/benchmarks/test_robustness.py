@@ -44,7 +44,8 @@ def test_an_image_and_its_truth_stay_together(condition: Condition, photograph: 
     before = image.copy()
     changed, true = condition.apply(image, truth, "ISIC_0000000")
     again, _ = condition.apply(image, truth, "ISIC_0000000")
-    assert (changed.dtype, true.dtype) == (np.uint8, bool)
+    assert changed.dtype == np.uint8
+    assert true.dtype == bool
     assert changed.shape == (*true.shape, 3)
     assert np.array_equal(changed, again)
     assert np.array_equal(image, before)
