@@ -126,7 +126,7 @@ def _noisy(deviation: float) -> _Change:
 
 CONDITIONS = (
     Condition(UNCHANGED, "the data set's own image", lambda image, truth, rng: (image, truth)),
-    Condition("round field", "black outside a circle as wide as the image", _round(1.0)),
+    Condition("round field", "black outside a circle as wide as the shorter side", _round(1.0)),
     Condition(
         "round field, 4:3",
         "the same in a black frame that is a third wider",
@@ -134,9 +134,9 @@ CONDITIONS = (
     ),
     Condition("black sides", "a third wider, black left and right", _border(4 / 3, _BLACK, sides=True)),
     Condition("white sides", "a third wider, white left and right", _border(4 / 3, _WHITE, sides=True)),
-    Condition("black border", "half as large again, black all around", _border(1.5, _BLACK)),
-    Condition("white border", "half as large again, white all around", _border(1.5, _WHITE)),
-    Condition("green border", "half as large again, green all around", _border(1.5, _GREEN)),
+    Condition("black border", "1.5 times as wide and as high, black all around", _border(1.5, _BLACK)),
+    Condition("white border", "1.5 times as wide and as high, white all around", _border(1.5, _WHITE)),
+    Condition("green border", "1.5 times as wide and as high, green all around", _border(1.5, _GREEN)),
     Condition("dark", "half of each level", _levels(lambda levels, rng: levels * 0.5)),
     Condition("bright", "1.4 times each level, cut at white", _levels(lambda levels, rng: levels * 1.4)),
     Condition("warm", "red x 1.2, blue x 0.75", _cast(1.2, 1, 0.75)),

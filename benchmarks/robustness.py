@@ -1,6 +1,6 @@
 """What becomes of a model's masks under other conditions: borders, light, colour and quality of the photograph.
 
-    python -m isicrt.benchmarks.robustness unet-light-int8 old.onnx --data isic2016 --split train --ids fold.txt \
+    python -m isicrt.benchmarks.robustness a.onnx b.onnx --data isic2016 --split train --ids fold.txt \
         --json robustness.json
 
 Every condition is put on the same images, with their truth; what is compared are scores of the official protocol. Take
@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case, infer, labels
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
 from isicrt.benchmarks.tables import markdown_text
-from isicrt.benchmarks.tradeoff import find_cases
+from isicrt.benchmarks.tradeoff import find_cases, read_ids
 from isicrt.engine.errors import DataError, IsicrtError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import Decoded, read_image
@@ -39,18 +42,29 @@ Scores = dict[str, dict[str, float]]
 """Jaccard index by condition and image."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What came out of `measure_robustness`."""
+
+    scores: tuple[Scores, ...]
+    """Of each model."""
+    problems: tuple[str, ...]
+    """Images that could not be measured, and why."""
+
+
 def measure_robustness(
     runtimes: Sequence[Runtime],
     cases: Sequence[Case],
     *,
     conditions: Sequence[Condition] = CONDITIONS,
     on_image: Callable[[], None] = lambda: None,
-) -> list[Scores]:
-    """Put every condition on every image, segment it, and score the mask.
+) -> Measured:
+    """Put every condition on every image, segment it, and score the mask. An image that cannot be read, or whose truth
+    cannot be used, costs that image.
 
     Args:
         runtimes: of the models; nobody else uses them meanwhile.
-        cases: at least one, each with its truth.
+        cases: each with its truth.
         conditions: what to put on the images.
         on_image: called for each image that is done with.
 
@@ -58,17 +72,21 @@ def measure_robustness(
         The official Jaccard index of each model, condition and image.
 
     Raises:
-        DataError: no images, or one that cannot be decoded or has not the size of its truth.
+        DataError: not one image could be measured.
         ModelError: the network failed.
     """
-    if not cases:
-        raise DataError("there is no image to measure on")
     protocol = OfficialProtocol()
-    found: list[Scores] = [{condition.name: {} for condition in conditions} for _ in runtimes]
+    found: tuple[Scores, ...] = tuple({condition.name: {} for condition in conditions} for _ in runtimes)
+    problems: list[str] = []
     for case in cases:
-        image, (truth, _) = read_image(case.image), protocol.read_truth(case.truth)
-        if truth.shape != image.shape[:2]:
-            raise DataError(f"{case.truth}: has not the size of its image {case.image.name}")
+        try:
+            image, (truth, _) = read_image(case.image), protocol.read_truth(case.truth)
+            if truth.shape != image.shape[:2]:
+                raise DataError(f"{case.truth}: has not the size of its image {case.image.name}")
+        except DataError as error:
+            problems.append(str(error))
+            on_image()
+            continue
         for condition in conditions:
             changed, true = condition.apply(image, truth, case.id)
             native = (true.shape[0], true.shape[1])
@@ -78,7 +96,10 @@ def measure_robustness(
                 mask = protocol.mask(probability, native, runtime.card)
                 scores[condition.name][case.id] = protocol.score(mask, true).jaccard
         on_image()
-    return found
+    if len(problems) == len(cases):
+        first = f" The first: {problems[0]}" if problems else ""
+        raise DataError(f"not one of {len(cases)} images could be measured.{first}")
+    return Measured(found, tuple(problems))
 
 
 def summarised(scores: Scores) -> list[dict[str, Any]]:
@@ -115,20 +136,16 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         row = [condition["name"]]
         for m in models:
             s = m["summary"][i]
-            change = (
-                "" if condition["name"] == UNCHANGED else f"{s['change']:+.3f} ({s['low']:+.3f} to {s['high']:+.3f})"
-            )
+            change = "" if condition["name"] == UNCHANGED else _with_interval("change", s)
             row += [f"{s['jaccard']:.3f}", change, str(s["below_0.65"])]
-        for m in models[1:]:
-            d = m["against_first"][i]
-            text = f"{d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"
-            row.append(f"**{text}**" if d["low"] > 0 or d["high"] < 0 else text)
+        row += [_with_interval("difference", m["against_first"][i]) for m in models[1:]]
         rows.append(row)
     notes = [f"{c['name']}: {c['title']}." for c in result["conditions"]]
     data = result["data"]
+    notes += [f"Not measured: {markdown_text(problem)}" for problem in result["problems"]]
     notes.append(
-        f"{data['images']} images ({markdown_text(', '.join(data['sets']))}). Jaccard index, official protocol; "
-        "intervals are of paired bootstraps, bold where they leave out 0."
+        f"{data['images'] - len(result['problems'])} images ({markdown_text(', '.join(data['sets']))}). Jaccard index, "
+        "official protocol; intervals are of paired bootstraps, bold where they leave out 0."
     )
     table = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*table, "", *(f"- {note}" for note in notes), ""])
@@ -157,46 +174,64 @@ def command(
     models: tuple[str, ...], roots: tuple[Path, ...], split: str, ids: Path | None, json_file: Path | None
 ) -> None:
     """Measure MODELS, .onnx files or shipped models' names, under other conditions; the first is compared with."""
+    if json_file is not None and not json_file.absolute().parent.is_dir():  # found out before the work, not after it
+        raise click.ClickException(f"{json_file}: there is no folder {json_file.parent}")
     try:
-        files = [resolve(model) for model in models]
-        chosen = None if ids is None else ids.read_text(encoding="utf-8").split()
-        cases = [Case(c.id, c.image, c.truth) for c in find_cases(roots, split, chosen)]
-        runtimes = [open_runtime(file) for file in files]
-        names = labels([(r.card.name, f.name) for r, f in zip(runtimes, files, strict=True)])
-        with click.progressbar(length=len(cases), label="Images", show_pos=True) as bar:
-            found = measure_robustness(runtimes, cases, on_image=lambda: bar.update(1))
-        words = ["python", "-m", "isicrt.benchmarks.robustness", *(Path(m).name for m in models)]
-        sets = ["/".join(root.absolute().parts[-2:]) for root in roots]  # which tells nothing of the machine
-        words += [word for root in sets for word in ("--data", root)] + ["--split", split]
-        words += [] if ids is None else ["--ids", ids.name]
-        words += [] if json_file is None else ["--json", json_file.name]
-        result = {
-            "schema": SCHEMA,
-            "command": recorded_command(words),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "environment": read_environment().to_dict(),
-            "data": {"sets": sets, "split": split, "images": len(cases)},
-            "conditions": [{"name": c.name, "title": c.title} for c in CONDITIONS],
-            "models": [
-                {
-                    "label": label,
-                    "file": file.name,
-                    "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-                    "runtime": runtime.name,
-                    "summary": summarised(scores),
-                    "against_first": differences(scores, found[0]),
-                    "per_image": {n: {i: round(j, 6) for i, j in s.items()} for n, s in scores.items()},
-                }
-                for label, file, runtime, scores in zip(names, files, runtimes, found, strict=True)
-            ],
-        }
+        with ExitStack() as stack:
+            result = _run(models, roots, split, ids, json_file, stack)
+        click.echo(to_markdown(result))
         if json_file is not None:
             replace_file(json_file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     except IsicrtError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        raise click.ClickException(f"{error.filename or json_file}: {error.strerror or error}") from error
-    click.echo(to_markdown(result))
+        raise click.ClickException(f"{json_file or ids}: {error.strerror or error}") from error
+    if result["problems"]:
+        raise click.ClickException(f"{len(result['problems'])} of {result['data']['images']} images were not measured")
+
+
+def _run(
+    models: Sequence[str], roots: Sequence[Path], split: str, ids: Path | None, json_file: Path | None, stack: ExitStack
+) -> dict[str, Any]:
+    environment = read_environment()
+    files = [resolve(model) for model in models]
+    cases = [Case(c.id, c.image, c.truth) for c in find_cases(roots, split, None if ids is None else read_ids(ids))]
+    runtimes = [stack.enter_context(open_runtime(file)) for file in files]
+    names = labels([(r.card.name, f.name) for r, f in zip(runtimes, files, strict=True)])
+    with click.progressbar(length=len(cases), label="Images", show_pos=True, file=sys.stderr) as bar:
+        found = measure_robustness(runtimes, cases, on_image=lambda: bar.update(1))
+    # The last two names of a path tell data sets apart, and of the machine next to nothing.
+    sets = ["/".join(root.absolute().parts[-2:]) for root in roots]
+    words = ["python", "-m", "isicrt.benchmarks.robustness", *(Path(model).name for model in models)]
+    words += [word for name in sets for word in ("--data", name)] + ["--split", split]
+    words += [] if ids is None else ["--ids", ids.name]
+    words += [] if json_file is None else ["--json", json_file.name]
+    return {
+        "schema": SCHEMA,
+        "command": recorded_command(words),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": environment.to_dict(),
+        "data": {
+            "sets": sets,
+            "split": split,
+            "ids": None if ids is None else ids.name,
+            "images": len(cases),
+        },
+        "conditions": [{"name": c.name, "title": c.title} for c in CONDITIONS],
+        "problems": list(found.problems),
+        "models": [
+            {
+                "label": label,
+                "file": file.name,
+                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+                "runtime": runtime.name,
+                "summary": summarised(scores),
+                "against_first": differences(scores, found.scores[0]),
+                "per_image": {n: {i: round(j, 6) for i, j in s.items()} for n, s in scores.items()},
+            }
+            for label, file, runtime, scores in zip(names, files, runtimes, found.scores, strict=True)
+        ],
+    }
 
 
 if __name__ == "__main__":

@@ -103,6 +103,22 @@ def find_cases(roots: Sequence[Path], split: str, ids: Sequence[str] | None = No
     return [cases[name] for name in sorted(cases)]
 
 
+def read_ids(file: Path) -> list[str]:
+    """Ids of images, one a line.
+
+    Raises:
+        DataError: no text, or no id in it.
+        OSError: the file cannot be read.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is no text file with an id in each line") from error
+    if found := [line.strip() for line in lines if line.strip()]:
+        return found
+    raise DataError(f"{file}: has no ids in it")
+
+
 def measure_tradeoff(
     models: Sequence[Path],
     cases: Sequence[Case],
@@ -298,10 +314,9 @@ def _run(
     repeats: int,
     window: Window,
 ) -> dict[str, Any]:
-    wanted = None if ids is None else [line.strip() for line in ids.read_text().splitlines() if line.strip()]
     environment = read_environment()
     files = [resolve(model) for model in models]
-    cases = find_cases(roots, split, wanted)
+    cases = find_cases(roots, split, None if ids is None else read_ids(ids))
     with tempfile.TemporaryDirectory(prefix="isicrt-peer-") as folder:
         peer_file = Path(folder) / f"{PEER}.onnx" if peer == PEER else None if peer == "none" else Path(peer)
         if peer == PEER:

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from isicrt.benchmarks.conditions import CONDITIONS, UNCHANGED, Condition
 from isicrt.benchmarks.evaluation import Candidate, Case, score_model
 from isicrt.benchmarks.rendered import render
 from isicrt.benchmarks.robustness import SCHEMA, command, differences, measure_robustness, summarised
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
-from isicrt.benchmarks.tradeoff import find_cases
+from isicrt.benchmarks.tradeoff import find_cases, read_ids
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.masks import Mask
@@ -54,6 +55,34 @@ def test_an_image_and_its_truth_stay_together(condition: Condition, photograph: 
     # No condition invents lesion, and only a round field of view hides any.
     assert true.sum() <= truth.sum()
     assert true.sum() == truth.sum() or condition.name.startswith("round")
+
+
+@pytest.mark.parametrize("name", ["round field", "round field, 4:3", "black border", "quarter turn", "grey", "bright"])
+def test_the_truth_lies_on_the_lesion(name: str) -> None:
+    """Lesion of one colour that is nowhere else: it is to be found where the truth is, and only there."""
+    truth = np.zeros((90, 131), bool)
+    truth[10:60, 70:125] = True
+    image = np.where(truth[..., None], (40, 40, 40), (150, 150, 150)).astype(np.uint8)
+    changed, true = BY_NAME[name].apply(image, truth, "")
+    dark = (changed[..., 0] > 20) & (changed[..., 0] < 80)
+    assert np.array_equal(dark, true)
+    assert true.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        ("dark", (100, 50, 10)),
+        ("bright", (255, 140, 28)),
+        ("warm", (240, 100, 15)),
+        ("cool", (150, 100, 24)),
+        ("grey", (121, 121, 121)),
+    ],
+)
+def test_light_and_colour(name: str, levels: tuple[int, int, int]) -> None:
+    image = np.full((4, 4, 3), (200, 100, 20), np.uint8)
+    changed, _ = BY_NAME[name].apply(image, np.ones((4, 4), bool), "")
+    assert tuple(changed[2, 2]) == levels
 
 
 @pytest.mark.parametrize(
@@ -104,8 +133,10 @@ def test_scores_are_those_of_evaluate(darkness_onnx: Path, rendered_pairs: Path)
     cases = cases_of(rendered_pairs)
     with open_runtime(darkness_onnx) as runtime:
         seen: list[None] = []
-        (found,) = measure_robustness([runtime], cases, on_image=lambda: seen.append(None))
+        measured = measure_robustness([runtime], cases, on_image=lambda: seen.append(None))
         evaluated = score_model(Candidate("a", "a", "", runtime), cases, OfficialProtocol())
+    (found,) = measured.scores
+    assert measured.problems == ()
     assert len(seen) == len(cases)
     assert list(found) == list(BY_NAME)
     for case in evaluated.cases:
@@ -136,21 +167,66 @@ def test_the_command_writes_a_table_and_everything(darkness_onnx: Path, rendered
     assert result.exit_code == 0, result.output
     data = json.loads(out.read_text())
     assert data["schema"] == SCHEMA
-    assert data["data"]["images"] == 2
-    assert str(tmp_path) not in out.read_text()
+    assert data["data"] == {
+        "sets": ["/".join(rendered_pairs.parts[-2:])],
+        "split": "test",
+        "ids": "ids.txt",
+        "images": 2,
+    }
+    for path in (tmp_path, rendered_pairs, darkness_onnx.parent):
+        assert str(path) not in out.read_text()
     first, second = data["models"]
     assert sorted(first["per_image"]["grey"]) == sorted(chosen)
     assert {row["difference"] for row in second["against_first"]} == {0.0}
     assert f"| {UNCHANGED} |" in result.output
-    assert "white border: half as large again" in result.output
+    assert "white border: 1.5 times as wide and as high" in result.output
+
+
+def test_a_bad_image_costs_itself(darkness_onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for n in range(3):
+        image, mask = render(n, (64, 64))
+        Image.fromarray(image).save(tmp_path / "images" / f"ISIC_{n:07d}.jpg")
+        Image.fromarray(mask if n else mask[:40]).save(tmp_path / "masks" / f"ISIC_{n:07d}_Segmentation.png")
+    (tmp_path / "images" / "ISIC_0000001.jpg").write_bytes(b"no JPEG")
+    out = tmp_path / "r.json"
+    result = call(darkness_onnx, "--data", tmp_path, "--json", out)
+    assert result.exit_code == 1
+    assert "2 of 3 images were not measured" in result.output
+    assert "- 1 images" in result.output
+    data = json.loads(out.read_text())
+    assert len(data["problems"]) == 2
+    assert list(data["models"][0]["per_image"][UNCHANGED]) == ["ISIC_0000002"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [(b"ISIC_9999999", "in no data set"), (b"\n \n", "has no ids"), (b"\xff\xfe\x00", "is no text file")],
+)
+def test_ids_that_are_none_are_named(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, ids: bytes, message: str
+) -> None:
+    file = tmp_path / "ids.txt"
+    file.write_bytes(ids)
+    result = call(darkness_onnx, "--data", rendered_pairs, "--ids", file)
+    assert result.exit_code == 1
+    assert message in result.output
+
+
+def test_ids_may_come_from_windows(tmp_path: Path) -> None:
+    file = tmp_path / "ids.txt"
+    file.write_bytes(b"\xef\xbb\xbfISIC_0000001\r\n my lesion \r\n")
+    assert read_ids(file) == ["ISIC_0000001", "my lesion"]
 
 
 def test_what_cannot_be_measured_is_said(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
-    ids = tmp_path / "ids.txt"
-    ids.write_text("ISIC_9999999")
-    assert "in no data set" in call(darkness_onnx, "--data", rendered_pairs, "--ids", ids).output
     result = call(tmp_path / "no.onnx", "--data", rendered_pairs)
     assert result.exit_code == 1
     assert "no.onnx" in result.output
-    with open_runtime(darkness_onnx) as runtime, pytest.raises(DataError, match="no image"):
+    result = call(darkness_onnx, "--data", rendered_pairs, "--json", tmp_path / "nowhere" / "r.json")
+    assert result.exit_code == 1
+    assert "there is no folder" in result.output
+    assert UNCHANGED not in result.output
+    with open_runtime(darkness_onnx) as runtime, pytest.raises(DataError, match="not one of 0 images"):
         measure_robustness([runtime], [])
