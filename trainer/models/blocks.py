@@ -92,7 +92,7 @@ def enlarge(x: Tensor, times: int) -> Tensor:
     if larger.requires_grad and larger.device.type == "cpu":
         # Behind `join` its gradient is a window of a larger one, and torch 2.14 goes back through such a window seven
         # to fifteen times as slowly as through a copy of it.
-        larger.register_hook(_whole)
+        larger.register_hook(_whole)  # type: ignore[no-untyped-call]
     return larger
 
 
