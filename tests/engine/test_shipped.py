@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from isicrt.engine.images import read_mask
 from isicrt.engine.scores import score_mask
 from isicrt.engine.segmenter import Segmenter
 from isicrt.trainer.dataset import find_pairs, split_fold
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 @pytest.fixture
@@ -57,6 +60,21 @@ def test_a_shipped_model_is_whole_and_finds_rendered_lesions(name: str) -> None:
         scores = [score_mask(segmenter.segment(image), truth).jaccard for image, truth in rendered]
     # Drawn images are none that it learned from: most of them is what can be asked.
     assert np.median(scores) > 0.8
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_what_a_card_says_it_scored_was_measured(name: str) -> None:
+    with Segmenter(name) as segmenter:
+        ((_, scores),) = segmenter.card.scores.items()
+    assert scores["protocol"] == "official"
+    for path in RESULTS.glob("isic2016-test*.json"):
+        for model in json.loads(path.read_text())["models"]:
+            # A card is written into the file after the file was scored.
+            if model["sha256"] == scores["model_sha256"]:
+                noted = {key: value for key, value in scores.items() if key not in ("protocol", "model_sha256")}
+                assert noted == {key: model["summary"][key] for key in noted}
+                return
+    pytest.fail(f"no evaluation of {scores['model_sha256']} in {RESULTS}")
 
 
 @pytest.mark.parametrize("name", [shipped.DEFAULT, "unet-light-isic2016"])
