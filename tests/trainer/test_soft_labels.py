@@ -386,5 +386,10 @@ def test_the_shipped_recipe_is_the_default_with_soft_labels() -> None:
     assert recipe.soft_labels == SoftLabels("unet-light-teacher", parts=4, share=0.5)
     default = load_recipe("unet-light")
     # As it was measured, when the default did not standardise.
-    assert dataclasses.replace(recipe, name=default.name, soft_labels=None, standardise=default.standardise) == default
+    plain = default.to_dict()
+    for stage in plain["stages"]:
+        if stage["augmentation"] is not None:
+            assert stage["augmentation"]["artefacts"].pop("frame") > 0  # the recipe is older than plain borders
+    expected = Recipe.from_dict(plain)
+    assert dataclasses.replace(recipe, name=default.name, soft_labels=None, standardise=default.standardise) == expected
     assert soft_labels.teacher_of(RunSettings(recipe, (), Path("out"))) == load_recipe("unet-light-teacher")
