@@ -341,7 +341,7 @@ def command(
     """Compare the ways of decoding for MODEL, an .onnx file or a shipped model's name."""
     try:
         file = resolve(model)
-        found = [Case(case.id, case.image, case.truth) for case in find_cases([root], split)]
+        found = find_cases([root], split)
         count = min(limit or len(found), len(found))
         cases = [found[n * len(found) // count] for n in range(count)]
         head = _head(["python", "-m", "isicrt.benchmarks.decoding", *_arguments(ctx.params)])

@@ -27,7 +27,7 @@ from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case, infer, labels
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
 from isicrt.benchmarks.tables import markdown_text
-from isicrt.benchmarks.tradeoff import find_cases, read_ids
+from isicrt.benchmarks.tradeoff import data_options, find_cases, read_ids
 from isicrt.engine.errors import DataError, IsicrtError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import Decoded, read_image
@@ -159,16 +159,7 @@ def _with_interval(name: str, row: Mapping[str, Any]) -> str:
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option(
-    "--data",
-    "roots",
-    required=True,
-    multiple=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Data set with images/ and masks/, or with train/ and test/ that hold them; several times for several.",
-)
-@click.option("--split", type=click.Choice(("train", "test")), default="test", show_default=True)
-@click.option("--ids", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Only these ids, one a line.")
+@data_options
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything.")
 def command(
     models: tuple[str, ...], roots: tuple[Path, ...], split: str, ids: Path | None, json_file: Path | None
@@ -195,7 +186,7 @@ def _run(
 ) -> dict[str, Any]:
     environment = read_environment()
     files = [resolve(model) for model in models]
-    cases = [Case(c.id, c.image, c.truth) for c in find_cases(roots, split, None if ids is None else read_ids(ids))]
+    cases = find_cases(roots, split, None if ids is None else read_ids(ids))
     runtimes = [stack.enter_context(open_runtime(file)) for file in files]
     names = labels([(r.card.name, f.name) for r, f in zip(runtimes, files, strict=True)])
     with click.progressbar(length=len(cases), label="Images", show_pos=True, file=sys.stderr) as bar:

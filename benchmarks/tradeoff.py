@@ -19,13 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
 
 from isicrt.benchmarks.accuracy import Accuracy, score_masks
 from isicrt.benchmarks.environment import read_environment, recorded_command
+from isicrt.benchmarks.evaluation import Case
 from isicrt.benchmarks.latency import QUICK_WINDOW, Window, measure_latency, relative_spread
 from isicrt.benchmarks.macs import count_macs, count_parameters, load_graph
 from isicrt.benchmarks.plain_unet import plain_unet
@@ -48,15 +49,6 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 Setting = tuple[int, int]
 """Threads of the network and images a call."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """An image with its truth, named by its id."""
-
-    id: str
-    image: Path
-    truth: Path
 
 
 @dataclass
@@ -261,18 +253,30 @@ def _accuracy(accuracy: Accuracy | None, best: Accuracy | None) -> dict[str, Any
     }
 
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def data_options(command: _F) -> _F:
+    """``--data`` (`roots`), ``--split`` and ``--ids``: the images of `find_cases` and `read_ids`."""
+    for option in (
+        click.option("--ids", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="These, one a line."),
+        click.option("--split", type=click.Choice(("train", "test")), default="test", show_default=True),
+        click.option(
+            "--data",
+            "roots",
+            multiple=True,
+            required=True,
+            type=click.Path(exists=True, file_okay=False, path_type=Path),
+            help="Data set with images/ and masks/, or with train/ and test/ that hold them. May be given again.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option(
-    "--data",
-    "roots",
-    multiple=True,
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Data set with images/ and masks/, or with train/ and test/ that hold them. May be given again.",
-)
-@click.option("--split", type=click.Choice(("train", "test")), default="test", show_default=True)
-@click.option("--ids", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Only these, one a line.")
+@data_options
 @click.option("--peer", default=PEER, show_default=True, help=f"{PEER} (4 GMAC at 192 px), an .onnx file, or none.")
 @click.option("--repeats", type=click.IntRange(min=5), default=7, show_default=True)
 @click.option("--quick", is_flag=True, help="Short windows: shows that it works, measures badly.")

@@ -44,7 +44,7 @@ def large_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cases_of(root: Path) -> list[Case]:
-    return [Case(case.id, case.image, case.truth) for case in find_cases([root], "test")]
+    return find_cases([root], "test")
 
 
 def call(model: Path | str, data: Path, *options: str) -> Result:

@@ -32,7 +32,7 @@ def photograph() -> tuple[UInt8Array, Mask]:
 
 
 def cases_of(root: Path) -> list[Case]:
-    return [Case(case.id, case.image, case.truth) for case in find_cases([root], "test")]
+    return find_cases([root], "test")
 
 
 def call(*arguments: Path | str) -> Result:

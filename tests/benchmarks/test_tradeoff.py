@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner, Result
 
+from isicrt.benchmarks.evaluation import Case
 from isicrt.benchmarks.latency import QUICK_WINDOW
 from isicrt.benchmarks.plain_unet import plain_unet
-from isicrt.benchmarks.tradeoff import Case, find_cases, main, measure_tradeoff
+from isicrt.benchmarks.tradeoff import find_cases, main, measure_tradeoff
 from isicrt.benchmarks.tradeoff_report import SCHEMA, read_tradeoff, to_markdown, to_svg
 from isicrt.benchmarks.tradeoff_report import main as print_report
 from isicrt.engine.errors import DataError, ModelError
