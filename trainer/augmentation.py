@@ -94,11 +94,14 @@ def colour(images: Any, a: Augmentation, size: int, seed: int) -> Any:
     def uniform(low: float, high: float) -> Any:
         return fn.random.uniform(range=(low, high)) if low < high else low
 
+    saturation = uniform(1 - a.saturation, 1 + a.saturation)
+    if a.grey:
+        saturation = saturation * fn.cast(fn.random.coin_flip(probability=1 - a.grey), dtype=types.FLOAT)
     images = fn.color_twist(
         images,
         brightness=uniform(1 - a.brightness, 1 + a.brightness),
         contrast=uniform(1 - a.contrast, 1 + a.contrast),
-        saturation=uniform(1 - a.saturation, 1 + a.saturation),
+        saturation=saturation,
         hue=uniform(-a.hue, a.hue),
     )
     if a.max_blur:

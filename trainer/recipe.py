@@ -53,6 +53,8 @@ class Augmentation:
     """Degrees, uniform in both directions."""
     max_noise: float = 10.0
     """Standard deviation of the Gaussian noise in levels of 255, uniform from 0."""
+    grey: float = 0.0
+    """Probability that an image loses its colour, before `cast` gives all of it one."""
     cast: float = 0.0
     """Colour cast: a factor for each channel, uniform in [1 - x, 1 + x]."""
     max_blur: float = 0.0
@@ -66,7 +68,8 @@ class Augmentation:
         _require(1 <= self.max_aspect <= 4, "augmentation.max_aspect", "must lie in [1, 4]")
         _require(0 <= self.max_shear <= 45, "augmentation.max_shear", "must lie in [0, 45]")
         _require(self.border in ("black", "reflect"), "augmentation.border", "is black or reflect")
-        _require(0 <= self.rotate_probability <= 1, "augmentation.rotate_probability", "must lie in [0, 1]")
+        for name in ("rotate_probability", "grey"):
+            _require(0 <= getattr(self, name) <= 1, f"augmentation.{name}", "must lie in [0, 1]")
         for name in ("brightness", "contrast", "saturation", "cast"):
             _require(0 <= getattr(self, name) < 1, f"augmentation.{name}", "must lie in [0, 1)")
         for name in ("max_angle", "hue", "max_noise"):
@@ -228,9 +231,13 @@ class Recipe:
         if self.decoder_channels is not None:
             data["decoder_channels"] = list(self.decoder_channels)
         data["loss"] = dict(self.loss)
+        # A run that began before there was such a setting can be resumed.
         for name in ("mixstyle", "soft_labels", "standardise"):
-            if not data[name]:  # a run that began before there was such a setting can be resumed
+            if not data[name]:
                 del data[name]
+        for amounts in (data["augmentation"], *(stage["augmentation"] for stage in data["stages"])):
+            if amounts is not None and not amounts["grey"]:
+                del amounts["grey"]
         return data
 
     @classmethod

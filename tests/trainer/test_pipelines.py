@@ -104,6 +104,19 @@ def test_augmentation_changes_pixels(marked: list[Pair]) -> None:
         assert not torch.equal(plain, changed), change
 
 
+@pytest.mark.parametrize("saturation", [0.0, 0.5])
+def test_a_share_of_images_loses_its_colour_and_nothing_else(marked: list[Pair], saturation: float) -> None:
+    jitter = dataclasses.replace(STILL, saturation=saturation)
+    (plain, _), *_ = one_epoch(marked, augmentation=jitter, batch_size=8)
+    (every, _), *_ = one_epoch(marked, augmentation=dataclasses.replace(jitter, grey=1.0), batch_size=8)
+    assert (every.amax(-1) - every.amin(-1)).max() <= 1  # rounding
+    luma = plain.float() @ torch.tensor([0.299, 0.587, 0.114])
+    assert (every[..., 0] - luma).abs().max() < 4  # saturated colours are cut at 0 and 255
+    (some, _), *_ = one_epoch(marked, augmentation=dataclasses.replace(jitter, grey=0.5), batch_size=8)
+    colour = (some.amax(-1) - some.amin(-1)).flatten(1).amax(1) > 1
+    assert 0 < colour.sum() < 8
+
+
 def test_noise_is_gaussian_without_a_bias_and_of_another_strength_for_each_image(tmp_path: Path) -> None:
     pairs = []
     for number in range(8):
