@@ -41,20 +41,15 @@ def make_optimiser(model: SegmentationModel, stage: Stage, weight_decay: float) 
             ([p for p in parameters if p.ndim <= 1], 0.0),
         ):
             groups.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": decay})
-    return torch.optim.AdamW(groups, fused=_fused(groups))
+    # One kernel for all weights, on a GPU and on a CPU; AdamW's default takes several for each of them.
+    return torch.optim.AdamW(groups, fused=True)
 
 
 def restore(optimiser: torch.optim.AdamW, state: Mapping[str, Any]) -> None:
     """Give an optimiser of `make_optimiser` the state of another one, which may have been on another device."""
-    fused = _fused(optimiser.param_groups)
     # Where a parameter's count of steps is kept, torch decides by what the state says of its groups.
-    groups = [{**group, "fused": fused} for group in state["param_groups"]]
+    groups = [{**group, "fused": True} for group in state["param_groups"]]
     optimiser.load_state_dict({**state, "param_groups": groups})
-
-
-def _fused(groups: Sequence[Mapping[str, Any]]) -> bool | None:
-    """True on a GPU: one kernel for all weights, where AdamW's default takes several for each kind of sum."""
-    return True if any(p.is_cuda for group in groups for p in group["params"]) else None
 
 
 @contextmanager
@@ -98,14 +93,11 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel:
         # The argument is a copy on the weights' device, and to read it would wait for a GPU.
         n = float(average.n_averaged)
         weight = 1 - min(decay, (1 + n) / (10 + n))
-        if averaged[0].is_cuda and averaged[0].is_floating_point():  # all of one kind
+        # All of one kind.
+        if averaged[0].is_floating_point():
             torch._foreach_lerp_(list(averaged), list(current), weight)
-            return
-        for mean, value in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, weight)
-            else:  # number of batches seen
-                mean.copy_(value)
+        else:  # number of batches seen
+            torch._foreach_copy_(list(averaged), list(current))
 
     average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
     return average

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ import torch
 from isicrt.benchmarks.rendered import render
 from isicrt.engine.card import IMAGENET_MEAN, IMAGENET_STD
 from isicrt.trainer.losses import mix
-from isicrt.trainer.models import build_model, normalise
-from isicrt.trainer.optimisation import learning_rate_factor, make_average, make_optimiser, set_stage
+from isicrt.trainer.models import SegmentationModel, build_model, normalise
+from isicrt.trainer.optimisation import learning_rate_factor, make_average, make_optimiser, restore, set_stage
 from isicrt.trainer.recipe import Stage
 
 FROZEN = Stage("frozen", epochs=1, decoder_lr=0.1)
@@ -62,6 +64,39 @@ def test_a_model_learns_one_batch_by_heart() -> None:
         optimiser.step()
         losses.append(value.item())
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_it_learns_as_plain_adamw_does_and_goes_on_from_where_that_one_was() -> None:
+    def model_and_gradients(steps: int) -> tuple[SegmentationModel, list[dict[str, torch.Tensor]]]:
+        torch.manual_seed(0)
+        model = build_model("unet", decoder_channels=[8, 8, 8, 8])
+        set_stage(model, TUNED)
+        return model, [{n: torch.randn(p.shape) for n, p in model.named_parameters()} for _ in range(steps)]
+
+    def learn(model: SegmentationModel, optimiser: torch.optim.AdamW, gradients: list) -> None:
+        for step in gradients:
+            for name, parameter in model.named_parameters():
+                parameter.grad = step[name]
+            optimiser.step()
+
+    plain, gradients = model_and_gradients(6)
+    groups = [dict(group) for group in make_optimiser(plain, TUNED, weight_decay=0.1).param_groups]
+    loop = torch.optim.AdamW([{k: g[k] for k in ("params", "lr", "base_lr", "weight_decay")} for g in groups])
+    assert not loop.param_groups[0]["fused"]
+    learn(plain, loop, gradients[:3])
+    halfway, state = {n: v.clone() for n, v in plain.state_dict().items()}, deepcopy(loop.state_dict())
+    learn(plain, loop, gradients[3:])
+
+    ours, _ = model_and_gradients(0)
+    learn(ours, make_optimiser(ours, TUNED, weight_decay=0.1), gradients)
+    resumed, _ = model_and_gradients(0)
+    resumed.load_state_dict(halfway)
+    optimiser = make_optimiser(resumed, TUNED, weight_decay=0.1)
+    restore(optimiser, state)
+    learn(resumed, optimiser, gradients[3:])
+    for name, parameter in plain.named_parameters():
+        for other in (ours, resumed):
+            torch.testing.assert_close(other.get_parameter(name), parameter, rtol=1e-5, atol=1e-6)
 
 
 def test_rates_and_decay_by_group() -> None:
