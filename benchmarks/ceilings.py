@@ -33,11 +33,12 @@ import click
 import numpy as np
 import simplejpeg
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.macs import count_macs, load_graph
 from isicrt.benchmarks.stages import stage_pass
 from isicrt.engine import shipped
-from isicrt.engine.errors import DataError, IsicrtError
+from isicrt.engine.errors import DataError
 from isicrt.engine.images import decode_image
 from isicrt.engine.masks import encode_png, restore_window
 from isicrt.engine.pipeline import STAGES
@@ -190,21 +191,18 @@ def to_dict(found: Sequence[Ceiling], arithmetic: Arithmetic, **facts: Any) -> d
     }
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.option("--images", required=True, type=click.Path(exists=True, path_type=Path), help="Folder of JPEG files.")
 @click.option("--model", default=None, help="An .onnx file or a shipped model's name. [default: the shipped model]")
 @click.option("--limit", type=click.IntRange(min=1), default=64, show_default=True, help="Images, at most.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 def main(images: Path, model: str | None, limit: int, json_file: Path | None) -> None:
     """Measure how near each stage is to what this machine can do."""
-    try:
-        photographs = find_jobs(images, Path(tempfile.gettempdir())).images
-        files = [image for image in photographs if image.suffix.lower() in _JPEG]
-        chosen = files[:: max(1, len(files) // limit)][:limit]
-        path = shipped.resolve(model)
-        found, arithmetic = measure(chosen, path)
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
+    photographs = find_jobs(images, Path(tempfile.gettempdir())).images
+    files = [image for image in photographs if image.suffix.lower() in _JPEG]
+    chosen = files[:: max(1, len(files) // limit)][:limit]
+    path = shipped.resolve(model)
+    found, arithmetic = measure(chosen, path)
     click.echo(f"{len(chosen)} images, {path.name}; CPU ms an image on one thread")
     for c in found:
         click.echo(f"{c.stage:8} {c.cpu_ms:8.3f}   at least {c.floor_ms:8.3f}   {c.share:4.0%}")

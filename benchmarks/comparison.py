@@ -10,18 +10,19 @@ a 95 % bootstrap interval of the mean difference (Efron and Tibshirani 1993).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.gates import BETTER, HIGHER, figures
 from isicrt.benchmarks.latency import TOLERANCE, counted, relative_spread
 from isicrt.benchmarks.result import ModelResult, Report, read_report
 from isicrt.benchmarks.tables import Table, figure
-from isicrt.engine.errors import DataError, IsicrtError
+from isicrt.engine.errors import DataError
 from isicrt.engine.pipeline import STAGES
 from isicrt.engine.scores import bootstrap_interval
 
@@ -286,27 +287,23 @@ def comparison_lines(found: Comparison) -> list[str]:
     return lines if found.changed else [*lines, "nothing changed beyond noise"]
 
 
-def main(files: list[str]) -> None:
-    """Print the comparison of two saved reports; exit with a message where one is none or they share no model."""
-    if len(files) != 2:
-        sys.exit("Usage: python -m isicrt.benchmarks.comparison OLD.json NEW.json")
-    try:
-        found = compare(*(read_report(Path(file)) for file in files))
-    except IsicrtError as error:
-        sys.exit(f"Error: {error}")
+@click.command(cls=ModuleCommand)
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+def main(old: Path, new: Path) -> None:
+    """Print what changed from OLD to NEW, two JSON results of isicrt bench."""
+    found = compare(read_report(old), read_report(new))
     for line in comparison_cautions(found):
-        print(line)
+        click.echo(line)
     for table in comparison_tables(found):
-        print(table.title)
+        click.echo(table.title)
+        widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
         for row in (table.header, *table.rows):
-            print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, _widths(table), strict=True)).rstrip())
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            click.echo(f"  {'  '.join(cells)}".rstrip())
     for line in comparison_lines(found):
-        print(line)
-
-
-def _widths(table: Table) -> list[int]:
-    return [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
+        click.echo(line)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

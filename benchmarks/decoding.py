@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.agreement import Agreement, ImageAgreement, Limits
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case, infer
@@ -34,7 +35,7 @@ from isicrt.benchmarks.scoring_protocol import OfficialProtocol
 from isicrt.benchmarks.tables import markdown_text
 from isicrt.benchmarks.tradeoff import find_cases
 from isicrt.engine import geometry
-from isicrt.engine.errors import DataError, ImageError, IsicrtError
+from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.geometry import UInt8Array, resize_by_pillow, resize_image
 from isicrt.engine.images import JPEG_SIGNATURE, MAX_PIXELS, Decoded, decode_data, decode_image, read_image, read_source
 from isicrt.engine.masks import Mask, replace_file
@@ -315,7 +316,7 @@ def _named(path: Path | str) -> str:
     return path.as_posix() if not path.is_absolute() and ".." not in path.parts else path.name
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("model")
 @click.option(
     "--data",
@@ -339,35 +340,30 @@ def command(
     json_file: Path | None,
 ) -> None:
     """Compare the ways of decoding for MODEL, an .onnx file or a shipped model's name."""
-    try:
-        file = resolve(model)
-        found = find_cases([root], split)
-        count = min(limit or len(found), len(found))
-        cases = [found[n * len(found) // count] for n in range(count)]
-        head = _head(["python", "-m", "isicrt.benchmarks.decoding", *_arguments(ctx.params)])
-        with open_runtime(file) as runtime:
-            result = head | {
-                "model": {
-                    "name": runtime.card.name,
-                    "file": file.name,
-                    "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-                    "runtime": runtime.name,
-                    "input": list(runtime.card.input_size),
-                },
-                "data": {
-                    "set": f"{root.resolve().name}/{split}" if (root / split).is_dir() else root.resolve().name,
-                    "images": len(cases),
-                    "of": len(found),
-                },
-                "resizer": "cykooz_resizer" if vars(geometry)["cykooz_resizer"] is not None else "pillow",
-                **measure_decoding(runtime, cases, max_change=max_change),
-            }
-        if json_file is not None:
-            replace_file(json_file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"{error.filename or json_file}: {error.strerror or error}") from error
+    file = resolve(model)
+    found = find_cases([root], split)
+    count = min(limit or len(found), len(found))
+    cases = [found[n * len(found) // count] for n in range(count)]
+    head = _head(["python", "-m", "isicrt.benchmarks.decoding", *_arguments(ctx.params)])
+    with open_runtime(file) as runtime:
+        result = head | {
+            "model": {
+                "name": runtime.card.name,
+                "file": file.name,
+                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+                "runtime": runtime.name,
+                "input": list(runtime.card.input_size),
+            },
+            "data": {
+                "set": f"{root.resolve().name}/{split}" if (root / split).is_dir() else root.resolve().name,
+                "images": len(cases),
+                "of": len(found),
+            },
+            "resizer": "cykooz_resizer" if vars(geometry)["cykooz_resizer"] is not None else "pillow",
+            **measure_decoding(runtime, cases, max_change=max_change),
+        }
+    if json_file is not None:
+        replace_file(json_file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     click.echo(to_markdown(result))
     if why := problems(result):
         raise click.ClickException("the ways of decoding do not agree: " + "; ".join(why))

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
+from isicrt._command import ModuleCommand
 from isicrt.engine.errors import DataError, MissingDependencyError
 from isicrt.engine.geometry import UInt8Array
 
@@ -67,7 +68,7 @@ def differences(files: Sequence[Path], devices: tuple[str, str], size: tuple[int
     }
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("images", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--limit", type=click.IntRange(min=1), default=64, show_default=True)
 def command(images: Path, limit: int) -> None:

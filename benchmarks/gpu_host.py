@@ -31,13 +31,14 @@ import click
 import cv2
 import numpy as np
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.idle_processes import idle_processes
 from isicrt.benchmarks.scratch import fresh
 from isicrt.engine import shipped
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cores import available_cores
-from isicrt.engine.errors import DataError, IsicrtError
+from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.gpu_batch import ChainImage, PackedMask
 from isicrt.engine.ledger import Ledger, mask_settings
@@ -215,7 +216,7 @@ def to_markdown(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.option("--images", required=True, type=click.Path(exists=True, path_type=Path), help="Folder of JPEGs.")
 @click.option("--model", default=None, help="An .onnx file or a shipped model's name. [default: the shipped model]")
 @click.option("--count", type=click.IntRange(min=1), default=8192, show_default=True, help="Masks of a run.")
@@ -242,14 +243,11 @@ def main(
     cores = available_cores()
     number = processes or default_processes(cores, on_gpu=True) or max(1, cores // 2)
     environment = read_environment()
-    try:
-        with tempfile.TemporaryDirectory(prefix="isicrt-gpu-host-") as name:
-            files = find_jobs(images, Path(name)).images
-            card = read_onnx_card(shipped.resolve(model))
-            runs = measure(files, card, Path(name), count=count, processes=(0, number), repeats=repeats)
-            own = own_runs(files, card, Path(name), count=own_count, repeats=repeats)
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
+    with tempfile.TemporaryDirectory(prefix="isicrt-gpu-host-") as name:
+        files = find_jobs(images, Path(name)).images
+        card = read_onnx_card(shipped.resolve(model))
+        runs = measure(files, card, Path(name), count=count, processes=(0, number), repeats=repeats)
+        own = own_runs(files, card, Path(name), count=own_count, repeats=repeats)
     data = to_dict(
         runs,
         own,

@@ -17,12 +17,13 @@ from typing import Any
 
 import click
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.agreement import Agreement, Limits, cpu_masker, measure_agreement
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.gpu_alone import GpuParts, opened_chain
 from isicrt.benchmarks.gpu_torch import open_torch
 from isicrt.benchmarks.workload import open_workload
-from isicrt.engine.errors import DataError, IsicrtError, ModelError
+from isicrt.engine.errors import DataError, ModelError
 from isicrt.engine.masks import replace_file
 from isicrt.engine.runtime import open_runtime
 
@@ -72,17 +73,14 @@ def compare(
 SCHEMA = "isicrt-gpu-parity/1"
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--masks", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), required=True)
 def command(model: Path, images: Path, masks: Path | None, json_file: Path) -> None:
     """Compare MODEL on ONNX Runtime with the same network on the GPU, by torch. The exit code is 1 if they differ."""
-    try:
-        agreement, decoded = compare(model, images, masks, lambda: open_torch(model, LARGEST), GpuParts())
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
+    agreement, decoded = compare(model, images, masks, lambda: open_torch(model, LARGEST), GpuParts())
     problems = agreement.problems(Limits())
     found: dict[str, Any] = {
         "schema": SCHEMA,

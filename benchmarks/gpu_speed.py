@@ -28,6 +28,7 @@ from typing import Any
 
 import click
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.gpu_alone import (
     RESIZE,
@@ -294,7 +295,7 @@ def measure(
     return good
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Without: torch in its place."

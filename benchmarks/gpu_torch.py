@@ -17,10 +17,11 @@ from typing import Any
 
 import click
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.gpu_slots import SlotRuntime
 from isicrt.benchmarks.time_limit import time_limit
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import IsicrtError, MissingDependencyError, ModelError
+from isicrt.engine.errors import MissingDependencyError, ModelError
 from isicrt.engine.onnx_file import read_onnx_card
 
 NAME = "torch-eager-fp16"
@@ -350,16 +351,13 @@ def torch_figures(model: Path, kind: str, size: int, calls: int) -> dict[str, An
     return {"network_ms": median, "images_per_second": 1e3 * size / median, "calls": calls}
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--largest", type=click.IntRange(min=1), default=256, show_default=True, help="Batch.")
 @click.option("--seconds", type=float, default=COMPILE_SECONDS, show_default=True, help="That it may take.")
 def command(model: Path, largest: int, seconds: float) -> None:
     """Compile MODEL's network for batches of 1 and of --largest; torch keeps what comes of it for later processes."""
-    try:
-        network = CompiledNetwork(model, "cuda", sorted({1, largest}), seconds=seconds)
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
+    network = CompiledNetwork(model, "cuda", sorted({1, largest}), seconds=seconds)
     for size, took in network.seconds.items():
         click.echo(f"batches of {size}: compiled in {took:.1f} s")
 

@@ -31,6 +31,7 @@ from typing import Any
 
 import click
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.gpu_attempts import Attempts
 from isicrt.benchmarks.report_table import PUBLISHED, STAGES, NotRun, ReportTable, merge, read_table
@@ -206,7 +207,7 @@ def _rows(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
     return names
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--encoder-weights", default="none", show_default=True, help="File of MobileNetV2's weights, or `none`.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Of the results.")

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.gpu_files import SIZES
 
 STAGES = ("read", "gpu decode", "gpu resize", "network", "gpu restore and pack", "write")
@@ -112,7 +113,7 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def command(file: Path) -> None:
     """Print a saved report as Markdown."""

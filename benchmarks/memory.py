@@ -22,11 +22,11 @@ from typing import Any
 import click
 from PIL import Image
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.process import run_command
 from isicrt.benchmarks.rendered import render
 from isicrt.engine import shipped
-from isicrt.engine.errors import IsicrtError
 from isicrt.engine.sources import find_jobs
 
 SCHEMA = "isicrt-memory/1"
@@ -92,7 +92,7 @@ def _numbers(ctx: click.Context, option: click.Parameter, text: str) -> list[int
     return found
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.option("--images", required=True, type=click.Path(path_type=Path), help="What the links point to.")
 @click.option("--model", metavar="FILE|NAME", help="As for segment. [default: the shipped model]")
 @click.option("--counts", default="1000,100000", show_default=True, callback=_numbers, help="Links to segment.")
@@ -110,10 +110,7 @@ def command(
     json_file: Path | None,
 ) -> None:
     """Measure the peak memory of isicrt segment."""
-    try:
-        readings = _read_all(images, shipped.resolve(model), counts, batch_sizes, large_images, large_count)
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
+    readings = _read_all(images, shipped.resolve(model), counts, batch_sizes, large_images, large_count)
     for what in ("count", "resume"):
         if (more := growth(readings, what)) is not None:
             click.echo(f"{what}: {counts[-1]} images against {counts[0]}: {more:+.1%}")

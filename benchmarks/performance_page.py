@@ -16,9 +16,10 @@ from typing import Any
 
 import click
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.peers.race import race_markdown
 from isicrt.benchmarks.result import ModelResult, Report, read_report
-from isicrt.engine.errors import DataError, IsicrtError
+from isicrt.engine.errors import DataError
 from isicrt.engine.masks import replace_file
 from isicrt.engine.pipeline import STAGES
 
@@ -117,15 +118,12 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("page", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def main(page: Path, results: Path) -> None:
     """Put the tables from RESULTS, a folder of JSON files, between their markers in PAGE."""
-    try:
-        replace_file(page, fill(page.read_text(encoding="utf-8"), sections(results)).encode())
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
+    replace_file(page, fill(page.read_text(encoding="utf-8"), sections(results)).encode())
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.macs import count_macs, count_parameters
 from isicrt.engine.card import METADATA_KEY, ModelCard
-from isicrt.engine.errors import IsicrtError, MissingDependencyError, SettingsError
+from isicrt.engine.errors import MissingDependencyError, SettingsError
 from isicrt.engine.masks import replace_file
 
 if TYPE_CHECKING:
@@ -207,19 +208,14 @@ class _Builder:
         return model
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--gmac", type=click.FloatRange(min=0, min_open=True), default=4.0, show_default=True)
 @click.option("--size", type=int, default=192, show_default=True, help="Side of the input, pixels.")
 def main(out: Path, gmac: float, size: int) -> None:
     """Write an untrained plain U-Net of about so many GMAC to OUT, for `isicrt bench`."""
-    try:
-        model = plain_unet(gmac, size)
-        replace_file(out, model.SerializeToString(deterministic=True))
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"{out}: cannot be written: {error.strerror}") from error
+    model = plain_unet(gmac, size)
+    replace_file(out, model.SerializeToString(deterministic=True))
     widths = ", ".join(map(str, plain_widths(gmac, size)))
     click.echo(
         f"{out}: {count_macs(model) / 1e9:.3f} GMAC at {size} px, {count_parameters(model) / 1e6:.2f} M parameters, "

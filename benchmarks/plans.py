@@ -20,11 +20,12 @@ from typing import Any
 
 import click
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.macs import count_parameters, load_graph
 from isicrt.benchmarks.process import run_command
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import DataError, IsicrtError
+from isicrt.engine.errors import DataError
 from isicrt.engine.masks import replace_file
 from isicrt.engine.plan import read_plan
 from isicrt.engine.shipped import resolve
@@ -133,7 +134,7 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines + ([""] + refused if refused else [])) + "\n"
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("models", nargs=-1, required=True)
 @click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, default=PRECISIONS)
 @click.option(
@@ -158,18 +159,15 @@ def command(
     json_path: Path | None,
 ) -> None:
     """Build each of MODELS with TensorRT for RTX, in each precision and for each GPU, and print a table."""
-    try:
-        for model in models:
-            resolve(model)
-        rows = []
-        earlier = _read(json_path)
-        for model in models:
-            for precision in precisions:
-                for capability in capabilities:
-                    click.echo(f"{model} {precision} {capability}", err=True)
-                    rows.append(asdict(build_row(model, precision, capability, batch_size, parity_images)))
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
+    for model in models:
+        resolve(model)
+    rows = []
+    earlier = _read(json_path)
+    for model in models:
+        for precision in precisions:
+            for capability in capabilities:
+                click.echo(f"{model} {precision} {capability}", err=True)
+                rows.append(asdict(build_row(model, precision, capability, batch_size, parity_images)))
     if json_path is not None:
         made = {_key(row) for row in rows}
         rows = [row for row in earlier["rows"] if _key(row) not in made] + rows

@@ -22,13 +22,14 @@ from typing import Any
 import click
 import numpy as np
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.conditions import CONDITIONS, UNCHANGED, Condition
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case, infer, labels
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
 from isicrt.benchmarks.tables import markdown_text
 from isicrt.benchmarks.tradeoff import data_options, find_cases, read_ids
-from isicrt.engine.errors import DataError, IsicrtError
+from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import Decoded, read_image
 from isicrt.engine.masks import replace_file
@@ -157,7 +158,7 @@ def _with_interval(name: str, row: Mapping[str, Any]) -> str:
     return f"**{text}**" if row["low"] > 0 or row["high"] < 0 else text
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("models", nargs=-1, required=True)
 @data_options
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything.")
@@ -167,16 +168,11 @@ def command(
     """Measure MODELS, .onnx files or shipped models' names, under other conditions; the first is compared with."""
     if json_file is not None and not json_file.absolute().parent.is_dir():  # found out before the work, not after it
         raise click.ClickException(f"{json_file}: there is no folder {json_file.parent}")
-    try:
-        with ExitStack() as stack:
-            result = _run(models, roots, split, ids, json_file, stack)
-        click.echo(to_markdown(result))
-        if json_file is not None:
-            replace_file(json_file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"{json_file or ids}: {error.strerror or error}") from error
+    with ExitStack() as stack:
+        result = _run(models, roots, split, ids, json_file, stack)
+    click.echo(to_markdown(result))
+    if json_file is not None:
+        replace_file(json_file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     if result["problems"]:
         raise click.ClickException(f"{len(result['problems'])} of {result['data']['images']} images were not measured")
 

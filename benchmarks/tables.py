@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.result import ModelResult, Report, read_report
 from isicrt.benchmarks.workload import RENDERED_NOTE
-from isicrt.engine.errors import IsicrtError
 from isicrt.engine.pipeline import STAGES
 
 
@@ -268,14 +268,11 @@ def to_csv(report: Report) -> str:
     return text.getvalue()
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def main(files: tuple[Path, ...]) -> None:
     """Print FILES, JSON results of isicrt bench, as Markdown."""
-    try:
-        click.echo("\n".join(to_markdown(read_report(file)) for file in files), nl=False)
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
+    click.echo("\n".join(to_markdown(read_report(file)) for file in files), nl=False)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import click
 import numpy as np
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.accuracy import Accuracy, score_masks
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case
@@ -32,7 +33,7 @@ from isicrt.benchmarks.macs import count_macs, count_parameters, load_graph
 from isicrt.benchmarks.plain_unet import plain_unet
 from isicrt.benchmarks.tradeoff_report import SCHEMA, to_markdown, to_svg
 from isicrt.benchmarks.workload import decoded_batch, open_workload
-from isicrt.engine.errors import DataError, IsicrtError, ModelError
+from isicrt.engine.errors import DataError, ModelError
 from isicrt.engine.masks import replace_file
 from isicrt.engine.pipeline import available_cores, run_jobs
 from isicrt.engine.runtime import Runtime, open_runtime
@@ -274,7 +275,7 @@ def data_options(command: _F) -> _F:
     return command
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("models", nargs=-1, required=True)
 @data_options
 @click.option("--peer", default=PEER, show_default=True, help=f"{PEER} (4 GMAC at 192 px), an .onnx file, or none.")
@@ -296,16 +297,11 @@ def main(
     svg: Path | None,
 ) -> None:
     """Measure MODELS, .onnx files or names of shipped models, beside the peer."""
-    try:
-        window = QUICK_WINDOW if quick else _WINDOW
-        result = _run(models, roots, split, ids, peer, repeats, window)
-        for path, text in ((json_file, _to_json), (markdown, to_markdown), (svg, to_svg)):
-            if path is not None:
-                replace_file(path, text(result).encode())
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"{error.filename or json_file}: {error.strerror or error}") from error
+    window = QUICK_WINDOW if quick else _WINDOW
+    result = _run(models, roots, split, ids, peer, repeats, window)
+    for path, text in ((json_file, _to_json), (markdown, to_markdown), (svg, to_svg)):
+        if path is not None:
+            replace_file(path, text(result).encode())
     click.echo(to_markdown(result))
 
 

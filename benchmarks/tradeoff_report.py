@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.plots import (
     _LETTER,
     _Box,
@@ -27,7 +28,7 @@ from isicrt.benchmarks.plots import (
     _ticks,
 )
 from isicrt.benchmarks.tables import figure, markdown_text
-from isicrt.engine.errors import DataError, IsicrtError
+from isicrt.engine.errors import DataError
 from isicrt.engine.masks import replace_file
 
 SCHEMA = "isicrt-tradeoff/1"
@@ -190,19 +191,14 @@ def _rate(model: Mapping[str, Any]) -> float:
     return 1e3 / float(last["ms_per_image"])
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("result", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path))
 def main(result: Path, svg: Path | None) -> None:
     """Print RESULT, the JSON of isicrt.benchmarks.tradeoff, as Markdown."""
-    try:
-        data = read_tradeoff(result)
-        if svg is not None:
-            replace_file(svg, to_svg(data).encode())
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"{svg}: cannot be written: {error.strerror}") from error
+    data = read_tradeoff(result)
+    if svg is not None:
+        replace_file(svg, to_svg(data).encode())
     click.echo(to_markdown(data))
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
+from isicrt._command import explained
 from isicrt._version import __version__
 from isicrt.cli.stopping import leave_if_stuck
-from isicrt.engine.errors import IsicrtError, SettingsError
+from isicrt.engine.errors import IsicrtError
 
 # name -> (module, one-line help). The help stands here so that `isicrt --help` imports no command.
 COMMANDS = {
@@ -51,10 +52,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except IsicrtError as error:
-            failure = (
-                click.UsageError(str(error)) if isinstance(error, SettingsError) else click.ClickException(str(error))
-            )
-            raise failure from error
+            raise explained(error) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -241,7 +241,7 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
     shares the folder.
 
     Raises:
-        OSError: the temporary file is removed again.
+        OSError: it names `path`. The temporary file is removed again.
     """
     path = Path(path)
     temporary = path.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
@@ -249,7 +249,9 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
         with temporary.open("xb") as file:
             file.write(data)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
         raise

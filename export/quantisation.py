@@ -25,9 +25,10 @@ from typing import Any
 import click
 import numpy as np
 
+from isicrt._command import ModuleCommand
 from isicrt._version import __version__
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import BuildError, IsicrtError, MissingDependencyError
+from isicrt.engine.errors import BuildError, MissingDependencyError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.masks import replace_file, restore_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
@@ -274,7 +275,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--images", multiple=True, required=True, type=click.Path(path_type=Path), help="May be given again.")
 @click.option("--masks", multiple=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -302,25 +303,20 @@ def main(
     max_loss: float,
 ) -> None:
     """Quantise MODEL, a float32 .onnx with a card, to int8; give it training images, never test images."""
-    try:
-        with OnnxRuntime(model) as runtime:
-            size = runtime.card.input_size
-        calibration, samples, source = read_samples(
-            images, masks, size, calibrate=calibration_images, compare=parity_images
+    with OnnxRuntime(model) as runtime:
+        size = runtime.card.input_size
+    calibration, samples, source = read_samples(
+        images, masks, size, calibrate=calibration_images, compare=parity_images
+    )
+    result = quantise_file(model, calibration, samples, method=method, rounding=rounding, source=source)
+    _print(result, model)
+    change = result.parity.jaccard_change
+    if change is not None and -change > max_loss:
+        raise BuildError(
+            f"int8: the Jaccard index falls by {-change:.4f} (limit {max_loss:g}). Nothing was written. Try "
+            "another --method or more --calibration-images, or raise --max-loss."
         )
-        result = quantise_file(model, calibration, samples, method=method, rounding=rounding, source=source)
-        _print(result, model)
-        change = result.parity.jaccard_change
-        if change is not None and -change > max_loss:
-            raise BuildError(
-                f"int8: the Jaccard index falls by {-change:.4f} (limit {max_loss:g}). Nothing was written. Try "
-                "another --method or more --calibration-images, or raise --max-loss."
-            )
-        replace_file(out, result.onnx)
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"{out}: cannot be written: {error.strerror}") from error
+    replace_file(out, result.onnx)
     click.echo(f"Wrote {out}  {out.stat().st_size / 1e6:.2f} MB (float32: {model.stat().st_size / 1e6:.2f} MB)")
 
 

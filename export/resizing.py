@@ -16,8 +16,9 @@ from pathlib import Path
 import click
 import numpy as np
 
+from isicrt._command import ModuleCommand
 from isicrt.engine.card import MAX_SIDE, ModelCard
-from isicrt.engine.errors import BuildError, IsicrtError, SettingsError
+from isicrt.engine.errors import BuildError, SettingsError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import decode_image
 from isicrt.engine.masks import replace_file
@@ -102,7 +103,7 @@ def _random_colours(size: tuple[int, int]) -> list[Sample]:
     return [Sample(f"colours {index}", resize_image(image, size)) for index, image in enumerate(coarse)]
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--size", required=True, type=click.IntRange(STRIDE, MAX_SIDE), help="Side of the input; a multiple of 32."
@@ -112,19 +113,12 @@ def _random_colours(size: tuple[int, int]) -> list[Sample]:
 def main(checkpoint: Path, size: int, out: Path, images: Path | None) -> None:
     """Write CHECKPOINT, a best.pt of `isicrt train`, as an ONNX file for another input size."""
     samples, origin = None, ""
-    try:
-        if images is not None:
-            files = find_jobs(images, out.parent / "isicrt-no-masks").images
-            picks = np.unique(np.linspace(0, len(files) - 1, 32).astype(int))
-            samples = [Sample(files[n].name, decode_image(files[n], (size, size)).pixels) for n in picks]
-            origin = f"{len(samples)} of {len(files)} images of {'/'.join(images.absolute().parts[-2:])}"
-        built = resize_model(checkpoint, (size, size), out, samples, images=origin)
-    except SettingsError as error:
-        raise click.UsageError(str(error)) from error
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"{out}: cannot be written: {error.strerror}") from error
+    if images is not None:
+        files = find_jobs(images, out.parent / "isicrt-no-masks").images
+        picks = np.unique(np.linspace(0, len(files) - 1, 32).astype(int))
+        samples = [Sample(files[n].name, decode_image(files[n], (size, size)).pixels) for n in picks]
+        origin = f"{len(samples)} of {len(files)} images of {'/'.join(images.absolute().parts[-2:])}"
+    built = resize_model(checkpoint, (size, size), out, samples, images=origin)
     assert built.parity is not None  # a checkpoint is always compared
     click.echo(
         f"{out}: {size} px, {out.stat().st_size / 1e6:.1f} MB; masks of torch and ONNX differ in "

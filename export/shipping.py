@@ -17,8 +17,9 @@ from typing import Any
 import click
 import onnx
 
+from isicrt._command import ModuleCommand
 from isicrt.engine.card import METADATA_KEY, ModelCard
-from isicrt.engine.errors import BuildError, IsicrtError
+from isicrt.engine.errors import BuildError
 from isicrt.engine.masks import replace_file
 from isicrt.export.onnx_graph import set_card
 
@@ -84,7 +85,7 @@ def read_scores(result: Path, model: Path) -> dict[str, Any]:
         raise BuildError(f"{result}: holds no official scores of {model}: {error!r}") from error
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("result", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -92,10 +93,7 @@ def read_scores(result: Path, model: Path) -> dict[str, Any]:
 @click.option("--as", "data_set", required=True, help="What the scores were measured on, as tables show it.")
 def main(model: Path, result: Path, folder: Path, name: str, data_set: str) -> None:
     """Put MODEL into FOLDER with the scores in RESULT, the JSON of `isicrt evaluate` or `isicrt bench`."""
-    try:
-        path = ship(model, name, {data_set: read_scores(result, model)}, folder)
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
+    path = ship(model, name, {data_set: read_scores(result, model)}, folder)
     click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -23,9 +23,10 @@ from typing import Any
 import click
 import numpy as np
 
+from isicrt._command import ModuleCommand
 from isicrt._version import __version__
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import BuildError, IsicrtError, MissingDependencyError
+from isicrt.engine.errors import BuildError, MissingDependencyError
 from isicrt.engine.geometry import UInt8Array, resize_image
 from isicrt.engine.masks import replace_file
 from isicrt.engine.onnx_runtime import OnnxRuntime
@@ -291,7 +292,7 @@ def _check_mean(one_view: Runtime, several: Runtime, views: tuple[View, ...]) ->
         raise BuildError(f"views: {astray:.2%} of the pixels are not the mean of the views. This is a bug in isicrt.")
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
@@ -302,15 +303,10 @@ def _check_mean(one_view: Runtime, several: Runtime, views: tuple[View, ...]) ->
 )
 def main(model: Path, out: Path, views: str) -> None:
     """Write MODEL, an .onnx with a card, as OUT, an .onnx that gives the mean over several views of each image."""
-    try:
-        if out.exists() and out.samefile(model):
-            raise BuildError(f"{out}: would be replaced by its own views. Choose another OUT")
-        card, data = average_file(model, int(views))
-        replace_file(out, data)
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"{out}: cannot be written: {error.strerror}") from error
+    if out.exists() and out.samefile(model):
+        raise BuildError(f"{out}: would be replaced by its own views. Choose another OUT")
+    card, data = average_file(model, int(views))
+    replace_file(out, data)
     click.echo(f"Wrote {out}  {card.name}: {views} views, {views} times the arithmetic, {len(data) / 1e6:.2f} MB")
 
 

@@ -73,7 +73,7 @@ def test_arrows_go_one_way(path: Path) -> None:
         assert name.split(".")[0] not in ROOMS, f"{_name(path)}: write isicrt.{name}"
         if name.startswith("isicrt."):
             inner = name.removeprefix("isicrt.")
-            public = ("_version", "__version__")
+            public = ("_command", "_version", "__version__")
             assert any(_fits(inner, a) for a in (room, *ALLOWED[room], *public)), f"{_name(path)} imports {name}"
 
 
@@ -96,6 +96,12 @@ def test_extras_are_imported_where_they_are_used(path: Path) -> None:
 def test_what_reports_to_its_maker_is_imported_in_one_place(path: Path) -> None:
     found = {name.split(".")[0] for name in _imports(path)} & {"onnxruntime", "openvino"}
     assert not found, f"{_name(path)}: import {found} through engine/silent_imports.py"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(REPOSITORY).parts[0] != "cli"], ids=_name)
+def test_a_modules_command_explains_its_errors(path: Path) -> None:
+    """Those of `isicrt` are explained by its group."""
+    assert "@click.command()" not in path.read_text(encoding="utf-8"), f"{_name(path)}: cls=ModuleCommand"
 
 
 @pytest.mark.parametrize("path", MODULES + TESTS, ids=_name)

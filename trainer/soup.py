@@ -18,7 +18,8 @@ from typing import Any
 import click
 import torch
 
-from isicrt.engine.errors import IsicrtError, ModelError
+from isicrt._command import ModuleCommand
+from isicrt.engine.errors import ModelError
 from isicrt.trainer import checkpoint
 
 
@@ -69,16 +70,13 @@ def _ancestors(training: Mapping[str, Any]) -> set[str]:
     return set() if start is None else {start["sha256"]} | _ancestors(start)
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--name", help="Of the new model.  [default: its file's]")
 def main(checkpoints: tuple[Path, ...], out: Path, name: str | None) -> None:
     """Average the weights of CHECKPOINTS that started from one checkpoint."""
-    try:
-        average(checkpoints, out, name)
-    except (IsicrtError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    average(checkpoints, out, name)
     click.echo(f"Wrote {out}")
 
 

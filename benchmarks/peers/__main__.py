@@ -17,15 +17,16 @@ from pathlib import Path
 
 import click
 
+from isicrt._command import ModuleCommand
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.peers.race import PEERS, Entrant, Peer, Race, agreement, run_isicrt, run_peer
 from isicrt.engine import shipped
-from isicrt.engine.errors import DataError, IsicrtError, SettingsError
+from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.engine.sources import find_jobs
 
 
-@click.command()
+@click.command(cls=ModuleCommand)
 @click.option("--images", required=True, type=click.Path(path_type=Path), help="As for isicrt segment.")
 @click.option("--model", metavar="FILE|NAME", help="An .onnx file or a shipped model. [default: the shipped model]")
 @click.option(
@@ -54,13 +55,8 @@ def command(
     markdown_file: Path | None,
 ) -> None:
     """Time isicrt segment beside other ways of doing the same work."""
-    try:
-        file, peers = shipped.resolve(model), _peers(names)
-        race = _race(images, file, _float_model(file, float_model, peers, baseline), peers, baseline, runs)
-    except SettingsError as error:
-        raise click.UsageError(str(error)) from error
-    except IsicrtError as error:
-        raise click.ClickException(str(error)) from error
+    file, peers = shipped.resolve(model), _peers(names)
+    race = _race(images, file, _float_model(file, float_model, peers, baseline), peers, baseline, runs)
     click.echo(race.to_markdown(), nl=False)
     if json_file:
         json_file.write_text(json.dumps(race.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from isicrt.benchmarks.accuracy import Accuracy
 from isicrt.benchmarks.comparison import (
@@ -58,7 +60,13 @@ def test_the_repeats_decide(old: tuple[float, ...], new: tuple[float, ...], expe
     assert found.changed == (expected in ("better", "worse"))
 
 
-def test_what_did_not_settle_is_said_before_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def _printed(*files: str, code: int = 0) -> str:
+    done = CliRunner().invoke(main, files)
+    assert done.exit_code == code
+    return done.output
+
+
+def test_what_did_not_settle_is_said_before_what_changed(tmp_path: Path) -> None:
     calm, noisy = sample_report(_timed(1.0, 1.01, 1.02)), sample_report(_timed(2.0, 2.8, 2.4))
     for old, new, age in ((calm, noisy, "newer"), (noisy, calm, "older")):
         lines = comparison_cautions(compare(old, new))
@@ -68,8 +76,7 @@ def test_what_did_not_settle_is_said_before_what_changed(tmp_path: Path, capsys:
         )
     assert comparison_cautions(compare(calm, calm)) == []
 
-    main([_write(tmp_path / "calm.json", calm), _write(tmp_path / "noisy.json", noisy)])
-    output = capsys.readouterr().out
+    output = _printed(_write(tmp_path / "calm.json", calm), _write(tmp_path / "noisy.json", noisy))
     assert output.startswith("do not quote what changed")
     assert output.index("the newer report did not settle") < output.index("images_per_second")
 
@@ -258,11 +265,10 @@ def test_the_same_images_elsewhere_are_no_caution() -> None:
     assert comparison_lines(found)[0] == "not the same: images: here before, there now"
 
 
-def test_other_images_are_said_before_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_images_are_said_before_the_table(tmp_path: Path) -> None:
     old = dataclasses.replace(_of_images("aa" * 32), models=(_timed(1, 1, 1),))
     new = dataclasses.replace(_of_images("bb" * 32), models=(_timed(2, 2, 2),))
-    main([_write(tmp_path / "old.json", old), _write(tmp_path / "new.json", new)])
-    output = capsys.readouterr().out
+    output = _printed(_write(tmp_path / "old.json", old), _write(tmp_path / "new.json", new))
     assert output.startswith("the two reports are of other images")
     assert output.index("SHA-256 of images") < output.index("worse")
 
@@ -289,15 +295,13 @@ def test_models_are_paired_by_label_or_because_there_is_no_other(
         (["a", "b"], ["c"], "The older has a, b; the newer has c"),
     ],
 )
-def test_no_model_in_common_is_an_error(
-    old: list[str], new: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_model_in_common_is_an_error(old: list[str], new: list[str], said: str, tmp_path: Path) -> None:
     reports = [sample_report(*map(sample_model, labels)) for labels in (old, new)]
     with pytest.raises(DataError, match=f"no model is in both reports. {said}"):
         compare(*reports)
-    with pytest.raises(SystemExit, match=f"Error: nothing to compare: .*{said}"):
-        main([_write(tmp_path / f"{n}.json", report) for n, report in enumerate(reports)])
-    assert "nothing changed" not in capsys.readouterr().out
+    output = _printed(*(_write(tmp_path / f"{n}.json", report) for n, report in enumerate(reports)), code=1)
+    assert re.match(f"Error: nothing to compare: .*{said}", output)
+    assert "nothing changed" not in output
 
 
 def test_a_report_of_no_model_is_an_error() -> None:
@@ -317,16 +321,13 @@ def _write(path: Path, report: Report) -> str:
     return str(path)
 
 
-def test_two_saved_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_saved_reports(tmp_path: Path) -> None:
     files = [_write(tmp_path / f"{s}.json", sample_report(_timed(s, s, s))) for s in (1, 2)]
-    main(files)
-    output = capsys.readouterr().out
+    output = _printed(*files)
     assert "images_per_second" in output
     assert "worse" in output
-    with pytest.raises(SystemExit, match="Usage"):
-        main(files[:1])
-    with pytest.raises(SystemExit, match="cannot be read"):
-        main([files[0], str(tmp_path / "none.json")])
+    assert "Usage" in _printed(files[0], code=2)
+    assert "cannot be read" in _printed(files[0], str(tmp_path / "none.json"), code=1)
 
 
 @pytest.mark.parametrize(

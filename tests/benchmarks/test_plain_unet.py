@@ -142,5 +142,5 @@ def test_what_cannot_be_built(gmac: float, size: int, message: str) -> None:
 
 def test_a_wish_that_cannot_be_met_is_an_error_and_no_file(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [str(tmp_path / "x.onnx"), "--size", "100"])
-    assert (done.exit_code, list(tmp_path.iterdir())) == (1, [])
+    assert (done.exit_code, list(tmp_path.iterdir())) == (2, [])
     assert "multiple of 16" in done.output
