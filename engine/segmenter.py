@@ -13,7 +13,7 @@ from isicrt.engine import shipped
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cpu_runtime import CpuRuntime
 from isicrt.engine.errors import SettingsError
-from isicrt.engine.geometry import UInt8Array, resize_image
+from isicrt.engine.geometry import UInt8Array, resize_image, upsample_probability
 from isicrt.engine.gpu_stages import check_decode, open_chain
 from isicrt.engine.images import decode_image
 from isicrt.engine.ledger import Ledger, file_sha256, mask_settings
@@ -29,6 +29,7 @@ class Segmenter:
 
     >>> with Segmenter() as segmenter:  # doctest: +SKIP
     ...     mask = segmenter.segment("lesion.jpg")
+    ...     doubt = segmenter.probability("lesion.jpg")
     ...     summary = segmenter.segment_folder("images", "masks")
 
     Args:
@@ -83,12 +84,7 @@ class Segmenter:
             ImageError: the file cannot be decoded.
             SettingsError: the array is not uint8 of H x W x 3.
         """
-        if isinstance(image, (str, os.PathLike)):
-            decoded = decode_image(image, self.card.input_size)
-            pixels, native_size = decoded.pixels, decoded.native_size
-        else:
-            pixels, native_size = resize_image(_checked(image), self.card.input_size), image.shape[:2]
-        (probability,) = self.runtime.infer(np.ascontiguousarray(pixels[None]))
+        probability, native_size = self._infer(image)
         mask = restore_mask(
             probability,
             native_size,
@@ -96,6 +92,33 @@ class Segmenter:
             **self.card.clean_up,
         )
         return mask.view(np.uint8) * np.uint8(255)
+
+    def probability(self, image: str | os.PathLike[str] | UInt8Array) -> UInt8Array:
+        """What the network says of one image, before a threshold is applied and the mask is cleaned: for thresholds of
+        your own, or to see where it is in doubt.
+
+        Args:
+            image: as for `segment`.
+
+        Returns:
+            uint8, H x W, the probability of lesion in 255ths, interpolated to the image's stored pixel grid. `segment`
+            takes the pixels above 255 times the threshold, and cleans them.
+
+        Raises:
+            As `segment`.
+        """
+        return upsample_probability(*self._infer(image))
+
+    def _infer(self, image: str | os.PathLike[str] | UInt8Array) -> tuple[UInt8Array, tuple[int, int]]:
+        """The network's probability map, at its own size, and (height, width) of the image."""
+        native_size: tuple[int, int]
+        if isinstance(image, (str, os.PathLike)):
+            decoded = decode_image(image, self.card.input_size)
+            pixels, native_size = decoded.pixels, decoded.native_size
+        else:
+            pixels, native_size = resize_image(_checked(image), self.card.input_size), image.shape[:2]
+        (probability,) = self.runtime.infer(np.ascontiguousarray(pixels[None]))
+        return probability, native_size
 
     def segment_folder(
         self,

@@ -18,6 +18,7 @@ from isicrt.engine import shipped
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
 from isicrt.engine.images import read_mask
 from isicrt.engine.journal import JOURNAL_NAME
+from isicrt.engine.masks import restore_mask
 from isicrt.engine.overlay import MAX_SIDE, draw_outline
 from isicrt.engine.scores import score_mask
 from isicrt.engine.segmenter import Segmenter
@@ -51,6 +52,20 @@ def test_a_file_gives_the_mask_of_its_array(segmenter: Segmenter, tmp_path: Path
     Image.fromarray(image).save(tmp_path / "a.png")
     for path in (tmp_path / "a.png", str(tmp_path / "a.png")):
         np.testing.assert_array_equal(segmenter.segment(path), segmenter.segment(image))
+        np.testing.assert_array_equal(segmenter.probability(path), segmenter.probability(image))
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
+def test_the_mask_is_where_the_probability_is_above_the_threshold(darkness_onnx: Path, threshold: float) -> None:
+    image = render(4, (96, 128))[0]
+    with Segmenter(darkness_onnx, threads=1, threshold=threshold) as segmenter:
+        probability, mask = segmenter.probability(image), segmenter.segment(image)
+        clean_up = segmenter.card.clean_up
+    assert probability.dtype == np.uint8
+    assert probability.shape == image.shape[:2]
+    assert len(np.unique(probability)) > 2
+    above = restore_mask(probability, image.shape[:2], threshold=threshold, **clean_up)
+    np.testing.assert_array_equal(mask > 0, above)
 
 
 def test_any_memory_layout(segmenter: Segmenter) -> None:
