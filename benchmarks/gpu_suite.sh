@@ -14,6 +14,7 @@
 #   speed    each stage alone and end to end; torch and ONNX Runtime    speed.json
 #            Masks go to $MASKS, by default the system's temporary folder. Where that is a slow disk, end to end
 #            measures the disk: call it with MASKS=/dev/shm as well.
+#   queue    what a run waits for: the chain's calls in a run and alone, by processes and CPU threads      queue.json
 #   bench    isicrt bench: the pipeline of `segment`, plan beside ONNX  bench.json
 #   dali     DALI's decoding on the GPU against its own on the CPU
 #   train    a short training run of each architecture                  training.tar.gz
@@ -93,7 +94,7 @@ set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 usage() { sed -n '2,/^set -uo/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//'; }
 
-all=(doctor engines parity tests host compile speed bench dali train table)
+all=(doctor engines parity tests host compile speed queue bench dali train table)
 out=${OUT:-gpu-results} data=${ISICRT_DATA:-} weights=none within=0 dry= steps=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -103,7 +104,7 @@ while [ $# -gt 0 ]; do
       case $1 in --out) out=$2 ;; --data) data=$2 ;; --within) within=$2 ;; *) weights=$2 ;; esac
       shift ;;
     -h | --help) usage; exit 0 ;;
-    doctor | engines | parity | tests | host | compile | speed | bench | dali | train | table) steps+=("$1") ;;
+    doctor | engines | parity | tests | host | compile | speed | queue | bench | dali | train | table) steps+=("$1") ;;
     *) echo "unknown: $1 (steps: ${all[*]}; see --help)" >&2; exit 2 ;;
   esac
   shift
@@ -245,6 +246,14 @@ step_speed() {
   [ "$within" -eq 0 ] || options+=(--seconds 0.5 --compile-seconds 40 --within $((within - SECONDS > 30 ? within - SECONDS - 20 : 10)))
   TMPDIR=${MASKS:-${TMPDIR:-/tmp}} run "speed" 590 "$python" -m isicrt.benchmarks.gpu_speed "$here/engine/models/unet-light.onnx" \
     ${options[@]+"${options[@]}"} --json "$out/speed.json"
+}
+
+step_queue() {
+  local model options=()
+  if model=$(plan); then options=(--plan "$model"); else say "queue: no plan runs here, torch in its place"; fi
+  [ "$within" -eq 0 ] || options+=(--within $((within - SECONDS > 30 ? within - SECONDS - 20 : 10)))
+  TMPDIR=${MASKS:-${TMPDIR:-/tmp}} run "queue" 240 "$python" -m isicrt.benchmarks.gpu_queue \
+    "$here/engine/models/unet-light.onnx" ${options[@]+"${options[@]}"} --json "$out/queue.json"
 }
 
 step_dali() { run "dali mixed against cpu" 120 "$python" -m isicrt.benchmarks.gpu_dali "$(images)"; }

@@ -56,6 +56,7 @@ def run_figures(
     cold: bool = False,
     seconds: float = RUN_SECONDS,
     batch: int = 1,
+    processes: int | None = None,
 ) -> dict[str, Any]:
     """One run.
 
@@ -68,6 +69,7 @@ def run_figures(
         cold: with an empty page cache, as far as the system empties it when asked.
         seconds: after which no more files are taken, once the batch is full.
         batch: of images of this size.
+        processes: see `isicrt.engine.pipeline.run_jobs`.
 
     Returns:
         ``images_per_second`` is of the whole run. ``steady`` is of its middle, from the first fifth of the masks to
@@ -80,6 +82,7 @@ def run_figures(
     with tempfile.TemporaryDirectory() as folder:
         jobs = _FirstJobs(files, Path(folder), count, seconds, batch)
         options: dict[str, Any] = {"batch_size": runtime.max_batch, "chain": chain, "cpu_share": cpu_share}
+        options["processes"] = processes
         summary = run_jobs(jobs, runtime, on_outcome=lambda _: ends.append(time.perf_counter()), **options)
     first, last = len(ends) // 5, len(ends) - 1 - len(ends) // 10
     return {

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SUITE = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_suite.sh"
-STEPS = ("doctor", "engines", "parity", "tests", "host", "compile", "speed", "bench", "dali", "train", "table")
+STEPS = ("doctor", "engines", "parity", "tests", "host", "compile", "speed", "queue", "bench", "dali", "train", "table")
 """In this order: the most important first."""
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
@@ -53,6 +53,7 @@ def test_a_dry_run_prints_every_step_and_does_nothing(tmp_path: Path) -> None:
         "--decode gpu",
         "isicrt.benchmarks.gpu_host",
         "isicrt.benchmarks.gpu_speed",
+        "isicrt.benchmarks.gpu_queue",
         "--recipe segnet-attention-atrous-light",
         f"isicrt.benchmarks.gpu_training --data {tmp_path} --encoder-weights none --out {out} --within 400",
     ):
