@@ -53,6 +53,9 @@ class ModelCard:
     """Divided by inside the graph, in units of [0, 1]."""
     threshold: float = 0.5
     """A pixel whose probability is above this is lesion."""
+    second_look: float = 0.0
+    """In [0, 1): an image whose mask is expected to have a lower Dice coefficient is looked at in further views, whose
+    mean counts (`isicrt.engine.second_look`). 0: never."""
     keep_largest: bool = True
     """Keep only the largest connected component (8-connectivity): an ISIC mask is one lesion."""
     centre_sigma: float = 0.0
@@ -108,6 +111,10 @@ class ModelCard:
             reject("threshold", f"must lie between 0 and 1, not {self.threshold!r}")
         if not _is_number(self.centre_sigma) or not 0 <= self.centre_sigma <= MAX_SIGMA:
             reject("centre_sigma", f"must lie between 0 and {MAX_SIGMA}, not {self.centre_sigma!r}")
+        if not _is_number(self.second_look) or not 0 <= self.second_look < 1:
+            reject("second_look", f"must be at least 0 and below 1, not {self.second_look!r}")
+        if self.second_look and self.input_height != self.input_width:
+            reject("second_look", "is for square inputs, which can be turned")
         views = self.network.get("views", 1)
         if not isinstance(views, int) or isinstance(views, bool) or not 1 <= views <= MAX_VIEWS:
             reject("network", f"has views that must be a whole number from 1 to {MAX_VIEWS}, not {_shown(views)}")

@@ -22,6 +22,7 @@ from isicrt.engine.errors import ModelError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.engine.runtime import check_batch
+from isicrt.engine.second_look import looking_again
 
 Sides = Sequence[tuple[str, list[object]]]
 """Type and shape of each input or output."""
@@ -81,7 +82,7 @@ class CpuRuntime(ABC):
                 self._turns.put(None)
         self._together: Call | None = None
         """For `infer`: one call on all threads. Loaded when it is first called."""
-        self._alone: Call | None = self._load_streams(self._threads)
+        self._alone: Call | None = looking_again(self._load_streams(self._threads), self.card, self.at_once)
         """For `submit` and `infer_alone`: calls of one thread each, by several threads at once."""
 
     @property
@@ -121,7 +122,7 @@ class CpuRuntime(ABC):
         if self._threads == 1 and (len(images) >= self.at_once or not self.pads):
             return self._in_parts(images)
         if self._together is None:
-            self._together = self._load_one_call(self._threads)
+            self._together = looking_again(self._load_one_call(self._threads), self.card)
         return self._together(images)
 
     @contextmanager

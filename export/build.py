@@ -363,4 +363,5 @@ def _plan(
         "hardware_compatibility": tuning.hardware_compatibility,
         "compute_capabilities": list(tuning.compute_capabilities),
     }
-    return engine, card.replace(builder=builder)
+    # TensorRT's runtime does not look again, and on the GPU's way no probabilities come back.
+    return engine, card.replace(builder=builder, second_look=0.0)

@@ -95,11 +95,13 @@ def views_card(card: ModelCard, views: int) -> ModelCard:
         views: a key of `VIEWS`.
 
     Raises:
-        BuildError: the original averages views already; or its input is not square and would have to be turned by 90
-            degrees.
+        BuildError: the original averages views already, of all images or of some; or its input is not square and would
+            have to be turned by 90 degrees.
     """
     if card.views > 1:
         raise BuildError(f"'{card.name}' averages {card.views} views already. Give the file that it was made of.")
+    if card.second_look:
+        raise BuildError(f"'{card.name}' takes a second look where it is in doubt. Give the file that it was made of.")
     if card.input_height != card.input_width and any(view.exchanged for view in VIEWS[views]):
         raise BuildError(
             f"'{card.name}' takes {card.input_height} x {card.input_width} px. Turned by 90 degrees an image fits a "

@@ -11,6 +11,7 @@ import pytest
 from isicrt.engine import tensorrt_api
 from isicrt.engine.cuda_driver import Gpu, find_gpu
 from isicrt.engine.errors import BuildError, MissingDependencyError, ModelError
+from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import read_plan, write_plan
 from isicrt.engine.shipped import resolve
@@ -19,7 +20,7 @@ from isicrt.export.onnx_export import Deployed
 from isicrt.export.parity import Sample
 from isicrt.export.tensorrt_build import Profile, Tuning
 from tests.export.tiny_network import tiny_card, tiny_network
-from tests.tiny_models import plan_card
+from tests.tiny_models import plan_card, write_darkness_model
 
 ONNX_ONLY = Destination(None, None, "")
 
@@ -193,6 +194,20 @@ def test_the_tuning_is_in_the_card(darkness_onnx: Path, tmp_path: Path) -> None:
     builder = read_plan(built.plan)[0].builder
     assert builder["options"] == ["--compute-capability", "8.0,8.9", "--opt-level", "1", "--workspace", "256"]
     assert builder["compute_capabilities"] == ["8.0", "8.9"]
+
+
+def test_a_plan_looks_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    write_darkness_model(tmp_path / "looking.onnx", second_look=0.9)
+    built = _build(
+        open_source(tmp_path / "looking.onnx", "the source"),
+        [Sample("grey", np.full((64, 64, 3), 128, np.uint8))],
+        tmp_path / "plan",
+        destination=choose_target("tensorrt-rtx"),
+    )
+    assert built.plan is not None
+    assert read_plan(built.plan)[0].second_look == 0
+    assert read_onnx_card(built.onnx).second_look == 0.9
 
 
 @pytest.mark.parametrize(

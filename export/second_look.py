@@ -1,0 +1,55 @@
+"""A model that takes a second look where it is in doubt: only its card changes.
+
+    python -m isicrt.export.second_look model.onnx model-looking.onnx --below 0.9
+
+The runtimes on the CPU read the card and do the rest (`isicrt.engine.second_look`). A plan looks once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import onnx
+
+from isicrt._command import ModuleCommand
+from isicrt.engine.errors import BuildError
+from isicrt.engine.masks import replace_file
+from isicrt.engine.onnx_file import read_onnx_card
+from isicrt.export.onnx_graph import set_card
+
+
+def look_again_below(model: Path, confidence: float) -> bytes:
+    """The file with another card.
+
+    Args:
+        model: an ONNX file with a card, of a network that looks at an image once.
+        confidence: see `isicrt.engine.card.ModelCard.second_look`.
+
+    Raises:
+        ModelError: not such a file; its input is not square; a confidence outside of [0, 1).
+        BuildError: it averages several views of each image already.
+    """
+    card = read_onnx_card(model).replace(second_look=confidence)
+    if card.views > 1:
+        raise BuildError(f"{model}: gives the mean of {card.views} views of each image already. Use what it is made of")
+    graph = onnx.load(str(model))
+    set_card(graph, card)
+    data: bytes = graph.SerializeToString(deterministic=True)
+    return data
+
+
+@click.command(cls=ModuleCommand)
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--below", type=click.FloatRange(0, 1, max_open=True), required=True, help="Of this confidence; 0: never."
+)
+def main(model: Path, out: Path, below: float) -> None:
+    """Write MODEL as OUT, a model that looks again at images of whose masks it is less confident than that."""
+    replace_file(out, look_again_below(model, below))
+    click.echo(f"Wrote {out}  a second look below a confidence of {below:g}")
+
+
+if __name__ == "__main__":
+    main()

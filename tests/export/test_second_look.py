@@ -1,0 +1,49 @@
+"""A card that says when to look again: what it may be put on, and what of it does not go further."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from isicrt.engine.errors import BuildError
+from isicrt.engine.onnx_file import read_onnx_card
+from isicrt.export.second_look import look_again_below, main
+from isicrt.export.views import views_card
+from tests.tiny_models import darkness_card, write_darkness_model
+
+
+def test_the_card_changes_and_the_network_does_not(tmp_path: Path) -> None:
+    source, out = tmp_path / "model.onnx", tmp_path / "looking.onnx"
+    card = write_darkness_model(source)
+    done = CliRunner().invoke(main, [str(source), str(out), "--below", "0.9"])
+    assert done.exit_code == 0, done.output
+    assert read_onnx_card(out) == card.replace(second_look=0.9)
+    assert onnx.load(str(out)).graph == onnx.load(str(source)).graph
+    assert look_again_below(out, 0.0) == look_again_below(source, 0.0)
+
+
+@pytest.mark.parametrize("below", ["1", "-0.1", "high"])
+def test_no_such_confidence(tmp_path: Path, below: str) -> None:
+    write_darkness_model(tmp_path / "model.onnx")
+    done = CliRunner().invoke(main, [str(tmp_path / "model.onnx"), str(tmp_path / "out.onnx"), "--below", below])
+    assert done.exit_code == 2
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_what_cannot_look_again(tmp_path: Path) -> None:
+    views, wide, out = tmp_path / "views.onnx", tmp_path / "wide.onnx", tmp_path / "out.onnx"
+    write_darkness_model(views, network={"views": 4})
+    write_darkness_model(wide, (64, 96))
+    for file, message in ((views, "the mean of 4 views of each image already"), (wide, "square inputs")):
+        done = CliRunner().invoke(main, [str(file), str(out), "--below", "0.9"])
+        assert done.exit_code == 1
+        assert message in done.output
+    assert not out.exists()
+
+
+def test_views_are_made_of_what_does_not_look_again() -> None:
+    with pytest.raises(BuildError, match="takes a second look"):
+        views_card(darkness_card(second_look=0.9), 4)
