@@ -83,7 +83,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--stage-images",
     type=click.IntRange(min=1),
-    default=128,
+    default=384,
     show_default=True,
     help="Images on which the stages are measured one by one, at most.",
 )
