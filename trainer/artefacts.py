@@ -166,9 +166,9 @@ def _frame(rng: np.random.Generator, canvas: Overlay, size: int) -> None:
         outside = np.ones((size, size), bool)
         outside[top : size - bottom, left : size - right] = False
     shade = rng.random()
-    if shade < 0.45:
+    if shade < 0.55:
         colour = np.full(3, rng.uniform(0, 20))
-    elif shade < 0.7:
+    elif shade < 0.8:
         colour = np.full(3, rng.uniform(235, 255))
     else:
         colour = rng.uniform(0, 255, 3)
