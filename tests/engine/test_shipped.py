@@ -13,6 +13,7 @@ from isicrt.benchmarks.rendered import render
 from isicrt.engine import shipped
 from isicrt.engine.errors import ModelError
 from isicrt.engine.images import read_mask
+from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.engine.scores import score_mask
 from isicrt.engine.segmenter import Segmenter
 from isicrt.trainer.dataset import find_pairs, split_fold
@@ -48,6 +49,13 @@ def test_a_file_is_itself(shelf: Path, darkness_onnx: Path) -> None:
 def test_what_is_neither(shelf: Path, model: str) -> None:
     with pytest.raises(ModelError, match=f"shipped: {shipped.DEFAULT}, aaa, zzz"):
         shipped.resolve(model)
+
+
+def test_the_default_alone_looks_again_where_it_is_in_doubt() -> None:
+    """What is compiled for a GPU looks once, and masks of either are compared."""
+    looks = {name: read_onnx_card(shipped.resolve(name)).second_look for name in shipped.names()}
+    assert looks.pop(shipped.DEFAULT) == 0.9
+    assert set(looks.values()) == {0}
 
 
 @pytest.mark.parametrize("name", shipped.names())
