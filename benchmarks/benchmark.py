@@ -23,7 +23,7 @@ from isicrt.benchmarks.latency import Latency, measure_latency, settled
 from isicrt.benchmarks.process import Usage, run_command
 from isicrt.benchmarks.result import ModelResult, Protocol, Report
 from isicrt.benchmarks.scratch import fresh
-from isicrt.benchmarks.stages import StagePass, StageSplit, crowded_pass, on_device, stage_pass
+from isicrt.benchmarks.stages import StagePass, StageSplit, crowded_pass, on_device, quiet_pass, stage_pass
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun, run_once
 from isicrt.benchmarks.timeline import TIMELINE_BATCHES, TIMELINE_IMAGES, Lane, record_timeline
 from isicrt.benchmarks.workload import Workload, decoded_batch, open_workload, readable_sample, render_workload
@@ -172,8 +172,11 @@ def _measure(candidate: _Candidate, protocol: Protocol, workload: Workload, out:
         batch = decoded_batch(candidate.sample, runtime.card.input_size, size)
         candidate.windows.setdefault(size, []).append(measure_latency(runtime, batch, protocol.window))
     candidate.passes.append(stage_pass(candidate.sample, candidate.alone, candidate.pipeline_batch, fresh(out)))
-    crowded = crowded_pass(runtime, decoded_batch(candidate.sample, runtime.card.input_size, candidate.pipeline_batch))
-    candidate.crowded += [] if crowded is None else [crowded]
+    batch = decoded_batch(candidate.sample, runtime.card.input_size, candidate.pipeline_batch)
+    if (crowded := crowded_pass(runtime, batch)) is not None:
+        # Some images may take several looks: the batch is compared with itself.
+        share = crowded / quiet_pass(candidate.alone, batch)
+        candidate.crowded.append(share * candidate.passes[-1].cpu_ms["infer"])
     jobs = find_jobs(workload.images, fresh(out))
     run, candidate.failures = run_once(jobs, out, runtime, candidate.pipeline_batch, protocol.threads)
     if run.failed == run.images:

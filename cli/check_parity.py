@@ -103,6 +103,10 @@ def command(
     picks = _spread(len(workload.files), limit)
     with ExitStack() as stack:
         first, second = (stack.enter_context(open_runtime(path)) for path in paths)
+        if first.card.second_look != second.card.second_look:
+            click.echo(
+                "Note: one of the two looks again where it is in doubt, and their masks differ for that too", err=True
+            )
         candidate_masker = cpu_masker(second)
         if (chain := open_chain(second, decode)) is not None:
             candidate_masker = stack.enter_context(chain).segment_files

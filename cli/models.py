@@ -129,6 +129,7 @@ def _print_table(cards: list[tuple[Path, ModelCard]]) -> None:
         learned = card.training.get("training_images")
         said = [f"trained on {learned} images"] if learned else []
         said += [f"mean of {card.views} views of each image"] if card.views > 1 else []
+        said += ["looks again where it is in doubt"] if card.second_look else []
         notes.append(f"{card.name}: " + "; ".join([*said, f"scores on {data_set}" if scores else "no scores"]))
     Console().print(table)
     click.echo("\n" + "\n".join(notes))

@@ -54,8 +54,8 @@ class ModelCard:
     threshold: float = 0.5
     """A pixel whose probability is above this is lesion."""
     second_look: float = 0.0
-    """In [0, 1): an image whose mask is expected to have a lower Dice coefficient is looked at in further views, whose
-    mean counts (`isicrt.engine.second_look`). 0: never."""
+    """In [0, 1): an image whose mask, at this card's threshold and before it is cleaned, is expected to have a lower
+    Dice coefficient is looked at in further views, whose mean counts (`isicrt.engine.second_look`). 0: never."""
     keep_largest: bool = True
     """Keep only the largest connected component (8-connectivity): an ISIC mask is one lesion."""
     centre_sigma: float = 0.0

@@ -58,8 +58,8 @@ class CpuRuntime(ABC):
     pads: bool
     """Whether a call of `submit`'s with fewer images than `at_once` computes as many all the same."""
     at_once: int
-    """Images in one call of `submit`'s: of a class for a model that looks at an image once, of an object for its own.
-    With more, what a layer writes has left the core's cache before the next reads it."""
+    """Images in one call of `submit`'s: of a class for a model with one view of an image in its graph, of an object for
+    its own. With more, what a layer writes has left the core's cache before the next reads it."""
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
         self.path = Path(path).absolute()  # a program may go elsewhere before the file is needed again

@@ -20,8 +20,8 @@ VIEWS = 4
 
 
 def confidence(probability: UInt8Array, threshold: float) -> float:
-    """The Dice coefficient that a mask is expected to have, if each of its pixels is as likely to be lesion as the
-    network says and the pixels do not depend on each other.
+    """About the Dice coefficient that a mask is expected to have before it is cleaned, if each pixel is as likely to be
+    lesion as the network says: the expected overlap over the expected sizes.
 
     Args:
         probability: uint8, h x w, in 255ths.
@@ -63,7 +63,8 @@ def looking_again(
     Args:
         call: uint8 N x H x W x 3 to uint8 N x H x W.
         card: of the model.
-        at_once: images that a call takes at most; None for any number.
+        at_once: images that a call takes at most; None for any number. Views go in calls of no more than that, or than
+            there were images.
     """
     if not card.second_look:
         return call
@@ -74,7 +75,7 @@ def looking_again(
         if not doubtful:
             return found
         views = np.concatenate([turned(images[n]) for n in doubtful])
-        step = at_once or len(views)
+        step = at_once or len(images)
         further = np.concatenate([call(views[n : n + step]) for n in range(0, len(views), step)])
         found = np.array(found)  # a runtime's may be read-only
         for place, n in enumerate(doubtful):

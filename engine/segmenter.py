@@ -29,7 +29,7 @@ class Segmenter:
 
     >>> with Segmenter() as segmenter:  # doctest: +SKIP
     ...     mask = segmenter.segment("lesion.jpg")
-    ...     doubt = segmenter.probability("lesion.jpg")
+    ...     probability = segmenter.probability("lesion.jpg")
     ...     summary = segmenter.segment_folder("images", "masks")
 
     Args:
@@ -95,7 +95,7 @@ class Segmenter:
 
     def probability(self, image: str | os.PathLike[str] | UInt8Array) -> UInt8Array:
         """What the network says of one image, before a threshold is applied and the mask is cleaned: for thresholds of
-        your own, or to see where it is in doubt.
+        your own, or to see where it is in doubt. Of an image that the model looks at again, the mean of its views.
 
         Args:
             image: as for `segment`.

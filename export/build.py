@@ -30,6 +30,7 @@ from isicrt.export import half, onnx_graph, trials
 from isicrt.export.inspection import half_share
 from isicrt.export.model_folder import replace_both, trial_file, writing
 from isicrt.export.parity import Compute, Levels, OnnxLevels, Parity, Sample, measure_parity, require_parity
+from isicrt.export.second_look import with_second_look
 from isicrt.export.tensorrt_build import (
     NO_TUNING,
     Engine,
@@ -364,4 +365,4 @@ def _plan(
         "compute_capabilities": list(tuning.compute_capabilities),
     }
     # TensorRT's runtime does not look again, and on the GPU's way no probabilities come back.
-    return engine, card.replace(builder=builder, second_look=0.0)
+    return engine, with_second_look(card, 0.0).replace(builder=builder)

@@ -13,10 +13,20 @@ import click
 import onnx
 
 from isicrt._command import ModuleCommand
+from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import BuildError
 from isicrt.engine.masks import replace_file
 from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.export.onnx_graph import set_card
+
+
+def with_second_look(card: ModelCard, confidence: float) -> ModelCard:
+    """The card with another second look; its scores are marked as those of how it looked before."""
+    if card.second_look == confidence:
+        return card
+    before = f"with a second look below {card.second_look:g}" if card.second_look else "of one look"
+    scores = {f"{data_set}, {before}": value for data_set, value in card.scores.items()}
+    return card.replace(second_look=confidence, scores=scores)
 
 
 def look_again_below(model: Path, confidence: float) -> bytes:
@@ -30,7 +40,7 @@ def look_again_below(model: Path, confidence: float) -> bytes:
         ModelError: not such a file; its input is not square; a confidence outside of [0, 1).
         BuildError: it averages several views of each image already.
     """
-    card = read_onnx_card(model).replace(second_look=confidence)
+    card = with_second_look(read_onnx_card(model), confidence)
     if card.views > 1:
         raise BuildError(f"{model}: gives the mean of {card.views} views of each image already. Use what it is made of")
     graph = onnx.load(str(model))

@@ -101,7 +101,10 @@ def views_card(card: ModelCard, views: int) -> ModelCard:
     if card.views > 1:
         raise BuildError(f"'{card.name}' averages {card.views} views already. Give the file that it was made of.")
     if card.second_look:
-        raise BuildError(f"'{card.name}' takes a second look where it is in doubt. Give the file that it was made of.")
+        raise BuildError(
+            f"'{card.name}' takes a second look where it is in doubt. Make a file of it that looks once, and give "
+            "that: python -m isicrt.export.second_look MODEL ONCE.onnx --below 0"
+        )
     if card.input_height != card.input_width and any(view.exchanged for view in VIEWS[views]):
         raise BuildError(
             f"'{card.name}' takes {card.input_height} x {card.input_width} px. Turned by 90 degrees an image fits a "

@@ -23,8 +23,10 @@ class ModuleCommand(click.Command):
     """A module's own command, for ``@click.command(cls=ModuleCommand)``."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As click's; errors of isicrt and of the disk become click's."""
+        """As click's; errors of isicrt and of the disk become click's. What a closed pipe means click knows itself."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
         except (IsicrtError, OSError) as error:
             raise explained(error) from error

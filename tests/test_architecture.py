@@ -101,7 +101,8 @@ def test_what_reports_to_its_maker_is_imported_in_one_place(path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(REPOSITORY).parts[0] != "cli"], ids=_name)
 def test_a_modules_command_explains_its_errors(path: Path) -> None:
     """Those of `isicrt` are explained by its group."""
-    assert "@click.command()" not in path.read_text(encoding="utf-8"), f"{_name(path)}: cls=ModuleCommand"
+    for line in path.read_text(encoding="utf-8").splitlines():
+        assert "click.command(" not in line or "cls=ModuleCommand" in line, f"{_name(path)}: {line}"
 
 
 @pytest.mark.parametrize("path", MODULES + TESTS, ids=_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import click
@@ -43,6 +44,16 @@ def test_a_file_that_cannot_be_written_is_named_as_it_was_given(tmp_path: Path) 
     with pytest.raises(IsADirectoryError) as raised:
         replace_file(tmp_path, b"{}")
     assert (raised.value.filename, raised.value.filename2) == (str(tmp_path), None)
+
+
+def test_whoever_reads_may_stop_reading() -> None:
+    @click.command(cls=ModuleCommand)
+    def command() -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    done = CliRunner().invoke(command)
+    assert done.exit_code == 1
+    assert not done.output
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:

@@ -20,16 +20,26 @@ from isicrt.export.second_look import look_again_below
 from tests.tiny_models import darkness_card
 
 
-def _expected_dice(probability: np.ndarray, threshold: float) -> float:
-    p = probability / 255.0
-    inside = p > threshold
-    return 2 * p[inside].sum() / (inside.sum() + p.sum())
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (0.5, 2 * 1.4 / (2 + 2)),  # two pixels inside, of which 1.4 are expected to be lesion, of 2 in all
+        (0.1, 2 * 2 / (4 + 2)),
+        (0.9, 0),
+    ],
+)
+def test_the_confidence_of_four_pixels(threshold: float, expected: float) -> None:
+    probability = np.array([[204, 153], [102, 51]], np.uint8)  # 0.8, 0.6, 0.4, 0.2
+    assert confidence(probability, threshold) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
-def test_the_confidence_is_the_expected_dice_coefficient(threshold: float) -> None:
-    probability = np.random.default_rng(0).integers(0, 256, (31, 17), dtype=np.uint8)
-    assert confidence(probability, threshold) == pytest.approx(_expected_dice(probability, threshold), rel=1e-9)
+def test_the_confidence_is_about_the_dice_coefficient_that_comes_of_it() -> None:
+    rng = np.random.default_rng(0)
+    probability = rng.integers(0, 256, (64, 64), dtype=np.uint8)
+    mask = probability > 127.5
+    truths = rng.random((200, 64, 64)) < probability / 255
+    dice = [2 * (mask & truth).sum() / (mask.sum() + truth.sum()) for truth in truths]
+    assert confidence(probability, 0.5) == pytest.approx(np.mean(dice), abs=0.003)
 
 
 def test_certainty_and_the_empty_mask() -> None:
@@ -120,6 +130,7 @@ def test_every_way_into_a_runtime_looks_again(
         assert min(confidence(p, 0.5) for p in once.infer_alone(pixels)) < 0.9999
         turns = [[once.infer_alone(view[None])[0] for view in (image, *turned(image))] for image in pixels]
     expected = np.stack([mean_of(views[0], np.stack(views[1:])) for views in turns])
+    assert np.abs(expected.astype(int) - np.stack([views[0] for views in turns])).mean() > 0.2
     for threads in (1, 2):
         with cpu_runtime(files["always"], threads=threads) as again:
             for found in (again.infer(pixels), again.infer_alone(pixels), again.collect(again.submit(pixels))):

@@ -17,12 +17,14 @@ from tests.tiny_models import darkness_card, write_darkness_model
 
 def test_the_card_changes_and_the_network_does_not(tmp_path: Path) -> None:
     source, out = tmp_path / "model.onnx", tmp_path / "looking.onnx"
-    card = write_darkness_model(source)
+    card = write_darkness_model(source, scores={"test": {"jaccard": 0.8}})
     done = CliRunner().invoke(main, [str(source), str(out), "--below", "0.9"])
     assert done.exit_code == 0, done.output
-    assert read_onnx_card(out) == card.replace(second_look=0.9)
+    assert read_onnx_card(out) == card.replace(second_look=0.9, scores={"test, of one look": {"jaccard": 0.8}})
     assert onnx.load(str(out)).graph == onnx.load(str(source)).graph
-    assert look_again_below(out, 0.0) == look_again_below(source, 0.0)
+    once = tmp_path / "once.onnx"
+    once.write_bytes(look_again_below(out, 0.0))
+    assert list(read_onnx_card(once).scores) == ["test, of one look, with a second look below 0.9"]
 
 
 @pytest.mark.parametrize("below", ["1", "-0.1", "high"])

@@ -69,9 +69,9 @@ def test_a_model_learns_one_batch_by_heart() -> None:
 def test_it_learns_as_plain_adamw_does_and_goes_on_from_where_that_one_was() -> None:
     def model_and_gradients(steps: int) -> tuple[SegmentationModel, list[dict[str, torch.Tensor]]]:
         torch.manual_seed(0)
-        model = build_model("unet", decoder_channels=[8, 8, 8, 8])
+        model = build_model("unet", decoder_channels=[8, 8, 8, 8]).to(memory_format=torch.channels_last)
         set_stage(model, TUNED)
-        return model, [{n: torch.randn(p.shape) for n, p in model.named_parameters()} for _ in range(steps)]
+        return model, [{n: torch.randn_like(p) for n, p in model.named_parameters()} for _ in range(steps)]
 
     def learn(model: SegmentationModel, optimiser: torch.optim.AdamW, gradients: list) -> None:
         for step in gradients:
