@@ -15,6 +15,7 @@ from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.gpu_batch import PackedMask
 from isicrt.engine.masks import Mask, WindowMask, encode_png, replace_file, restore_window
 from isicrt.engine.output import OutputError, OutputFolder, is_fatal, output_error
+from isicrt.engine.second_look import confidence
 
 Content = UInt8Array | PackedMask
 """A probability map, uint8 h x w at the network's size, or a mask as the GPU gives it."""
@@ -33,6 +34,8 @@ class Finished(NamedTuple):
     """CRC-32 of the file."""
     restore_seconds: float
     write_seconds: float
+    confidence: float | None = None
+    """See `isicrt.engine.second_look.confidence`; None where there is no mask, or the GPU made it."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,11 @@ class Finishing:
         started = time.perf_counter()
         restored = None
         lesion, size, crc = 0.0, 0, 0
-        problem = None
+        sure = problem = None
         try:
             mask = self.restore(content, native_size)
+            if not isinstance(content, PackedMask):
+                sure = confidence(content, self.threshold)
             lesion = mask.lesion
             restored = time.perf_counter()
             png = encode_png(mask, self.mask_bits)
@@ -96,7 +101,7 @@ class Finishing:
         seconds = restored - started, ended - restored
         if problem is not None:
             return Finished(problem, None, 0, 0, *seconds)
-        return Finished(None, lesion, size, crc, *seconds)
+        return Finished(None, lesion, size, crc, *seconds, sure)
 
     def restore(self, content: Content, native_size: tuple[int, int]) -> WindowMask:
         """The finished mask."""

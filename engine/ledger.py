@@ -29,8 +29,14 @@ from isicrt.engine.sources import Job, overlay_folder, overlay_path
 
 EXISTING = ("resume", "overwrite")
 _SHOWN = 10
-_NOTED = ("height", "width", "lesion_share", "mask_size", "mask_crc", "image_size", "image_mtime_ns", "image_crc")
-_DONE_LINE = '{"status":"done","image":%s,"mask":%s,' + ",".join(f'"{name}":%r' for name in _NOTED) + "}"
+_WRITTEN = ("mask_size", "mask_crc", "image_size", "image_mtime_ns", "image_crc")
+_DONE_LINES: dict[tuple[str, ...], str] = {
+    names: '{"status":"done","image":%s,"mask":%s,' + ",".join(f'"{name}":%r' for name in names) + "}"
+    for names in (
+        ("height", "width", "lesion_share", "confidence", *_WRITTEN),
+        ("height", "width", "lesion_share", *_WRITTEN),  # masks that the GPU made
+    )
+}
 
 
 class Ledger:
@@ -171,8 +177,8 @@ class Ledger:
         if is_as_written(job.mask, size, entry):
             if outdated or (self._overlays is not None and not self._has_overlay(job)):
                 return None
-            lesion = entry.get("lesion_share")
-            return Outcome(job, None, size, lesion if isinstance(lesion, float) else None, skipped=True)
+            lesion, sure = (x if isinstance(x := entry.get(n), float) else None for n in ("lesion_share", "confidence"))
+            return Outcome(job, None, size, lesion, skipped=True, confidence=sure)
         # Of an image that is another one now nobody knows the size yet; what somebody drew is not lost for that.
         correction = find_correction(job.mask, None if changed else size, entry)
         if correction is None:
@@ -191,9 +197,10 @@ class Ledger:
             "height": native_size[0],
             "width": native_size[1],
             "lesion_share": round(float(finished.lesion or 0.0), 6),
-            "mask_size": finished.size,
-            "mask_crc": finished.crc,
         }
+        if finished.confidence is not None:
+            noted["confidence"] = round(finished.confidence, 4)
+        noted |= {"mask_size": finished.size, "mask_crc": finished.crc}
         return noted if stamp is None else noted | _stamp_fields(stamp)
 
     def record(self, *ended: tuple[Outcome, Mapping[str, Any] | None]) -> None:
@@ -206,12 +213,12 @@ class Ledger:
 
     def _line(self, outcome: Outcome, noted: Mapping[str, Any] | None) -> str:
         """What `encode_line` makes of an entry; of nearly all that are done in a third of the time."""
-        if noted is not None and tuple(noted) == _NOTED:
+        if noted is not None and (quick := _DONE_LINES.get(tuple(noted))) is not None:
             image, mask = str(outcome.job.image), self._name(outcome.job.mask)
             below = mask[: mask.rfind("/") + 1] + image[image.rfind("/") + 1 :]
             plain = image == self._below_root + below and image.isascii() and mask.isascii() and "/." not in image
             if plain and os.sep == "/":
-                return _DONE_LINE % (encode_string(below), encode_string(mask), *noted.values())
+                return quick % (encode_string(below), encode_string(mask), *noted.values())
         return encode_line(self._entry(outcome) | dict(noted or {}))
 
     def _entry(self, outcome: Outcome) -> dict[str, Any]:

@@ -279,7 +279,7 @@ class RunThreads(ABC):
         ledger = self._settings.ledger
         return [
             (
-                Outcome(item.job, done.problem, item.native_size, done.lesion),
+                Outcome(item.job, done.problem, item.native_size, done.lesion, confidence=done.confidence),
                 None if done.problem is not None or ledger is None else ledger.note(item.native_size, done, item.stamp),
             )
             for item, done in finished

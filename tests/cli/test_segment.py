@@ -116,6 +116,7 @@ def test_a_row_for_each_image(segment, images: Path, tmp_path: Path) -> None:
         assert (row["status"], row["kept"], row["error"]) == ("done", "", "")
         assert (int(row["height"]), int(row["width"])) == mask.shape
         assert float(row["lesion_share"]) == pytest.approx(np.count_nonzero(mask) / mask.size, abs=1e-6)
+        assert 0.5 < float(row["confidence"]) <= 1
     # Again: what was done before is in the table too, and the one that fails again.
     first = [line.replace(",done,", ",skipped,") for line in table.read_text().splitlines()]
     assert segment(images, "--out", out, "--csv", table).exit_code == 1
