@@ -19,7 +19,7 @@ from isicrt.engine.errors import DataError, SettingsError
 if TYPE_CHECKING:
     from isicrt.engine.outcome import Outcome
 
-COLUMNS = ("image", "mask", "status", "height", "width", "lesion_share", "confidence", "kept", "error")
+COLUMNS = ("image", "mask", "status", "height", "width", "lesion_share", "kept", "error", "confidence")
 
 
 def checked_place(option: str, path: Path) -> tuple[Path, bool]:
@@ -149,8 +149,8 @@ class OutcomeJson(OutcomeFile):
             "skipped": outcome.skipped,
             "kept": outcome.kept,
             "lesion_share": None if outcome.lesion_fraction is None else round(outcome.lesion_fraction, 6),
-            "confidence": None if outcome.confidence is None else round(outcome.confidence, 4),
             "error": outcome.error,
+            "confidence": None if outcome.confidence is None else round(outcome.confidence, 4),
         }
         start = "\n  " if self._first else ",\n  "
         self._first = False
@@ -186,9 +186,9 @@ class OutcomeCsv(OutcomeFile):
                 height,
                 width,
                 None if share is None else round(share, 6),
-                None if outcome.confidence is None else round(outcome.confidence, 4),
                 outcome.kept,
                 outcome.error,
+                None if outcome.confidence is None else round(outcome.confidence, 4),
             )
         )
 

@@ -98,7 +98,7 @@ _IMAGES_UNTIL_GIVEN_BACK = 1000
     "table_path",
     type=NamedPath(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write a row for each image: mask, size and the lesion's share of it, or why there is no mask.",
+    help="Write a row for each image: mask, size, the lesion's share of it, confidence, or why there is no mask.",
 )
 @click.option(
     "--report",

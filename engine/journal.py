@@ -224,6 +224,18 @@ class JournalIndex:
                     self._lines[number] = ~offset if failed else offset
 
 
+_WRITTEN = ("mask_size", "mask_crc", "image_size", "image_mtime_ns", "image_crc")
+LINES: dict[tuple[str, ...], str] = {
+    names: '{"status":"done","image":%s,"mask":%s,' + ",".join(f'"{name}":%r' for name in names) + "}"
+    for names in (
+        ("height", "width", "lesion_share", "confidence", *_WRITTEN),
+        ("height", "width", "lesion_share", *_WRITTEN),  # masks that the GPU made
+    )
+}
+"""What `encode_line` makes of nearly all entries of masks, by the names of what is noted of them. The values are
+numbers, image and mask JSON's strings."""
+
+
 def encode_line(entry: Mapping[str, Any]) -> str:
     """An entry as it stands in the journal, without the end of the line: ASCII."""
     return _ENCODER.encode(entry)

@@ -20,7 +20,7 @@ from isicrt.engine.corrections import find_correction, is_as_written
 from isicrt.engine.errors import DataError, ImageError, SettingsError
 from isicrt.engine.finishing import Finished
 from isicrt.engine.images import FileStamp, read_source
-from isicrt.engine.journal import FORMAT, JOURNAL_NAME, Journal, JournalIndex, encode_line, read_name, write_name
+from isicrt.engine.journal import FORMAT, JOURNAL_NAME, LINES, Journal, JournalIndex, encode_line, read_name, write_name
 from isicrt.engine.lock import FolderLock
 from isicrt.engine.names import KeySet, name_key
 from isicrt.engine.outcome import KEPT, KEPT_OUTDATED, Outcome
@@ -29,14 +29,6 @@ from isicrt.engine.sources import Job, overlay_folder, overlay_path
 
 EXISTING = ("resume", "overwrite")
 _SHOWN = 10
-_WRITTEN = ("mask_size", "mask_crc", "image_size", "image_mtime_ns", "image_crc")
-_DONE_LINES: dict[tuple[str, ...], str] = {
-    names: '{"status":"done","image":%s,"mask":%s,' + ",".join(f'"{name}":%r' for name in names) + "}"
-    for names in (
-        ("height", "width", "lesion_share", "confidence", *_WRITTEN),
-        ("height", "width", "lesion_share", *_WRITTEN),  # masks that the GPU made
-    )
-}
 
 
 class Ledger:
@@ -199,7 +191,7 @@ class Ledger:
             "lesion_share": round(float(finished.lesion or 0.0), 6),
         }
         if finished.confidence is not None:
-            noted["confidence"] = round(finished.confidence, 4)
+            noted["confidence"] = round(float(finished.confidence), 4)
         noted |= {"mask_size": finished.size, "mask_crc": finished.crc}
         return noted if stamp is None else noted | _stamp_fields(stamp)
 
@@ -213,7 +205,7 @@ class Ledger:
 
     def _line(self, outcome: Outcome, noted: Mapping[str, Any] | None) -> str:
         """What `encode_line` makes of an entry; of nearly all that are done in a third of the time."""
-        if noted is not None and (quick := _DONE_LINES.get(tuple(noted))) is not None:
+        if noted is not None and (quick := LINES.get(tuple(noted))) is not None:
             image, mask = str(outcome.job.image), self._name(outcome.job.mask)
             below = mask[: mask.rfind("/") + 1] + image[image.rfind("/") + 1 :]
             plain = image == self._below_root + below and image.isascii() and mask.isascii() and "/." not in image

@@ -32,9 +32,9 @@ class Outcome:
     kept: str | None = None
     """Of one that was skipped although its mask is not the one that isicrt wrote: `KEPT` or `KEPT_OUTDATED`."""
     confidence: float | None = None
-    """About the Dice coefficient that the mask may be expected to have, by the network's own probabilities
-    (`isicrt.engine.second_look.confidence`), in [0, 1]. None where there is no mask, or where the GPU, somebody else
-    or an older isicrt made it."""
+    """About the Dice coefficient that the mask may be expected to have before it is cleaned, by the network's own
+    probabilities (`isicrt.engine.second_look.confidence`), in [0, 1]. None where there is no mask, or where the GPU,
+    somebody else or an older isicrt made it."""
 
 
 @dataclass(frozen=True)

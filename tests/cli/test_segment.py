@@ -180,6 +180,7 @@ def test_the_report(segment, images: Path, tmp_path: Path, darkness_onnx: Path) 
         mask = read_mask(entry["mask"])
         assert mask.shape == (entry["height"], entry["width"])
         assert entry["lesion_share"] == pytest.approx(mask.mean(), abs=1e-6)
+        assert 0.5 < entry["confidence"] <= 1
         assert entry["error"] is None
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 

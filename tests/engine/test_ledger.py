@@ -380,11 +380,9 @@ def test_the_quick_line_is_the_slow_one(tmp_path: Path, here: Path, image: str, 
     with Ledger(tmp_path / "out", [first], model={}, settings={}) as ledger:
         outcome = Outcome(Job(photos / image, tmp_path / "out" / mask), None, (10, 20), 0.1 + 0.2)
         for finished_stamp, sure in ((stamp, 0.93214), (stamp, 1.0), (stamp, None), (None, 0.5)):
-            finished = Finished(None, np.float64(0.1) / 3, 99, 7, 0.1, 0.1, sure)
-            noted = ledger.note((10, 20), finished, finished_stamp)
+            noted = ledger.note((10, 20), Finished(None, np.float64(0.1) / 3, 99, 7, 0.1, 0.1, sure), finished_stamp)
             assert noted.get("confidence") == (None if sure is None else round(sure, 4))
-            line = ledger._line(outcome, noted)
-            assert line == encode_line(ledger._entry(outcome) | noted)
+            assert (line := ledger._line(outcome, noted)) == encode_line(ledger._entry(outcome) | noted)
             assert json.loads(line)["mask"] == write_name(mask)
         ledger.record((outcome, noted), (outcome, None))
     lines = (tmp_path / "out" / JOURNAL_NAME).read_text().splitlines()
