@@ -23,6 +23,8 @@ from isicrt.engine.errors import DataError, ModelError
 SCHEMA = "isicrt-bench/2"
 READABLE = ("isicrt-bench/1", SCHEMA)
 """The first had no memory, no timeline, and measured the network's CPU time with all of its threads."""
+MOST_OTHERS = 0.05
+"""Share of the cores that other programs may have before a reader is told."""
 SAMPLE_TOLERANCE = 0.05
 """The stages' images may differ so far from all images in their mean size before a reader is told."""
 
@@ -85,6 +87,17 @@ class ModelResult:
                 f"{relative_spread(passes):.0%}, and so does L"
             )
         return found
+
+    @property
+    def crowd_note(self) -> str | None:
+        """What to know where other programs had a part of the cores while the pipeline was timed."""
+        others, cores = self.end_to_end.other_cores, self.stages.cores
+        if others is None or others <= MOST_OTHERS * cores:
+            return None
+        return (
+            f"{self.label}: other programs kept {others:.1f} of {cores} cores busy while files to masks were timed: "
+            "that is in the images/s and in the ratio to L"
+        )
 
     @property
     def sample_note(self) -> str | None:
@@ -206,6 +219,7 @@ class Report:
             for m in self.models
             if m.stages.beside > MOST_BESIDE
         ]
+        found += [model.crowd_note for model in self.models if model.crowd_note is not None]
         found += [model.sample_note for model in self.models if model.sample_note is not None]
         for model in self.models:
             if failures := model.end_to_end.failures:

@@ -14,6 +14,7 @@ import numpy as np
 
 from isicrt.benchmarks.energy import EnergyMeter
 from isicrt.benchmarks.latency import counted, relative_spread, settled
+from isicrt.benchmarks.other_work import OtherWork
 from isicrt.benchmarks.stages import on_device
 from isicrt.engine.gpu_stages import open_chain
 from isicrt.engine.isolation import ImageDecoder
@@ -42,6 +43,9 @@ class TimedRun:
     """Energy of the processors meanwhile, other programs' too; None where it cannot be read."""
     gpu_joules: float | None = None
     """Energy of all GPUs meanwhile, other programs' too; None where the network is on the CPU or it cannot be read."""
+    other_cpu_seconds: float | None = None
+    """CPU time of other programs meanwhile on the cores that the run may use, see
+    `isicrt.benchmarks.other_work.OtherWork`; None where that cannot be read, and in results that did not note it."""
 
     @property
     def images_per_second(self) -> float:
@@ -105,6 +109,12 @@ class EndToEnd:
         return float(np.median(found)) if found else None
 
     @property
+    def other_cores(self) -> float | None:
+        """CPU seconds a second of other programs, median of the runs: cores that the runs did not have."""
+        found = [r.other_cpu_seconds / r.seconds for r in self.counted if r.other_cpu_seconds is not None]
+        return float(np.median(found)) if found else None
+
+    @property
     def cpu_ms_per_image(self) -> float | None:
         """CPU milliseconds an image, median of the runs."""
         found = [1e3 * r.cpu_seconds / (r.images - r.failed) for r in self.counted if r.cpu_seconds is not None]
@@ -141,6 +151,7 @@ class EndToEnd:
             "ms_per_image": self.ms_per_image,
             "cpu_ms_per_image": self.cpu_ms_per_image,
             "busy_cores": self.busy_cores,
+            "other_cores": self.other_cores,
             "joules_per_image": self.joules_per_image,
             "gpu_joules_per_image": self.gpu_joules_per_image,
             "gpu_watts": self.gpu_watts,
@@ -184,7 +195,7 @@ def run_once(
         ImageDecoder() as decoder,
         open_chain(runtime) or nullcontext() as chain,
     ):
-        energy, cpu = EnergyMeter(), _cpu_seconds()
+        energy, others, cpu = EnergyMeter(), OtherWork(_cpu_seconds), _cpu_seconds()
         summary = run_jobs(
             jobs,
             runtime,
@@ -195,7 +206,7 @@ def run_once(
             decode=decoder,
             chain=chain,
         )
-        spent, joules = _cpu_seconds() - cpu, energy.joules()
+        spent, other, joules = _cpu_seconds() - cpu, others.cpu_seconds(), energy.joules()
         gpu_joules = energy.gpu_joules() if on_device(runtime) else None
     run = TimedRun(
         images=summary.images,
@@ -206,6 +217,7 @@ def run_once(
         cpu_seconds=spent,
         joules=joules,
         gpu_joules=gpu_joules,
+        other_cpu_seconds=other,
     )
     return run, tuple(sorted(failures))
 

@@ -7,6 +7,7 @@ Exit codes: 0 all done; 1 the command ran and something failed; 2 usage; 3 `mode
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -68,6 +69,8 @@ def group() -> None:
 
 def main() -> None:
     """Console entry point."""
+    # Else a thread of NumPy's BLAS for every further core spins for some 100 ms when NumPy is imported, after this.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the least it takes
     try:
         code = group.main(standalone_mode=False)
     except click.exceptions.Abort:

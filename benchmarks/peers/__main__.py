@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 
 from isicrt._command import ModuleCommand
+from isicrt.benchmarks.busy_machine import busy_processes
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.peers.race import PEERS, Entrant, Peer, Race, agreement, run_isicrt, run_peer
 from isicrt.engine import shipped
@@ -42,6 +43,13 @@ from isicrt.engine.sources import find_jobs
     "who comes from it. The masks are not compared then.",
 )
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option(
+    "--load",
+    type=click.IntRange(min=0, max=1024),
+    default=0,
+    show_default=True,
+    help="Processes that keep a core busy each meanwhile: the same race on a machine that has other work.",
+)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything.")
 @click.option("--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the table.")
 def command(
@@ -51,12 +59,13 @@ def command(
     names: str,
     baseline: Path | None,
     runs: int,
+    load: int,
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
     """Time isicrt segment beside other ways of doing the same work."""
     file, peers = shipped.resolve(model), _peers(names)
-    race = _race(images, file, _float_model(file, float_model, peers, baseline), peers, baseline, runs)
+    race = _race(images, file, _float_model(file, float_model, peers, baseline), peers, baseline, runs, load)
     click.echo(race.to_markdown(), nl=False)
     if json_file:
         json_file.write_text(json.dumps(race.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -94,7 +103,7 @@ def _float_model(model: Path, named: str | None, peers: list[Peer], baseline: Pa
 
 
 def _race(
-    images: Path, model: Path, float_model: Path | None, peers: list[Peer], baseline: Path | None, runs: int
+    images: Path, model: Path, float_model: Path | None, peers: list[Peer], baseline: Path | None, runs: int, load: int
 ) -> Race:
     environment = read_environment()  # its load average is of other work only before the first run
     with tempfile.TemporaryDirectory(prefix="isicrt-peers-") as name:
@@ -108,20 +117,21 @@ def _race(
         for image in found:  # into the page cache, so that the first run is like the others
             image.read_bytes()
         failed: dict[str, str] = {}
-        for round_ in range(1, runs + 1):
-            click.echo(f"round {round_} of {runs}: isicrt", err=True)
-            run_isicrt(ours, model, files, folder / "isicrt")
-            for entrant in [other for other in others if other.name not in failed]:
-                click.echo(f"round {round_} of {runs}: {entrant.name}", err=True)
-                peer = PEERS[entrant.name]
-                network = baseline or (model if peer.knows_int8 else float_model or model)
-                try:
-                    run_peer(entrant, peer, network, files, folder / entrant.name)
-                    if baseline is None and round_ == runs:
-                        entrant.agreement = agreement(folder / "isicrt", folder / entrant.name)
-                except DataError as error:  # another program's fault: the hours of all others are not lost for it
-                    click.echo(f"{entrant.name} failed and is out of the race: {error}", err=True)
-                    failed[entrant.name] = str(error)
+        with busy_processes(load):
+            for round_ in range(1, runs + 1):
+                click.echo(f"round {round_} of {runs}: isicrt", err=True)
+                run_isicrt(ours, model, files, folder / "isicrt")
+                for entrant in [other for other in others if other.name not in failed]:
+                    click.echo(f"round {round_} of {runs}: {entrant.name}", err=True)
+                    peer = PEERS[entrant.name]
+                    network = baseline or (model if peer.knows_int8 else float_model or model)
+                    try:
+                        run_peer(entrant, peer, network, files, folder / entrant.name)
+                        if baseline is None and round_ == runs:
+                            entrant.agreement = agreement(folder / "isicrt", folder / entrant.name)
+                    except DataError as error:  # another program's fault: the hours of all others are not lost for it
+                        click.echo(f"{entrant.name} failed and is out of the race: {error}", err=True)
+                        failed[entrant.name] = str(error)
         if others and len(failed) == len(others):
             raise DataError(f"no peer finished; the first: {next(iter(failed.values()))}")
         return Race(
@@ -138,6 +148,7 @@ def _race(
             left_out={name: packages for name, packages in missing.items() if packages},
             not_run=[name for name in PEERS if name not in missing],
             environment=environment,
+            load=load,
         )
 
 

@@ -102,6 +102,11 @@ def _each(wall_ms: float) -> dict[str, tuple[float, ...]]:
     return dict.fromkeys(STAGES, (wall_ms,))
 
 
+def _beside(cores: float) -> tuple[TimedRun, ...]:
+    """Runs beside other programs that take so many cores."""
+    return tuple(dataclasses.replace(run, other_cpu_seconds=cores * run.seconds) for run in _runs(0.3, 0.3, 0.3))
+
+
 def _sampled(megapixels: float) -> ModelResult:
     return _with(stages=dataclasses.replace(sample_model().stages, megapixels=megapixels))
 
@@ -137,6 +142,12 @@ def _sampled(megapixels: float) -> ModelResult:
             ["a stage, alone on one thread, took 300% more CPU time than wall time: another thread ran beside it"],
             False,
         ),
+        (
+            sample_report(_with(end_to_end=EndToEnd(8, _beside(0.4)))),
+            ["other programs kept 0.4 of 2 cores busy while files to masks were timed"],
+            False,
+        ),
+        (sample_report(_with(end_to_end=EndToEnd(8, _beside(0.09)))), [], False),
         (
             dataclasses.replace(sample_report(), protocol=dataclasses.replace(sample_report().protocol, repeats=2)),
             ["fewer than 3 repeats"],

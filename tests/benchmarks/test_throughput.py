@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from isicrt.benchmarks.other_work import PROC_STAT
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun, run_once
 from isicrt.engine.journal import read_journal
 from isicrt.engine.onnx_runtime import OnnxRuntime
@@ -12,7 +13,7 @@ from tests.benchmarks.sample_report import BUSY
 
 
 def test_figures_are_medians_of_the_runs() -> None:
-    runs = tuple(TimedRun(30, 0, s, 12.0, BUSY, 1.5 * s, 6.0 * s) for s in (3.0, 1.0, 2.0))
+    runs = tuple(TimedRun(30, 0, s, 12.0, BUSY, 1.5 * s, 6.0 * s, other_cpu_seconds=s / 4) for s in (3.0, 1.0, 2.0))
     result = EndToEnd(8, runs)
     assert result.images_per_second == 15
     assert result.megapixels_per_second == 6
@@ -21,6 +22,7 @@ def test_figures_are_medians_of_the_runs() -> None:
     assert not result.settled
     assert result.megapixels_per_image == pytest.approx(0.4)
     assert result.busy_cores == pytest.approx(1.5)
+    assert result.other_cores == pytest.approx(0.25)
     assert result.cpu_ms_per_image == pytest.approx(100)
     assert result.joules_per_image == pytest.approx(0.4)
     assert result.busy_threads("decode") == pytest.approx(0.125)
@@ -39,6 +41,7 @@ def test_runs_before_those_that_agree_do_not_count() -> None:
 def test_what_was_not_noted_is_none() -> None:
     result = EndToEnd(8, (TimedRun(3, 0, 1.0, 2.4, BUSY),))
     assert (result.busy_cores, result.cpu_ms_per_image, result.joules_per_image) == (None, None, None)
+    assert result.other_cores is None
 
 
 @pytest.mark.parametrize("threads", [None, 1])
@@ -52,6 +55,7 @@ def test_a_run_writes_every_mask_and_tells_what_failed(
     assert (summary.images, summary.failed) == (14, 2)
     assert summary.cpu_seconds is not None
     assert summary.cpu_seconds > 0
+    assert (summary.other_cpu_seconds is None) != PROC_STAT.exists()
     assert all(job.mask.is_file() for job in jobs)
     ended = [line["status"] for line in read_journal(tmp_path / "out") if "status" in line]
     assert sorted(ended) == ["done"] * 12 + ["failed"] * 2, "the journal that `isicrt segment` keeps"

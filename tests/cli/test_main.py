@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 
@@ -48,6 +49,26 @@ def test_every_command_loads_with_the_listed_help(name: str) -> None:
     result = CliRunner().invoke(group, [name, "--help"])
     assert result.exit_code == 0
     assert f"{name} [OPTIONS]" in result.output
+
+
+@pytest.mark.parametrize(("set_by_user", "expected"), [(None, "4"), ("20", "20")])
+def test_threads_of_numpy_that_have_nothing_to_do_rest(set_by_user: str | None, expected: str) -> None:
+    """The library reads it when it is loaded, which must come later."""
+    code = (
+        "import os, sys\n"
+        "from isicrt.cli import main\n"
+        "assert 'numpy' not in sys.modules\n"
+        "sys.argv = ['isicrt', '--version']\n"
+        "try:\n"
+        "    main.main()\n"
+        "finally:\n"
+        "    print(os.environ['OPENBLAS_THREAD_TIMEOUT'])\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_THREAD_TIMEOUT"}
+    if set_by_user is not None:
+        environment["OPENBLAS_THREAD_TIMEOUT"] = set_by_user
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.splitlines()[-1] == expected
 
 
 @pytest.mark.parametrize(

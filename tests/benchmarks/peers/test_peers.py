@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from isicrt.benchmarks.peers import __main__ as peers_main
 from isicrt.benchmarks.peers.__main__ import _float_model, command
-from isicrt.benchmarks.peers.race import PEERS, Entrant, Race, agreement
+from isicrt.benchmarks.peers.race import PEERS, Entrant, Race, agreement, race_markdown
 from isicrt.engine import shipped
 from isicrt.engine.errors import SettingsError
 from isicrt.engine.masks import write_mask
@@ -74,13 +74,25 @@ def test_a_race(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> No
     assert peer["ratio_low"] <= peer["ratio_high"]
     assert data["not_run"] == [name for name in PEERS if name != "opencv-onnx"]
     assert "fewer than 3 rounds say nothing about noise" in data["warnings"]
+    assert data["load"] == 0
     assert Path(files[1]).read_text() in result.output
 
     other = CliRunner().invoke(
-        command, [*arguments[:4], *arguments[6:8], "--runs", "1", "--baseline", str(darkness_onnx)]
+        command, [*arguments[:4], *arguments[6:8], "--runs", "1", "--baseline", str(darkness_onnx), "--load", "2"]
     )
     assert other.exit_code == 0, other.output
     assert "| other network |" in other.output
+    assert "Measured beside 2 processes that kept a core busy each." in other.output.splitlines()
+
+
+def test_a_loaded_race_says_so() -> None:
+    race = _sample_race(2.0, 2.0, 2.0)
+    assert "Measured beside" not in race.to_markdown()
+    loaded = replace(race, load=1)
+    assert loaded.to_dict()["load"] == 1
+    assert "Measured beside a process that kept a core busy." in loaded.to_markdown().splitlines()
+    older = {name: value for name, value in race.to_dict().items() if name != "load"}
+    assert race_markdown(older) == race.to_markdown()
 
 
 def _sample_race(*seconds: float, load_average: float | None = 0.1, not_run: tuple[str, ...] = ()) -> Race:
