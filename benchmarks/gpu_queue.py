@@ -4,12 +4,15 @@
 
 One thread decodes each batch and queues what follows. Alone it supplies the GPU at the decoder's rate; in a run, beside
 the threads and the processes that read files and finish masks, an H200 has seen half of that (docs/gpu.md). So the same
-calls are timed in both, by number of processes and of nvImageCodec's own CPU threads: where `decode` takes longer in a
-run by the clock and not by its thread's CPU time, it waits for a core or for Python's lock.
+calls are timed in both, by number of processes, of nvImageCodec's own CPU threads and by the hardware decoder's share:
+where `decode` takes longer in a run by the clock and not by its thread's CPU time, it waits, and the kernel knows for
+how much of that it was ready and had no core. What is left it waited for others: for nvImageCodec's threads, for the
+GPU, or for Python's lock.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -29,41 +32,53 @@ from isicrt.benchmarks.gpu_files import render_files
 from isicrt.benchmarks.gpu_torch import open_torch
 from isicrt.benchmarks.gpu_whole import run_figures
 from isicrt.engine.cores import available_cores
-from isicrt.engine.gpu_decode import GpuDecoder
+from isicrt.engine.gpu_decode import HARDWARE_LOAD, GpuDecoder
 from isicrt.engine.pipeline import default_processes
 from isicrt.engine.runtime import open_runtime
 
-SCHEMA = "isicrt-gpu-queue/1"
+SCHEMA = "isicrt-gpu-queue/2"
+"""The first had neither the time without a core nor CPU time of all threads of the chain alone."""
 SIZE = "512"
 _CPU = ("user", "system", "children_user", "children_system")
 
 
+def unserved_seconds(schedstat: Path = Path("/proc/thread-self/schedstat")) -> float:
+    """For how long the calling thread has been ready to run and had no core; NaN where the kernel does not tell.
+    https://docs.kernel.org/scheduler/sched-stats.html"""
+    try:
+        return int(schedstat.read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return math.nan
+
+
 class Clock:
-    """Calls, their wall time, and the CPU time of the threads that made them. For one thread at a time."""
+    """Calls, their wall time, and of the threads that made them the CPU time and the time ready without a core. For one
+    thread at a time."""
 
     def __init__(self) -> None:
-        self.calls, self.wall, self.cpu = 0, 0.0, 0.0
+        self.calls, self.wall, self.cpu, self.unserved = 0, 0.0, 0.0, 0.0
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """The same, timed."""
 
         def timed(*arguments: Any, **options: Any) -> Any:
-            wall, cpu = time.perf_counter(), time.thread_time()
+            unserved, wall, cpu = unserved_seconds(), time.perf_counter(), time.thread_time()
             try:
                 return call(*arguments, **options)
             finally:
                 # In the reverse order of the beginning: the CPU time lies within the wall time.
                 self.cpu += time.thread_time() - cpu
                 self.wall += time.perf_counter() - wall
+                self.unserved += unserved_seconds() - unserved
                 self.calls += 1
 
         return timed
 
-    def take(self, batches: int) -> dict[str, float]:
+    def take(self, batches: int) -> dict[str, float | None]:
         """Milliseconds a batch since it was last asked."""
-        found = {"wall_ms": round(1e3 * self.wall / batches, 3), "cpu_ms": round(1e3 * self.cpu / batches, 3)}
-        self.calls, self.wall, self.cpu = 0, 0.0, 0.0
-        return found
+        spent = {"wall_ms": self.wall, "cpu_ms": self.cpu, "unserved_ms": self.unserved}
+        self.calls, self.wall, self.cpu, self.unserved = 0, 0.0, 0.0, 0.0
+        return {name: None if math.isnan(value) else round(1e3 * value / batches, 3) for name, value in spent.items()}
 
 
 class TimedDecoder:
@@ -90,18 +105,20 @@ class Setting:
     """That read, and as many that finish."""
     cpu_threads: int
     """Of nvImageCodec; 0: as many as it likes."""
+    hardware_load: float = HARDWARE_LOAD
+    """Share of the images, 0..1, for the GPU's JPEG engine."""
 
     @property
     def name(self) -> str:
         """Of its section."""
-        return f"{self.processes} processes, {self.cpu_threads or 'all'} CPU threads"
+        return f"{self.processes} processes, {self.cpu_threads or 'all'} CPU threads, share {self.hardware_load:g}"
 
 
 def make_parts(setting: Setting) -> GpuParts:
     """Of a chain with that decoder."""
 
-    def decoder(device: Any, load: float) -> GpuDecoder:
-        return GpuDecoder(device.index, hardware_load=load, cpu_threads=setting.cpu_threads)
+    def decoder(device: Any, _: float) -> GpuDecoder:
+        return GpuDecoder(device.index, hardware_load=setting.hardware_load, cpu_threads=setting.cpu_threads)
 
     return replace(GpuParts(), decoder=decoder)
 
@@ -120,9 +137,10 @@ def queue_figures(
         parts: of the chain.
 
     Returns:
-        ``alone`` and ``run``: ``images_per_second``, and by call (``decode``, ``launch``, ``collect``) the milliseconds
-        a batch by the clock and of its thread. ``run`` also has what `run_figures` has, and ``cpu_seconds``: of
-        this process (``user``, ``system``) and of its processes (``children_...``), as `os.times` has them.
+        ``alone`` and ``run``: ``images_per_second``; by call (``decode``, ``launch``, ``collect``) the milliseconds
+        a batch by the clock, of its thread, and in which that was ready and had no core; and ``cpu_ms``: CPU
+        milliseconds a batch of this process (``user``, ``system``) and of its processes that have ended
+        (``children_...``), as `os.times` has them. ``run`` also has what `run_figures` has.
     """
     clocks = {name: Clock() for name in ("decode", "launch", "collect")}
     timed = GpuParts(
@@ -135,18 +153,33 @@ def queue_figures(
         in_flight_figures(chain, images, seconds / 4)  # graphs are recorded, buffers have their size
         found: dict[str, Any] = {}
 
-        def take(rates: dict[str, Any]) -> dict[str, Any]:
+        def measured(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+            for clock in clocks.values():
+                clock.take(1)
+            before = os.times()
+            rates, after = measure(), os.times()
             count = max(1, clocks["collect"].calls)
-            return rates | {name: clock.take(count) for name, clock in clocks.items()}
+            spent = {name: round(1e3 * (getattr(after, name) - getattr(before, name)) / count, 1) for name in _CPU}
+            return rates | {name: clock.take(count) for name, clock in clocks.items()} | {"cpu_ms": spent}
 
-        take({})
-        found["alone"] = take(in_flight_figures(chain, images, seconds))
-        run_figures(runtime, chain, files, 4 * len(images), batch=len(images), processes=setting.processes)
-        take({})
-        before = os.times()
-        run = run_figures(runtime, chain, files, batches * len(images), batch=len(images), processes=setting.processes)
-        after = os.times()
-        found["run"] = take(run) | {"cpu_seconds": {n: round(getattr(after, n) - getattr(before, n), 2) for n in _CPU}}
+        def run(count: int) -> dict[str, Any]:
+            return run_figures(
+                runtime, chain, files, count * len(images), batch=len(images), processes=setting.processes
+            )
+
+        found["alone"] = measured(lambda: in_flight_figures(chain, images, seconds))
+        run(4)
+        found["run"] = measured(lambda: run(batches))
+    return found
+
+
+def _shares(_: click.Context, __: click.Parameter, value: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 <= share <= 1 for share in found):
+        raise click.BadParameter(f"{value!r}: numbers from 0 to 1 with commas between them")
     return found
 
 
@@ -169,6 +202,13 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 )
 @click.option("--processes", callback=_numbers, help="With commas between them. [default: a run's, half and a quarter]")
 @click.option("--cpu-threads", default="0,1,4", callback=_numbers, show_default=True, help="0: as many as it likes.")
+@click.option(
+    "--hardware-loads",
+    default=f"{HARDWARE_LOAD:g},1,0",
+    callback=_shares,
+    show_default=True,
+    help="Shares of the GPU's JPEG engine; those behind the first with a run's own threads and processes.",
+)
 @click.option("--batches", type=click.IntRange(min=2), default=64, show_default=True, help="Of each run.")
 @click.option("--seconds", type=float, default=0.5, show_default=True, help="Of each repeat of the chain alone.")
 @click.option("--within", type=float, default=float("inf"), help="Begin nothing after so many seconds.")
@@ -178,6 +218,7 @@ def command(
     plan: Path | None,
     processes: tuple[int, ...] | None,
     cpu_threads: tuple[int, ...],
+    hardware_loads: tuple[float, ...],
     batches: int,
     seconds: float,
     within: float,
@@ -193,8 +234,9 @@ def command(
         "size": SIZE,
     }
     attempt = Attempts(json_file, head, seconds=within)
-    # What is most likely to tell the cause comes first: each count of threads with a run's own processes.
-    settings = [Setting(count, threads) for count in counts for threads in cpu_threads]
+    # What is most likely to tell the cause comes first: each share, then each count of threads, with a run's processes.
+    settings = [Setting(counts[0], cpu_threads[0], share) for share in hardware_loads]
+    settings += [Setting(count, threads, hardware_loads[0]) for count in counts for threads in cpu_threads][1:]
     with tempfile.TemporaryDirectory() as folder:
         files = render_files(Path(folder), SIZE)
         with open_runtime(plan) if plan is not None else open_torch(model, 256) as runtime:
@@ -211,8 +253,9 @@ def command(
 def to_markdown(report: dict[str, Any]) -> str:
     """A row for each setting."""
     lines = [
-        "| | alone, images/s | decode, ms a batch (CPU) | run, images/s | steady | decode (CPU) | launch | collect |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | alone, images/s | decode, ms a batch (CPU, without a core) | all CPU | run, images/s | steady "
+        "| decode (CPU, without a core) | launch | collect | all CPU |",
+        "|---" * 10 + "|",
     ]
     for name, section in report.get("settings", {}).items():
         alone, run = section["result"]["alone"], section["result"]["run"]
@@ -220,17 +263,20 @@ def to_markdown(report: dict[str, Any]) -> str:
         cells = [
             name,
             f"{alone['images_per_second']:,.0f}",
-            _pair(alone["decode"]),
+            _call(alone["decode"]),
+            f"{sum(alone['cpu_ms'].values()):.0f}",
             f"{run['images_per_second']:,.0f}",
             steady,
         ]
-        cells += [_pair(run["decode"]), f"{run['launch']['wall_ms']:.1f}", f"{run['collect']['wall_ms']:.1f}"]
+        cells += [_call(run["decode"]), f"{run['launch']['wall_ms']:.1f}", f"{run['collect']['wall_ms']:.1f}"]
+        cells += [f"{sum(run['cpu_ms'].values()):.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, *(f"- {note}" for note in report["notes"])]) + "\n"
 
 
-def _pair(call: dict[str, float]) -> str:
-    return f"{call['wall_ms']:.1f} ({call['cpu_ms']:.1f})"
+def _call(call: dict[str, float | None]) -> str:
+    unserved = "-" if call["unserved_ms"] is None else f"{call['unserved_ms']:.1f}"
+    return f"{call['wall_ms']:.1f} ({call['cpu_ms']:.1f}, {unserved})"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +12,15 @@ import pytest
 from click.testing import CliRunner
 
 from isicrt.benchmarks import gpu_queue
-from isicrt.benchmarks.gpu_queue import Clock, Setting, command, queue_figures, to_markdown
+from isicrt.benchmarks.gpu_queue import (
+    Clock,
+    Setting,
+    command,
+    make_parts,
+    queue_figures,
+    to_markdown,
+    unserved_seconds,
+)
 from tests.benchmarks.host_parts import host_parts, torch_host, write_convolution_model
 from tests.engine.cpu_kernels import CpuKernels
 
@@ -24,7 +35,38 @@ def test_a_clock_tells_waiting_from_work() -> None:
     found = clock.take(2)
     assert found["wall_ms"] >= 20
     assert found["cpu_ms"] < found["wall_ms"] / 2
-    assert clock.take(1) == {"wall_ms": 0, "cpu_ms": 0}
+    assert clock.take(1) == {"wall_ms": 0, "cpu_ms": 0, "unserved_ms": 0}
+
+
+@pytest.mark.skipif(math.isnan(unserved_seconds()), reason="this kernel does not tell how long threads wait for a core")
+def test_a_clock_tells_a_wait_for_a_core(tmp_path: Path) -> None:
+    """Two threads of one process, kept on one core, which each compute without Python's lock."""
+    code = (
+        "import hashlib, os, sys, threading\n"
+        "from isicrt.benchmarks.gpu_queue import Clock\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "data = bytes(50_000_000)\n"
+        "threading.Thread(target=lambda: [hashlib.sha256(data) for _ in range(1000)], daemon=True).start()\n"
+        "clock = Clock()\n"
+        "work = clock.around(lambda: [hashlib.sha256(data) for _ in range(5)])\n"
+        "work()\n"
+        "spent = clock.take(1)\n"
+        "print(spent['unserved_ms'] / spent['wall_ms'], flush=True)\n"
+        "os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 0.2
+
+
+def test_a_kernel_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert math.isnan(unserved_seconds(tmp_path / "none"))
+    (tmp_path / "schedstat").write_text("5 2500000000 7\n")
+    assert unserved_seconds(tmp_path / "schedstat") == 2.5
+    monkeypatch.setattr(gpu_queue, "unserved_seconds", lambda: math.nan)
+    clock = Clock()
+    clock.around(time.sleep)(0.001)
+    assert clock.take(1)["unserved_ms"] is None
+    assert clock.take(1)["unserved_ms"] == 0
 
 
 def test_the_calls_of_a_run_and_of_the_chain_alone(rendered_pairs: Path, tmp_path: Path) -> None:
@@ -42,11 +84,11 @@ def test_the_calls_of_a_run_and_of_the_chain_alone(rendered_pairs: Path, tmp_pat
         assert found[part]["images_per_second"] > 0
         assert found[part]["decode"]["wall_ms"] >= found[part]["decode"]["cpu_ms"] > 0
         assert found[part]["launch"]["wall_ms"] > 0
-    assert found["run"]["cpu_seconds"]["user"] > 0
+        assert found[part]["cpu_ms"]["user"] > 0
     report = {"settings": {"0 processes, 1 CPU threads": {"result": found}}, "notes": ["cut short"]}
-    row, note = to_markdown(report).splitlines()[2:]
+    head, rule, row, note = to_markdown(report).splitlines()
     assert row.startswith("| 0 processes, 1 CPU threads |")
-    assert row.count("|") == 9
+    assert row.count("|") == head.count("|") == rule.count("|") == 11
     assert note == "- cut short"
 
 
@@ -56,7 +98,7 @@ def test_a_setting_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypat
     seen = []
 
     def figures(runtime: object, files: object, setting: Setting, *rest: object) -> dict[str, object]:
-        seen.append((setting.processes, setting.cpu_threads))
+        seen.append((setting.processes, setting.cpu_threads, setting.hardware_load))
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(gpu_queue, "open_torch", lambda model, largest: torch_host(model))
@@ -67,11 +109,22 @@ def test_a_setting_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypat
         "4,2",
         "--cpu-threads",
         "0,1",
+        "--hardware-loads",
+        "0.5,1",
         "--json",
         str(tmp_path / "q.json"),
     ]
     done = CliRunner().invoke(command, options)
     assert done.exit_code == 0, done.output
-    assert seen == [(4, 0), (4, 1), (2, 0), (2, 1)]
-    assert "- settings / 4 processes, all CPU threads: RuntimeError: no memory" in done.output
-    assert CliRunner().invoke(command, [*options, "--processes", "4,x"]).exit_code == 2
+    assert seen == [(4, 0, 0.5), (4, 0, 1), (4, 1, 0.5), (2, 0, 0.5), (2, 1, 0.5)]
+    assert "- settings / 4 processes, all CPU threads, share 0.5: RuntimeError: no memory" in done.output
+    for bad in (["--processes", "4,x"], ["--hardware-loads", "0.5,1.5"], ["--hardware-loads", "half"]):
+        assert CliRunner().invoke(command, [*options, *bad]).exit_code == 2
+
+
+def test_the_decoder_of_a_setting_has_its_share_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(gpu_queue, "GpuDecoder", lambda index, **options: made.append((index, options)))
+    device = type("Device", (), {"index": 3})()
+    make_parts(Setting(4, 2, 0.75)).decoder(device, 0.1)
+    assert made == [(3, {"hardware_load": 0.75, "cpu_threads": 2})]
