@@ -103,9 +103,12 @@ def command(
     picks = _spread(len(workload.files), limit)
     with ExitStack() as stack:
         first, second = (stack.enter_context(open_runtime(path)) for path in paths)
-        if first.card.second_look != second.card.second_look:
+        looks = [(r.card.second_look, r.card.second_look_zoom) for r in (first, second)]
+        if looks[0] != looks[1]:
             click.echo(
-                "Note: one of the two looks again where it is in doubt, and their masks differ for that too", err=True
+                "Note: one of the two looks again where it is in doubt and the other not, or not so, and their masks "
+                "differ for that too",
+                err=True,
             )
         candidate_masker = cpu_masker(second)
         if (chain := open_chain(second, decode)) is not None:

@@ -28,6 +28,7 @@ MAX_SIDE = 8192
 MAX_NAME = 200
 MAX_VIEWS = 64
 MAX_SIGMA = 10
+MAX_ZOOM = 10
 CENTRE_SIGMA = 0.2
 """`ModelCard.centre_sigma` of models that isicrt trains, see ``docs/experiments.md``."""
 
@@ -56,6 +57,8 @@ class ModelCard:
     second_look: float = 0.0
     """In [0, 1): an image whose mask, at this card's threshold and before it is cleaned, is expected to have a lower
     Dice coefficient is looked at in further views, whose mean counts (`isicrt.engine.second_look`). 0: never."""
+    second_look_zoom: float = 0.0
+    """Above 1: one of these views zooms in on a square around the mask, so many times as large as it. 0: none does."""
     keep_largest: bool = True
     """Keep only the largest connected component (8-connectivity): an ISIC mask is one lesion."""
     centre_sigma: float = 0.0
@@ -115,6 +118,11 @@ class ModelCard:
             reject("second_look", f"must be at least 0 and below 1, not {self.second_look!r}")
         if self.second_look and self.input_height != self.input_width:
             reject("second_look", "is for square inputs, which can be turned")
+        zoom = self.second_look_zoom
+        if not _is_number(zoom) or (zoom != 0 and not 1 <= zoom <= MAX_ZOOM):
+            reject("second_look_zoom", f"must be 0 or lie between 1 and {MAX_ZOOM}, not {zoom!r}")
+        if zoom and not self.second_look:
+            reject("second_look_zoom", "is for models with a second look")
         views = self.network.get("views", 1)
         if not isinstance(views, int) or isinstance(views, bool) or not 1 <= views <= MAX_VIEWS:
             reject("network", f"has views that must be a whole number from 1 to {MAX_VIEWS}, not {_shown(views)}")
