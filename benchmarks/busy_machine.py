@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from isicrt.engine.errors import DataError
 
 # Matrices that fit into a core's own cache, on one thread: it takes its share of a core and leaves the memory alone.
-# Its parent's end closes its standard input, however that ended.
+# Its parent's end closes its standard input, however that ended; Ctrl-C is the parent's to deal with.
 _WORK = """
-import sys, threading
+import signal, sys, threading
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 import numpy as np
 
 done = threading.Event()
@@ -25,7 +26,7 @@ while not done.is_set():
     for _ in range(100):
         np.matmul(left, right)
 """
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 @contextmanager
@@ -54,10 +55,13 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def _start() -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", _WORK],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **_ONE_THREAD},
-    )
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", _WORK],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | dict.fromkeys(_LIMITS, "1"),
+        )
+    except OSError as error:
+        raise DataError(f"a process that was to keep a core busy did not start: {error}") from error

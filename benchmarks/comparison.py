@@ -108,6 +108,7 @@ def _doubts(report: Report, age: str) -> list[str]:
     if report.environment.busy is not None:
         found.append(f"of the {age} report {report.environment.busy}")
     found += [f"the {age} report did not settle: {line}" for model in report.models for line in model.noise]
+    found += [f"the {age} report is of a busy machine: {m.others_note}" for m in report.models if m.others_note]
     return found + [
         f"the {age} report is of a busy machine: {m.label}: its stages, each alone, waited for a core "
         f"{m.stages.waited:.0%} of their time"

@@ -5,19 +5,21 @@
 One thread decodes each batch and queues what follows. Alone it supplies the GPU at the decoder's rate; in a run, beside
 the threads and the processes that read files and finish masks, an H200 has seen half of that (docs/gpu.md). So the same
 calls are timed in both, by number of processes, of nvImageCodec's own CPU threads and by the hardware decoder's share:
-where `decode` takes longer in a run by the clock and not by its thread's CPU time, it waits, and the kernel knows for
-how much of that it was ready and had no core. What is left it waited for others: for nvImageCodec's threads, for the
-GPU, or for Python's lock.
+where `decode` takes longer in a run by the clock and not by its thread's CPU time, it waits. The kernel knows for how
+long threads were ready to run and had no core: the chain's own, and all of this process, nvImageCodec's among them,
+for which the chain's may have waited. Where these are small, there were cores enough, and what is waited for is the
+GPU, Python's lock, or a core that is slower because its other thread is busy.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,43 +44,46 @@ SIZE = "512"
 _CPU = ("user", "system", "children_user", "children_system")
 
 
-def unserved_seconds(schedstat: Path = Path("/proc/thread-self/schedstat")) -> float:
-    """For how long the calling thread has been ready to run and had no core; NaN where the kernel does not tell.
-    https://docs.kernel.org/scheduler/sched-stats.html"""
-    try:
-        return int(schedstat.read_text(encoding="ascii").split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return math.nan
+def unserved_seconds(tasks: Path = Path("/proc/self/task")) -> dict[int, float]:
+    """For how long each thread of this process has been ready to run and had no core, by its number; empty where the
+    kernel does not tell. https://docs.kernel.org/scheduler/sched-stats.html"""
+    found = {}
+    with suppress(OSError):
+        for task in tasks.iterdir():
+            with suppress(OSError, ValueError, IndexError):  # one that has ended, or a kernel that does not tell
+                found[int(task.name)] = int((task / "schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    return found
 
 
 class Clock:
-    """Calls, their wall time, and of the threads that made them the CPU time and the time ready without a core. For one
-    thread at a time."""
+    """Calls, their wall time, and the CPU time of the threads that made them. For one thread at a time."""
 
     def __init__(self) -> None:
-        self.calls, self.wall, self.cpu, self.unserved = 0, 0.0, 0.0, 0.0
+        self.calls, self.wall, self.cpu = 0, 0.0, 0.0
+        self.thread: int | None = None
+        """That made the last call, as the system numbers it."""
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """The same, timed."""
 
         def timed(*arguments: Any, **options: Any) -> Any:
-            unserved, wall, cpu = unserved_seconds(), time.perf_counter(), time.thread_time()
+            self.thread = threading.get_native_id()
+            wall, cpu = time.perf_counter(), time.thread_time()
             try:
                 return call(*arguments, **options)
             finally:
                 # In the reverse order of the beginning: the CPU time lies within the wall time.
                 self.cpu += time.thread_time() - cpu
                 self.wall += time.perf_counter() - wall
-                self.unserved += unserved_seconds() - unserved
                 self.calls += 1
 
         return timed
 
-    def take(self, batches: int) -> dict[str, float | None]:
+    def take(self, batches: int) -> dict[str, float]:
         """Milliseconds a batch since it was last asked."""
-        spent = {"wall_ms": self.wall, "cpu_ms": self.cpu, "unserved_ms": self.unserved}
-        self.calls, self.wall, self.cpu, self.unserved = 0, 0.0, 0.0, 0.0
-        return {name: None if math.isnan(value) else round(1e3 * value / batches, 3) for name, value in spent.items()}
+        found = {"wall_ms": round(1e3 * self.wall / batches, 3), "cpu_ms": round(1e3 * self.cpu / batches, 3)}
+        self.calls, self.wall, self.cpu = 0, 0.0, 0.0
+        return found
 
 
 class TimedDecoder:
@@ -138,9 +143,11 @@ def queue_figures(
 
     Returns:
         ``alone`` and ``run``: ``images_per_second``; by call (``decode``, ``launch``, ``collect``) the milliseconds
-        a batch by the clock, of its thread, and in which that was ready and had no core; and ``cpu_ms``: CPU
-        milliseconds a batch of this process (``user``, ``system``) and of its processes that have ended
-        (``children_...``), as `os.times` has them. ``run`` also has what `run_figures` has.
+        a batch by the clock and of its thread; ``process_cpu_ms``: CPU milliseconds a batch of this process (``user``,
+        ``system``) and of its processes that have ended (``children_...``), as `os.times` has them; and
+        ``unserved_ms``: milliseconds a batch in which a thread was ready and had no core, of the chain's and of all of
+        this process that were there from beginning to end, None where the kernel does not tell. ``run`` also has what
+        `run_figures` has.
     """
     clocks = {name: Clock() for name in ("decode", "launch", "collect")}
     timed = GpuParts(
@@ -156,11 +163,23 @@ def queue_figures(
         def measured(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             for clock in clocks.values():
                 clock.take(1)
-            before = os.times()
-            rates, after = measure(), os.times()
+            before, ready = os.times(), unserved_seconds()
+            rates, ready_now, after = measure(), unserved_seconds(), os.times()
             count = max(1, clocks["collect"].calls)
             spent = {name: round(1e3 * (getattr(after, name) - getattr(before, name)) / count, 1) for name in _CPU}
-            return rates | {name: clock.take(count) for name, clock in clocks.items()} | {"cpu_ms": spent}
+            waits = {thread: 1e3 * (ready_now[thread] - ready[thread]) / count for thread in ready.keys() & ready_now}
+            chain_waits = waits.get(clocks["decode"].thread or -1)
+            return (
+                rates
+                | {name: clock.take(count) for name, clock in clocks.items()}
+                | {"process_cpu_ms": spent}
+                | {
+                    "unserved_ms": {
+                        "chain": None if chain_waits is None else round(chain_waits, 1),
+                        "process": round(sum(waits.values()), 1) if waits else None,
+                    }
+                }
+            )
 
         def run(count: int) -> dict[str, Any]:
             return run_figures(
@@ -207,7 +226,7 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
     default=f"{HARDWARE_LOAD:g},1,0",
     callback=_shares,
     show_default=True,
-    help="Shares of the GPU's JPEG engine; those behind the first with a run's own threads and processes.",
+    help="Shares of the GPU's JPEG engine; those behind the first with the first of the other two.",
 )
 @click.option("--batches", type=click.IntRange(min=2), default=64, show_default=True, help="Of each run.")
 @click.option("--seconds", type=float, default=0.5, show_default=True, help="Of each repeat of the chain alone.")
@@ -253,9 +272,9 @@ def command(
 def to_markdown(report: dict[str, Any]) -> str:
     """A row for each setting."""
     lines = [
-        "| | alone, images/s | decode, ms a batch (CPU, without a core) | all CPU | run, images/s | steady "
-        "| decode (CPU, without a core) | launch | collect | all CPU |",
-        "|---" * 10 + "|",
+        "| | alone, images/s | decode, ms a batch (CPU) | all CPU | without a core | run, images/s | steady "
+        "| decode (CPU) | launch | collect | all CPU | without a core: the chain, all |",
+        "|---" * 12 + "|",
     ]
     for name, section in report.get("settings", {}).items():
         alone, run = section["result"]["alone"], section["result"]["run"]
@@ -263,20 +282,25 @@ def to_markdown(report: dict[str, Any]) -> str:
         cells = [
             name,
             f"{alone['images_per_second']:,.0f}",
-            _call(alone["decode"]),
-            f"{sum(alone['cpu_ms'].values()):.0f}",
+            _pair(alone["decode"]),
+            f"{sum(alone['process_cpu_ms'].values()):.0f}",
+            _known(alone["unserved_ms"]["process"]),
             f"{run['images_per_second']:,.0f}",
             steady,
         ]
-        cells += [_call(run["decode"]), f"{run['launch']['wall_ms']:.1f}", f"{run['collect']['wall_ms']:.1f}"]
-        cells += [f"{sum(run['cpu_ms'].values()):.0f}"]
+        cells += [_pair(run["decode"]), f"{run['launch']['wall_ms']:.1f}", f"{run['collect']['wall_ms']:.1f}"]
+        cells += [f"{sum(run['process_cpu_ms'].values()):.0f}"]
+        cells += [f"{_known(run['unserved_ms']['chain'])}, {_known(run['unserved_ms']['process'])}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, *(f"- {note}" for note in report["notes"])]) + "\n"
 
 
-def _call(call: dict[str, float | None]) -> str:
-    unserved = "-" if call["unserved_ms"] is None else f"{call['unserved_ms']:.1f}"
-    return f"{call['wall_ms']:.1f} ({call['cpu_ms']:.1f}, {unserved})"
+def _pair(call: dict[str, float]) -> str:
+    return f"{call['wall_ms']:.1f} ({call['cpu_ms']:.1f})"
+
+
+def _known(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ class OtherWork:
     Args:
         own_seconds: CPU seconds so far of what is measured.
         stat: of the kernel, https://www.kernel.org/doc/html/latest/filesystems/proc.html; another one for tests.
-        cores: by their numbers; None for those that this process may use. Where a container's quota is of fewer, none
-            of them is its own, and nothing is known.
+        cores: by their numbers; None for those that this process may use. Where a container's quota that
+            `available_cores` knows of is of fewer, none of them is its own, and nothing is known.
     """
 
     def __init__(
@@ -38,7 +38,10 @@ class OtherWork:
         (start, own_start), end = self._start, self._busy_seconds()
         if start is None or end is None:
             return None
-        return max(0.0, (end - start) - (self._own_seconds() - own_start))
+        busy, own = end - start, self._own_seconds() - own_start
+        if busy == 0 and own > 0.1:  # a kernel that has the file and does not count
+            return None
+        return max(0.0, busy - own)
 
     def _busy_seconds(self) -> float | None:
         try:
@@ -47,7 +50,7 @@ class OtherWork:
             return None
         names = {f"cpu{core}" for core in self._cores}
         found = [line.split()[1:] for line in lines if line.partition(" ")[0] in names]
-        if not found or len(found) != len(names):
+        if not found or len(found) != len(names) or not hasattr(os, "sysconf"):
             return None
         # user nice system idle iowait irq softirq steal; what comes behind is in user and nice already.
         ticks = sum(int(value) for row in found for place, value in enumerate(row[:8]) if place not in (3, 4))

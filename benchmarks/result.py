@@ -89,14 +89,14 @@ class ModelResult:
         return found
 
     @property
-    def crowd_note(self) -> str | None:
+    def others_note(self) -> str | None:
         """What to know where other programs had a part of the cores while the pipeline was timed."""
         others, cores = self.end_to_end.other_cores, self.stages.cores
         if others is None or others <= MOST_OTHERS * cores:
             return None
         return (
-            f"{self.label}: other programs kept {others:.1f} of {cores} cores busy while files to masks were timed: "
-            "that is in the images/s and in the ratio to L"
+            f"{self.label}: other programs, the kernel or other machines kept {others:.1f} of {cores} cores busy while "
+            "files to masks were timed: the images/s and the ratio to L may be of that"
         )
 
     @property
@@ -219,7 +219,7 @@ class Report:
             for m in self.models
             if m.stages.beside > MOST_BESIDE
         ]
-        found += [model.crowd_note for model in self.models if model.crowd_note is not None]
+        found += [model.others_note for model in self.models if model.others_note is not None]
         found += [model.sample_note for model in self.models if model.sample_note is not None]
         for model in self.models:
             if failures := model.end_to_end.failures:

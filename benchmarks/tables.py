@@ -230,6 +230,7 @@ def to_csv(report: Report) -> str:
             "crowding": m.stages.crowding,
             "cpu_ms_per_image": m.end_to_end.cpu_ms_per_image,
             "busy_cores": m.end_to_end.busy_cores,
+            "other_cores": m.end_to_end.other_cores,
             "peak_rss_mb": m.process.peak_rss_mb if m.process else None,
             "gpu_memory_mb": m.process.gpu_memory_mb if m.process else None,
             "joules_per_image": m.end_to_end.joules_per_image,

@@ -192,22 +192,24 @@ def run_once(
     settings = mask_settings(runtime.card, None, 1)
     with (
         Ledger(out, jobs, model=model, settings=settings, existing="overwrite", fsync="batch") as ledger,
-        ImageDecoder() as decoder,
         open_chain(runtime) or nullcontext() as chain,
     ):
         energy, others, cpu = EnergyMeter(), OtherWork(_cpu_seconds), _cpu_seconds()
-        summary = run_jobs(
-            jobs,
-            runtime,
-            batch_size=batch_size,
-            threads=threads,
-            on_outcome=note,
-            ledger=ledger,
-            decode=decoder,
-            chain=chain,
-        )
-        spent, other, joules = _cpu_seconds() - cpu, others.cpu_seconds(), energy.joules()
-        gpu_joules = energy.gpu_joules() if on_device(runtime) else None
+        with ImageDecoder() as decoder:
+            summary = run_jobs(
+                jobs,
+                runtime,
+                batch_size=batch_size,
+                threads=threads,
+                on_outcome=note,
+                ledger=ledger,
+                decode=decoder,
+                chain=chain,
+            )
+            joules = energy.joules()
+            gpu_joules = energy.gpu_joules() if on_device(runtime) else None
+        # The decoder's processes have ended: until then their work would be that of others.
+        spent, other = _cpu_seconds() - cpu, others.cpu_seconds()
     run = TimedRun(
         images=summary.images,
         failed=summary.failed,

@@ -129,7 +129,8 @@ def _print_table(cards: list[tuple[Path, ModelCard]]) -> None:
         learned = card.training.get("training_images")
         said = [f"trained on {learned} images"] if learned else []
         said += [f"mean of {card.views} views of each image"] if card.views > 1 else []
-        said += ["looks again where it is in doubt"] if card.second_look else []
+        said += [f"looks again where its confidence is below {card.second_look:g}"] if card.second_look else []
+        said += ["and zooms in on what it found"] if card.second_look_zoom else []
         notes.append(f"{card.name}: " + "; ".join([*said, f"scores on {data_set}" if scores else "no scores"]))
     Console().print(table)
     click.echo("\n" + "\n".join(notes))

@@ -148,7 +148,7 @@ def _race(
             left_out={name: packages for name, packages in missing.items() if packages},
             not_run=[name for name in PEERS if name not in missing],
             environment=environment,
-            load=load,
+            busy_processes=load,
         )
 
 

@@ -139,8 +139,8 @@ class Race:
     """File of the same network in float32 for the peers that run torch, where `model` is int8."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Peers that ended with an error, in whichever round, and what they said; none of their rounds count."""
-    load: int = 0
-    """Processes that kept a core busy each meanwhile."""
+    busy_processes: int = 0
+    """That kept a core busy each meanwhile."""
 
     def rounds(self, peer: Entrant) -> list[float]:
         """How many times faster isicrt is, loop against loop, in each round."""
@@ -188,7 +188,7 @@ class Race:
             "float_model": self.float_model,
             "images": self.images,
             "megabytes": self.megabytes,
-            "load": self.load,
+            "busy_processes": self.busy_processes,
             "isicrt": self._entry(self.isicrt),
             "peers": [
                 self._entry(p)
@@ -232,7 +232,7 @@ def race_markdown(data: Mapping[str, Any]) -> str:
     network += f"; torch: {data['float_model']}" if data.get("float_model") else ""
     rounds = len(ours["seconds"])
     lines += ["", f"{data['images']} images, {rounds} rounds, {network}. {e['cpu']} ({e['cores']} cores)."]
-    if load := data.get("load", 0):
+    if load := data.get("busy_processes", 0):
         beside = f"{load} processes that kept a core busy each" if load > 1 else "a process that kept a core busy"
         lines += [f"Measured beside {beside}."]
     lines += [f"Left out: {name} (not installed: {', '.join(p)})." for name, p in data["left_out"].items()]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,12 +16,17 @@ from isicrt.benchmarks import busy_machine
 from isicrt.benchmarks.busy_machine import busy_processes
 from isicrt.engine.errors import DataError
 
-linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+linux = pytest.mark.skipif(
+    not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="the kernel does not tell a process's children"
+)
 
 
 def _children(parent: int | str = "self") -> set[int]:
-    tasks = Path(f"/proc/{parent}/task")
-    return {int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()}
+    found = set()
+    for task in Path(f"/proc/{parent}/task").iterdir():
+        with suppress(OSError):  # a thread that has ended meanwhile
+            found |= set(map(int, (task / "children").read_text().split()))
+    return found
 
 
 def _cpu_ticks(process: int) -> int:
@@ -60,7 +68,11 @@ def test_they_end_with_a_parent_that_is_killed() -> None:
         assert parent.stdout.readline() == "up\n"
         (worker,) = _children(parent.pid)
         parent.kill()
-    _wait_for("it has ended", lambda: not Path(f"/proc/{worker}").exists() or _is_zombie(worker))
+    try:
+        _wait_for("it has ended", lambda: not Path(f"/proc/{worker}").exists() or _is_zombie(worker))
+    finally:
+        with suppress(OSError):
+            os.kill(worker, signal.SIGKILL)
 
 
 def _is_zombie(process: int) -> bool:
@@ -74,12 +86,23 @@ def test_one_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(busy_machine, "_WORK", "raise SystemExit(1)")
     with pytest.raises(DataError, match="did not start"), busy_processes(1):
         pytest.fail("nothing is measured beside it")
+    monkeypatch.setattr(sys, "executable", "/absent/python")
+    with pytest.raises(DataError, match="did not start: "), busy_processes(1):
+        pytest.fail("nothing is measured beside it")
 
 
 def test_one_that_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(busy_machine, "_WORK", "print('ready', flush=True)")
+    started: list[subprocess.Popen[str]] = []
+    start = busy_machine._start
+
+    def note() -> subprocess.Popen[str]:
+        started.append(start())
+        return started[-1]
+
+    monkeypatch.setattr(busy_machine, "_start", note)
     with pytest.raises(DataError, match="ended early"), busy_processes(1):
-        time.sleep(2)
+        started[0].wait(60)
 
 
 def test_an_error_beside_them_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,18 @@ def test_a_machine_that_was_busy_before_the_start_is_said_before_what_changed(lo
     assert bool(other.warnings) == busy, "as the report itself says"
 
 
+def test_other_programs_meanwhile_are_said_before_what_changed() -> None:
+    run = dataclasses.replace(sample_model().end_to_end.runs[0], other_cpu_seconds=0.3)
+    calm, other = (
+        sample_report(dataclasses.replace(sample_model(), end_to_end=EndToEnd(8, (each,) * 3)))
+        for each in (dataclasses.replace(run, other_cpu_seconds=0.0), run)
+    )
+    for old, new, age in ((calm, other, "newer"), (other, calm, "older")):
+        _, line = comparison_cautions(compare(old, new))
+        assert line.startswith(f"the {age} report is of a busy machine: darkness: other programs, the kernel or other")
+    assert comparison_cautions(compare(calm, calm)) == []
+
+
 @pytest.mark.parametrize(
     ("wall_ms", "waited"),
     [

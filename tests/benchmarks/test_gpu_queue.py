@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -35,38 +35,38 @@ def test_a_clock_tells_waiting_from_work() -> None:
     found = clock.take(2)
     assert found["wall_ms"] >= 20
     assert found["cpu_ms"] < found["wall_ms"] / 2
-    assert clock.take(1) == {"wall_ms": 0, "cpu_ms": 0, "unserved_ms": 0}
+    assert clock.take(1) == {"wall_ms": 0, "cpu_ms": 0}
+    assert clock.thread == threading.get_native_id()
 
 
-@pytest.mark.skipif(math.isnan(unserved_seconds()), reason="this kernel does not tell how long threads wait for a core")
-def test_a_clock_tells_a_wait_for_a_core(tmp_path: Path) -> None:
+@pytest.mark.skipif(not unserved_seconds(), reason="this kernel does not tell how long threads wait for a core")
+def test_threads_that_wait_for_a_core() -> None:
     """Two threads of one process, kept on one core, which each compute without Python's lock."""
     code = (
-        "import hashlib, os, sys, threading\n"
-        "from isicrt.benchmarks.gpu_queue import Clock\n"
+        "import hashlib, os, threading, time\n"
+        "from isicrt.benchmarks.gpu_queue import unserved_seconds\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "data = bytes(50_000_000)\n"
         "threading.Thread(target=lambda: [hashlib.sha256(data) for _ in range(1000)], daemon=True).start()\n"
-        "clock = Clock()\n"
-        "work = clock.around(lambda: [hashlib.sha256(data) for _ in range(5)])\n"
-        "work()\n"
-        "spent = clock.take(1)\n"
-        "print(spent['unserved_ms'] / spent['wall_ms'], flush=True)\n"
+        "own, before, start = threading.get_native_id(), unserved_seconds(), time.perf_counter()\n"
+        "for _ in range(5):\n"
+        "    hashlib.sha256(data)\n"
+        "wall, after = time.perf_counter() - start, unserved_seconds()\n"
+        "assert len(after) >= 2\n"
+        "print((after[own] - before[own]) / wall, flush=True)\n"
         "os._exit(0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) > 0.2
 
 
-def test_a_kernel_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert math.isnan(unserved_seconds(tmp_path / "none"))
-    (tmp_path / "schedstat").write_text("5 2500000000 7\n")
-    assert unserved_seconds(tmp_path / "schedstat") == 2.5
-    monkeypatch.setattr(gpu_queue, "unserved_seconds", lambda: math.nan)
-    clock = Clock()
-    clock.around(time.sleep)(0.001)
-    assert clock.take(1)["unserved_ms"] is None
-    assert clock.take(1)["unserved_ms"] == 0
+def test_a_kernel_that_does_not_tell(tmp_path: Path) -> None:
+    assert unserved_seconds(tmp_path / "none") == {}
+    for thread, text in (("7", "5 2500000000 7\n"), ("8", ""), ("9", None)):
+        (tmp_path / thread).mkdir()
+        if text is not None:
+            (tmp_path / thread / "schedstat").write_text(text)
+    assert unserved_seconds(tmp_path) == {7: 2.5}
 
 
 def test_the_calls_of_a_run_and_of_the_chain_alone(rendered_pairs: Path, tmp_path: Path) -> None:
@@ -84,11 +84,16 @@ def test_the_calls_of_a_run_and_of_the_chain_alone(rendered_pairs: Path, tmp_pat
         assert found[part]["images_per_second"] > 0
         assert found[part]["decode"]["wall_ms"] >= found[part]["decode"]["cpu_ms"] > 0
         assert found[part]["launch"]["wall_ms"] > 0
-        assert found[part]["cpu_ms"]["user"] > 0
+        assert found[part]["process_cpu_ms"]["user"] > 0
+        assert set(found[part]["unserved_ms"]) == {"chain", "process"}
+    alone = found["alone"]["unserved_ms"]
+    assert (alone["chain"] is None) == (not unserved_seconds())
+    if alone["chain"] is not None:
+        assert 0 <= alone["chain"] <= alone["process"]
     report = {"settings": {"0 processes, 1 CPU threads": {"result": found}}, "notes": ["cut short"]}
     head, rule, row, note = to_markdown(report).splitlines()
     assert row.startswith("| 0 processes, 1 CPU threads |")
-    assert row.count("|") == head.count("|") == rule.count("|") == 11
+    assert row.count("|") == head.count("|") == rule.count("|") == 13
     assert note == "- cut short"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import pytest
 
 from isicrt.benchmarks import other_work
 from isicrt.benchmarks.busy_machine import busy_processes
-from isicrt.benchmarks.other_work import PROC_STAT, OtherWork
+from isicrt.benchmarks.other_work import OtherWork
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "sysconf"), reason="what is counted is not counted here")
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
@@ -52,11 +55,42 @@ def test_cores_that_a_quota_shares_are_nobodys_own(tmp_path: Path, monkeypatch: 
         assert OtherWork(lambda: 0.0, stat).cpu_seconds() == expected
 
 
-@pytest.mark.skipif(not PROC_STAT.exists(), reason="reads /proc/stat")
+def test_a_file_in_which_nothing_is_counted(tmp_path: Path) -> None:
+    own = [0.0]
+    _write(tmp_path / "stat", (0,) * 10)
+    work = OtherWork(lambda: own[0], tmp_path / "stat", frozenset({0}))
+    own[0] = 2.0
+    assert work.cpu_seconds() is None
+
+
+def _own_seconds() -> float:
+    return time.process_time() + sum(os.times()[2:4])
+
+
+needs_counts = pytest.mark.skipif(
+    OtherWork(_own_seconds).cpu_seconds() is None, reason="the kernel does not tell, or the cores are not our own"
+)
+
+
+@needs_counts
 def test_a_process_beside_is_seen() -> None:
     with busy_processes(1):
-        work = OtherWork(time.process_time)
+        work = OtherWork(_own_seconds)
         until = time.monotonic() + 60
         while (work.cpu_seconds() or 0) < 0.1:
             assert time.monotonic() < until
             time.sleep(0.05)
+
+
+@needs_counts
+def test_own_work_and_that_of_own_processes_is_not_others() -> None:
+    """What is counted as others' is less by what is own than all that the cores did."""
+    code = "import time\nwhile time.process_time() < 0.5: pass"
+    own, work, everything = _own_seconds(), OtherWork(_own_seconds), OtherWork(lambda: 0.0)
+    subprocess.run([sys.executable, "-c", code], check=True)
+    while _own_seconds() - own < 1:
+        pass
+    others, all_of_it = work.cpu_seconds(), everything.cpu_seconds()
+    assert others is not None
+    assert all_of_it is not None
+    assert 0.8 < all_of_it - others < 1.3

@@ -144,7 +144,7 @@ def _sampled(megapixels: float) -> ModelResult:
         ),
         (
             sample_report(_with(end_to_end=EndToEnd(8, _beside(0.4)))),
-            ["other programs kept 0.4 of 2 cores busy while files to masks were timed"],
+            ["other programs, the kernel or other machines kept 0.4 of 2 cores busy while files to masks were timed"],
             False,
         ),
         (sample_report(_with(end_to_end=EndToEnd(8, _beside(0.09)))), [], False),

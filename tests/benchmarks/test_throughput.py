@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from isicrt.benchmarks.other_work import PROC_STAT
+from isicrt.benchmarks.other_work import OtherWork
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun, run_once
 from isicrt.engine.journal import read_journal
 from isicrt.engine.onnx_runtime import OnnxRuntime
@@ -55,8 +59,26 @@ def test_a_run_writes_every_mask_and_tells_what_failed(
     assert (summary.images, summary.failed) == (14, 2)
     assert summary.cpu_seconds is not None
     assert summary.cpu_seconds > 0
-    assert (summary.other_cpu_seconds is None) != PROC_STAT.exists()
+    counted = OtherWork(time.process_time).cpu_seconds() is not None
+    assert (summary.other_cpu_seconds is not None) == counted
     assert all(job.mask.is_file() for job in jobs)
     ended = [line["status"] for line in read_journal(tmp_path / "out") if "status" in line]
     assert sorted(ended) == ["done"] * 12 + ["failed"] * 2, "the journal that `isicrt segment` keeps"
     assert [("aaa.jpg" in f, "zzz.jpg" in f) for f in failures] == [(True, False), (False, True)]
+
+
+def test_the_decoders_own_processes_are_no_others(darkness_onnx: Path, tmp_path: Path) -> None:
+    """TIFF is decoded by processes, whose work is the run's."""
+    (tmp_path / "images").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (2000, 3000, 3), np.uint8)
+    for n in range(8):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{n}.tif", compression="tiff_lzw")
+    with OnnxRuntime(darkness_onnx) as runtime:
+        jobs = find_jobs(tmp_path / "images", tmp_path / "out")
+        before = sum(os.times()[2:4])
+        summary, failures = run_once(jobs, tmp_path / "out", runtime, 4)
+        children = sum(os.times()[2:4]) - before
+    assert (summary.images, failures) == (8, ())
+    assert children > 0.2, "they decoded, and have ended"
+    assert summary.cpu_seconds is not None
+    assert summary.cpu_seconds > 0.9 * children

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from isicrt.benchmarks.rendered import render
@@ -51,11 +52,18 @@ def test_what_is_neither(shelf: Path, model: str) -> None:
         shipped.resolve(model)
 
 
-def test_the_default_alone_looks_again_where_it_is_in_doubt() -> None:
+def test_who_looks_again_where_it_is_in_doubt() -> None:
     """What is compiled for a GPU looks once, and masks of either are compared."""
-    looks = {name: read_onnx_card(shipped.resolve(name)).second_look for name in shipped.names()}
-    assert looks.pop(shipped.DEFAULT) == 0.9
-    assert set(looks.values()) == {0}
+    cards = {name: read_onnx_card(shipped.resolve(name)) for name in shipped.names()}
+    looks = {name: (card.second_look, card.second_look_zoom) for name, card in cards.items()}
+    assert looks.pop(shipped.DEFAULT) == (0.9, 0)
+    assert looks.pop(shipped.CAREFUL) == (0.97, 2)
+    assert set(looks.values()) == {(0, 0)}
+
+
+def test_the_careful_models_network_is_the_defaults() -> None:
+    graphs = [onnx.load(str(shipped.resolve(name))).graph for name in (shipped.DEFAULT, shipped.CAREFUL)]
+    assert graphs[0] == graphs[1]
 
 
 @pytest.mark.parametrize("name", shipped.names())

@@ -22,6 +22,16 @@ def test_the_card_changes_and_the_network_does_not(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert read_onnx_card(out) == card.replace(second_look=0.9, scores={"test, of one look": {"jaccard": 0.8}})
     assert onnx.load(str(out)).graph == onnx.load(str(source)).graph
+    careful = tmp_path / "careful.onnx"
+    done = CliRunner().invoke(main, [str(out), str(careful), "--below", "0.97", "--zoom", "2"])
+    assert "a second look below a confidence of 0.97, zoom 2" in done.output
+    found = read_onnx_card(careful)
+    assert (found.second_look, found.second_look_zoom) == (0.97, 2)
+    back = tmp_path / "back.onnx"
+    back.write_bytes(look_again_below(careful, 0.9))
+    assert list(read_onnx_card(back).scores) == [
+        "test, of one look, with a second look below 0.9, with a second look below 0.97 and a zoom of 2"
+    ]
     once = tmp_path / "once.onnx"
     once.write_bytes(look_again_below(out, 0.0))
     assert list(read_onnx_card(once).scores) == ["test, of one look, with a second look below 0.9"]
@@ -32,6 +42,16 @@ def test_no_such_confidence(tmp_path: Path, below: str) -> None:
     write_darkness_model(tmp_path / "model.onnx")
     done = CliRunner().invoke(main, [str(tmp_path / "model.onnx"), str(tmp_path / "out.onnx"), "--below", below])
     assert done.exit_code == 2
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(("below", "zoom", "code"), [("0.9", "0.5", 1), ("0", "2", 1), ("0.9", "11", 2)])
+def test_no_such_zoom(tmp_path: Path, below: str, zoom: str, code: int) -> None:
+    write_darkness_model(tmp_path / "model.onnx")
+    arguments = [str(tmp_path / "model.onnx"), str(tmp_path / "out.onnx"), "--below", below, "--zoom", zoom]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == code
+    assert "zoom" in done.output
     assert not (tmp_path / "out.onnx").exists()
 
 

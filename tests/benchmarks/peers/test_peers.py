@@ -74,7 +74,7 @@ def test_a_race(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> No
     assert peer["ratio_low"] <= peer["ratio_high"]
     assert data["not_run"] == [name for name in PEERS if name != "opencv-onnx"]
     assert "fewer than 3 rounds say nothing about noise" in data["warnings"]
-    assert data["load"] == 0
+    assert data["busy_processes"] == 0
     assert Path(files[1]).read_text() in result.output
 
     other = CliRunner().invoke(
@@ -88,10 +88,10 @@ def test_a_race(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> No
 def test_a_loaded_race_says_so() -> None:
     race = _sample_race(2.0, 2.0, 2.0)
     assert "Measured beside" not in race.to_markdown()
-    loaded = replace(race, load=1)
-    assert loaded.to_dict()["load"] == 1
+    loaded = replace(race, busy_processes=1)
+    assert loaded.to_dict()["busy_processes"] == 1
     assert "Measured beside a process that kept a core busy." in loaded.to_markdown().splitlines()
-    older = {name: value for name, value in race.to_dict().items() if name != "load"}
+    older = {name: value for name, value in race.to_dict().items() if name != "busy_processes"}
     assert race_markdown(older) == race.to_markdown()
 
 
