@@ -63,8 +63,11 @@ def draw_runs(runs: Sequence[Path], path: Path) -> None:
     """
     figure = new_figure("training runs")
     left, right = figure.subplots(1, 2)
+    floors, highest = [], 0.0
     for n, run in enumerate(runs):
         metrics = read_run(run)
+        floors.append(floor(metrics["val_jaccard"]))
+        highest = max(highest, *metrics["val_jaccard"])
         epochs, colour = metrics["epoch"], f"C{n}"
         label = f"{run.absolute().name} ({len(epochs)} epochs)"
         left.plot(epochs, metrics["train_loss"], color=colour, linestyle="--", linewidth=1)
@@ -72,12 +75,21 @@ def draw_runs(runs: Sequence[Path], path: Path) -> None:
         right.plot(epochs, metrics["val_jaccard"], color=colour, label=label)
     left.set_ylabel("loss (dashed: training, solid: validation)")
     right.set_ylabel("validation Jaccard index")
+    if floors:
+        right.set_ylim(min(floors), highest + 0.1 * (highest - min(floors)) + 0.005)
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     left.legend()
     _save(figure, path)
+
+
+def floor(scores: Sequence[float]) -> float:
+    """Where the axis of a run's scores, one an epoch, begins: below all but those of the first tenth of its epochs, in
+    which it has learned little yet and the rest would be pressed into a line."""
+    learned = scores[len(scores) // 10 :]
+    return max(0.0, min(learned) - 0.1 * (max(scores) - min(learned)) - 0.005)
 
 
 def read_run(run: Path) -> dict[str, list[float]]:

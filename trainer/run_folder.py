@@ -27,7 +27,7 @@ TEACHERS = "teachers"
 """The folder of the runs of a run's teachers, see `isicrt.trainer.soft_labels`."""
 COPIES = "augmented"
 """The folder of a run's offline copies, see `isicrt.trainer.offline`."""
-_EXPORTED = re.compile(r"(-int8|-x\d+)+$")
+_EXPORTED = re.compile(r"(-int8|-x\d+|-careful)+$")
 """What `isicrt.export` appends to the name of a model."""
 _LONGEST_NAME = MAX_NAME - 50  # room for that
 SURROUNDINGS = ("data", "device", "isicrt", "torch")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from isicrt.benchmarks.curves import draw_runs, draw_spread, new_figure, read_run
+from isicrt.benchmarks.curves import draw_runs, draw_spread, floor, new_figure, read_run
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
 from isicrt.engine.errors import DataError, MissingDependencyError
 from tests.benchmarks.sample_evaluation import sample_scored
@@ -46,6 +46,19 @@ def test_runs_that_cannot_be_read(tmp_path: Path, text: str | None, message: str
         _run(run, text)
     with pytest.raises(DataError, match=message):
         read_run(run)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.1, *[0.8] * 18, 0.9], 0.785),  # two epochs of twenty are the beginning
+        ([0.7, 0.8], 0.685),
+        ([0.5], 0.495),
+        ([0.0, 0.0], 0.0),
+    ],
+)
+def test_the_first_epochs_do_not_press_the_others_into_a_line(scores: list[float], expected: float) -> None:
+    assert floor(scores) == pytest.approx(expected)
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:
