@@ -29,7 +29,7 @@ PIPELINE = (
     ("performance-12mp.json", "48 of 10 to 12 MP", 1.15),
 )
 """Result, what its images are, and the ratio to L that was wanted."""
-PEERS = ("peers-512", "peers-512-float", "peers-12mp", "peers-baseline")
+PEERS = ("peers-512", "peers-512-float", "peers-512-load", "peers-12mp", "peers-baseline")
 
 
 def sections(results: Path) -> dict[str, str]:
