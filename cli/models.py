@@ -129,8 +129,9 @@ def _print_table(cards: list[tuple[Path, ModelCard]]) -> None:
         learned = card.training.get("training_images")
         said = [f"trained on {learned} images"] if learned else []
         said += [f"mean of {card.views} views of each image"] if card.views > 1 else []
-        said += [f"looks again where its confidence is below {card.second_look:g}"] if card.second_look else []
-        said += ["and zooms in on what it found"] if card.second_look_zoom else []
+        if card.second_look:
+            zoom = " and zooms in on what it found" if card.second_look_zoom else ""
+            said.append(f"looks again where its confidence is below {card.second_look:g}{zoom}")
         notes.append(f"{card.name}: " + "; ".join([*said, f"scores on {data_set}" if scores else "no scores"]))
     Console().print(table)
     click.echo("\n" + "\n".join(notes))

@@ -47,6 +47,12 @@ def test_the_table_says_which_models_average_views(shelf: Path) -> None:
     assert _run()[1].splitlines()[-1] == "a-x4: mean of 4 views of each image; no scores"
 
 
+@pytest.mark.parametrize(("zoom", "said"), [(0.0, ""), (2.0, " and zooms in on what it found")])
+def test_the_table_says_which_models_look_again(shelf: Path, zoom: float, said: str) -> None:
+    write_darkness_model(shelf / "again.onnx", name="again", second_look=0.9, second_look_zoom=zoom)
+    assert _run()[1].splitlines()[-1] == f"again: looks again where its confidence is below 0.9{said}; no scores"
+
+
 def test_one_card_as_json(shelf: Path) -> None:
     write_darkness_model(shelf / "other.onnx", scores=SCORES)
     code, output = _run("other", "--json")
