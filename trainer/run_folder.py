@@ -28,7 +28,7 @@ TEACHERS = "teachers"
 COPIES = "augmented"
 """The folder of a run's offline copies, see `isicrt.trainer.offline`."""
 _EXPORTED = re.compile(r"(-int8|-x\d+|-careful)+$")
-"""What `isicrt.export` appends to the name of a model."""
+"""What is appended to the name of a model for what `isicrt.export` makes of it."""
 _LONGEST_NAME = MAX_NAME - 50  # room for that
 SURROUNDINGS = ("data", "device", "isicrt", "torch")
 """What ``config.yaml`` says of where a run runs, which may change when it goes on."""
