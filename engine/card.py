@@ -58,7 +58,7 @@ class ModelCard:
     """In [0, 1): an image whose mask, at this card's threshold and before it is cleaned, is expected to have a lower
     Dice coefficient is looked at in further views, whose mean counts (`isicrt.engine.second_look`). 0: never."""
     second_look_zoom: float = 0.0
-    """From 1 on: one of these views zooms in on a square around the mask, so many times as large as it. 0: none does."""
+    """From 1 on: one of these views zooms in on a square around the mask, so many times as large. 0: none does."""
     keep_largest: bool = True
     """Keep only the largest connected component (8-connectivity): an ISIC mask is one lesion."""
     centre_sigma: float = 0.0
