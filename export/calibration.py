@@ -13,12 +13,16 @@ from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image, read_mask
 from isicrt.engine.sources import find_jobs
 from isicrt.export.parity import Sample
+from isicrt.trainer.twins import TEST_TWINS
 
 
 def read_samples(
     images: Sequence[Path], masks: Sequence[Path], size: tuple[int, int], *, calibrate: int, compare: int
 ) -> tuple[list[UInt8Array], list[Sample], str]:
     """Two disjoint sets of images, each spread evenly over what there is.
+
+    Images that training leaves out, because they show a lesion of a test image (`isicrt.trainer.twins`), are in
+    neither: weights that are rounded with them would have seen something of the test set.
 
     Args:
         images: folders, patterns, files.
@@ -33,7 +37,8 @@ def read_samples(
     Raises:
         DataError: too few images, or one that cannot be read.
     """
-    files = find_jobs([*images], Path(tempfile.gettempdir()) / "isicrt-no-masks").images
+    found = find_jobs([*images], Path(tempfile.gettempdir()) / "isicrt-no-masks").images
+    files = [file for file in found if file.stem not in TEST_TWINS]
     if len(files) <= calibrate:
         raise DataError(
             f"{len(files)} images are too few to calibrate on {calibrate} and to compare on others: name more images "
@@ -53,7 +58,9 @@ def read_samples(
     # Two names of a path tell data sets apart and tell nothing of the machine.
     folders = [path.parent if path.name == "images" else path for path in images]
     names = ", ".join("/".join(folder.absolute().parts[-2:]) for folder in folders)
-    return calibration, samples, f"{len(samples)} of {len(files)} images of {names}, none of which calibrated"
+    left_out = f" ({len(found) - len(files)} twins of test images left out)" if len(files) < len(found) else ""
+    what = f"{len(samples)} of {len(files)} images of {names}{left_out}, none of which calibrated"
+    return calibration, samples, what
 
 
 def _find_truth(image: Path, masks: Sequence[Path]) -> Path | None:

@@ -22,7 +22,7 @@ ALLOWED = {
     "trainer": tuple(
         f"engine.{module}" for module in ("cache_folder", "card", "errors", "geometry", "images", "scores")
     ),
-    "export": ("engine", "trainer.models", "trainer.checkpoint"),
+    "export": ("engine", "trainer.models", "trainer.checkpoint", "trainer.twins"),
     "benchmarks": ("engine",),
     "cli": ("engine", "trainer", "export", "benchmarks"),
 }
