@@ -7,6 +7,7 @@ TensorRT's place is named wherever a figure is shown.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -101,6 +102,10 @@ class SlotRuntime:
         """See `TensorRtRuntime.time`."""
         check_batch(images, self.card, self.max_batch)
         return self.slots[0].time(images)
+
+    def lend_slots(self) -> AbstractContextManager[None]:
+        """See `TensorRtRuntime.lend_slots`."""
+        return self._pool.lend()
 
     def close(self) -> None:
         """See `Runtime.close`."""

@@ -45,7 +45,8 @@ class GpuChain:
     one after the other, so that the next is decoded while whoever collects waits, or hands on what he has.
 
     Args:
-        runtime: an open `TensorRtRuntime`, used by nobody else meanwhile and closed by its owner, after this.
+        runtime: an open `TensorRtRuntime`, closed by its owner, after this. Until then this has its slots, and it takes
+            no batch from anybody else.
         threshold: in (0, 1); None for the model card's.
         hardware_load: see `GpuDecoder`.
         decoder, kernels: for tests; None for nvImageCodec and the GPU.
@@ -54,7 +55,9 @@ class GpuChain:
     Raises:
         SettingsError: the runtime is not TensorRT's, or a load outside 0..1.
         MissingDependencyError: nvImageCodec is not installed.
-        ModelError: the kernels cannot be compiled, the GPU decodes no JPEG, or its memory does not suffice.
+        ModelError: the kernels cannot be compiled, the GPU decodes no JPEG, its memory does not suffice, or another
+            chain has the runtime's slots.
+        RuntimeError: the runtime has batches in flight.
     """
 
     def __init__(
@@ -85,7 +88,8 @@ class GpuChain:
         self._free: list[Lane] = []
         self._in_flight: list[ChainTicket] = []
         self._collecting = threading.Lock()  # while a batch is waited for, its lane must stay
-        with self._device.errors("prepare decoding on the GPU"), self._device.current():
+        with ExitStack() as lent, self._device.errors("prepare decoding on the GPU"), self._device.current():
+            lent.enter_context(opened.lend_slots())
             self._kernels: Launcher | None = kernels or Kernels(self._device)
             chosen = decoder
             try:
@@ -101,6 +105,7 @@ class GpuChain:
                 self._kernels = None
                 raise
             self._decoder = chosen
+            self._lent = lent.pop_all()
         self._free = list(self._lanes)
         self._threads = ThreadPoolExecutor(cpu_threads or available_cores(), thread_name_prefix="gpu-chain")
         self._queueing = ThreadPoolExecutor(1, thread_name_prefix="gpu-queue")
@@ -309,6 +314,7 @@ class GpuChain:
                 tickets, self._in_flight = self._in_flight, []
             self._queueing.shutdown(cancel_futures=True)
             # Called from the last to the first, each of them whatever becomes of the others.
+            steps.callback(self._lent.close)
             steps.callback(self._threads.shutdown)
             steps.enter_context(self._device.current())
             steps.callback(self._forget)

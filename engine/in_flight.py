@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from isicrt.engine.errors import ModelError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.runtime import PipelinedRuntime, Runtime, Ticket
 
@@ -47,6 +48,7 @@ class SlotPool:
     def __init__(self, slots: Sequence[Slot]) -> None:
         self._slots = list(slots)
         self._free = deque(self._slots)
+        self._lent = False
 
     @property
     def depth(self) -> int:
@@ -63,7 +65,9 @@ class SlotPool:
 
         Raises:
             RuntimeError: every slot has a batch that was not collected.
+            ModelError: the slots are lent.
         """
+        self.require_unlent()
         if not self._free:
             raise RuntimeError(f"{self.depth} batches are in flight already: collect one first")
         # Taken from the front and put back at the end: a slot rests as long as it can.
@@ -88,6 +92,31 @@ class SlotPool:
             return slot.finish()
         finally:
             self._free.append(slot)
+
+    @contextmanager
+    def lend(self) -> Iterator[None]:
+        """Let somebody use the slots by other ways; until the end no batch is taken here, which would meet his there.
+
+        Raises:
+            RuntimeError: batches are in flight.
+            ModelError: the slots are lent already.
+        """
+        self.require_unlent()
+        if self.busy:
+            raise RuntimeError("collect the batches in flight first: they are in the slots")
+        self._lent = True
+        try:
+            yield
+        finally:
+            self._lent = False
+
+    def require_unlent(self) -> None:
+        """Raise ModelError while the slots are lent."""
+        if self._lent:
+            raise ModelError(
+                "this model's place on the GPU is taken by a run that decodes images there (a GpuChain). Use the model "
+                "when that has ended, or open it a second time for what is to be done meanwhile"
+            )
 
     def free(self) -> None:
         """Free every slot, also when one of them fails; the first error is raised at the end."""

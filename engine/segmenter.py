@@ -140,7 +140,8 @@ class Segmenter:
             out: the folder for the masks and their journal, see `isicrt.engine.ledger.Ledger`.
             mask_bits: 1 or 8 bits a pixel.
             overlays: a folder for JPEGs of the images with the outline of the mask.
-            on_outcome: called for each image as it ends.
+            on_outcome: called for each image as it ends. It must not use this segmenter: with a plan and ``decode`` on
+                the GPU, `segment` and `probability` raise ModelError meanwhile.
             existing: ``resume`` skips what an earlier run did with this model and these settings, and masks that were
                 changed by hand since (see `Outcome.kept`); ``overwrite`` does everything.
             retry_failed: try unchanged files again that failed because of what is in them.

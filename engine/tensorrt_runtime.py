@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -183,6 +184,7 @@ class TensorRtRuntime:
         """
         with self._lock:
             pool = self._open()
+            pool.require_unlent()
             check_batch(images, self.card, self.max_batch)
             if pool.busy:
                 raise RuntimeError("collect the batches in flight first: they would be in the figures")
@@ -190,9 +192,22 @@ class TensorRtRuntime:
 
     @property
     def slots(self) -> list[TensorRtSlot]:
-        """For whoever writes pixels to the device by other ways than `infer`; see `isicrt.engine.gpu_chain`."""
+        """For whoever writes pixels to the device by other ways than `infer`, while they are lent to him."""
         self._open()
         return self._slots
+
+    @contextmanager
+    def lend_slots(self) -> Iterator[None]:
+        """Keep `slots` for `isicrt.engine.gpu_chain`; until the end `submit`, `infer` and `time` raise ModelError.
+
+        Raises:
+            RuntimeError: batches are in flight.
+            ModelError: the slots are lent already, or the runtime is closed.
+        """
+        with ExitStack() as lent:
+            with self._lock:
+                lent.enter_context(self._open().lend())
+            yield
 
     def _open(self) -> SlotPool:
         if self._pool is None:

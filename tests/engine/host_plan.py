@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +41,12 @@ class HostPlan:
             for context in self.contexts
         ]
         runtime: Any = HostRuntime(
-            card=self.onnx.card, max_batch=SIGNATURE.largest, name="host", device=self.device, slots=slots
+            card=self.onnx.card,
+            max_batch=SIGNATURE.largest,
+            name="host",
+            device=self.device,
+            slots=slots,
+            lend_slots=nullcontext,
         )
         self.slots = slots
         self.runtime = runtime

@@ -21,6 +21,7 @@ from isicrt.benchmarks.gpu_slots import SlotRuntime
 from isicrt.benchmarks.rendered import render
 from isicrt.cli.main import group
 from isicrt.engine.cuda_driver import find_gpu
+from isicrt.engine.errors import ModelError
 from isicrt.engine.images import read_mask
 from isicrt.engine.journal import JOURNAL_NAME, read_journal
 from isicrt.engine.outcome import DecodeCounts, Outcome
@@ -216,6 +217,17 @@ def test_a_folder_is_segmented_resumed_and_done_again(
         assert all(path.stat().st_mtime_ns > made for path, made in before.items())
         _check_masks(out, images, masks_of_the_cpu)
     assert len(opened) == 1
+
+
+@pytest.mark.usefixtures("opened")
+def test_the_segmenter_is_the_runs_while_a_gpu_decodes(images: Path, plan: Path, tmp_path: Path) -> None:
+    image = images / "plain00.jpg"
+    with Segmenter(plan) as segmenter:
+        with pytest.raises(ModelError, match="taken by a run that decodes images there"):
+            segmenter.segment_folder(
+                images, tmp_path / "out", decode="gpu", on_outcome=lambda _: segmenter.probability(image)
+            )
+        assert segmenter.probability(image).any()
 
 
 @pytest.mark.usefixtures("at_once")

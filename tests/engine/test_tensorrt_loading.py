@@ -15,8 +15,11 @@ import pytest
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import ModelError, OtherGpuError
 from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.gpu_chain import GpuChain
+from isicrt.engine.gpu_decode import GpuDecoder
 from isicrt.engine.tensorrt_api import TensorRt
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
+from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.gpu_plan import skip_where_it_is_not_made_for
 from tests.engine.host_tensorrt import VERSION, HostTensorRt
 from tests.engine.stand_ins import CudaError
@@ -54,6 +57,41 @@ def test_a_plan_runs_and_gives_everything_back(host: HostTensorRt, plan: Path, t
     assert [path.read_bytes() for path in (tmp_path / "cache" / "isicrt").iterdir()] == [b"fresh"]
     with pytest.raises(ModelError, match="this runtime is closed"):
         runtime.infer(_noise(1))
+
+
+def test_who_decodes_on_the_gpu_has_the_slots_alone(
+    host: HostTensorRt, plan: Path, kernels: CpuKernels, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed (extra gpu)")
+
+    def open_chain() -> GpuChain:
+        return GpuChain(runtime, decoder=GpuDecoder(GpuDecoder.CPU_ONLY, cpu_threads=1), kernels=kernels)
+
+    files, expected = sorted((rendered_pairs / "images").iterdir())[:3], host.onnx.infer(_noise(2))
+    with TensorRtRuntime(plan) as runtime:
+        with open_chain() as chain:
+            alone = chain.segment_files(files)
+            calls: tuple[Callable[[], Any], ...] = (
+                lambda: runtime.infer(_noise(2)),
+                lambda: runtime.submit(_noise(2)),
+                lambda: runtime.time(_noise(2)),
+                open_chain,
+            )
+            for call in calls:
+                with pytest.raises(ModelError, match="taken by a run that decodes images there"):
+                    call()
+            for mask, before in zip(chain.segment_files(files), alone, strict=True):
+                np.testing.assert_array_equal(mask, before)
+        ticket = runtime.submit(_noise(2))
+        with pytest.raises(RuntimeError, match="collect the batches in flight first"):
+            open_chain()
+        np.testing.assert_array_equal(runtime.collect(ticket), expected)
+        with monkeypatch.context() as patch:
+            patch.setattr(GpuDecoder, "decode", lambda *_: [None])
+            with pytest.raises(ModelError, match="decodes no JPEG"):
+                open_chain()
+        np.testing.assert_array_equal(runtime.infer(_noise(2)), expected)
+    assert host.device.allocated == host.device.pushed == 0
 
 
 def test_a_partial_batch_is_filled_up_so_that_few_shapes_are_compiled(host: HostTensorRt, plan: Path) -> None:
