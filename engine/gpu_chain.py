@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -194,29 +194,42 @@ class GpuChain:
     def collect(self, ticket: ChainTicket) -> list[PackedMask | ImageError]:
         """Wait for a batch: a mask for each of its images, or why it has none, in their order.
 
+        A Ctrl-C meanwhile comes out when the batch has come to rest; a second one at once, and `close` waits then.
+
         Raises:
             ModelError: the device failed, or the chain was closed meanwhile.
             RuntimeError: it was collected before.
         """
         with self._collecting:
             with self._lock:
-                lane, ticket.lane = ticket.lane, None
+                lane = ticket.lane
                 if lane is None:
                     raise RuntimeError("this batch was collected already")
                 if ticket not in self._in_flight:
                     raise ModelError("decoding on the GPU is closed")
-                self._in_flight.remove(ticket)
             try:
                 ticket.queued.result()
                 with self._device.errors(f"segment a batch of {len(ticket.rows)}"), self._device.current():
-                    try:
-                        lane.done.synchronize()
-                    finally:
-                        ticket.release()
-                return lane.results(ticket.rows)
-            finally:
-                with self._lock:
-                    self._free.append(lane)
+                    lane.done.synchronize()
+                found = lane.results(ticket.rows)
+            except BaseException:
+                # It may still be decoded, or computed, and use the lane and the images.
+                wait([ticket.queued])
+                with self._device.current(), suppress(self._device.cuda.Error):
+                    lane.slot.stream.synchronize()
+                self._give_back(lane, ticket)
+                raise
+            self._give_back(lane, ticket)
+            return found
+
+    def _give_back(self, lane: Lane, ticket: ChainTicket) -> None:
+        """Of a batch that has come to rest."""
+        with self._device.current():
+            ticket.release()
+        with self._lock:
+            self._in_flight.remove(ticket)
+            ticket.lane = None
+            self._free.append(lane)
 
     def _decode_on_cpu(self, rows: Sequence[Row]) -> None:
         """What the GPU's decoder has refused, from the bytes that were read."""

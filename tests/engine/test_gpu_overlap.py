@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from isicrt.engine import gpu_chain
 from isicrt.engine.errors import ModelError
 from isicrt.engine.gpu_batch import read_chain_image
+from isicrt.engine.gpu_decode import DeviceImage
 from tests.engine.host_plan import HostPlan
 
 
@@ -66,3 +68,41 @@ def test_batches_are_decoded_while_others_are_waited_for(
     assert not second.held
     with pytest.raises(ModelError, match="decoding on the GPU is closed"):
         host.chain.collect(second)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_waits_for_the_batch_that_is_being_queued(
+    host: HostPlan, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """The second time it does not wait, and closing does."""
+    images = [read_chain_image(file, (64, 64)) for file in sorted((rendered_pairs / "images").iterdir())[:4]]
+    decode, may_decode = host.chain._decoder.decode, threading.Event()
+    decoded: list[DeviceImage] = []
+
+    def held_up(files: Sequence[bytes], stream: int) -> Any:
+        assert may_decode.wait(60)
+        decoded.extend(found := decode(files, stream))
+        return found
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(host.chain._decoder, "decode", held_up)
+    ticket = host.chain.submit(images)
+    monkeypatch.setattr(ticket.queued, "result", interrupt)
+    if times == 2:
+        monkeypatch.setattr(gpu_chain, "wait", interrupt, raising=False)
+    timer = threading.Timer(0.3, may_decode.set)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        host.chain.collect(ticket)
+    if times == 1:
+        assert ticket.queued.done()
+        assert len(host.chain._free) == host.chain.depth
+        assert len(host.chain.collect(host.chain.submit(images))) == 4
+    else:
+        assert len(host.chain._free) == host.chain.depth - 1, "its lane is in use"
+        host.chain.close()
+    timer.join()
+    assert len(decoded) == (8 if times == 1 else 4)
+    assert all(image.owner is None for image in decoded)
