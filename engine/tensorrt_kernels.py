@@ -8,10 +8,9 @@ https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from isicrt.engine.cache_folder import cache_folder
 from isicrt.engine.card import ModelCard
@@ -19,6 +18,17 @@ from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import ModelError
 from isicrt.engine.masks import replace_file
 from isicrt.engine.tensorrt_api import TensorRt
+
+NEEDS_LESS_MEMORY = "Free memory of the GPU, or build the plan with a smaller --batch-size."
+"""The advice where it does not suffice: the same plan again would need as much."""
+
+
+class Refusal(Protocol):
+    """Makes the error of a call that TensorRT refuses."""
+
+    def __call__(self, problem: str, advice: str = "", /) -> ModelError:
+        """`advice`: whole sentences; where there are none, the command that builds the plan again."""
+        ...
 
 
 class KernelCache:
@@ -32,15 +42,13 @@ class KernelCache:
         engine: the loaded plan.
         card: of the plan.
         gpu: that runs it.
-        refused: makes the error of a call that TensorRT refuses.
+        refused: see `Refusal`.
 
     Raises:
         ModelError: TensorRT for RTX makes no runtime configuration.
     """
 
-    def __init__(
-        self, trt: TensorRt, engine: Any, card: ModelCard, gpu: Gpu, *, refused: Callable[[str], ModelError]
-    ) -> None:
+    def __init__(self, trt: TensorRt, engine: Any, card: ModelCard, gpu: Gpu, *, refused: Refusal) -> None:
         self._path = kernel_cache_path(trt.version, card, gpu)
         self._cache: Any = None
         self._stored = b""
@@ -80,9 +88,7 @@ class KernelCache:
                 replace_file(self._path, content)
 
 
-def make_context(
-    trt: TensorRt, engine: Any, kernels: KernelCache, *, refused: Callable[[str], ModelError]
-) -> tuple[Any, bool]:
+def make_context(trt: TensorRt, engine: Any, kernels: KernelCache, *, refused: Refusal) -> tuple[Any, bool]:
     """An execution context that uses `kernels`, and whether it records CUDA graphs by itself, as TensorRT for RTX does.
 
     TensorRT for RTX compiles the kernels of a shape before it first runs that shape. By default it would compile
@@ -107,11 +113,11 @@ def make_context(
         kernels.attach(config)
     context = engine.create_execution_context() if config is None else engine.create_execution_context(config)
     if context is None:
-        raise refused("has no memory for its execution context")
+        raise refused("has no memory for its execution context", NEEDS_LESS_MEMORY)
     return context, records
 
 
-def _created(config: Any, refused: Callable[[str], ModelError]) -> Any:
+def _created(config: Any, refused: Refusal) -> Any:
     if config is None:
         raise refused("makes no runtime configuration for it")
     return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from isicrt.engine.in_flight import SlotPool, SlotTicket
 from isicrt.engine.plan import read_plan
 from isicrt.engine.rebuild import onnx_advice, rebuild_advice, targets
 from isicrt.engine.runtime import check_batch
-from isicrt.engine.tensorrt_kernels import KernelCache, make_context
+from isicrt.engine.tensorrt_kernels import NEEDS_LESS_MEMORY, KernelCache, make_context
 from isicrt.engine.tensorrt_slot import Signature, TensorRtSlot, Timing
 
 BATCHES_IN_FLIGHT = 3
@@ -95,11 +95,7 @@ class TensorRtRuntime:
             validity, bits = self._runtime.get_engine_validity(plan[: self._runtime.engine_header_size])
             if validity == trt.EngineValidity.INVALID:
                 known = trt.EngineInvalidityDiagnostics.__members__.items()
-                reasons = [name for name, flag in known if int(bits) & flag.value]
-                if "UNSUPPORTED_CC" in reasons:
-                    raise self._for_another_gpu()
-                said = ", ".join(reasons) or "no reason given"
-                raise self._refused(f"calls it invalid on {self.device.gpu.name} ({said})")
+                raise self._invalid([name for name, flag in known if int(bits) & flag.value])
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise self._refused("cannot load it")
@@ -138,9 +134,23 @@ class TensorRtRuntime:
         smallest, _, largest = (tuple(dims) for dims in engine.get_tensor_profile_shape(inputs[0], 0))
         return Signature(inputs[0], outputs[0], (h, w), smallest[0], largest[0])
 
-    def _refused(self, problem: str) -> ModelError:
-        again = rebuild_advice(self.card, self.path)
-        return ModelError(f"{self.path}: {self._trt.title} {problem}.{self._said()} {again}")
+    def _refused(self, problem: str, advice: str = "") -> ModelError:
+        advice = advice or rebuild_advice(self.card, self.path)
+        return ModelError(f"{self.path}: {self._trt.title} {problem}.{self._said()} {advice}")
+
+    def _invalid(self, reasons: Collection[str]) -> ModelError:
+        """By TensorRT for RTX. Where that is this machine's fault, the same plan again would be refused again."""
+        if "UNSUPPORTED_CC" in reasons:
+            return self._for_another_gpu()
+        advice, other = "", onnx_advice(self.card, self.path)
+        if "OLD_CUDA_DRIVER" in reasons or "OLD_CUDA_RUNTIME" in reasons:
+            advice = f"Update the NVIDIA driver: isicrt doctor says which CUDA it serves. {other}"
+        elif "CUDA_ERROR" in reasons:
+            advice = f"CUDA's driver or runtime is not in order: isicrt doctor says more. {other}"
+        elif "INSUFFICIENT_GPU_MEMORY" in reasons:
+            advice = NEEDS_LESS_MEMORY
+        said = ", ".join(reasons) or "no reason given"
+        return self._refused(f"calls it invalid on {self.device.gpu.name} ({said})", advice)
 
     def _for_another_gpu(self) -> OtherGpuError:
         """Of a plan of TensorRT for RTX."""

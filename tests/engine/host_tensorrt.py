@@ -18,6 +18,16 @@ from isicrt.engine.tensorrt_api import TensorRt
 from tests.engine.stand_ins import HostDevice, OnnxContext
 
 VERSION = "1.7.1.116"
+INVALID = {
+    "VERSION_MISMATCH": 1,
+    "UNSUPPORTED_CC": 2,
+    "OLD_CUDA_DRIVER": 4,
+    "OLD_CUDA_RUNTIME": 8,
+    "INSUFFICIENT_GPU_MEMORY": 16,
+    "MALFORMED_ENGINE": 32,
+    "CUDA_ERROR": 64,
+}
+"""`EngineInvalidityDiagnostics` of that version."""
 LARGEST = 8
 CAPABILITIES = dict.fromkeys(("NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120", "SM121"))
 """What TensorRT for RTX 1.7 knows."""
@@ -103,7 +113,7 @@ class HostTensorRt:
             Runtime=self._runtime,
             EngineValidity=SimpleNamespace(VALID="VALID", INVALID="INVALID"),
             EngineInvalidityDiagnostics=SimpleNamespace(
-                __members__={"UNSUPPORTED_CC": SimpleNamespace(value=2), "CUDA_ERROR": SimpleNamespace(value=4)}
+                __members__={name: SimpleNamespace(value=bit) for name, bit in INVALID.items()}
             ),
             ComputeCapability=SimpleNamespace(__members__=CAPABILITIES),
             TensorIOMode=SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT"),

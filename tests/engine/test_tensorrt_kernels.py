@@ -19,7 +19,7 @@ CARD = darkness_card(builder={"plan_sha256": "0123456789abcdef" * 4})
 GPU = Gpu("NVIDIA GeForce RTX 4090", "8.9", "13.0", "580.95.05")
 
 
-def refused(problem: str) -> ModelError:
+def refused(problem: str, advice: str = "") -> ModelError:
     return ModelError(f"it {problem}")
 
 

@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from isicrt.engine import tensorrt_api
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import ModelError, OtherGpuError
 from isicrt.engine.geometry import UInt8Array
@@ -21,7 +23,7 @@ from isicrt.engine.tensorrt_api import TensorRt
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.gpu_plan import skip_where_it_is_not_made_for
-from tests.engine.host_tensorrt import VERSION, HostTensorRt
+from tests.engine.host_tensorrt import INVALID, VERSION, HostTensorRt
 from tests.engine.stand_ins import CudaError
 
 
@@ -117,11 +119,10 @@ def test_a_partial_batch_is_filled_up_so_that_few_shapes_are_compiled(host: Host
         ),
         ({"loading": _fail(TypeError("unfit"))}, r"failed while it loaded it \(unfit\).* isicrt build-engine best\.pt"),
         ({"loads": False}, r"TensorRT for RTX 1\.7\.1\.116 cannot load it.*isicrt build-engine best\.pt"),
-        ({"invalid": 4}, r"calls it invalid on host \(CUDA_ERROR\)"),
-        ({"invalid": 8}, r"calls it invalid on host \(no reason given\)"),
+        ({"invalid": 128}, r"calls it invalid on host \(no reason given\)\. Build it again"),
+        ({"invalid": 1 + 32}, r"calls it invalid on host \(VERSION_MISMATCH, MALFORMED_ENGINE\)\. Build it again"),
         ({"deaf": {"dynamic_shapes_kernel_specialization_strategy"}}, "masks could change during a run"),
         ({"create_runtime_config": lambda: None}, "makes no runtime configuration for it"),
-        ({"_context": lambda config: None}, "has no memory for its execution context"),
     ],
 )
 def test_what_tensorrt_refuses_or_drops_is_an_error_that_says_what_to_do(
@@ -133,6 +134,37 @@ def test_what_tensorrt_refuses_or_drops_is_an_error_that_says_what_to_do(
         TensorRtRuntime(plan)
     assert str(error.value).startswith(f"{plan}: ")
     assert host.device.allocated == host.device.pushed == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"invalid": 4}, r"\(OLD_CUDA_DRIVER\)\. Update the NVIDIA driver: isicrt doctor says .* Use the ONNX file"),
+        ({"invalid": 8 + 16}, r"\(OLD_CUDA_RUNTIME, INSUFFICIENT_GPU_MEMORY\)\. Update the NVIDIA driver: isicrt doc"),
+        ({"invalid": 16}, r"\(INSUFFICIENT_GPU_MEMORY\)\. Free memory .* a smaller --batch-size\.$"),
+        ({"invalid": 64}, r"\(CUDA_ERROR\)\. It says: no device\. CUDA's driver .* isicrt doctor .* ONNX file"),
+        ({"_context": lambda config: None}, r"no memory for its execution context\. Free .* a smaller --batch-size\.$"),
+    ],
+)
+def test_what_lies_with_the_machine_is_not_to_be_built_again(
+    host: HostTensorRt, plan: Path, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if change == {"invalid": 64}:
+        log = SimpleNamespace(problems=["no device"])
+        monkeypatch.setattr(tensorrt_api, "make_logger", lambda trt: log)
+    for name, value in change.items():
+        setattr(host, name, value)
+    with pytest.raises(ModelError, match=message) as error:
+        TensorRtRuntime(plan)
+    assert str(error.value).startswith(f"{plan}: TensorRT for RTX {VERSION} ")
+    assert "build-engine" not in str(error.value)
+    assert host.device.allocated == host.device.pushed == 0
+
+
+def test_why_a_plan_is_invalid_has_the_names_of_tensorrt_for_rtx() -> None:
+    module = pytest.importorskip("tensorrt_rtx_bindings", reason="it is not installed", exc_type=ImportError)
+    known = module.EngineInvalidityDiagnostics.__members__
+    assert {name: flag.value for name, flag in known.items()} == INVALID
 
 
 @pytest.mark.parametrize(
