@@ -20,3 +20,11 @@ def cache_folder() -> Path:
     else:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "isicrt"
+
+
+def cache_file(name: str) -> Path | None:
+    """That file in `cache_folder`; None where the user has no home: then nothing is kept. It need not exist."""
+    try:
+        return cache_folder() / name
+    except RuntimeError:
+        return None

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from isicrt.engine.cache_folder import cache_folder
+from isicrt.engine.cache_folder import cache_file
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import ModelError
@@ -61,7 +61,7 @@ class KernelCache:
             self._configs.append(config)  # kept: what it made may refer to it
             # None costs the time of compiling in each run, and nothing else.
             self._cache = config.create_runtime_cache()
-        if self._cache is not None:
+        if self._cache is not None and self._path is not None:
             with suppress(OSError, RuntimeError):
                 stored = self._path.read_bytes()
                 if self._cache.deserialize(stored):
@@ -78,7 +78,7 @@ class KernelCache:
 
     def save(self) -> None:
         """Write the file if there is anything new. One that cannot be written costs time, not the run."""
-        if self._cache is None or not self._used:
+        if self._cache is None or self._path is None or not self._used:
             return
         with suppress(OSError, RuntimeError):
             serialised = self._cache.serialize()
@@ -123,8 +123,8 @@ def _created(config: Any, refused: Refusal) -> Any:
     return config
 
 
-def kernel_cache_path(version: str, card: ModelCard, gpu: Gpu) -> Path:
-    """Where the kernels of a plan lie, for a TensorRT version, GPU and driver."""
+def kernel_cache_path(version: str, card: ModelCard, gpu: Gpu) -> Path | None:
+    """Where the kernels of a plan lie, for a TensorRT version, GPU and driver; None as `cache_file`."""
     plan = str(card.builder.get("plan_sha256", ""))[:16]
     key = "-".join(part for part in (version, gpu.name, f"sm{gpu.compute_capability}", gpu.driver, plan) if part)
-    return cache_folder() / f"kernels-{re.sub(r'[^A-Za-z0-9.]+', '-', key)}.bin"
+    return cache_file(f"kernels-{re.sub(r'[^A-Za-z0-9.]+', '-', key)}.bin")

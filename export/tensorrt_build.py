@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isicrt.engine.cache_folder import cache_folder
+from isicrt.engine.cache_folder import cache_file
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import BuildError
 from isicrt.engine.masks import replace_file
@@ -355,7 +355,7 @@ class _TimingCache:
         self._config = config
         self._path = timing_cache_path(trt.version, gpu, tuning)
         with contextlib.suppress(OSError):
-            if self._use(self._path.read_bytes()):
+            if self._path is not None and self._use(self._path.read_bytes()):
                 return
         self._use(b"")
 
@@ -368,15 +368,15 @@ class _TimingCache:
         """Write it for the next build. A cache that is not there or cannot be written costs time, not the build."""
         cache = self._config.get_timing_cache()
         content = None if cache is None else cache.serialize()
-        if content is None:
+        if content is None or self._path is None:
             return
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self._path, bytes(content))
 
 
-def timing_cache_path(version: str, gpu: Gpu, tuning: Tuning = NO_TUNING) -> Path:
-    """Where the timing cache of a TensorRT version, GPU, driver and tuning lies."""
+def timing_cache_path(version: str, gpu: Gpu, tuning: Tuning = NO_TUNING) -> Path | None:
+    """Where the timing cache of a TensorRT version, GPU, driver and tuning lies; None as `cache_file`."""
     parts = [version, gpu.name, f"sm{gpu.compute_capability}", f"cuda{gpu.cuda}", gpu.driver, *tuning.to_words()]
     key = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(part for part in parts if part))
-    return cache_folder() / f"timing-{key}.bin"
+    return cache_file(f"timing-{key}.bin")

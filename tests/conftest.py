@@ -74,6 +74,18 @@ def encoder_weights() -> Path:
     return path
 
 
+@pytest.fixture
+def without_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user of a container who is in no list of users."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("ISICRT_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+
+
 def make_splits(root: Path) -> Path:
     """A rendered data set with a train split of 12 pairs and a test split of 3."""
     for split, seeds in (("train", range(12)), ("test", range(20, 23))):

@@ -129,8 +129,17 @@ def test_kernels_are_kept_for_the_next_run_and_written_only_when_they_are_new(fo
     assert path.read_bytes() == b"fresh and more"
 
 
+def test_without_a_home_nothing_is_kept(folder: Path, without_home: None) -> None:
+    assert kernel_cache_path("1.7.1", CARD, GPU) is None
+    engine = Engine()
+    used_cache(engine).save()
+    assert engine.contexts[0].cache is engine.cache
+    assert not folder.exists()
+
+
 def test_kernels_of_another_driver_are_written_over(folder: Path) -> None:
     path = kernel_cache_path("1.7.1", CARD, GPU)
+    assert path is not None
     folder.mkdir()
     path.write_bytes(b"old")
     used_cache(Engine(fits=False)).save()

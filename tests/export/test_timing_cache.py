@@ -29,7 +29,9 @@ def trt() -> tensorrt_api.TensorRt:
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ISICRT_CACHE", str(tmp_path / "isicrt"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
-    return timing_cache_path("11.4.0", GPU)
+    path = timing_cache_path("11.4.0", GPU)
+    assert path is not None
+    return path
 
 
 def _build(trt: tensorrt_api.TensorRt, model: onnx.ModelProto) -> int:
@@ -53,6 +55,13 @@ def test_a_cache_is_written_and_read_and_is_in_nobodys_way(
     path.mkdir()
     assert _build(trt, tiny_onnx) > 1000
     assert path.is_dir()
+
+
+def test_without_a_home_nothing_is_kept(
+    trt: tensorrt_api.TensorRt, tiny_onnx: onnx.ModelProto, without_home: None
+) -> None:
+    assert timing_cache_path("11.4.0", GPU) is None
+    assert _build(trt, tiny_onnx) > 1000
 
 
 class _Config:
