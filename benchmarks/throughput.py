@@ -192,7 +192,7 @@ def run_once(
     settings = mask_settings(runtime.card, None, 1)
     with (
         Ledger(out, jobs, model=model, settings=settings, existing="overwrite", fsync="batch") as ledger,
-        open_chain(runtime) or nullcontext() as chain,
+        open_chain(runtime, threads=threads) or nullcontext() as chain,
     ):
         energy, others, cpu = EnergyMeter(), OtherWork(_cpu_seconds), _cpu_seconds()
         with ImageDecoder() as decoder:

@@ -247,7 +247,8 @@ def command(
     say_plan_is_code(model_path)
     with (
         open_runtime(model_path, threads=threads) as runtime,
-        open_chain(runtime, decode, threshold=threshold, hardware_load=hardware_decoder_load) or nullcontext() as chain,
+        open_chain(runtime, decode, threshold=threshold, hardware_load=hardware_decoder_load, threads=threads)
+        or nullcontext() as chain,
         warnings.catch_warnings(),
     ):
         # Pillow warns of odd metadata; what matters here is whether the pixels can be read.

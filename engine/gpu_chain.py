@@ -50,7 +50,7 @@ class GpuChain:
         threshold: in (0, 1); None for the model card's.
         hardware_load: see `GpuDecoder`.
         decoder, kernels: for tests; None for nvImageCodec and the GPU.
-        cpu_threads: that decode what the GPU's decoder refuses; None for one a core.
+        cpu_threads: of nvImageCodec, and as many that decode what it refuses; None for one a core that may be used.
 
     Raises:
         SettingsError: the runtime is not TensorRT's, or a load outside 0..1.
@@ -93,7 +93,7 @@ class GpuChain:
             self._kernels: Launcher | None = kernels or Kernels(self._device)
             chosen = decoder
             try:
-                chosen = chosen or GpuDecoder(self._device.index, hardware_load=hardware_load)
+                chosen = chosen or GpuDecoder(self._device.index, hardware_load=hardware_load, cpu_threads=cpu_threads)
                 for slot in opened.slots:
                     self._lanes.append(Lane(self._device, slot))
                 chosen.check(opened.slots[0].stream.handle)

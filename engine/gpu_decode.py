@@ -8,6 +8,7 @@ https://docs.nvidia.com/cuda/nvimagecodec/
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from isicrt.engine.cores import available_cores
 from isicrt.engine.cuda_driver import keep_freed_memory
 from isicrt.engine.errors import MissingDependencyError, ModelError, SettingsError
 from isicrt.engine.images import MAX_PIXELS
@@ -73,7 +75,7 @@ class GpuDecoder:
         device: index of the GPU; `CPU_ONLY` runs nvImageCodec's own CPU decoders, into host memory.
         hardware_load: share of a batch for the hardware decoder, 0..1; the CUDA cores take the rest. All of it, where
             the GPU has no such decoder.
-        cpu_threads: of nvImageCodec, for parsing and Huffman decoding; None for one a core.
+        cpu_threads: of nvImageCodec, for parsing and Huffman decoding; None for one a core that may be used.
 
     Raises:
         SettingsError: `hardware_load` is out of its range.
@@ -106,7 +108,7 @@ class GpuDecoder:
         try:
             self._decoder: Any = nvimgcodec.Decoder(
                 device_id=device,
-                max_num_cpu_threads=cpu_threads or 0,
+                max_num_cpu_threads=_codec_threads(cpu_threads),
                 backends=backends,
                 options=":fancy_upsampling=1",
             )
@@ -168,6 +170,13 @@ class GpuDecoder:
         """Give the decoder's memory back, and what images that were released before have left in the device's pool."""
         self._decoder = None
         self._give_memory_back()
+
+
+def _codec_threads(wanted: int | None) -> int:
+    """As nvImageCodec takes it. 0, its own choice, is all cores of the machine but one, whatever a container may use of
+    them; where it is asked for more than that, it says so on the standard error and takes as many."""
+    count = wanted or available_cores()
+    return count if count < (os.cpu_count() or 1) else 0
 
 
 def _described(image: Any) -> DeviceImage | None:

@@ -105,6 +105,7 @@ def open_chain(
     *,
     threshold: float | None = None,
     hardware_load: float = HARDWARE_LOAD,
+    threads: int | None = None,
 ) -> GpuChain | None:
     """The chain that a run uses; None where images are decoded and masks restored on the CPU.
 
@@ -114,6 +115,7 @@ def open_chain(
             everything that a chain needs is there, else None; what is missing is said once.
         threshold: in (0, 1); None for the model card's.
         hardware_load: see `isicrt.engine.gpu_decode.GpuDecoder`.
+        threads: of the CPU, at most, for what it does of decoding on the GPU; None for one a core that may be used.
 
     Raises:
         SettingsError: ``gpu`` with a model that is no plan, none of `DECODE`, or a load outside 0..1.
@@ -124,7 +126,7 @@ def open_chain(
     if decode == "cpu" or (decode == "auto" and not isinstance(runtime, TensorRtRuntime)):
         return None
     try:
-        return GpuChain(runtime, threshold=threshold, hardware_load=hardware_load)
+        return GpuChain(runtime, threshold=threshold, hardware_load=hardware_load, cpu_threads=threads)
     except (MissingDependencyError, ModelError) as error:
         if decode == "auto":
             _say_once(f"Images are decoded and masks restored on the CPU, not on the GPU: {error}")

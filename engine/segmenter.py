@@ -166,7 +166,11 @@ class Segmenter:
             retry_failed=retry_failed,
             overlays=overlays,
         )
-        with ledger, open_chain(self.runtime, decode, threshold=self._threshold) or nullcontext() as chain:
+        with (
+            ledger,
+            open_chain(self.runtime, decode, threshold=self._threshold, threads=self._threads)
+            or nullcontext() as chain,
+        ):
             summary = run_jobs(
                 jobs,
                 self.runtime,

@@ -167,13 +167,15 @@ def test_an_image_that_is_for_the_cpu_is_no_refusal(
     assert "refused" not in result.stderr
 
 
-def test_the_load_of_the_hardware_decoder(
+def test_the_load_of_the_hardware_decoder_and_the_threads(
     host: HostPlan, rendered_pairs: Path, tmp_path: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loads: list[float] = []
+    loads: list[tuple[float, int | None]] = []
 
-    def open_chain(runtime: object, decode: str, *, threshold: object, hardware_load: float) -> object:
-        loads.append(hardware_load)
+    def open_chain(
+        runtime: object, decode: str, *, threshold: object, hardware_load: float, threads: int | None
+    ) -> object:
+        loads.append((hardware_load, threads))
         return host.chain
 
     monkeypatch.setattr(gpu_stages, "open_chain", open_chain)
@@ -181,8 +183,8 @@ def test_the_load_of_the_hardware_decoder(
     report = tmp_path / "report.json"
     assert _segment(*arguments, "--hardware-decoder-load", "0.25", "--report", report).exit_code == 0
     assert json.loads(report.read_text())["settings"]["hardware_decoder_load"] == 0.25
-    assert _segment(*arguments).exit_code == 0
-    assert loads == [0.25, HARDWARE_LOAD]
+    assert _segment(*arguments, "--threads", "2").exit_code == 0
+    assert loads == [(0.25, None), (HARDWARE_LOAD, 2)]
     for bad in ("-0.1", "1.1", "nan"):
         refused = _segment(*arguments, "--hardware-decoder-load", bad)
         assert refused.exit_code == 2

@@ -48,7 +48,8 @@ def test_the_way_is_chosen(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch)
             open_chain(plan, "gpu")
     monkeypatch.setattr(gpu_stages, "GpuChain", lambda runtime, **settings: (runtime, settings))
     chosen = {"threshold": 0.3, "hardware_load": 0.5}
-    assert open_chain(plan, **chosen) == open_chain(plan, "gpu", **chosen) == (plan, chosen)
+    settings = chosen | {"cpu_threads": 3}
+    assert open_chain(plan, **chosen, threads=3) == open_chain(plan, "gpu", **chosen, threads=3) == (plan, settings)
 
 
 def test_why_a_plan_is_fed_by_the_cpu_is_said_once(

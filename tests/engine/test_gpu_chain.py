@@ -13,6 +13,7 @@ from PIL import Image
 from isicrt.benchmarks.agreement import cpu_masker
 from isicrt.benchmarks.rendered import render
 from isicrt.engine import gpu_chain, gpu_stages, gpu_tables
+from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
 from isicrt.engine.gpu_batch import PackedMask, SourceView, read_chain_image
 from isicrt.engine.gpu_chain import GpuChain
@@ -175,24 +176,25 @@ def test_the_load_of_the_hardware_decoder_is_a_share(load: float) -> None:
         GpuDecoder(GpuDecoder.CPU_ONLY, hardware_load=load)
 
 
-def test_the_load_of_the_hardware_decoder_reaches_the_decoder(
+def test_the_load_of_the_hardware_decoder_and_the_threads_reach_the_decoder(
     host: HostPlan, kernels: CpuKernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loads: list[float] = []
+    made: list[tuple[float, int | None]] = []
 
-    def make(device: int, *, hardware_load: float) -> GpuDecoder:
-        loads.append(hardware_load)
+    def make(device: int, *, hardware_load: float, cpu_threads: int | None) -> GpuDecoder:
+        made.append((hardware_load, cpu_threads))
         return GpuDecoder(GpuDecoder.CPU_ONLY, cpu_threads=1)
 
     host.device.index = 0  # type: ignore[attr-defined]
     monkeypatch.setattr(gpu_chain, "GpuDecoder", make)
     monkeypatch.setattr(gpu_chain, "TensorRtRuntime", type(host.runtime))
     monkeypatch.setattr(gpu_chain, "Kernels", lambda device: kernels)
-    for options in ({}, {"hardware_load": 0.25}):
+    for options in ({}, {"hardware_load": 0.25, "threads": 3}):
         chain = gpu_stages.open_chain(host.runtime, "gpu", **options)
         assert chain is not None
+        assert chain._threads._max_workers == options.get("threads", available_cores())
         chain.close()
-    assert loads == [HARDWARE_LOAD, 0.25]
+    assert made == [(HARDWARE_LOAD, None), (0.25, 3)]
 
 
 def test_several_batches_are_in_flight_and_come_back_in_any_order(host: HostPlan, rendered_pairs: Path) -> None:

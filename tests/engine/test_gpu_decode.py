@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,24 @@ def test_what_a_decoder_keeps_goes_with_it(decoder: GpuDecoder, monkeypatch: pyt
     with pytest.raises(ModelError, match="cannot start a decoder on GPU 0: no device"):
         GpuDecoder(0)
     assert told[2:] == ["keep 3 GiB of 0", "end"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "usable", "asked"),
+    [(None, 16, 0), (None, 4, 4), (6, 4, 6), (2, 16, 2), (16, 16, 0), (64, 4, 0)],
+)
+@pytest.mark.usefixtures("decoder")
+def test_its_threads_are_those_that_a_container_may_use(
+    wanted: int | None, usable: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nvidia import nvimgcodec
+
+    options: dict[str, object] = {}
+    monkeypatch.setattr(nvimgcodec, "Decoder", lambda **given: options.update(given))
+    monkeypatch.setattr(gpu_decode, "available_cores", lambda: usable, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    GpuDecoder(GpuDecoder.CPU_ONLY, cpu_threads=wanted)
+    assert options["max_num_cpu_threads"] == asked
 
 
 @pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")

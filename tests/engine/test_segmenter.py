@@ -14,6 +14,7 @@ from PIL import Image
 
 import isicrt
 from isicrt.benchmarks.rendered import render
+from isicrt.engine import segmenter as segmenter_module
 from isicrt.engine import shipped
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
 from isicrt.engine.images import read_mask
@@ -194,3 +195,13 @@ def test_a_model_is_found_again_by_a_program_that_went_elsewhere(
         monkeypatch.chdir(tmp_path)
         # One call over several threads is loaded when it is first needed.
         assert segmenter.segment(rendered_pairs / "images" / "ISIC_0000000.jpg").any()
+
+
+def test_its_threads_and_threshold_are_those_of_a_gpus_decoder(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(segmenter_module, "open_chain", lambda runtime, decode, **options: given.update(options))
+    with Segmenter(darkness_onnx, threads=1, threshold=0.4) as segmenter:
+        segmenter.segment_folder(rendered_pairs / "images", tmp_path / "out")
+    assert given == {"threshold": 0.4, "threads": 1}

@@ -31,8 +31,8 @@ LARGEST = 8
 PLACES = ("host", "gpu")
 
 
-def on_cpu_decoder(device: int, *, hardware_load: float) -> GpuDecoder:
-    """nvImageCodec's own CPU decoder, with the arguments of a GPU's."""
+def on_cpu_decoder(device: int, *, hardware_load: float, cpu_threads: int | None) -> GpuDecoder:
+    """nvImageCodec's own CPU decoder, on one thread, with the arguments of a GPU's."""
     return GpuDecoder(GpuDecoder.CPU_ONLY, hardware_load=hardware_load, cpu_threads=1)
 
 
