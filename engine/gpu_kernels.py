@@ -220,5 +220,5 @@ def _load(device: CudaDevice) -> Any:
     except (ImportError, OSError, device.cuda.Error) as error:
         raise ModelError(
             f"the GPU's kernels cannot be compiled: {refusal}, and nvcc of the CUDA toolkit fails: {error}. Install a "
-            "driver for CUDA 13, or put nvcc on the PATH; --decode cpu works without them."
+            "newer driver, or put nvcc on the PATH; --decode cpu works without them."
         ) from error

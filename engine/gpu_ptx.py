@@ -15,6 +15,9 @@ from pathlib import Path
 PTX_FILE = Path(__file__).with_name("kernels.ptx")
 ARCHITECTURE = "compute_75"
 """The oldest that TensorRT 10.12 and later run on; newer GPUs take it too."""
+PTX_VERSION = "6.3"
+"""The oldest that knows that architecture, of CUDA 10. nvcc writes its own, which a driver for an older CUDA refuses
+unread; `ptxas` makes the same code with either."""
 _FIRST_LINE = "// isicrt kernels, source and options: SHA-256 "
 
 
@@ -40,6 +43,7 @@ def compile_ptx(source: str, options: Sequence[str], nvcc: str = "nvcc") -> str:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
         text = (Path(folder) / "kernels.ptx").read_text("ascii")
     text = re.sub(r"^//.*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^\.version (.*)$", rf".version {PTX_VERSION} // nvcc: \1", text, flags=re.MULTILINE)
     return f"{_FIRST_LINE}{fingerprint(source, options)}\n{text.strip()}\n"
 
 
