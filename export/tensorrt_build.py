@@ -182,7 +182,11 @@ def _build(
     failed: list[BaseException] = []
     monitor = _make_monitor(trt, BuildProgress(on_progress), stop, failed)
     config.progress_monitor = monitor
-    serialised = builder.build_serialized_network(network, config)
+    try:
+        serialised = builder.build_serialized_network(network, config)
+    finally:  # a build that was stopped, or failed, has timed kernels too
+        if cache is not None:
+            cache.save()
     if failed:
         raise failed.pop()
     if serialised is None:
@@ -193,8 +197,6 @@ def _build(
                 f"{failure}\nIt was given a workspace of {tuning.workspace_mib} MiB: try a larger --workspace, or none"
             )
         raise failure
-    if cache is not None:
-        cache.save()
     return Engine(bytes(serialised), layers)
 
 

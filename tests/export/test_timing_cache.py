@@ -14,6 +14,7 @@ pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not ins
 
 from isicrt.engine import tensorrt_api
 from isicrt.engine.cuda_driver import Gpu
+from isicrt.engine.errors import BuildError
 from isicrt.export.half import to_half
 from isicrt.export.tensorrt_build import NO_TUNING, Profile, _TimingCache, build_engine, timing_cache_path
 
@@ -34,8 +35,11 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def _build(trt: tensorrt_api.TensorRt, model: onnx.ModelProto) -> int:
-    return len(build_engine(trt, to_half(model).SerializeToString(), Profile(1, 2, 4), half=True, gpu=GPU).plan)
+def _build(
+    trt: tensorrt_api.TensorRt, model: onnx.ModelProto, on_progress: Callable[[float], None] | None = None
+) -> int:
+    data, profile = to_half(model).SerializeToString(), Profile(1, 2, 4)
+    return len(build_engine(trt, data, profile, half=True, gpu=GPU, on_progress=on_progress).plan)
 
 
 def test_a_cache_is_written_and_read_and_is_in_nobodys_way(
@@ -55,6 +59,31 @@ def test_a_cache_is_written_and_read_and_is_in_nobodys_way(
     path.mkdir()
     assert _build(trt, tiny_onnx) > 1000
     assert path.is_dir()
+
+
+class _Stopped(Exception):
+    pass
+
+
+def test_a_build_that_is_stopped_keeps_what_it_has_timed(
+    trt: tensorrt_api.TensorRt, tiny_onnx: onnx.ModelProto, path: Path
+) -> None:
+    def stop(fraction: float) -> None:
+        if fraction > 0.5:
+            raise _Stopped
+
+    with pytest.raises(_Stopped):
+        _build(trt, tiny_onnx, stop)
+    assert path.read_bytes()
+
+
+def test_a_build_that_fails_keeps_what_it_has_timed(
+    trt: tensorrt_api.TensorRt, tiny_onnx: onnx.ModelProto, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trt.module.Builder, "build_serialized_network", lambda *_: None)
+    with pytest.raises(BuildError, match="could not build the engine"):
+        _build(trt, tiny_onnx)
+    assert path.read_bytes()
 
 
 def test_without_a_home_nothing_is_kept(
