@@ -13,10 +13,11 @@ import click
 from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, write_result
-from isicrt.engine.errors import DataError
+from isicrt.engine.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from isicrt.benchmarks.agreement import Agreement, Limits
+    from isicrt.engine.outcome import DecodeCounts
 
 
 @click.command("check-parity", cls=RecordingCommand)
@@ -84,7 +85,8 @@ def command(
 
         isicrt check-parity model.onnx model.plan --images DIR --masks DIR
 
-    The exit code is 1 if the two do not agree. Images that cannot be read are left out and named.
+    The exit code is 1 if the two do not agree. Images that cannot be read are left out and named. With --decode gpu it
+    is also 1 if the GPU decoded none of the images: nothing of its way was compared then.
     """
     from isicrt.benchmarks.agreement import Limits, cpu_masker, measure_agreement
     from isicrt.benchmarks.workload import open_workload
@@ -127,16 +129,36 @@ def command(
             raise DataError(f"{masks}: has no ground truth that fits the images compared. {_first(agreement.left_out)}")
         limits = Limits(min_jaccard, max_change)
         problems = agreement.problems(limits)
-        models = [
+        models: list[dict[str, Any]] = [
             {"model": name, "file": path.name, "runtime": runtime.name, "precision": runtime.card.precision}
             for name, path, runtime in zip((reference, candidate), paths, (first, second), strict=True)
         ]
         models[1]["decode"] = decode
+        if chain is not None:
+            models[1]["decoded"] = _checked(chain.decoded)
     if report_path is not None:
         _write(report_path, command_line(ctx), models, images, limits, problems, agreement)
     _print(agreement, models, worst, problems)
     if problems:
         ctx.exit(1)
+
+
+def _checked(decoded: DecodeCounts) -> dict[str, int]:
+    """Where the images were decoded, as a report has it. What the GPU was asked for, and the CPU did, is said.
+
+    Raises:
+        ModelError: the GPU decoded none.
+    """
+    given = decoded.gpu + decoded.refused
+    advice = "isicrt doctor says what nvImageCodec lacks" if given else "its decoder takes ordinary JPEG only"
+    if not decoded.gpu:
+        raise ModelError(
+            f"--decode gpu: the GPU decoded none of the images, so nothing of its way was compared: it refused "
+            f"{decoded.refused} JPEGs, and the CPU decoded {decoded.cpu} images; {advice}"
+        )
+    if decoded.refused:
+        click.echo(f"Note: the GPU's decoder refused {decoded.refused} of {given} JPEGs; {advice}", err=True)
+    return {"gpu": decoded.gpu, "cpu": decoded.cpu, "refused_by_gpu": decoded.refused}
 
 
 def _first(problems: tuple[str, ...]) -> str:
@@ -149,11 +171,14 @@ def _spread(count: int, limit: int | None) -> list[int]:
     return sorted({round(n * (count - 1) / max(1, limit - 1)) for n in range(limit)})
 
 
-def _print(agreement: Agreement, models: list[dict[str, str]], worst: int, problems: list[str]) -> None:
+def _print(agreement: Agreement, models: list[dict[str, Any]], worst: int, problems: list[str]) -> None:
     for text in agreement.left_out:
         click.echo(f"Left out: {text}", err=True)
     first, second = (f"{model['model']} ({model['runtime']})" for model in models)
-    click.echo(f"{first} against {second}, {len(agreement.images)} images")
+    where = ""
+    if (decoded := models[1].get("decoded")) is not None:
+        where = f"; {decoded['gpu']} decoded on the GPU, {decoded['cpu']} on the CPU"
+    click.echo(f"{first} against {second}, {len(agreement.images)} images{where}")
     click.echo(
         f"  masks: Jaccard index {agreement.jaccard_mean:.5f} in the mean, {agreement.jaccard_min:.5f} at worst; "
         f"{agreement.differing_share:.4%} of the pixels differ; {agreement.identical} images are the same"
@@ -175,7 +200,7 @@ def _print(agreement: Agreement, models: list[dict[str, str]], worst: int, probl
 def _write(
     path: Path,
     command_line: str,
-    models: list[dict[str, str]],
+    models: list[dict[str, Any]],
     images: Path,
     limits: Limits,
     problems: list[str],

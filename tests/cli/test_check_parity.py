@@ -2,13 +2,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from isicrt.cli.main import group
+from isicrt.engine import gpu_stages
+from isicrt.engine import runtime as runtime_module
 from isicrt.engine.cuda_driver import find_gpu
+from isicrt.engine.runtime import open_runtime
+from tests.engine.cpu_kernels import CpuKernels
+from tests.engine.host_plan import HostPlan
 from tests.tiny_models import write_darkness_model
 
 
@@ -106,6 +113,78 @@ def test_bad_input(
     result = _run(*(places.get(argument, argument) for argument in arguments))
     assert (result.exit_code, message in result.stderr) == (code, True), result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+@pytest.fixture
+def host(
+    darkness_onnx: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HostPlan]:
+    """Whatever is opened as a .plan is this."""
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed (extra gpu)")
+    host = HostPlan(darkness_onnx, CpuKernels(tmp_path_factory.mktemp("kernels")))
+
+    def opened(path: Path) -> Any:
+        return host.runtime if path.suffix == ".plan" else open_runtime(path)
+
+    monkeypatch.setattr(runtime_module, "open_runtime", opened)
+    monkeypatch.setattr(gpu_stages, "open_chain", lambda runtime, decode, **_: None if decode == "cpu" else host.chain)
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    """A file that `host` stands in for."""
+    (tmp_path / "model.plan").write_bytes(b"plan")
+    return tmp_path / "model.plan"
+
+
+@pytest.mark.parametrize(
+    ("refused", "code", "message"),
+    [
+        (0, 0, ""),
+        (3, 0, "Note: the GPU's decoder refused 3 of 12 JPEGs; isicrt doctor says"),
+        (12, 1, "--decode gpu: the GPU decoded none of the images, so nothing of its way was compared"),
+    ],
+)
+def test_what_the_gpu_was_asked_for_and_did_not_decode_is_seen(
+    host: HostPlan,
+    plan: Path,
+    darkness_onnx: Path,
+    rendered_pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: int,
+    code: int,
+    message: str,
+) -> None:
+    """The masks are right all the same: the CPU decodes what the GPU's decoder does not."""
+    decode, left = host.chain._decoder.decode, [refused]
+
+    def some(contents: Any, stream: int) -> Any:
+        images: list[Any] = list(decode(contents, stream))
+        for n in range(min(left[0], len(images))):
+            images[n].release()
+            images[n] = None
+            left[0] -= 1
+        return images
+
+    monkeypatch.setattr(host.chain._decoder, "decode", some)
+    report = tmp_path / "parity.json"
+    # The limits are no part of this: the two ways resize differently.
+    arguments = ("--images", rendered_pairs / "images", "--decode", "gpu", "--min-jaccard", "0.5", "--json", report)
+    result = _run(darkness_onnx, plan, *arguments)
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert ("refused" in result.stderr) is bool(refused)
+    if code == 0:
+        first = result.stdout.splitlines()[0]
+        assert first.endswith(f"12 images; {12 - refused} decoded on the GPU, {refused} on the CPU")
+        candidate = json.loads(report.read_text())["candidate"]
+        assert candidate["decode"] == "gpu"
+        assert candidate["decoded"] == {"gpu": 12 - refused, "cpu": refused, "refused_by_gpu": refused}
+    else:
+        assert not report.exists()
 
 
 @pytest.mark.gpu
