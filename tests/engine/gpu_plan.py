@@ -39,8 +39,13 @@ def open_plan(onnx: Path, flavour: str, out: Path) -> TensorRtRuntime:
         report=lambda stage, fraction: None,
     )
     assert built.plan is not None
+    return open_made_for(gpu, flavour, built.plan)
+
+
+def open_made_for(gpu: Gpu, flavour: str, plan: Path) -> TensorRtRuntime:
+    """A plan that was built here, opened; see `skip_where_it_is_not_made_for`."""
     try:
-        return TensorRtRuntime(built.plan)
+        return TensorRtRuntime(plan)
     except OtherGpuError as error:
         skip_where_it_is_not_made_for(gpu, tensorrt_api.load(flavour), error)
         raise

@@ -22,7 +22,7 @@ from isicrt.engine.gpu_decode import GpuDecoder
 from isicrt.engine.tensorrt_api import TensorRt
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
 from tests.engine.cpu_kernels import CpuKernels
-from tests.engine.gpu_plan import skip_where_it_is_not_made_for
+from tests.engine.gpu_plan import open_made_for, skip_where_it_is_not_made_for
 from tests.engine.host_tensorrt import INVALID, VERSION, HostTensorRt
 from tests.engine.stand_ins import CudaError
 
@@ -255,3 +255,14 @@ def test_the_tests_on_a_gpu_are_skipped_only_where_it_is_unknown(
     trt, gpu = TensorRt(flavour, host.module, VERSION), Gpu("any", capability, "13.0")
     with pytest.raises(pytest.skip.Exception) if skipped else nullcontext():
         skip_where_it_is_not_made_for(gpu, trt, OtherGpuError("built for others"))
+
+
+@pytest.mark.parametrize(("capability", "outcome"), [("9.0", pytest.skip.Exception), ("8.9", OtherGpuError)])
+def test_a_plan_that_was_built_here_and_is_refused_skips_a_test_only_where_the_gpu_is_unknown(
+    host: HostTensorRt, plan: Path, capability: str, outcome: type[BaseException]
+) -> None:
+    gpu = Gpu("any", capability, "13.0")
+    open_made_for(gpu, "tensorrt-rtx", plan).close()
+    host.invalid = 2
+    with pytest.raises(outcome, match="UNSUPPORTED_CC"):
+        open_made_for(gpu, "tensorrt-rtx", plan)
