@@ -143,13 +143,15 @@ def abilities(base: list[Component], parts: list[Component]) -> dict[str, Any]:
     gpu = "NVIDIA driver" in usable
     flavours = {"TensorRT": "tensorrt", "TensorRT for RTX": "tensorrt-rtx"}
     run_plans = [key for name, key in flavours.items() if {name, "PyCUDA"} <= usable and gpu]
+    # TensorRT for RTX builds for others' GPUs too: one that does not fit this one's, or its driver, still builds.
+    builders = usable | {part.name for part in parts if part.name == "TensorRT for RTX" and part.status == "unfit"}
     decoders = [component for component in parts if component.name == "nvImageCodec" and component.usable]
     return {
         "segment": "shipped model" in usable,
         "run_plans": run_plans,
         "decode_on_gpu": bool(run_plans) and any("without libnvjpeg" not in part.detail for part in decoders),
         "build_plans": [
-            key for name, key in flavours.items() if {name, "ONNX"} <= usable and (gpu or key == "tensorrt-rtx")
+            key for name, key in flavours.items() if {name, "ONNX"} <= builders and (gpu or key == "tensorrt-rtx")
         ],
         "train": {"PyTorch", "ONNX", "DALI"} <= usable,
         "train_on_gpu": {"PyTorch", "ONNX", "DALI"} <= usable and gpu,

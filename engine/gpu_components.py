@@ -26,6 +26,8 @@ STATUSES = ("ok", "note", "missing", "broken", "unfit")
 IMPORT_SECONDS = 120.0
 """After that a library that is being imported counts as broken: torch takes 10 s from a cold disk."""
 _SHOWN = 300
+_OLDEST_OF_TENSORRT = 7.5
+"""Compute capability."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Component:
     detail: str = ""
     advice: str = ""
     """What to do about it; empty where nothing is to be done."""
+    capabilities: tuple[str, ...] = ()
+    """Compute capabilities of the GPUs that it runs on, as ``"8.9"``; empty where it does not say."""
 
     @property
     def usable(self) -> bool:
@@ -63,7 +67,8 @@ class Probe:
     extra: str
     """Of isicrt that installs it; empty for a base dependency."""
     report: str
-    """Python that sets ``version``, and ``cuda`` and ``detail`` if it likes; the module is bound to ``m``."""
+    """Python that sets ``version``, and ``cuda``, ``detail`` and ``capabilities`` if it likes; the module is bound to
+    ``m``."""
     wheel: str = ""
     """Regular expression for the distributions whose name says the CUDA that they were built for."""
 
@@ -97,7 +102,11 @@ PROBES = (
         "TensorRT for RTX",
         "tensorrt_rtx|tensorrt_rtx_bindings",
         "rtx",
-        f"m.Builder; {_VERSION}",
+        f"m.Builder; {_VERSION}\n"
+        "if hasattr(m, 'ComputeCapability'):\n"
+        "    from isicrt.engine.tensorrt_api import TensorRt, known_capabilities\n"
+        "    known = known_capabilities(TensorRt('tensorrt-rtx', m, version))\n"
+        "    capabilities = [name for name in known if name != 'current']",
         r"tensorrt-rtx-cu(\d+)(?:-bindings|-libs)?",
     ),
     Probe(
@@ -114,7 +123,7 @@ import importlib, json, sys, warnings
 sys.path[:] = {path!r}
 warnings.simplefilter("ignore")
 version = cuda = None
-detail, absent, m = "", [], None
+detail, absent, capabilities, m = "", [], [], None
 for name in {modules!r}:
     try:
         m = importlib.import_module(name)
@@ -127,7 +136,7 @@ if m is None:
     found = {{"absent": absent}}
 else:
 {report}
-    found = {{"version": str(version), "cuda": cuda, "detail": detail}}
+    found = {{"version": str(version), "cuda": cuda, "detail": detail, "capabilities": capabilities}}
 print("\\n" + json.dumps(found))
 """
 
@@ -184,7 +193,9 @@ def probe(wanted: Probe, distributions: Iterable[str] = (), *, path: Sequence[st
     if "absent" in found:
         return Component(wanted.name, "missing", detail="not installed", advice=install)
     cuda = found["cuda"] or _wheel_cuda(wanted, distributions)
-    return Component(wanted.name, "ok", found["version"], cuda, found["detail"])
+    return Component(
+        wanted.name, "ok", found["version"], cuda, found["detail"], capabilities=tuple(found["capabilities"])
+    )
 
 
 def _wheel_cuda(wanted: Probe, distributions: Iterable[str]) -> str | None:
@@ -276,15 +287,13 @@ def judge(components: Sequence[Component], gpus: Sequence[Gpu]) -> list[Componen
 
 
 def _judge_rtx(component: Component, gpu: Gpu) -> Component:
-    if float(gpu.compute_capability) < 7.5:
-        detail = f"needs compute capability 7.5 or newer, this GPU has {gpu.compute_capability}"
-        return replace(component, status="unfit", detail=detail)
-    if gpu.compute_capability in ("9.0", "10.0", "10.3"):
-        detail = (
-            f"made for GeForce and RTX cards; nobody has tried its plans on compute capability {gpu.compute_capability}"
-        )
-        return replace(component, status="note", detail=detail, advice=f"for this GPU rather: {install_line('gpu')}")
-    return component
+    """By what the installed version knows: on an H200 (9.0) it refused every plan, whatever it was built for."""
+    here = gpu.compute_capability
+    if not component.capabilities or here in component.capabilities:
+        return component
+    detail = f"runs on compute capability {', '.join(component.capabilities)}; this GPU has {here}"
+    advice = f"for this GPU rather: {install_line('gpu')}" if float(here) >= _OLDEST_OF_TENSORRT else ""
+    return replace(component, status="unfit", detail=detail, advice=advice)
 
 
 def _others(majors: dict[str, int], name: str, own: int) -> str:

@@ -98,6 +98,14 @@ def test_what_can_be_done_with_what(names: list[str], expected: tuple[Any, ...],
     assert says in "\n".join(verdict(can))
 
 
+def test_where_tensorrt_for_rtx_does_not_fit_the_gpu_it_builds_and_runs_nothing() -> None:
+    parts = [Component(name, "ok") for name in ("NVIDIA driver", "PyCUDA", "ONNX")]
+    can = abilities([], [*parts, Component("TensorRT for RTX", "unfit", "1.7")])
+    assert (can["run_plans"], can["build_plans"]) == ([], ["tensorrt-rtx"])
+    can = abilities([], [*parts, Component("TensorRT", "unfit", "10.3")])
+    assert (can["run_plans"], can["build_plans"]) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("status", "detail", "there"),
     [("ok", "", True), ("ok", "without libnvjpeg: no JPEG on the GPU", False), ("missing", "not installed", False)],

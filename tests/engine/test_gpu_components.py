@@ -21,6 +21,7 @@ from isicrt.engine.gpu_components import (
 WANTED = Probe("Thing", "thing|thing_bindings", "gpu", "m.Builder; version = m.__version__", r"thing-cu(\d+)")
 HOPPER = Gpu("NVIDIA H100", "9.0", "13.0", "580.1")
 ADA = Gpu("NVIDIA GeForce RTX 4090", "8.9", "13.0", "580.1")
+RTX = Component("TensorRT for RTX", "ok", "1.7", "13", capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"))
 OLD_DRIVER = Gpu("NVIDIA A100", "8.0", "12.4", "550.1")
 
 
@@ -76,14 +77,12 @@ def test_a_file_in_the_current_folder_is_not_taken_for_a_package(
         (Component("TensorRT", "ok", "10.3.0", "13"), [HOPPER], "unfit", "isicrt needs 10.12 or newer"),
         (Component("TensorRT", "ok", "10.12.0.36", "13"), [HOPPER], "ok", ""),
         (Component("TensorRT", "ok", "11.4.0.106", "13"), [HOPPER], "ok", ""),
-        (Component("TensorRT for RTX", "ok", "1.7", "13"), [ADA], "ok", ""),
-        (Component("TensorRT for RTX", "ok", "1.7", "13"), [HOPPER], "note", "compute capability 9.0"),
-        (
-            Component("TensorRT for RTX", "ok", "1.7", "13"),
-            [Gpu("Tesla V100", "7.0", "13.0")],
-            "unfit",
-            "needs compute capability 7.5 or newer, this GPU has 7.0",
-        ),
+        (RTX, [ADA], "ok", ""),
+        (RTX, [], "ok", ""),
+        (RTX, [HOPPER], "unfit", "runs on compute capability 7.5, 8.0, 8.6, 8.9, 12.0, 12.1; this GPU has 9.0"),
+        (RTX, [Gpu("NVIDIA B200", "10.0", "13.0")], "unfit", "this GPU has 10.0"),
+        (RTX, [Gpu("Tesla V100", "7.0", "13.0")], "unfit", "this GPU has 7.0"),
+        (Component("TensorRT for RTX", "ok", "1.0", "13"), [HOPPER], "ok", ""),  # which does not say
         (Component("PyCUDA", "broken", detail="libcuda.so.1"), [], "broken", "libcuda.so.1; it can be imported only"),
         (Component("PyCUDA", "broken", detail="no numpy", advice="pip"), [HOPPER], "broken", "no numpy"),
         (Component("ONNX", "missing", detail="not installed"), [HOPPER], "missing", "not installed"),
@@ -115,7 +114,13 @@ def test_real_packages_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"numpy", "onnxruntime"} <= set(names)
     rtx = next(p for p in PROBES if p.name == "TensorRT for RTX")
     bindings = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
-    assert probe(rtx, names) == Component("TensorRT for RTX", "ok", bindings.__version__, "13")
+    found = probe(rtx, names)
+    known = tuple(f"{name[2:-1]}.{name[-1]}" for name in bindings.ComputeCapability.__members__ if "SM" in name)
+    assert found == Component("TensorRT for RTX", "ok", bindings.__version__, "13", capabilities=known)
+    assert "8.9" in known
+    assert "9.0" not in known
+    (judged,) = judge([found], [HOPPER])
+    assert judged.status == "unfit"
 
 
 @pytest.mark.parametrize(
