@@ -8,7 +8,7 @@
 #   engines  plans of TensorRT and TensorRT for RTX: do they build, load and run here?
 #   parity   masks of the GPU's way against ONNX Runtime's: the plan, decoded on the CPU and on the GPU, and torch in
 #            its place, which needs no plan                            parity-{cpu,gpu}-decode.json, parity-torch.json
-#   tests    python -m pytest -m gpu
+#   tests    python -m pytest -m gpu; what was skipped and why is in suite.log. That none passed is a failure.
 #   host     what the CPU does on the GPU's way, as if the GPU took no time      host.json
 #   compile  torch.compile, which takes a minute or two and whose result torch keeps for `speed`
 #   speed    each stage alone and end to end; torch and ONNX Runtime    speed.json
@@ -31,7 +31,7 @@
 # On a machine that reaches no package index, carry what is missing there: wheels for that machine's Python, unpacked into
 # one folder on PYTHONPATH. Set SITE_PARTS to files that make up a tar.xz of such a folder, in order, and they are unpacked
 # into $SITE (default: a folder isicrt-site in the system's temporary one) first; without SITE_PARTS $SITE is used as it is.
-# Called where there is no GPU, every step but `host` says so and the exit code is 1.
+# Called where there is no GPU, every step but `doctor` and `host` says so and the exit code is 1.
 #
 # Recipe, with the two helpers of the project's workplace (../shared/tools, not part of this repository), for a lent machine
 # with CPython 3.12 that takes at most 64 MiB a call, and keeps ignored files between calls:
@@ -153,6 +153,8 @@ run() {
   return $rc
 }
 
+finds_gpu() { "$python" -c "from isicrt.engine.cuda_driver import find_gpu; raise SystemExit(find_gpu() is None)" 2>/dev/null; }
+
 has() { "$python" -c "import $1" >/dev/null 2>&1; }
 
 # The first plan that was built and run here, TensorRT's before that of TensorRT for RTX.
@@ -221,8 +223,15 @@ step_parity() {
 step_tests() {
   # A module whose imports are missing there, such as one of the trainer's, is an error and does not stop the others.
   # Other versions of other people's packages may warn there; here a warning is an error, and no result would come back.
-  run "pytest -m gpu" 180 "$python" -m pytest -q -m gpu -W default -p no:cacheprovider --continue-on-collection-errors \
-    "$here/tests"
+  local rc=0 said
+  run "pytest -m gpu" 180 "$python" -m pytest -q -ra -m gpu -W default -p no:cacheprovider \
+    --continue-on-collection-errors "$here/tests" || rc=$?
+  [ -z "$dry" ] || return $rc
+  # Its last line: where everything is skipped, its exit code is 0 all the same.
+  said=$(sed -n '/^=== pytest -m gpu: /,$p' "$out/suite.log" | grep -E '^([0-9]+ |no tests ran).* in [0-9.]+s' | tail -n 1)
+  say "  ${said:-it did not come to its end}"
+  grep -qE '(^|[^0-9])[1-9][0-9]* passed' <<<"$said" || { say "pytest -m gpu: NOTHING was tested"; return 1; }
+  return $rc
 }
 
 step_host() {
@@ -288,8 +297,12 @@ if [ -z "$dry" ]; then
     mkdir -p "$site" && cat $SITE_PARTS | tar xJ -C "$site" || { echo "SITE_PARTS: cannot be unpacked" >&2; exit 2; }
   fi
 fi
+gpu=1
+[ -n "$dry" ] || finds_gpu || gpu=
 for step in "${steps[@]}"; do
   [ -n "$dry" ] && echo "[$step]"
+  # `speed` and `bench` measure the CPU's part then, and would be content with that.
+  case $step in doctor | host) ;; *) [ -n "$gpu" ] || { failed=1; say "$step: no NVIDIA GPU with a driver here"; } ;; esac
   "step_$step" || failed=1
 done
 [ -n "$dry" ] && exit 0

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from isicrt.engine.cuda_driver import find_gpu
+
 SUITE = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_suite.sh"
 STEPS = ("doctor", "engines", "parity", "tests", "host", "compile", "speed", "queue", "bench", "dali", "train", "table")
 """In this order: the most important first."""
@@ -45,7 +47,7 @@ def test_a_dry_run_prints_every_step_and_does_nothing(tmp_path: Path) -> None:
         "--compute-capability 8.0",
         "--compute-capability current",
         "--fp16 --batch-size 256 ",
-        "-m pytest -q -m gpu -W default",
+        "-m pytest -q -ra -m gpu -W default",
         "isicrt.benchmarks.gpu_dali",
         "isicrt.benchmarks.gpu_parity",
         f"--masks {tmp_path}/test/masks --decode gpu",
@@ -158,6 +160,50 @@ def test_nothing_is_begun_in_the_last_ten_seconds() -> None:
     assert "pytest -m gpu: not begun, the time was up" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("last", "code", "passed"),
+    [
+        ("3 passed, 44 skipped, 5070 deselected in 12.30s", 0, True),
+        ("47 skipped, 5070 deselected in 49.42s", 0, False),
+        ("1 failed, 10 passed in 61.00s (0:01:01)", 1, True),
+        ("no tests ran in 0.01s", 5, False),
+        ("2 skipped, 1 error in 3.00s", 1, False),
+    ],
+)
+def test_tests_that_were_all_skipped_are_no_success(tmp_path: Path, last: str, code: int, passed: bool) -> None:
+    """Pytest's own exit code is 0 then. Its last line is in the summary."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase $* in *pytest*) echo "{last}"; exit {code};; esac\n')
+    python.chmod(0o755)
+    done = _suite("--out", tmp_path / "out", "tests", PYTHON=str(python), WORK=str(tmp_path / "work"))
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert f"\n  {last}\n" in summary
+    assert ("NOTHING was tested" in summary) is not passed
+    assert done.returncode == (0 if passed and not code else 1)
+
+
+def test_tests_that_were_ended_say_so(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase $* in *pytest*) echo "ss...."; kill -9 $$;; esac\n')
+    python.chmod(0o755)
+    done = _suite("--out", tmp_path / "out", "tests", PYTHON=str(python), WORK=str(tmp_path / "work"))
+    assert done.returncode == 1
+    assert "  it did not come to its end" in done.stdout
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
+def test_without_a_gpu_a_step_that_is_content_with_the_cpu_is_no_success(tmp_path: Path) -> None:
+    """The commands are replaced by one that succeeds; whether there is a GPU is asked in earnest."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase $1 in -c) exec {sys.executable} "$@";; esac\n')
+    python.chmod(0o755)
+    environment = {"PYTHON": str(python), "WORK": str(tmp_path / "work")}
+    for step, code in (("host", 0), ("speed", 1), ("bench", 1)):
+        done = _suite("--out", tmp_path / "out", step, **environment)
+        assert done.returncode == code, done.stdout
+        assert (f"{step}: no NVIDIA GPU with a driver here" in done.stdout) is bool(code)
+
+
 @pytest.mark.parametrize(("name", "found"), [("isic2016", True), ("other", False)])
 def test_the_tests_find_the_data_that_the_suite_is_given(tmp_path: Path, name: str, found: bool) -> None:
     """The suite's commands are replaced by one that says what it sees."""
@@ -168,7 +214,7 @@ def test_the_tests_find_the_data_that_the_suite_is_given(tmp_path: Path, name: s
     out = tmp_path / "out"
     _suite("--out", out, "--data", tmp_path / name, "tests", PYTHON=str(python), WORK=str(tmp_path / "work"))
     log = (out / "suite.log").read_text()
-    assert f"sees {tmp_path if found else 'nothing'} for -m pytest -q -m gpu -W default" in log
+    assert f"sees {tmp_path if found else 'nothing'} for -m pytest -q -ra -m gpu -W default" in log
 
 
 @pytest.mark.parametrize("masks", ["", "masks"])
