@@ -58,6 +58,8 @@
 #   true                                                   # ... .01, then .02 and so on           30 s each
 #   SITE_PARTS='build/parts/site.tar.xz.*' benchmarks/gpu_suite.sh --within 270 --data build/data/isic2016 \
 #     doctor engines parity                                # carry the last part and build/data    5 min
+#     # Where TensorRT is installed, its build alone may take 400 s and leave `parity` no time: then call
+#     # `--within 590 doctor engines` by itself, and `parity` with what follows. $WORK keeps the plan.
 #   benchmarks/gpu_suite.sh --within 270 --data build/data/isic2016 tests host speed  # the same warm machine: $SITE and
 #                                                          # $WORK are still there; carry build/data  5 min
 #
@@ -172,14 +174,16 @@ images() { [ -n "$data" ] && echo "$data/test/images" || echo "$here/examples/im
 
 # engine NAME MODULE OPTION...: build, then segment the examples with the plan. It is tuned for the batch that it runs.
 engine() {
-  local name=$1 module=$2
+  local name=$1 module=$2 seconds=120
+  # TensorRT tries kernels on the GPU for as long as it takes: 73 s at --opt-level 2, and this is its usual 3.
+  [ "$name" != tensorrt ] || seconds=400
   shift 2
   if [ -z "$dry" ] && ! has "$module"; then
     say "build $name: skipped, $module cannot be imported"
     return 1
   fi
   rm -f "$work/engine-$name/ran"
-  run "build $name" 120 "${isicrt[@]}" build-engine unet-light --fp16 --batch-size 256 \
+  run "build $name" $seconds "${isicrt[@]}" build-engine unet-light --fp16 --batch-size 256 \
     --images "$(images)" --parity-images 16 --out "$work/engine-$name" "$@" &&
     run "run $name" 60 "${isicrt[@]}" segment "$here/examples/images" --out "$work/masks-$name" --overwrite \
       --model "$work/engine-$name/model.plan" --decode cpu &&

@@ -70,6 +70,14 @@ def test_the_benchmark_is_given_one_batch_size_at_a_time() -> None:
     assert sizes == [1, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
+def test_a_build_of_tensorrt_has_the_time_that_it_takes_and_the_step_fits_into_a_call() -> None:
+    """A first one took 130 s for a batch of 8 and 73 s for 256 at a lower optimisation level; a call has 600 s."""
+    done = _suite("--dry-run", "engines")
+    limits = dict(re.findall(r"^(build \S+|run .*?) \(at most (\d+) s\)", done.stdout, re.MULTILINE))
+    assert (limits["build tensorrt"], limits["build tensorrt-rtx"]) == ("400", "120")
+    assert sum(int(limit) for name, limit in limits.items() if "rtx" not in name) <= 590
+
+
 def test_every_command_of_the_dry_run_has_the_options_that_it_is_given(tmp_path: Path) -> None:
     """Each is called with --help behind its options: Click would refuse one that it does not know."""
     done = _suite("--dry-run", "--data", tmp_path)
