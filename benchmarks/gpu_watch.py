@@ -9,6 +9,8 @@ from types import TracebackType
 
 import numpy as np
 
+from isicrt.engine.cuda_driver import gpu_uuid
+
 FIELDS = ("clocks.sm", "clocks.mem", "power.draw", "memory.used", "utilization.gpu", "temperature.gpu")
 """MHz, MHz, W, MiB, percent, degrees Celsius."""
 _PERIOD_MS = 100
@@ -18,7 +20,7 @@ class GpuWatch:
     """Samples ten times a second between `__enter__` and `__exit__`; nothing where there is no nvidia-smi.
 
     Args:
-        index: of the GPU.
+        index: of the GPU, as CUDA counts.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -30,7 +32,8 @@ class GpuWatch:
     def __enter__(self) -> GpuWatch:
         tool = shutil.which("nvidia-smi")
         if tool is not None:
-            query = [tool, f"--id={self._index}", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]
+            gpu = gpu_uuid(self._index) or self._index
+            query = [tool, f"--id={gpu}", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]
             self._process = subprocess.Popen(
                 [*query, f"--loop-ms={_PERIOD_MS}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )

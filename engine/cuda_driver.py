@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 _RELEASE_THRESHOLD = 4  # CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR}
@@ -56,6 +57,24 @@ def find_gpu(index: int = 0) -> Gpu | None:
         return None
     served = f"{version.value // 1000}.{version.value % 1000 // 10}"
     return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", served, _driver_version())
+
+
+def gpu_uuid(index: int = 0) -> str | None:
+    """The device's UUID as nvidia-smi writes it, ``"GPU-8a56a4bc-..."``; None where the driver does not say.
+
+    CUDA numbers what CUDA_VISIBLE_DEVICES leaves, the fastest first; nvidia-smi all of the machine, by their PCI bus.
+    """
+    device, uuid = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    try:
+        cuda = driver_library()
+        known = (
+            cuda.cuInit(0) == 0
+            and cuda.cuDeviceGet(ctypes.byref(device), index) == 0
+            and cuda.cuDeviceGetUuid(ctypes.byref(uuid), device) == 0
+        )
+    except (OSError, AttributeError):
+        return None
+    return f"GPU-{UUID(bytes=bytes(uuid))}" if known else None
 
 
 def keep_freed_memory(index: int, size: int, *, library: Any = None) -> Callable[[], None]:

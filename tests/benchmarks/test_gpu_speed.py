@@ -26,6 +26,7 @@ from isicrt.benchmarks.gpu_verdict import STAGES, conclude
 from isicrt.benchmarks.gpu_watch import FIELDS, GpuWatch
 from isicrt.benchmarks.gpu_whole import run_figures
 from isicrt.benchmarks.latency import Window
+from isicrt.engine import cuda_driver
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.errors import ModelError
 from isicrt.engine.silent_imports import import_onnxruntime
@@ -37,6 +38,7 @@ from tests.engine.stand_ins import PipelinedOnnx
 QUICK = Window(calls=2, seconds=0.01, warmup_calls=1, warmup_seconds=0.0)
 
 SMI = """#!/bin/sh
+echo "$@" >"$0.asked"
 echo "1980, 2619, 350.5, 1200, 97, 45"
 echo "1755, 2619, [N/A], 1300, 99, 46"
 echo "cut off"
@@ -57,6 +59,35 @@ def test_the_watch_reads_nvidia_smi_and_ends_it(tmp_path: Path, monkeypatch: pyt
     assert set(summary) == set(FIELDS)
     assert summary["clocks.sm"] == {"median": 1867.5, "max": 1980.0}
     assert summary["power.draw"] == {"median": 350.5, "max": 350.5}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nvidia-smi is a shell script here")
+@pytest.mark.parametrize(("known", "asked"), [(True, "GPU-00010203-0405-0607-0809-0a0b0c0d0eff"), (False, "1")])
+def test_the_watch_asks_for_the_gpu_that_cuda_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool, asked: str
+) -> None:
+    """CUDA's number is not nvidia-smi's."""
+
+    def uuid(target: Any, device: Any) -> int:
+        assert device.value == 7
+        target._obj[:] = [*range(15), 255]
+        return 0 if known else 101
+
+    def device(target: Any, index: int) -> int:
+        assert index == 1
+        target._obj.value = 7
+        return 0
+
+    driver = SimpleNamespace(cuInit=lambda flags: 0, cuDeviceGet=device, cuDeviceGetUuid=uuid)
+    monkeypatch.setattr(cuda_driver, "driver_library", lambda: driver)
+    (tmp_path / "nvidia-smi").write_text(SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with GpuWatch(1) as watch:
+        deadline = time.monotonic() + 10
+        while not watch._rows and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert f"--id={asked} " in (tmp_path / "nvidia-smi.asked").read_text()
 
 
 def test_without_nvidia_smi_there_is_nothing_to_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
