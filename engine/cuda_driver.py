@@ -34,27 +34,48 @@ def driver_library() -> ctypes.CDLL:
     return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
+def error_name(cuda: Any, code: int) -> str:
+    """The driver's name of an error, as ``"CUDA_ERROR_UNKNOWN"``."""
+    text = ctypes.c_char_p()
+    known = cuda.cuGetErrorName(ctypes.c_int(code), ctypes.byref(text)) == 0 and text.value
+    return known.decode() if known else f"CUDA error {code}"
+
+
 def find_gpu(index: int = 0) -> Gpu | None:
-    """The device of that number, or None where there is no driver or no such device."""
+    """The device of that number, or None where there is no driver or no such device; `driver_problem` says which."""
+    found = _ask(index)
+    return found if isinstance(found, Gpu) else None
+
+
+def driver_problem(index: int = 0) -> str:
+    """What the driver said where `find_gpu` finds nothing, as ``"cuInit: CUDA_ERROR_SYSTEM_NOT_READY"``; empty where
+    there is a GPU, and where there is no driver."""
+    found = _ask(index)
+    return "" if isinstance(found, Gpu) else found
+
+
+def _ask(index: int) -> Gpu | str:
+    """The device, or why there is none."""
     try:
         cuda = driver_library()
     except OSError:
-        return None
+        return ""
     device, major, minor, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(256)
-    calls: tuple[Callable[[], int], ...] = (
-        lambda: cuda.cuInit(0),
-        lambda: cuda.cuDeviceGet(ctypes.byref(device), index),
-        lambda: cuda.cuDeviceGetName(name, len(name), device),
-        lambda: cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
-        lambda: cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
-        lambda: cuda.cuDriverGetVersion(ctypes.byref(version)),
+    calls: tuple[tuple[str, Callable[[], int]], ...] = (
+        ("cuInit", lambda: cuda.cuInit(0)),
+        ("cuDeviceGet", lambda: cuda.cuDeviceGet(ctypes.byref(device), index)),
+        ("cuDeviceGetName", lambda: cuda.cuDeviceGetName(name, len(name), device)),
+        ("cuDeviceGetAttribute", lambda: cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)),
+        ("cuDeviceGetAttribute", lambda: cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)),
+        ("cuDriverGetVersion", lambda: cuda.cuDriverGetVersion(ctypes.byref(version))),
     )
     try:
-        if any(call() != 0 for call in calls):
-            return None
-    except AttributeError:  # a stand-in library without these functions, as in some build images
-        return None
+        for function, call in calls:
+            if (code := call()) != 0:
+                return f"{function}: {error_name(cuda, code)}"
+    except AttributeError as error:  # a stand-in library without these functions, as in some build images
+        return str(error)
     served = f"{version.value // 1000}.{version.value % 1000 // 10}"
     return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", served, _driver_version())
 

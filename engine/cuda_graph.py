@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from isicrt.engine.cuda_driver import driver_library
+from isicrt.engine.cuda_driver import driver_library, error_name
 
 # Calls that would disturb the recording are refused in this thread only: others may allocate meanwhile.
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
@@ -64,6 +64,4 @@ class CudaGraph:
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._cuda, name)(*arguments)
         if code != 0:
-            text = ctypes.c_char_p()
-            known = self._cuda.cuGetErrorName(ctypes.c_int(code), ctypes.byref(text)) == 0 and text.value
-            raise GraphError(f"{name}: {known.decode() if known else f'CUDA error {code}'}")
+            raise GraphError(f"{name}: {error_name(self._cuda, code)}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from isicrt.engine.cuda_driver import find_gpu
+from isicrt.engine.cuda_driver import driver_problem, find_gpu
 from isicrt.engine.errors import MissingDependencyError, ModelError, NoGpuError
 from isicrt.engine.geometry import UInt8Array
 
@@ -41,7 +41,8 @@ class CudaDevice:
     def __init__(self, index: int = 0) -> None:
         gpu = find_gpu(index)
         if gpu is None:
-            raise NoGpuError(f"no NVIDIA GPU number {index} with a working driver here")
+            said = f" ({problem})" if (problem := driver_problem(index)) else ""
+            raise NoGpuError(f"no NVIDIA GPU number {index} with a working driver here{said}")
         try:
             import pycuda.driver as cuda
         except ImportError as error:

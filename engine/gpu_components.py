@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any
 
-from isicrt.engine.cuda_driver import Gpu, driver_library
+from isicrt.engine.cuda_driver import Gpu, driver_library, driver_problem
 from isicrt.engine.errors import install_line
 from isicrt.engine.tensorrt_api import OLDEST_TENSORRT
 
@@ -228,7 +228,7 @@ def describe_driver(gpus: Sequence[Gpu]) -> Component:
     return Component(
         "NVIDIA driver",
         "broken",
-        detail="its library is here but finds no GPU",
+        detail="its library is here but finds no GPU" + (f" ({problem})" if (problem := driver_problem()) else ""),
         advice="see what nvidia-smi says; in a container, start it with the GPU (--gpus all)",
     )
 

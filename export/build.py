@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from isicrt._version import __version__
 from isicrt.engine import tensorrt_api
 from isicrt.engine.card import ModelCard
-from isicrt.engine.cuda_driver import Gpu, find_gpu
+from isicrt.engine.cuda_driver import Gpu, driver_problem, find_gpu
 from isicrt.engine.errors import BuildError, MissingDependencyError, ModelError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.masks import replace_file
@@ -129,6 +129,7 @@ def choose_target(target: str) -> Destination:
         BuildError: TensorRT was named, which builds on the GPU that runs the plan, and there is none.
     """
     gpu = find_gpu()
+    said = f" ({problem})" if gpu is None and (problem := driver_problem()) else ""
     if target == "onnx":
         return Destination(None, gpu, "")
     if target == "tensorrt":
@@ -136,7 +137,7 @@ def choose_target(target: str) -> Destination:
         if gpu is None:
             raise BuildError(
                 "--target tensorrt: TensorRT builds on the GPU that will run the plan, and no NVIDIA GPU with a driver "
-                "is here. Build there, or use --target tensorrt-rtx or --target onnx here."
+                f"is here{said}. Build there, or use --target tensorrt-rtx or --target onnx here."
             )
         return Destination(target, gpu, "")
     if target == "tensorrt-rtx":
@@ -145,7 +146,7 @@ def choose_target(target: str) -> Destination:
     if gpu is not None and tensorrt_api.installed("tensorrt"):
         return Destination("tensorrt", gpu, f"TensorRT is installed and {gpu.name} is here")
     if tensorrt_api.installed("tensorrt-rtx"):
-        why = "TensorRT is not installed" if gpu is not None else "no NVIDIA GPU is here"
+        why = "TensorRT is not installed" if gpu is not None else f"no NVIDIA GPU is here{said}"
         return Destination("tensorrt-rtx", gpu, f"{why}; TensorRT for RTX is installed and builds anywhere")
     return Destination(None, gpu, "neither TensorRT nor TensorRT for RTX is installed (extras gpu, rtx): ONNX only")
 

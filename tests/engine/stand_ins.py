@@ -338,3 +338,18 @@ class RecordedGraph:
         self._device.require_current()
         self.freed = True
         self._device.log.append("free graph")
+
+
+def failing_driver(failing: str, code: int, name: bytes) -> SimpleNamespace:
+    """The CUDA driver's library, of which one function fails with that error."""
+
+    def result(function: str) -> Callable[..., int]:
+        return lambda *_: code if function == failing else 0
+
+    def error_name(given: ctypes.c_int, text: Any) -> int:
+        assert given.value == code
+        text._obj.value = name
+        return 0
+
+    functions = ("cuInit", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute", "cuDriverGetVersion")
+    return SimpleNamespace(cuGetErrorName=error_name, **{function: result(function) for function in functions})

@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
-from isicrt.engine.cuda_driver import find_gpu, keep_freed_memory
+from isicrt.engine import cuda_driver
+from isicrt.engine.cuda_driver import driver_problem, find_gpu, keep_freed_memory
+from isicrt.engine.cuda_memory import CudaDevice
+from isicrt.engine.errors import NoGpuError
+from tests.engine.stand_ins import failing_driver
 
 
 def _driver(kept: int, fails: str = "") -> Any:
@@ -76,3 +80,38 @@ def test_a_bound_that_somebody_changed_since_is_theirs() -> None:
 @pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
 def test_without_a_driver_nothing_is_kept_and_nothing_said() -> None:
     keep_freed_memory(0, 1)()
+
+
+@pytest.mark.parametrize(
+    ("failing", "code", "name"),
+    [
+        ("cuInit", 999, "CUDA_ERROR_UNKNOWN"),
+        ("cuInit", 802, "CUDA_ERROR_SYSTEM_NOT_READY"),
+        ("cuInit", 803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
+        ("cuDeviceGet", 101, "CUDA_ERROR_INVALID_DEVICE"),
+        ("cuDriverGetVersion", 1, "CUDA_ERROR_INVALID_VALUE"),
+    ],
+)
+def test_what_the_driver_says_is_kept(monkeypatch: pytest.MonkeyPatch, failing: str, code: int, name: str) -> None:
+    monkeypatch.setattr(cuda_driver, "driver_library", lambda: failing_driver(failing, code, name.encode()))
+    assert find_gpu() is None
+    assert driver_problem() == f"{failing}: {name}"
+    with pytest.raises(NoGpuError, match=rf"no NVIDIA GPU number 3 with a working driver here \({failing}: {name}\)"):
+        CudaDevice(3)
+
+
+def test_a_library_without_the_drivers_functions_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_driver, "driver_library", SimpleNamespace)
+    assert find_gpu() is None
+    assert "cuInit" in driver_problem()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_without_a_driver_and_with_a_gpu_there_is_nothing_to_say(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    def library() -> SimpleNamespace:
+        if not there:
+            raise OSError("libcuda.so.1: cannot open shared object file")
+        return failing_driver("none", 0, b"")
+
+    monkeypatch.setattr(cuda_driver, "driver_library", library)
+    assert (find_gpu() is not None, driver_problem()) == (there, "")

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from isicrt.engine import cuda_driver, gpu_components
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.gpu_components import (
     PROBES,
     Component,
     Probe,
     describe_compiler,
+    describe_driver,
     installed_distributions,
     judge,
     probe,
     run_python,
 )
+from tests.engine.stand_ins import failing_driver
 
 WANTED = Probe("Thing", "thing|thing_bindings", "gpu", "m.Builder; version = m.__version__", r"thing-cu(\d+)")
 HOPPER = Gpu("NVIDIA H100", "9.0", "13.0", "580.1")
@@ -138,6 +141,15 @@ def test_a_wheels_name_says_its_cuda(name: str, wheel: str, cuda: str | None) ->
     from isicrt.engine.gpu_components import _wheel_cuda
 
     assert _wheel_cuda(next(p for p in PROBES if p.name == name), ["numpy", wheel]) == cuda
+
+
+def test_a_driver_that_finds_no_gpu_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = failing_driver("cuInit", 803, b"CUDA_ERROR_SYSTEM_DRIVER_MISMATCH")
+    for module in (cuda_driver, gpu_components):
+        monkeypatch.setattr(module, "driver_library", lambda: driver)
+    found = describe_driver([])
+    assert found.status == "broken"
+    assert found.detail == "its library is here but finds no GPU (cuInit: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH)"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the compiler here is a shell script")

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from isicrt.engine import tensorrt_api
+from isicrt.engine import cuda_driver, tensorrt_api
 from isicrt.engine.cuda_driver import Gpu, find_gpu
 from isicrt.engine.errors import BuildError, MissingDependencyError, ModelError
 from isicrt.engine.onnx_file import read_onnx_card
@@ -19,6 +20,7 @@ from isicrt.export.build import Built, Destination, Source, build, check_tuning,
 from isicrt.export.onnx_export import Deployed
 from isicrt.export.parity import Sample
 from isicrt.export.tensorrt_build import Profile, Tuning
+from tests.engine.stand_ins import failing_driver
 from tests.export.tiny_network import tiny_card, tiny_network
 from tests.tiny_models import plan_card, write_darkness_model
 
@@ -278,6 +280,17 @@ def test_a_machine_with_nothing_gets_onnx_and_is_told(monkeypatch: pytest.Monkey
     monkeypatch.setattr(tensorrt_api, "installed", lambda flavour: False)
     assert choose_target("auto").flavour is None
     assert "neither TensorRT nor TensorRT for RTX is installed" in choose_target("auto").reason
+
+
+def test_a_driver_that_finds_no_gpu_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = failing_driver("cuInit", 802, b"CUDA_ERROR_SYSTEM_NOT_READY")
+    monkeypatch.setattr(cuda_driver, "driver_library", lambda: driver)
+    monkeypatch.setattr(tensorrt_api, "load", lambda flavour: None)
+    monkeypatch.setattr(tensorrt_api, "installed", lambda flavour: flavour == "tensorrt-rtx")
+    said = r"\(cuInit: CUDA_ERROR_SYSTEM_NOT_READY\)"
+    with pytest.raises(BuildError, match=f"no NVIDIA GPU with a driver is here {said}. Build there"):
+        choose_target("tensorrt")
+    assert re.match(f"no NVIDIA GPU is here {said}; ", choose_target("auto").reason)
 
 
 def test_an_int8_model_names_the_one_to_build_from(tmp_path: Path) -> None:
