@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from isicrt.engine.errors import DataError, ImageError
-from isicrt.engine.images import decode_image, read_mask
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.images import Decoded, decode_image, read_mask
+from isicrt.engine.in_flight import infer_batches
 from isicrt.engine.masks import Mask, restore_mask
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.scores import score_mask
@@ -128,27 +130,33 @@ class Agreement:
 
 
 def cpu_masker(runtime: Runtime) -> Masker:
-    """Decode on the CPU, the network on `runtime`, restore on the CPU."""
-    card = runtime.card
+    """Decode on the CPU, the network on `runtime`, restore on the CPU.
+
+    A plan gets its largest batches, as in a run; a runtime on the CPU one image at a time.
+    """
+    card, largest = runtime.card, runtime.max_batch or 1
+
+    def read(file: Path) -> Decoded | ImageError:
+        try:
+            return decode_image(file, card.input_size)
+        except ImageError as error:
+            return error
+
+    def infer(images: Sequence[Decoded]) -> Iterator[UInt8Array]:
+        starts = range(0, len(images), largest)
+        batches = ((n, np.stack([image.pixels for image in images[n : n + largest]])) for n in starts)
+        for _, probabilities in infer_batches(runtime, batches):
+            yield from probabilities
 
     def segment(files: Sequence[Path]) -> list[Mask | ImageError]:
-        masks: list[Mask | ImageError] = []
-        for file in files:
-            try:
-                decoded = decode_image(file, card.input_size)
-            except ImageError as error:
-                masks.append(error)
-                continue
-            (probability,) = runtime.infer(np.ascontiguousarray(decoded.pixels[None]))
-            masks.append(
-                restore_mask(
-                    probability,
-                    decoded.native_size,
-                    threshold=card.threshold,
-                    **card.clean_up,
-                )
-            )
-        return masks
+        images = [read(file) for file in files]
+        probabilities = infer([image for image in images if not isinstance(image, ImageError)])
+        return [
+            image
+            if isinstance(image, ImageError)
+            else restore_mask(next(probabilities), image.native_size, threshold=card.threshold, **card.clean_up)
+            for image in images
+        ]
 
     return segment
 

@@ -18,6 +18,7 @@ from isicrt.engine.errors import DataError, ModelError
 if TYPE_CHECKING:
     from isicrt.benchmarks.agreement import Agreement, Limits
     from isicrt.engine.outcome import DecodeCounts
+    from isicrt.engine.runtime import Runtime
 
 
 @click.command("check-parity", cls=RecordingCommand)
@@ -85,6 +86,8 @@ def command(
 
         isicrt check-parity model.onnx model.plan --images DIR --masks DIR
 
+    A plan gets full batches, where there are images enough, and its CUDA graphs are recorded before the first.
+
     The exit code is 1 if the two do not agree. Images that cannot be read are left out and named. With --decode gpu it
     is also 1 if the GPU decoded none of the images: nothing of its way was compared then.
     """
@@ -115,6 +118,8 @@ def command(
         candidate_masker = cpu_masker(second)
         if (chain := open_chain(second, decode)) is not None:
             candidate_masker = stack.enter_context(chain).segment_files
+        _settle(first, len(picks), network_alone=False)
+        _settle(second, len(picks), network_alone=chain is not None)
         with _Bar() as bar:
             agreement = measure_agreement(
                 cpu_masker(first),
@@ -122,7 +127,7 @@ def command(
                 [workload.files[n] for n in picks],
                 [workload.names[n] for n in picks],
                 dict(workload.truths),
-                chunk=second.max_batch or 8,
+                chunk=max(first.max_batch or 0, second.max_batch or 0) or 8,
                 on_progress=bar.show,
             )
         if masks is not None and agreement.scores is None:
@@ -133,6 +138,8 @@ def command(
             {"model": name, "file": path.name, "runtime": runtime.name, "precision": runtime.card.precision}
             for name, path, runtime in zip((reference, candidate), paths, (first, second), strict=True)
         ]
+        for model, runtime in zip(models, (first, second), strict=True):
+            model |= _graphs(runtime)
         models[1]["decode"] = decode
         if chain is not None:
             models[1]["decoded"] = _checked(chain.decoded)
@@ -141,6 +148,38 @@ def command(
     _print(agreement, models, worst, problems)
     if problems:
         ctx.exit(1)
+
+
+def _settle(runtime: Runtime, images: int, *, network_alone: bool) -> None:
+    """What answers a full batch from here on is what answers it in a run: the CUDA graph that was recorded of it."""
+    if runtime.max_batch is None:
+        return
+    if images < runtime.max_batch:
+        click.echo(
+            f"Note: {images} images are less than a batch of {runtime.max_batch}, so that {runtime.name} is compared "
+            "on partial batches alone",
+            err=True,
+        )
+        return
+    for slot in getattr(runtime, "slots", ()):
+        slot.settle(network_alone=network_alone)
+
+
+def _graphs(runtime: Runtime) -> dict[str, Any]:
+    """CUDA graphs of a plan as a report has them; nothing where isicrt records none. One that was refused is said."""
+    from isicrt.engine.tensorrt_slot import GraphCounts
+
+    counts = [slot.graphs for slot in getattr(runtime, "slots", ()) if slot.graphs is not None]
+    if not counts:
+        return {}
+    graphs = sum(counts, GraphCounts())
+    if graphs.refused:
+        click.echo(
+            f"Note: {runtime.name}: {graphs.refused} CUDA graphs could not be recorded ({graphs.problem}): "
+            "batches are queued call by call, which costs speed",
+            err=True,
+        )
+    return {"cuda_graphs": {"recorded": graphs.recorded, "refused": graphs.refused}}
 
 
 def _checked(decoded: DecodeCounts) -> dict[str, int]:
@@ -178,6 +217,8 @@ def _print(agreement: Agreement, models: list[dict[str, Any]], worst: int, probl
     where = ""
     if (decoded := models[1].get("decoded")) is not None:
         where = f"; {decoded['gpu']} decoded on the GPU, {decoded['cpu']} on the CPU"
+    if (graphs := models[1].get("cuda_graphs")) is not None:
+        where += f"; {graphs['recorded']} CUDA graphs"
     click.echo(f"{first} against {second}, {len(agreement.images)} images{where}")
     click.echo(
         f"  masks: Jaccard index {agreement.jaccard_mean:.5f} in the mean, {agreement.jaccard_min:.5f} at worst; "

@@ -41,6 +41,20 @@ class Timing:
     """Probabilities, back to pinned host memory."""
 
 
+@dataclass(frozen=True)
+class GraphCounts:
+    """CUDA graphs that isicrt has recorded, and attempts that the driver or TensorRT has refused."""
+
+    recorded: int = 0
+    refused: int = 0
+    problem: str = ""
+    """Why the last one was refused."""
+
+    def __add__(self, other: GraphCounts) -> GraphCounts:
+        problem = other.problem or self.problem
+        return GraphCounts(self.recorded + other.recorded, self.refused + other.refused, problem)
+
+
 def padded(count: int, largest: int) -> int:
     """The batch that `count` images are filled up to: the next power of two, or `largest` if that is less.
 
@@ -60,7 +74,7 @@ class TensorRtSlot:
     A full batch is queued once call by call, which lets TensorRT settle; the second time it is recorded as a CUDA graph
     and from then on launched as one. A partial batch is queued call by call, unless it comes again and again, as single
     images do: then it is recorded too. TensorRT asks for a new recording after a change of shape, so the graph goes
-    with it. Where the driver cannot record, nothing is lost but the speed.
+    with it. Where the driver cannot record, nothing is lost but the speed, and `graphs` says so.
 
     Args:
         device: the GPU.
@@ -83,7 +97,9 @@ class TensorRtSlot:
         refused: Callable[[str], ModelError],
     ) -> None:
         self._device, self._context, self._signature, self._refused = device, context, signature, refused
-        self._record, self._few_shapes = record, few_shapes
+        self._few_shapes = few_shapes
+        self.graphs: GraphCounts | None = GraphCounts() if record else None
+        """So far; None where none is to be recorded here."""
         self._graph: CudaGraph | None = None
         self._settled_work: Callable[[], None] | None = None  # what was queued last at this shape
         self._settled_times = 0  # call by call, in a row
@@ -157,6 +173,20 @@ class TensorRtSlot:
             events[3].synchronize()
             return Timing(*(events[n].time_till(events[n + 1]) for n in range(3)))
 
+    def settle(self, *, network_alone: bool) -> None:
+        """Have a full batch's graph recorded, as it is in the middle of a run. What the buffers hold is of no matter.
+
+        Args:
+            network_alone: for `start_network`, as the GPU's own decoding uses a slot, and not for `start`.
+        """
+        largest = self._signature.largest
+        for _ in range(2):
+            if network_alone:
+                self.start_network(largest)
+            else:
+                self.start(np.zeros((largest, *self._signature.size, 3), np.uint8))
+                self.finish()
+
     def free(self) -> None:
         """See `Slot.free`."""
         with self._device.current(), ExitStack() as steps:
@@ -218,8 +248,10 @@ class TensorRtSlot:
             self._stream.synchronize()
             try:
                 self._graph = CudaGraph(self._stream.handle, work)
-            except (GraphError, ModelError, self._device.cuda.Error):
+                self._count_graph(GraphCounts(recorded=1))
+            except (GraphError, ModelError, self._device.cuda.Error) as error:
                 self._unrecordable.add(self._rows)
+                self._count_graph(GraphCounts(refused=1, problem=str(error)))
         if self._graph is None:
             work()
             self._settled_work = work
@@ -230,9 +262,12 @@ class TensorRtSlot:
         except GraphError as error:
             raise self._refused(f"could not launch the graph of a batch of {self._rows} ({error})") from error
 
+    def _count_graph(self, more: GraphCounts) -> None:
+        self.graphs = (self.graphs or GraphCounts()) + more
+
     def _is_to_be_recorded(self) -> bool:
         before = 1 if self._rows == self._signature.largest else PARTIAL_BATCHES
-        return self._record and self._settled_times >= before and self._rows not in self._unrecordable
+        return self.graphs is not None and self._settled_times >= before and self._rows not in self._unrecordable
 
     def _whole(self) -> None:
         self._upload()

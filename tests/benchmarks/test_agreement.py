@@ -10,6 +10,7 @@ from isicrt.benchmarks.agreement import Agreement, ImageAgreement, Limits, Maske
 from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.masks import Mask, write_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
+from tests.engine.stand_ins import PipelinedOnnx
 from tests.tiny_models import write_darkness_model
 
 
@@ -104,3 +105,22 @@ def test_runtimes_of_different_input_sizes_are_compared_at_the_images_own(
     assert (same.jaccard_min, same.identical) == (1.0, 4)
     assert 0 < other.jaccard_min < other.jaccard_mean < 1
     assert [image.pixels for image in other.images] == [120 * 90, 96 * 128] * 2
+
+
+def test_a_plan_gets_full_batches_and_the_masks_stay_in_order(darkness_onnx: Path, rendered_pairs: Path) -> None:
+    files = sorted((rendered_pairs / "images").iterdir())[:7]
+    files.insert(2, rendered_pairs / "no such.jpg")
+    with OnnxRuntime(darkness_onnx) as onnx, PipelinedOnnx(darkness_onnx, depth=2, max_batch=3) as plan:
+        started: list[int] = []
+        for slot in plan.slots:
+            start = slot.start
+            slot.start = lambda images, start=start: (started.append(len(images)), start(images))  # type: ignore
+        expected, found = cpu_masker(onnx)(files), cpu_masker(plan)(files)
+    assert started == [3, 3, 1]
+    for one, other in zip(expected, found, strict=True):
+        if isinstance(one, ImageError):
+            assert str(one) == str(other)
+        else:
+            np.testing.assert_array_equal(one, other)
+    assert isinstance(found[2], ImageError)
+    assert isinstance(expected[2], ImageError)

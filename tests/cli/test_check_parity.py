@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from isicrt.cli.main import group
-from isicrt.engine import gpu_stages
+from isicrt.engine import gpu_stages, tensorrt_slot
 from isicrt.engine import runtime as runtime_module
 from isicrt.engine.cuda_driver import find_gpu
+from isicrt.engine.cuda_graph import GraphError
 from isicrt.engine.runtime import open_runtime
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.gpu_plan import MODULES, open_made_for
 from tests.engine.host_plan import HostPlan
+from tests.engine.host_tensorrt import HostTensorRt
+from tests.engine.stand_ins import RecordedGraph
 from tests.tiny_models import write_darkness_model
 
 
@@ -122,7 +127,8 @@ def host(
 ) -> Iterator[HostPlan]:
     """Whatever is opened as a .plan is this."""
     pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed (extra gpu)")
-    host = HostPlan(darkness_onnx, CpuKernels(tmp_path_factory.mktemp("kernels")))
+    host = HostPlan(darkness_onnx, CpuKernels(tmp_path_factory.mktemp("kernels")), record=True)
+    monkeypatch.setattr(tensorrt_slot, "CudaGraph", partial(RecordedGraph, host.device))
 
     def opened(path: Path) -> Any:
         return host.runtime if path.suffix == ".plan" else open_runtime(path)
@@ -180,12 +186,68 @@ def test_what_the_gpu_was_asked_for_and_did_not_decode_is_seen(
     assert ("refused" in result.stderr) is bool(refused)
     if code == 0:
         first = result.stdout.splitlines()[0]
-        assert first.endswith(f"12 images; {12 - refused} decoded on the GPU, {refused} on the CPU")
+        assert first.endswith(f"12 images; {12 - refused} decoded on the GPU, {refused} on the CPU; 2 CUDA graphs")
         candidate = json.loads(report.read_text())["candidate"]
         assert candidate["decode"] == "gpu"
         assert candidate["decoded"] == {"gpu": 12 - refused, "cpu": refused, "refused_by_gpu": refused}
     else:
         assert not report.exists()
+
+
+@pytest.mark.parametrize("records", [True, False])
+@pytest.mark.parametrize("decode", ["cpu", "gpu"])
+def test_a_plan_is_compared_as_a_run_uses_it_in_full_batches_that_are_graphs(
+    request: pytest.FixtureRequest,
+    darkness_onnx: Path,
+    rendered_pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    decode: str,
+    records: bool,
+) -> None:
+    if decode == "gpu":
+        host = request.getfixturevalue("host")
+        device, plan, largest, slots = host.device, request.getfixturevalue("plan"), 4, 2
+    else:
+        tensorrt = HostTensorRt(darkness_onnx)
+        tensorrt.install(monkeypatch, tmp_path)
+        tensorrt.be_plain(monkeypatch)
+        builder = {"flavour": "tensorrt", "gpu": "host", "compute_capability": "8.9"}
+        plan = tensorrt.write(tmp_path / "real.plan", darkness_onnx, **builder)
+        device, largest, slots = tensorrt.device, 8, 3
+    if not records:
+
+        def refuse(handle: int, enqueue: object) -> None:
+            raise GraphError("not permitted")
+
+        monkeypatch.setattr(tensorrt_slot, "CudaGraph", refuse)
+    report = tmp_path / "parity.json"
+    arguments = ("--images", rendered_pairs / "images", "--decode", decode, "--min-jaccard", "0.5", "--json", report)
+    result = _run(darkness_onnx, plan, *arguments)
+    assert result.exit_code == 0, result.output
+    recorded = slots if records else 0
+    assert result.stdout.splitlines()[0].endswith(f"; {recorded} CUDA graphs")
+    problem = f"{slots} CUDA graphs could not be recorded (not permitted)"
+    assert (problem in result.stderr) is not records
+    candidate = json.loads(report.read_text())["candidate"]
+    assert candidate["cuda_graphs"] == {"recorded": recorded, "refused": slots - recorded}
+    # Each slot settles, then come 12 images: full batches first, by a graph where there is one.
+    shapes = [line for line in device.log if line.startswith("shape")]
+    assert shapes == [f"shape {largest}"] * slots + ["shape 4"] * (12 % largest > 0)
+    assert device.log.count("launch") == (slots + 12 // largest if records else 0)
+
+
+def test_too_few_images_for_a_full_batch_are_said(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = HostTensorRt(darkness_onnx)
+    host.install(monkeypatch, tmp_path)
+    plan = host.write(tmp_path / "model.plan", darkness_onnx)
+    for limit, said in (("7", True), ("8", False)):
+        result = _run(darkness_onnx, plan, "--images", rendered_pairs / "images", "--limit", limit)
+        assert result.exit_code == 0, result.output
+        assert ("Note: 7 images are less than a batch of 8, so that tensorrt-rtx-fp32" in result.stderr) is said
+        assert "CUDA graphs" not in result.stdout  # TensorRT for RTX records its own
 
 
 @pytest.mark.gpu
@@ -212,3 +274,6 @@ def test_the_shipped_model_as_an_fp16_plan(flavour: str, decode: str, real_data:
         *("--masks", test / "masks", "--decode", decode),
     )
     assert result.exit_code == 0, result.output
+    assert "could not be recorded" not in result.stderr
+    first = result.stdout.splitlines()[0]
+    assert bool(re.search(r"; [1-9]\d* CUDA graphs$", first)) is (flavour == "tensorrt"), first

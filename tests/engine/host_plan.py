@@ -31,13 +31,13 @@ class HostRuntime(SimpleNamespace):
 class HostPlan:
     """`chain` is a `GpuChain` of batches of 4 on `runtime`; `slots` are its, and `onnx` computes."""
 
-    def __init__(self, path: Path, kernels: CpuKernels, depth: int = 2) -> None:
+    def __init__(self, path: Path, kernels: CpuKernels, depth: int = 2, *, record: bool = False) -> None:
         self.device = HostDevice()
         self.onnx = OnnxRuntime(path, threads=1)
         self.contexts = [OnnxContext(self.device, self.onnx, SIGNATURE.largest) for _ in range(depth)]
         device: Any = self.device
         slots = [
-            TensorRtSlot(device, context, SIGNATURE, record=False, refused=lambda problem: ModelError(f"it {problem}"))
+            TensorRtSlot(device, context, SIGNATURE, record=record, refused=lambda problem: ModelError(f"it {problem}"))
             for context in self.contexts
         ]
         runtime: Any = HostRuntime(

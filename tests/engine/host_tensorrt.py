@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from isicrt.engine import tensorrt_api, tensorrt_runtime
+from isicrt.engine import tensorrt_api, tensorrt_runtime, tensorrt_slot
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import write_plan
 from isicrt.engine.tensorrt_api import TensorRt
-from tests.engine.stand_ins import HostDevice, OnnxContext
+from tests.engine.stand_ins import HostDevice, OnnxContext, RecordedGraph
 
 VERSION = "1.7.1.116"
 INVALID = {
@@ -120,6 +120,13 @@ class HostTensorRt:
             DataType=SimpleNamespace(UINT8="UINT8"),
             DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="EAGER"),
             CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="WHOLE"),
+        )
+
+    def be_plain(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From now on it is `tensorrt`, which compiles nothing and records no graphs: `TensorRtSlot` does."""
+        del self.module.DynamicShapesKernelSpecializationStrategy, self.module.CudaGraphStrategy
+        monkeypatch.setattr(
+            tensorrt_slot, "CudaGraph", lambda handle, enqueue: RecordedGraph(self.device, handle, enqueue)
         )
 
     def install(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

@@ -14,7 +14,9 @@ from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import write_plan
 from isicrt.engine.tensorrt_api import TensorRt
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime, check_gpu, check_version
+from isicrt.engine.tensorrt_slot import GraphCounts
 from tests.engine.gpu_plan import MODULES, open_plan
+from tests.engine.host_tensorrt import HostTensorRt
 from tests.tiny_models import darkness_card
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0")
@@ -134,25 +136,49 @@ def test_a_plan_of_tensorrt_for_rtx_is_not_tied_to_a_gpu() -> None:
     check_gpu(Path("a.plan"), darkness_card(builder=builder), H100)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("flavour", MODULES)
-def test_a_plan_runs_and_equals_onnx_runtime(flavour: str, darkness_onnx: Path, tmp_path: Path) -> None:
+def _check_against_onnx(plan: TensorRtRuntime, onnx: OnnxRuntime) -> None:
+    """Alone, several in flight, by graphs and without; then closed."""
     images = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
-    with open_plan(darkness_onnx, flavour, tmp_path) as plan, OnnxRuntime(darkness_onnx) as onnx:
-        assert plan.max_batch == 8
-        for count in (8, 3, 1, 8):  # 1 is below the profile's smallest batch
-            difference = plan.infer(images[:count]).astype(int) - onnx.infer(images[:count])
+    assert plan.max_batch == 8
+    for count in (8, 3, 1, 8):  # 1 is below the profile's smallest batch
+        difference = plan.infer(images[:count]).astype(int) - onnx.infer(images[:count])
+        assert np.abs(difference).max() <= 1
+    # Several in flight, each in its own slot, collected out of order: full ones from the second time on as a graph.
+    for _ in range(3):
+        batches = [np.roll(images, n, axis=0) for n in range(plan.depth)]
+        tickets = [plan.submit(batch) for batch in batches]
+        for n in reversed(range(plan.depth)):
+            difference = plan.collect(tickets[n]).astype(int) - onnx.infer(batches[n])
             assert np.abs(difference).max() <= 1
-        # Several in flight, twice each so that the full batch runs as a graph, collected out of order.
-        for _ in range(2):
-            tickets = [plan.submit(images[n:] if n else images) for n in range(plan.depth)]
-            for n in reversed(range(plan.depth)):
-                difference = plan.collect(tickets[n]).astype(int) - onnx.infer(images[n:])
-                assert np.abs(difference).max() <= 1
-        timing = plan.time(images)
-        assert min(timing.upload, timing.network, timing.download) > 0
-        with pytest.raises(ModelError, match="batches of at most 8"):
-            plan.infer(np.zeros((9, 64, 64, 3), np.uint8))
+    graphs = [slot.graphs for slot in plan.slots]
+    # TensorRT for RTX records its own.
+    wanted = GraphCounts(recorded=1) if plan.card.builder["flavour"] == "tensorrt" else None
+    assert graphs == [wanted] * plan.depth
+    timing = plan.time(images)
+    assert min(timing.upload, timing.network, timing.download) > 0
+    with pytest.raises(ModelError, match="batches of at most 8"):
+        plan.infer(np.zeros((9, 64, 64, 3), np.uint8))
     plan.close()
     with pytest.raises(ModelError, match="closed"):
         plan.infer(images)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("flavour", MODULES)
+def test_a_plan_runs_and_equals_onnx_runtime(flavour: str, darkness_onnx: Path, tmp_path: Path) -> None:
+    with open_plan(darkness_onnx, flavour, tmp_path) as plan, OnnxRuntime(darkness_onnx) as onnx:
+        _check_against_onnx(plan, onnx)
+
+
+@pytest.mark.parametrize("flavour", MODULES)
+def test_what_is_asked_of_a_plan_on_a_gpu_is_what_the_stand_in_does(
+    flavour: str, darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = HostTensorRt(darkness_onnx)
+    host.install(monkeypatch, tmp_path / "cache")
+    if flavour == "tensorrt":
+        host.be_plain(monkeypatch)
+    path = host.write(tmp_path / "model.plan", darkness_onnx, flavour=flavour, gpu="host", compute_capability="8.9")
+    with TensorRtRuntime(path) as plan, OnnxRuntime(darkness_onnx) as onnx:
+        _check_against_onnx(plan, onnx)
+    assert host.device.allocated == 0

@@ -15,7 +15,7 @@ from isicrt.engine.errors import ModelError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.in_flight import SlotPool
 from isicrt.engine.onnx_runtime import OnnxRuntime
-from isicrt.engine.tensorrt_slot import Signature, TensorRtSlot, Timing
+from isicrt.engine.tensorrt_slot import GraphCounts, Signature, TensorRtSlot, Timing
 from tests.engine.stand_ins import CudaError, HostDevice, OnnxContext, RecordedGraph, memory_at
 
 SIGNATURE = Signature("image", "probability", (64, 64), smallest=2, largest=4)
@@ -82,6 +82,7 @@ def test_a_full_batch_is_recorded_the_second_time_and_launched_from_then_on(benc
     assert bench.run(4, 2) == RECORDING
     assert bench.run(4, 3) == ["launch"]
     assert bench.run(4, 4) == ["launch"]
+    assert bench.slot.graphs == GraphCounts(recorded=1)
 
 
 def test_a_partial_batch_goes_call_by_call_and_takes_the_graph_with_it(bench: Bench) -> None:
@@ -113,6 +114,7 @@ def test_a_batch_below_the_profile_is_filled_up_with_black(bench: Bench) -> None
 def test_without_recording_every_batch_goes_call_by_call(darkness_onnx: Path) -> None:
     bench = Bench(darkness_onnx, record=False)
     assert [bench.run(4, n) for n in (1, 2)] == [["shape 4", *CALLS], CALLS]
+    assert bench.slot.graphs is None
 
 
 @pytest.mark.parametrize("error", [GraphError("not permitted"), ModelError("refused"), CudaError("invalid")])
@@ -124,6 +126,7 @@ def test_where_nothing_can_be_recorded_the_batches_go_call_by_call(
 
     monkeypatch.setattr(tensorrt_slot, "CudaGraph", refuse)
     assert [bench.run(4, n) for n in (1, 2, 3)] == [["shape 4", *CALLS], CALLS, CALLS]
+    assert bench.slot.graphs == GraphCounts(refused=1, problem=str(error))
 
 
 def test_a_partial_batch_that_cannot_be_recorded_costs_full_ones_nothing(
@@ -163,6 +166,21 @@ def test_the_network_alone_runs_on_what_lies_on_the_device(bench: Bench) -> None
     assert bench.log() == ["shape 4", "execute", "record execute", "launch", "launch"]
     # A graph of the network alone is not launched for a whole batch.
     assert bench.run(4, 5) == ["free graph", *CALLS]
+
+
+@pytest.mark.parametrize(("alone", "calls"), [(False, CALLS), (True, ["execute"])])
+def test_a_slot_that_has_settled_launches_its_first_full_batch(bench: Bench, alone: bool, calls: list[str]) -> None:
+    bench.slot.settle(network_alone=alone)
+    assert bench.log() == ["shape 4", *calls, *[f"record {call}" for call in calls], "launch"]
+    if alone:
+        bench.run_network(4, 1)
+    assert (bench.log() if alone else bench.run(4, 1)) == ["launch"]
+    assert bench.slot.graphs == GraphCounts(recorded=1)
+
+
+def test_counts_of_graphs_are_added() -> None:
+    counts = [GraphCounts(1), GraphCounts(0, 2, "not permitted"), GraphCounts(3)]
+    assert sum(counts, GraphCounts()) == GraphCounts(4, 2, "not permitted")
 
 
 def test_timing_has_the_transfers_apart(bench: Bench) -> None:
