@@ -76,7 +76,7 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
 
     Exit code 1 if anything is.
     """
-    from isicrt.trainer.dataset import find_folders, say_without_lesion, survey
+    from isicrt.trainer.dataset import find_folders, say_damaged, say_without_lesion, survey
 
     failed = False
     seen: set[tuple[Path, Path]] = set()
@@ -98,6 +98,8 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
             click.echo(f"  {share} are left out: they show a lesion of a test image (docs/data.md)")
         if report.without_lesion:
             click.echo(f"  {say_without_lesion(report.without_lesion)}")
+        if report.damaged:
+            click.echo(f"  {say_damaged(report.damaged)}")
         for problem in report.problems:
             click.echo(f"  {problem}")
         if report.problems:

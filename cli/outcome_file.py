@@ -19,7 +19,7 @@ from isicrt.engine.errors import DataError, SettingsError
 if TYPE_CHECKING:
     from isicrt.engine.outcome import Outcome
 
-COLUMNS = ("image", "mask", "status", "height", "width", "lesion_share", "kept", "error", "confidence")
+COLUMNS = ("image", "mask", "status", "height", "width", "lesion_share", "kept", "error", "confidence", "note")
 
 
 def checked_place(option: str, path: Path) -> tuple[Path, bool]:
@@ -151,6 +151,7 @@ class OutcomeJson(OutcomeFile):
             "lesion_share": None if outcome.lesion_fraction is None else round(outcome.lesion_fraction, 6),
             "error": outcome.error,
             "confidence": None if outcome.confidence is None else round(outcome.confidence, 4),
+            "note": outcome.note,
         }
         start = "\n  " if self._first else ",\n  "
         self._first = False
@@ -189,6 +190,7 @@ class OutcomeCsv(OutcomeFile):
                 outcome.kept,
                 outcome.error,
                 None if outcome.confidence is None else round(outcome.confidence, 4),
+                outcome.note,
             )
         )
 

@@ -363,11 +363,11 @@ def command(
                 with suppress(IsicrtError):  # a full disk is what is being said already
                     end("stopped", str(error), None)
                 tally.list_failures(table_path or report_path)
-                tally.say_kept()
+                tally.say_notices()
                 raise
             end("failed" if tally.failed else "done", None, summary)
     tally.list_failures(table_path or report_path)
-    tally.say_kept()
+    tally.say_notices()
     say_end(summary, out, f"model {card.name}, {runtime.name}")
     if summary.failed:
         ctx.exit(1)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isicrt.cli.outcome_file import checked_place
+from isicrt.cli.segment_notices import MaskNotices
 from isicrt.engine.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Tally:
         self._first: list[str] = []
         self.kept = self._outdated = 0  # among those that were skipped
         self._first_kept: Path | None = None
+        self.notices = MaskNotices()
 
     @property
     def images(self) -> int:
@@ -107,6 +109,7 @@ class Tally:
         return {"done": self.done, "failed": self.failed, "skipped": self.skipped, "not_reached": left}
 
     def add(self, outcome: Outcome) -> None:
+        self.notices.add(outcome)
         if outcome.skipped:
             self.skipped += 1
             if outcome.kept is not None:
@@ -125,8 +128,10 @@ class Tally:
         self._outdated += outcome.kept == KEPT_OUTDATED
         self._first_kept = self._first_kept or outcome.job.mask
 
-    def say_kept(self) -> None:
-        """Say which masks are not those that isicrt wrote: nobody else would tell."""
+    def say_notices(self) -> None:
+        """Say which masks want a look, and which are not those that isicrt wrote: nobody else would tell."""
+        for line in self.notices.lines():
+            click.echo(printable(line), err=True)
         if not self.kept:
             return
         others = f" (of {self._outdated} the model, the settings or the image are others now)" if self._outdated else ""
@@ -167,6 +172,7 @@ def count_run(
         "total": tally.total,
         **tally.counts(),
         "kept": tally.kept,
+        **tally.notices.counts(),
         "seconds": round(seconds, 3),
     }
     if decoded is not None:

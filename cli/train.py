@@ -183,7 +183,7 @@ def _progress() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from isicrt.trainer.dataset import say_without_lesion
+    from isicrt.trainer.dataset import say_damaged, say_without_lesion
     from isicrt.trainer.loop import Listener
 
     console = Console(highlight=False)
@@ -212,6 +212,8 @@ def _progress() -> Any:
         def checked(self, report: DatasetReport) -> None:
             if report.without_lesion:
                 console.print(say_without_lesion(report.without_lesion), soft_wrap=True)
+            if report.damaged:
+                console.print(say_damaged(report.damaged), soft_wrap=True)
 
         def started(self, recipe: Recipe, training: int, validation: int, grey_masks: int, done: int) -> None:
             console.print(f"{training} training images, {validation} validation images")

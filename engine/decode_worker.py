@@ -59,7 +59,7 @@ def _serve(commands: IO[bytes], replies: IO[bytes]) -> None:
         return
     pixels = np.ascontiguousarray(image.pixels)
     native, stamp = image.native_size, None if image.stamp is None else asdict(image.stamp)
-    send(replies, {"native": native, "shape": pixels.shape[:2], "stamp": stamp}, pixels.tobytes())
+    send(replies, {"native": native, "shape": pixels.shape[:2], "stamp": stamp, "note": image.note}, pixels.tobytes())
 
 
 def _limit_memory() -> None:

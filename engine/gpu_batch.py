@@ -47,6 +47,8 @@ class ChainImage:
     pixels: UInt8Array | None
     """uint8, h x w x 3, RGB, at the network's size, where `source` is None."""
     stamp: FileStamp | None
+    note: str | None = None
+    """See `isicrt.engine.images.Decoded`. The GPU's decoder does not say which files look damaged."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def read_chain_image(
     if (image := gpu_image(path, read_source(path), max_pixels, cpu_share)) is not None:
         return image
     decoded = decode(path, size)
-    return ChainImage(path, decoded.native_size, None, decoded.pixels, decoded.stamp)
+    return ChainImage(path, decoded.native_size, None, decoded.pixels, decoded.stamp, decoded.note)
 
 
 def gpu_image(path: Path, source: Source, max_pixels: int, cpu_share: float) -> ChainImage | None:

@@ -68,7 +68,7 @@ class GpuRoute:
             max_pixels=self._max_pixels,
             cpu_share=self._cpu_share,
         )
-        return Item(job, image.native_size, image, image.stamp)
+        return Item(job, image.native_size, image, image.stamp, image.note)
 
     def results(self, batches: Iterator[list[Item]]) -> Iterator[tuple[list[Item], Sequence[PackedMask | ImageError]]]:
         """See `Route.results`. As many batches are in flight as the chain takes."""

@@ -25,6 +25,7 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 
 from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.geometry import UInt8Array, resize_image
+from isicrt.engine.jpeg_notes import DAMAGED, joined
 from isicrt.engine.pixel_budget import BUDGET, LARGE_PIXELS
 from isicrt.engine.scores import FOREGROUND_ABOVE
 
@@ -107,6 +108,8 @@ class Decoded:
     """(height, width) of the stored pixel grid, which is the mask's."""
     stamp: FileStamp | None = None
     """Of the file, while it was read."""
+    note: str | None = None
+    """What else is to be known of it, see `isicrt.engine.jpeg_notes`: that it looks damaged."""
 
 
 class DamagedImageError(ImageError):
@@ -146,8 +149,9 @@ def decode_source(
     """`decode_image` of a file that `read_source` has read; `path` is for messages."""
     try:
         with _image_errors(path):
-            pixels, native_size = decode_data(source.data, size, max_pixels, admit)
-            return Decoded(resize_image(pixels, size), native_size, source.stamp)
+            notes: list[str] = []
+            pixels, native_size = decode_data(source.data, size, max_pixels, admit, notes)
+            return Decoded(resize_image(pixels, size), native_size, source.stamp, joined(notes))
     except ImageError as error:
         if isinstance(
             error.__cause__, (OverflowError, MemoryError, Image.DecompressionBombError)
@@ -271,10 +275,12 @@ def _read_all(file: int, size: int) -> bytes:
 
 
 def decode_data(
-    data: bytes, size: tuple[int, int] | None, max_pixels: int, admit: Admit
+    data: bytes, size: tuple[int, int] | None, max_pixels: int, admit: Admit, notes: list[str] | None = None
 ) -> tuple[UInt8Array, tuple[int, int]]:
-    """RGB pixels, at least of `size` on both sides where the image has them, and the native (height, width)."""
-    if data.startswith(JPEG_SIGNATURE) and (fast := _decode_jpeg(data, size, max_pixels, admit)):
+    """RGB pixels, at least of `size` on both sides where the image has them, and the native (height, width); what
+    `Decoded.note` is to say is appended to `notes`."""
+    notes = [] if notes is None else notes
+    if data.startswith(JPEG_SIGNATURE) and (fast := _decode_jpeg(data, size, max_pixels, admit, notes)):
         return fast
     image = _open(data, max_pixels)
     with admit(image.size[0] * image.size[1]):
@@ -283,9 +289,10 @@ def decode_data(
 
 
 def _decode_jpeg(
-    data: bytes, size: tuple[int, int] | None, max_pixels: int, admit: Admit
+    data: bytes, size: tuple[int, int] | None, max_pixels: int, admit: Admit, notes: list[str]
 ) -> tuple[UInt8Array, tuple[int, int]] | None:
-    """The fast path; None where it does not apply and Pillow has to look."""
+    """The fast path; None where it does not apply and Pillow has to look. Pillow passes over what libjpeg-turbo warns
+    of, such as a file that was cut and yet has its end marker: so that is noted."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(width, height, max_pixels)
@@ -303,9 +310,22 @@ def _decode_jpeg(
                 smallest = (height, width)
         with admit(width * height):
             pixels: UInt8Array = simplejpeg.decode_jpeg(data, "RGB", min_height=smallest[0], min_width=smallest[1])
-    except ValueError:  # an error, or a warning, from libjpeg-turbo
+    except ValueError as error:  # an error, or a warning, from libjpeg-turbo
+        notes.append(f"{DAMAGED}{error}")
         return None
     return pixels, (height, width)
+
+
+def find_damage(data: bytes) -> str | None:
+    """What libjpeg-turbo warns of in the bytes of a JPEG; None where it does not, and of other formats."""
+    if not data.startswith(JPEG_SIGNATURE):
+        return None
+    try:
+        if simplejpeg.decode_jpeg_header(data)[2] in ("Gray", "RGB", "YCbCr"):
+            simplejpeg.decode_jpeg(data, "RGB", min_factor=8)  # all of the file is read, and little of it transformed
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def may_take_long(data: bytes) -> bool:

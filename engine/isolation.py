@@ -226,7 +226,7 @@ class _Worker:
                 error = os.fspath(path) + str(reply["error"]).removeprefix(absolute)
                 raise ImageError(error) if stamp is None else DamagedImageError(error, stamp)
             pixels = np.frombuffer(data, np.uint8).reshape(*reply["shape"], 3)
-            return Decoded(pixels, (int(reply["native"][0]), int(reply["native"][1])), stamp)
+            return Decoded(pixels, (int(reply["native"][0]), int(reply["native"][1])), stamp, reply.get("note"))
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             self.kill()
             if self._overdue:

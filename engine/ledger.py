@@ -170,7 +170,8 @@ class Ledger:
             if outdated or (self._overlays is not None and not self._has_overlay(job)):
                 return None
             lesion, sure = (x if isinstance(x := entry.get(n), float) else None for n in ("lesion_share", "confidence"))
-            return Outcome(job, None, size, lesion, skipped=True, confidence=sure)
+            note = n if isinstance(n := entry.get("note"), str) else None
+            return Outcome(job, None, size, lesion, skipped=True, confidence=sure, note=note)
         # Of an image that is another one now nobody knows the size yet; what somebody drew is not lost for that.
         correction = find_correction(job.mask, None if changed else size, entry)
         if correction is None:

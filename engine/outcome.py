@@ -35,6 +35,9 @@ class Outcome:
     """About the Dice coefficient that the mask may be expected to have before it is cleaned, by the network's own
     probabilities (`isicrt.engine.second_look.confidence`), in [0, 1]. None where there is no mask, or where the GPU,
     somebody else or an older isicrt made it."""
+    note: str | None = None
+    """What else is to be known of an image that has a mask: that its JPEG looks damaged, where the CPU decoded it.
+    See `isicrt.engine.jpeg_notes`."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class Item:
     """What the next stage takes: between `read` and `results` the route's own business, then a
     `isicrt.engine.finishing.Content`."""
     stamp: FileStamp | None
+    note: str | None = None
+    """See `isicrt.engine.images.Decoded`."""
 
 
 class Route(Protocol):
@@ -63,7 +65,7 @@ class HostRoute:
     def read(self, job: Job) -> Item:
         """See `Route.read`."""
         image = self._decode(job.image, self._runtime.card.input_size)
-        return Item(job, image.native_size, image.pixels, image.stamp)
+        return Item(job, image.native_size, image.pixels, image.stamp, image.note)
 
     def results(self, batches: Iterator[list[Item]]) -> Iterator[tuple[list[Item], UInt8Array]]:
         """See `Route.results`."""

@@ -279,8 +279,12 @@ class RunThreads(ABC):
         ledger = self._settings.ledger
         return [
             (
-                Outcome(item.job, done.problem, item.native_size, done.lesion, confidence=done.confidence),
-                None if done.problem is not None or ledger is None else ledger.note(item.native_size, done, item.stamp),
+                Outcome(
+                    item.job, done.problem, item.native_size, done.lesion, confidence=done.confidence, note=item.note
+                ),
+                None
+                if done.problem is not None or ledger is None
+                else ledger.note(item.native_size, done, item.stamp) | ({"note": item.note} if item.note else {}),
             )
             for item, done in finished
         ]

@@ -36,6 +36,7 @@ class Read:
     native_size: tuple[int, int]
     """(height, width) in pixels."""
     stamp: FileStamp | None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class SegmentAll:
             found = self._decode(path)
             if isinstance(found, Decoded):
                 block[place] = found
-                share.images.append(Read(found.native_size, found.stamp))
+                share.images.append(Read(found.native_size, found.stamp, found.note))
             else:
                 share.images.append(found)
             share = replace(share, decode_seconds=share.decode_seconds + time.perf_counter() - started)

@@ -140,7 +140,7 @@ class ShareRun(BlockRun):
             elif isinstance(found, Unreadable):
                 self._end((Outcome(job, found.reason, None, None, damaged=found.damaged), None))
             else:
-                read.append((place, Item(job, found.native_size, None, found.stamp)))
+                read.append((place, Item(job, found.native_size, None, found.stamp, found.note)))
         if not read:
             return
         if self._settings.ledger is not None:

@@ -102,7 +102,7 @@ class Pipeline(RunThreads):
                     if image is None:
                         left.append(job)
                     else:
-                        read.append(Item(job, image.native_size, image, image.stamp))
+                        read.append(Item(job, image.native_size, image, image.stamp, image.note))
                 unread.extendleft(reversed(left))
                 self._decoded.put_all(read)
                 for _ in left:
@@ -154,7 +154,7 @@ class Pipeline(RunThreads):
             self._in_flight.popleft()
             self.busy.add("infer", time.perf_counter() - started - (self._waited - waited))
             pairs = zip(batch, contents, strict=True)
-            done = [Item(item.job, item.native_size, new, item.stamp) for item, new in pairs]
+            done = [Item(item.job, item.native_size, new, item.stamp, item.note) for item, new in pairs]
             if self._is_cut:
                 raise Stopped
             if ledger is not None:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from isicrt.engine.errors import DataError
-from isicrt.engine.images import check_highest
+from isicrt.engine.images import check_highest, find_damage
 from isicrt.engine.scores import FOREGROUND_ABOVE
 from isicrt.trainer.twins import TEST_TWINS, group_of
 
@@ -31,6 +31,9 @@ OFFICIAL_FOLDERS = {
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 # Others that Pillow knows, PostScript among them, are not for files of strangers.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+
+SHOWN = 10
+"""Images that look damaged and are named."""
 
 LEFT_OUT = {name: f"shows the lesion of test image {test}" for name, test in TEST_TWINS.items()}
 """Training images that would leak the test set into training, with the reason."""
@@ -64,6 +67,8 @@ class DatasetReport:
     """Masks that are 0 throughout, which is legal and rare."""
     left_out: int = 0
     """Further pairs that are there and are not among these, see `LEFT_OUT`."""
+    damaged: tuple[Path, ...] = ()
+    """JPEGs that can be decoded and look damaged all the same, such as one that was cut in half."""
 
 
 def find_pairs(root: Path | str, split: str = "train") -> list[Pair]:
@@ -137,6 +142,7 @@ def check_pairs(pairs: Sequence[Pair]) -> DatasetReport:
     """Decode every image and mask, compare their sizes, and hash them. Problems are reported, not raised."""
     problems: list[str] = []
     without_lesion: list[Path] = []
+    decoded: list[Path] = []
     grey = 0
     digest = hashlib.sha256()
     # Decoding releases the GIL.
@@ -144,10 +150,16 @@ def check_pairs(pairs: Sequence[Pair]) -> DatasetReport:
         for pair, (contents, levels, found) in zip(pairs, threads.map(_check_pair, pairs), strict=True):
             digest.update(contents)
             problems += found
+            if not found:
+                decoded.append(pair.image)
             if levels == {0}:
                 without_lesion.append(pair.mask)
             grey += bool(levels - {0, 255}) and max(levels) > FOREGROUND_ABOVE
-    return DatasetReport(len(pairs), grey, problems, digest.hexdigest(), tuple(without_lesion))
+        warned = threads.map(lambda image: find_damage(image.read_bytes()), decoded)
+        damaged = tuple(image for image, warning in zip(decoded, warned, strict=True) if warning)
+    return DatasetReport(
+        len(pairs), grey, problems, digest.hexdigest(), without_lesion=tuple(without_lesion), damaged=damaged
+    )
 
 
 def _check_pair(pair: Pair) -> tuple[bytes, set[int], list[str]]:
@@ -183,6 +195,13 @@ def say_without_lesion(masks: Sequence[Path | str]) -> str:
     if len(masks) == 1:
         return f"1 mask has no lesion: {masks[0]}"
     return f"{len(masks)} masks have no lesion, such as {masks[0]}"
+
+
+def say_damaged(images: Sequence[Path]) -> str:
+    """JPEGs that look damaged, at least one, in one line for people: how many they are, and some of them."""
+    names = ", ".join(map(str, images[:SHOWN])) + (", ..." if len(images) > SHOWN else "")
+    looks = "1 image looks" if len(images) == 1 else f"{len(images)} images look"
+    return f"{looks} damaged, though decoders take {'it' if len(images) == 1 else 'them'}: {names}"
 
 
 def _open(path: Path, problems: list[str]) -> tuple[tuple[int, int] | None, Image.Image | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -146,3 +147,24 @@ def test_a_clash_that_extensions_do_not_settle_is_not_told_what_was_said(segment
     assert "or see --on-clash." in segment("in", "--out", "out").stderr
     result = segment("in", "--out", "out", "--on-clash", "fail")
     assert "2 masks in out, 2 failed" in result.stdout
+
+
+def test_images_that_look_damaged_are_said(segment) -> None:
+    whole = Path("in/a.jpg").read_bytes()
+    for name in "defg":
+        Path(f"in/{name}.jpg").write_bytes(whole[: len(whole) // 2] + b"\xff\xd9")
+    for before in ("", ", 7 done before"):
+        result = segment("in", "--out", "out", "--csv", "r.csv", "--json", "i.json", "--report", "r.json")
+        assert result.exit_code == 0
+        assert f"0 failed{before}" in result.stdout
+        assert (
+            "4 images look damaged and may have a wrong mask: in/d.jpg, in/e.jpg, in/f.jpg, ... "
+            "(the column note of --csv FILE says it of each)\n" in result.stderr
+        )
+        with open("r.csv", newline="") as file:
+            rows = {Path(row["image"]).stem: row for row in csv.DictReader(file)}
+        assert list(rows["a"])[-1] == "note"
+        assert {name: bool(row["note"]) for name, row in rows.items()} == {n: n in "defg" for n in "abcdefg"}
+        images = {Path(entry["image"]).stem: entry for entry in json.loads(Path("i.json").read_text())["images"]}
+        assert images["d"]["note"] == rows["d"]["note"] == "damaged: Corrupt JPEG data: premature end of data segment"
+        assert json.loads(Path("r.json").read_text())["damaged"] == 4

@@ -18,11 +18,13 @@ from isicrt.trainer.dataset import (
     check_pairs,
     checked_pairs,
     find_pairs,
+    say_damaged,
     say_without_lesion,
     split_fold,
     survey,
 )
 from isicrt.trainer.twins import TWINS, group_of
+from tests.engine.hostile_files import HEIGHT, JPEG, WIDTH
 
 
 def write_pair(images: Path, masks: Path, name: str, *, size=(8, 6), mask_size=None, mode="L", values=(0, 255)) -> None:
@@ -142,6 +144,18 @@ def test_a_mask_that_would_be_read_as_empty_is_a_problem(
 def test_masks_without_lesion_are_counted_and_one_is_named() -> None:
     assert say_without_lesion(["a.png"]) == "1 mask has no lesion: a.png"
     assert say_without_lesion(["a.png", "b.png"]) == "2 masks have no lesion, such as a.png"
+
+
+def test_images_that_look_damaged_are_named_and_are_no_problem(tmp_path: Path) -> None:
+    write_pair(tmp_path / "images", tmp_path / "masks", "a")
+    write_pair(tmp_path / "images", tmp_path / "masks", "b", size=(WIDTH, HEIGHT))
+    image = tmp_path / "images" / "b.jpg"
+    image.write_bytes(JPEG[: len(JPEG) // 2] + b"\xff\xd9")
+    report = check_pairs(find_pairs(tmp_path))
+    assert report.problems == []
+    assert report.damaged == (image,)
+    assert say_damaged(report.damaged) == f"1 image looks damaged, though decoders take it: {image}"
+    assert say_damaged(report.damaged * 11).endswith(f"{image}, ...")
 
 
 def test_pairing_and_decoding_problems_are_reported_together(tmp_path: Path) -> None:

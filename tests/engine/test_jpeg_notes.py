@@ -1,0 +1,64 @@
+"""What is noted of a JPEG that is decoded all the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from isicrt.engine.images import decode_image, find_damage
+from isicrt.engine.isolation import ImageDecoder
+from isicrt.engine.jpeg_notes import DAMAGED
+from isicrt.engine.ledger import Ledger
+from isicrt.engine.onnx_runtime import OnnxRuntime
+from isicrt.engine.outcome import Outcome
+from isicrt.engine.pipeline import run_jobs
+from isicrt.engine.sources import find_jobs
+from tests.engine.hostile_files import CASES, JPEG, PNG, WHOLE
+
+SIZE = (32, 32)
+HALF = JPEG[: len(JPEG) // 2] + b"\xff\xd9"
+ZEROED = JPEG[: len(JPEG) // 2] + bytes(400) + JPEG[len(JPEG) // 2 + 400 :]
+
+
+@pytest.mark.parametrize(
+    ("data", "warning"), [(HALF, "premature end of data segment"), (ZEROED, "extraneous bytes before marker")]
+)
+def test_a_damaged_jpeg_is_decoded_and_noted(tmp_path: Path, data: bytes, warning: str) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    with ImageDecoder("always") as decoder:  # in a process
+        for decoded in (decode_image(path, SIZE), decoder(path, SIZE)):
+            assert decoded.native_size == WHOLE
+            assert decoded.note is not None
+            assert decoded.note.startswith(DAMAGED)
+            assert warning in decoded.note
+    assert warning in str(find_damage(data))
+
+
+@pytest.mark.parametrize("name", [name for name, (_, expected) in CASES.items() if not isinstance(expected, str)])
+def test_a_whole_image_is_not_called_damaged(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "image"
+    CASES[name][0](path)
+    assert DAMAGED not in (decode_image(path, SIZE).note or "")
+    assert find_damage(path.read_bytes()) is None
+
+
+@pytest.mark.parametrize("in_stages", [False, True])
+def test_a_note_goes_into_outcome_and_journal(darkness_onnx: Path, tmp_path: Path, in_stages: bool) -> None:
+    (tmp_path / "in").mkdir()
+    for name, data in (("half.jpg", HALF), ("whole.jpg", JPEG), ("whole.png", PNG)):
+        (tmp_path / "in" / name).write_bytes(data)
+    jobs = find_jobs(tmp_path / "in", tmp_path / "out", on_clash="extension")
+    for skipped in (False, True):
+        outcomes: list[Outcome] = []
+        with (
+            OnnxRuntime(darkness_onnx, threads=1) as runtime,
+            Ledger(tmp_path / "out", jobs, model={"sha256": "0"}, settings={}) as ledger,
+        ):
+            threads = 1 if in_stages else None
+            run_jobs(jobs, runtime, on_outcome=outcomes.append, ledger=ledger, decode_threads=threads)
+        assert all(outcome.skipped == skipped for outcome in outcomes)
+        notes = {outcome.job.image.name: outcome.note for outcome in outcomes}
+        assert notes.pop("half.jpg") == f"{DAMAGED}Corrupt JPEG data: premature end of data segment"
+        assert set(notes.values()) == {None}
