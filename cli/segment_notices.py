@@ -24,6 +24,11 @@ class Some:
         if self.count <= _NAMED:
             self._first.append(path)
 
+    @property
+    def first(self) -> Path | None:
+        """The first one."""
+        return self._first[0] if self._first else None
+
     def names(self) -> str:
         """The first few."""
         return ", ".join(map(str, self._first)) + (", ..." if self.count > _NAMED else "")
@@ -33,19 +38,20 @@ class MaskNotices:
     """Of one run, those masks among them that an earlier one made."""
 
     def __init__(self) -> None:
-        self._damaged = Some()
+        self._damaged, self._turned = Some(), Some()
 
     def add(self, outcome: Outcome) -> None:
         if outcome.note is None or outcome.error is not None:
             return
-        from isicrt.engine.jpeg_notes import DAMAGED
+        from isicrt.engine.jpeg_notes import DAMAGED, TURNED
 
-        if DAMAGED in outcome.note:
-            self._damaged.add(outcome.job.image)
+        for kind, such in ((DAMAGED, self._damaged), (TURNED, self._turned)):
+            if kind in outcome.note:
+                such.add(outcome.job.image)
 
     def counts(self) -> dict[str, int]:
         """For the report."""
-        return {"damaged": self._damaged.count}
+        return {"damaged": self._damaged.count, "turned_by_exif": self._turned.count}
 
     def lines(self) -> Iterator[str]:
         """What there is to say."""
@@ -53,6 +59,11 @@ class MaskNotices:
             yield (
                 f"{_counted(count, 'image looks', 'images look')} damaged and may have a wrong mask: "
                 f"{self._damaged.names()} (the column note of --csv FILE says it of each)"
+            )
+        if count := self._turned.count:
+            yield (
+                f"{_counted(count, 'image has', 'images have')} an EXIF orientation, such as {self._turned.first}: "
+                "masks have the stored pixel grid, a viewer that turns the image does not turn the mask (docs/data.md)"
             )
 
 

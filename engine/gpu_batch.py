@@ -14,6 +14,7 @@ import numpy.typing as npt
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.gpu_decode import suits_gpu
 from isicrt.engine.images import MAX_PIXELS, Decoded, FileStamp, Source, decode_image, may_take_long, read_source
+from isicrt.engine.jpeg_notes import joined, turned_note
 from isicrt.engine.masks import WindowMask, clean_window, no_lesion
 from isicrt.engine.pixel_budget import LARGE_PIXELS
 
@@ -128,4 +129,4 @@ def gpu_image(path: Path, source: Source, max_pixels: int, cpu_share: float) -> 
         return None
     if source.stamp.crc < cpu_share * 2**32 or may_take_long(source.data):
         return None
-    return ChainImage(path, native_size, source, None, source.stamp)
+    return ChainImage(path, native_size, source, None, source.stamp, joined(turned_note(source.data)))

@@ -25,7 +25,7 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 
 from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.geometry import UInt8Array, resize_image
-from isicrt.engine.jpeg_notes import DAMAGED, joined
+from isicrt.engine.jpeg_notes import DAMAGED, exif_note, joined, orientation_note, turned_note
 from isicrt.engine.pixel_budget import BUDGET, LARGE_PIXELS
 from isicrt.engine.scores import FOREGROUND_ABOVE
 
@@ -109,7 +109,7 @@ class Decoded:
     stamp: FileStamp | None = None
     """Of the file, while it was read."""
     note: str | None = None
-    """What else is to be known of it, see `isicrt.engine.jpeg_notes`: that it looks damaged."""
+    """What else is to be known of it, see `isicrt.engine.jpeg_notes`: that it looks damaged, that a viewer turns it."""
 
 
 class DamagedImageError(ImageError):
@@ -280,11 +280,13 @@ def decode_data(
     """RGB pixels, at least of `size` on both sides where the image has them, and the native (height, width); what
     `Decoded.note` is to say is appended to `notes`."""
     notes = [] if notes is None else notes
-    if data.startswith(JPEG_SIGNATURE) and (fast := _decode_jpeg(data, size, max_pixels, admit, notes)):
-        return fast
+    if data.startswith(JPEG_SIGNATURE):
+        notes += turned_note(data)
+        if fast := _decode_jpeg(data, size, max_pixels, admit, notes):
+            return fast
     image = _open(data, max_pixels)
     with admit(image.size[0] * image.size[1]):
-        pixels = _to_rgb(_stored_grid(image))
+        pixels = _to_rgb(_stored_grid(image, notes))
     return pixels, (pixels.shape[0], pixels.shape[1])
 
 
@@ -362,10 +364,13 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise OverflowError(f"{width} x {height} is more than {max_pixels / 1e6:g} megapixels")
 
 
-def _stored_grid(image: ImageFile.ImageFile) -> Image.Image:
+def _stored_grid(image: ImageFile.ImageFile, notes: list[str] | None = None) -> Image.Image:
     """The loaded image, not turned. Pillow turns a TIFF while it loads it, and only a TIFF."""
     turned = image.getexif().get(_ORIENTATION) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
     image.load()
+    if notes is not None and not isinstance(image, JpegImagePlugin.JpegImageFile):
+        exif = image.info.get("exif")  # of a PNG or a WebP
+        notes += orientation_note(turned) or (exif_note(exif) if isinstance(exif, bytes) else [])
     return image.transpose(_UNDO_ORIENTATION[turned]) if turned in _UNDO_ORIENTATION else image
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from isicrt.engine.errors import ImageError
 from isicrt.engine.gpu_batch import ChainImage, SourceView, gpu_image
 from isicrt.engine.images import FileStamp, read_source
+from isicrt.engine.jpeg_notes import joined, turned_note
 from isicrt.engine.task_process import MOST_ON_GPU, START_AFTER, HandOver, ProcessLost, TaskProcess
 
 _MOST_BYTES = 1 << 25
@@ -114,4 +115,4 @@ def _image(path: Path, found: ReadFile | None) -> ChainImage | None:
         return None
     native_size, data, *stamped = found
     stamp = FileStamp(*stamped)
-    return ChainImage(path, native_size, SourceView(data, stamp), None, stamp)
+    return ChainImage(path, native_size, SourceView(data, stamp), None, stamp, joined(turned_note(data)))

@@ -168,3 +168,19 @@ def test_images_that_look_damaged_are_said(segment) -> None:
         images = {Path(entry["image"]).stem: entry for entry in json.loads(Path("i.json").read_text())["images"]}
         assert images["d"]["note"] == rows["d"]["note"] == "damaged: Corrupt JPEG data: premature end of data segment"
         assert json.loads(Path("r.json").read_text())["damaged"] == 4
+
+
+def test_images_that_a_viewer_turns_are_said(segment) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in "ac":
+        with Image.open(f"in/{name}.jpg") as image:
+            image.save(f"in/{name}.jpg", exif=exif)
+    result = segment("in", "--out", "out", "--csv", "r.csv")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "2 images have an EXIF orientation, such as in/a.jpg: masks have the stored pixel grid, a viewer that "
+        "turns the image does not turn the mask (docs/data.md)"
+    ]
+    with open("r.csv", newline="") as file:
+        assert [row["note"] for row in csv.DictReader(file)] == ["EXIF orientation 6", "", "EXIF orientation 6"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
 
+from isicrt.engine.gpu_batch import read_chain_image
 from isicrt.engine.images import decode_image, find_damage
 from isicrt.engine.isolation import ImageDecoder
-from isicrt.engine.jpeg_notes import DAMAGED
+from isicrt.engine.jpeg_notes import DAMAGED, TURNED, exif_note, turned_note
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.outcome import Outcome
@@ -42,6 +44,51 @@ def test_a_whole_image_is_not_called_damaged(tmp_path: Path, name: str) -> None:
     CASES[name][0](path)
     assert DAMAGED not in (decode_image(path, SIZE).note or "")
     assert find_damage(path.read_bytes()) is None
+
+
+def _exif(order: str, entries: list[tuple[int, int, int]], first: int = 8) -> bytes:
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    rows = [struct.pack(order + "HHIHH", tag, kind, 1, value, 0) for tag, kind, value in entries]
+    return b"Exif\0\0" + head + struct.pack(order + "IH", first, len(rows)) + b"".join(rows)
+
+
+_TAG = (0x0112, 3, 6)
+
+
+@pytest.mark.parametrize(
+    ("exif", "found"),
+    [
+        pytest.param(_exif("<", [_TAG]), ["EXIF orientation 6"], id="little_endian"),
+        pytest.param(_exif(">", [(0x0100, 4, 1), _TAG]), ["EXIF orientation 6"], id="big_endian_and_another_tag"),
+        pytest.param(_exif("<", [(0x0112, 3, 1)]), [], id="upright"),
+        pytest.param(_exif("<", [(0x0112, 3, 9)]), [], id="no_such_orientation"),
+        pytest.param(_exif("<", [(0x0112, 2, 6)]), [], id="a_text"),
+        pytest.param(_exif("<", [_TAG], first=2**32 - 1), [], id="leads_out"),
+        pytest.param(_exif("<", [_TAG])[:-6], [], id="cut"),
+        pytest.param(b"Exif\0\0II", [], id="short"),
+        pytest.param(b"", [], id="nothing"),
+    ],
+)
+def test_an_orientation_is_found(exif: bytes, found: list[str]) -> None:
+    assert exif_note(exif) == found
+    jpeg = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + JPEG[2:]
+    assert turned_note(jpeg) == turned_note(memoryview(jpeg)) == found
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("orientation")])
+def test_an_image_that_a_viewer_turns_is_noted(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    CASES[name][0](path)
+    number = int(Path(name).stem[-1])
+    note = f"{TURNED}{number}" if 2 <= number <= 8 else None
+    assert decode_image(path, SIZE).note == note
+    if path.suffix == ".jpg":  # for the GPU, which needs none here
+        assert read_chain_image(path, SIZE).note == note
+
+
+@pytest.mark.parametrize("data", [JPEG, b"\xff\xd8\xff", b"\xff\xd8\xff\xe1\xff\xffExif", JPEG[:2] + b"\xff\xe0" * 99])
+def test_no_orientation(data: bytes) -> None:
+    assert turned_note(data) == []
 
 
 @pytest.mark.parametrize("in_stages", [False, True])
