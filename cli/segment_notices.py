@@ -38,9 +38,11 @@ class MaskNotices:
     """Of one run, those masks among them that an earlier one made."""
 
     def __init__(self) -> None:
-        self._damaged, self._turned = Some(), Some()
+        self._damaged, self._turned, self._empty = Some(), Some(), Some()
 
     def add(self, outcome: Outcome) -> None:
+        if outcome.found_nothing:
+            self._empty.add(outcome.job.mask)
         if outcome.note is None or outcome.error is not None:
             return
         from isicrt.engine.jpeg_notes import DAMAGED, TURNED
@@ -51,7 +53,11 @@ class MaskNotices:
 
     def counts(self) -> dict[str, int]:
         """For the report."""
-        return {"damaged": self._damaged.count, "turned_by_exif": self._turned.count}
+        return {
+            "damaged": self._damaged.count,
+            "turned_by_exif": self._turned.count,
+            "without_lesion": self._empty.count,
+        }
 
     def lines(self) -> Iterator[str]:
         """What there is to say."""
@@ -65,6 +71,8 @@ class MaskNotices:
                 f"{_counted(count, 'image has', 'images have')} an EXIF orientation, such as {self._turned.first}: "
                 "masks have the stored pixel grid, a viewer that turns the image does not turn the mask (docs/data.md)"
             )
+        if count := self._empty.count:
+            yield f"{_counted(count, 'mask has', 'masks have')} no lesion, such as {self._empty.first}"
 
 
 def _counted(count: int, one: str, several: str) -> str:

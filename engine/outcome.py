@@ -39,6 +39,11 @@ class Outcome:
     """What else is to be known of an image that has a mask: that its JPEG looks damaged, where the CPU decoded it,
     or that its EXIF orientation turns it. See `isicrt.engine.jpeg_notes`."""
 
+    @property
+    def found_nothing(self) -> bool:
+        """Whether there is a mask of isicrt's without any lesion."""
+        return self.error is None and self.kept is None and self.lesion_fraction == 0
+
 
 @dataclass(frozen=True)
 class DecodeCounts:
@@ -80,6 +85,8 @@ class RunSummary:
     """Images whose mask an earlier run wrote; they are not in `images`."""
     decoded: DecodeCounts | None = None
     """Of a run that decoded on the GPU; None where the CPU decoded everything."""
+    without_lesion: int = 0
+    """Masks in which isicrt found no lesion, those among them that an earlier run wrote."""
 
     @property
     def images_per_second(self) -> float:

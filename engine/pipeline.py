@@ -163,7 +163,7 @@ def run_jobs(
     if decode_timeout <= 0 or (max_failures is not None and max_failures < 0):
         raise SettingsError(f"decode_timeout ({decode_timeout}) or max_failures ({max_failures}) is out of range")
 
-    images = failed = skipped = pixels = 0
+    images = failed = skipped = without_lesion = pixels = 0
     started = time.perf_counter()
     decoded_before = None if chain is None else chain.decoded
     own_decoder = ImageDecoder(timeout=decode_timeout) if decode is None else nullcontext(decode)
@@ -198,6 +198,7 @@ def run_jobs(
                 try:
                     if (outcome := next(ended, None)) is None:
                         break
+                    without_lesion += outcome.found_nothing
                     if outcome.skipped:
                         skipped += 1
                     else:
@@ -228,7 +229,7 @@ def run_jobs(
         raise FailureLimitError(f"stopped: {failed} images have failed, and at most {max_failures} may")
     seconds = time.perf_counter() - started
     decoded = None if chain is None or decoded_before is None else chain.decoded - decoded_before
-    return RunSummary(images, failed, seconds, pixels / 1e6, pipeline.busy.seconds, skipped, decoded)
+    return RunSummary(images, failed, seconds, pixels / 1e6, pipeline.busy.seconds, skipped, decoded, without_lesion)
 
 
 def _task(runtime: ConcurrentRuntime, decoder: Decode, finishing: Finishing, batch_size: int) -> SegmentAll | None:

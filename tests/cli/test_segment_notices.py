@@ -184,3 +184,17 @@ def test_images_that_a_viewer_turns_are_said(segment) -> None:
     ]
     with open("r.csv", newline="") as file:
         assert [row["note"] for row in csv.DictReader(file)] == ["EXIF orientation 6", "", "EXIF orientation 6"]
+
+
+def test_masks_without_lesion_are_said(segment) -> None:
+    for name in "ab":
+        Image.new("RGB", (64, 48), "white").save(f"in/{name}.jpg")
+    for drawn in (False, False, True):
+        if drawn:  # by somebody who knows
+            with Image.open("out/c.png") as mask:
+                Path("out/c.png").write_bytes(encode_png(np.zeros((mask.height, mask.width), bool)))
+        result = segment("in", "--out", "out", "--report", "r.json")
+        assert result.exit_code == 0
+        assert result.stderr.splitlines()[0] == "2 masks have no lesion, such as out/a.png"
+        assert len(result.stderr.splitlines()) == 1 + drawn
+        assert json.loads(Path("r.json").read_text())["without_lesion"] == 2

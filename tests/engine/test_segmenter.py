@@ -132,6 +132,15 @@ def test_a_folder(segmenter: Segmenter, rendered_pairs: Path, tmp_path: Path) ->
             assert overlay.size == mask.shape[::-1]
 
 
+def test_a_folder_with_an_image_without_lesion(segmenter: Segmenter, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (64, 48), "white").save(tmp_path / "in" / "a.png")
+    Image.fromarray(render(4, (96, 128))[0]).save(tmp_path / "in" / "b.png")
+    for done in (2, 0):
+        summary = segmenter.segment_folder(tmp_path / "in", tmp_path / "out")
+        assert (summary.images, summary.without_lesion) == (done, 1)
+
+
 def test_large_overlays_are_reduced(segmenter: Segmenter, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.fromarray(render(0, (600, 1500))[0]).save(tmp_path / "in" / "a.jpg")
