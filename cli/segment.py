@@ -298,7 +298,7 @@ def command(
                 file.add(outcome)
                 table.add(outcome)
                 progress.advance()
-                if (tally.images + tally.skipped) % _IMAGES_UNTIL_GIVEN_BACK == 0:
+                if tally.reached % _IMAGES_UNTIL_GIVEN_BACK == 0:
                     give_back()
 
             def end(status: str, reason: str | None, summary: RunSummary | None) -> None:
@@ -355,7 +355,8 @@ def command(
                 with suppress(IsicrtError):
                     end("interrupted", None, None)
                 progress.close()
-                click.echo(f"Stopped after {tally.images} of {len(jobs)} images.", err=True)
+                again = "the same command" if resume else "the same command without --overwrite"
+                click.echo(f"Stopped after {tally.reached} of {len(jobs)} images; {again} goes on from here.", err=True)
                 leave_if_stuck(decoder.close)
                 raise
             except IsicrtError as error:

@@ -93,6 +93,7 @@ class Tally:
     def __init__(self, total: int) -> None:
         self.total = total
         self.done = self.failed = self.skipped = 0
+        self._untried = 0  # among those that failed
         self._first: list[str] = []
         self.kept = self._outdated = 0  # among those that were skipped
         self._first_kept: Path | None = None
@@ -102,6 +103,11 @@ class Tally:
     def images(self) -> int:
         """Masks and failures of this run."""
         return self.done + self.failed
+
+    @property
+    def reached(self) -> int:
+        """All that have ended, those among them whose mask was there before."""
+        return self.images + self.skipped
 
     def counts(self) -> dict[str, int]:
         """How many images ended how. Together they are all images."""
@@ -118,6 +124,7 @@ class Tally:
             self.done += 1
         if outcome.error is not None:
             self.failed += 1
+            self._untried += outcome.untried
             if len(self._first) < _SHOWN:
                 self._first.append(outcome.error)
 
@@ -144,12 +151,18 @@ class Tally:
     def list_failures(self, where: Path | None) -> None:
         if not self.failed:
             return
-        click.echo(f"{self.failed} of {self.images} images failed:", err=True)
+        click.echo(f"{self.failed} of {self.reached} images failed:", err=True)
         for error in self._first:
             click.echo(f"  {printable(error)}", err=True)
         if self.failed > len(self._first):
             listed = f"all in {where}" if where else "--csv FILE or --json FILE lists all"
             click.echo(f"  ... and {self.failed - len(self._first)} more ({listed})", err=True)
+        if self._untried:
+            click.echo(
+                f"Not tried again, because unchanged since they failed before: {self._untried} of them "
+                "(--retry-failed tries them)",
+                err=True,
+            )
 
 
 def count_run(

@@ -153,7 +153,7 @@ class Ledger:
             unchanged = same_place and same_stat and run.get("version") == __version__
             if not unchanged or self._retry_failed:
                 return None
-            return Outcome(job, str(entry.get("reason")), None, None, damaged=_stamp(entry))
+            return Outcome(job, str(entry.get("reason")), None, None, damaged=_stamp(entry), untried=True)
         if status != "done":
             return None
         changed = not (same_place and same_stat) and not self._is_same_file(job, entry, image.st_size)

@@ -29,6 +29,8 @@ class Outcome:
     """Whether the mask was there already: an earlier run wrote it."""
     damaged: FileStamp | None = None
     """Of an image that failed because of its bytes: it will fail again while the file is the same."""
+    untried: bool = False
+    """Of such a failure: whether an earlier run found it, and this one took its word for it."""
     kept: str | None = None
     """Of one that was skipped although its mask is not the one that isicrt wrote: `KEPT` or `KEPT_OUTDATED`."""
     confidence: float | None = None

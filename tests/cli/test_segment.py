@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,12 @@ from PIL import Image
 
 from isicrt import __version__
 from isicrt.cli.main import group
+from isicrt.engine import pipeline
 from isicrt.engine.images import read_mask
 from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.lock import LOCK_NAME
+from isicrt.engine.outcome import Outcome
+from isicrt.engine.sources import Job
 
 
 @pytest.fixture
@@ -99,6 +103,31 @@ def test_failures_are_listed_and_the_rest_is_done(segment, images: Path, tmp_pat
     assert len(list((tmp_path / "out").rglob("*.png"))) == 3
     errors = {e["image"]: e["error"] for e in json.loads((tmp_path / "report.json").read_text())["images"]}
     assert {image for image, error in errors.items() if error} == {str(images / "bad.jpg"), str(images / "empty.png")}
+
+
+def test_failures_that_are_not_tried_again_are_told_from_others(segment, images: Path, tmp_path: Path) -> None:
+    untried = "Not tried again, because unchanged since they failed before: 2 of them (--retry-failed tries them)\n"
+    for name in "ab":
+        (images / f"{name}.jpg").write_bytes(b"rubbish")
+    for arguments, said in (((), ""), ((), untried), (("--retry-failed",), "")):
+        result = segment(images, "--out", tmp_path / "out", *arguments)
+        assert result.exit_code == 1
+        assert "2 of 5 images failed:" in result.stderr
+        assert result.stderr.endswith(f"it is not a JPEG, PNG, BMP, TIFF or WebP image\n{said}")
+
+
+@pytest.mark.parametrize(("arguments", "again"), [((), ""), (("--overwrite",), " without --overwrite")])
+def test_an_interrupted_run_says_how_to_go_on(
+    segment, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], again: str
+) -> None:
+    def run_jobs(jobs: Sequence[Job], *_: object, on_outcome: Callable[[Outcome], None], **__: object) -> None:
+        on_outcome(Outcome(jobs[0], None, (8, 8), 0.5, skipped=True))
+        on_outcome(Outcome(jobs[1], None, (8, 8), 0.5))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run_jobs", run_jobs)
+    result = segment(images, "--out", tmp_path / "out", *arguments)
+    assert f"Stopped after 2 of 3 images; the same command{again} goes on from here.\n" in result.stderr
 
 
 def test_a_row_for_each_image(segment, images: Path, tmp_path: Path) -> None:

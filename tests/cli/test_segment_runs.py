@@ -202,6 +202,7 @@ def test_a_signal_drains_and_the_next_run_finishes(
     assert report["status"] == "interrupted"
     assert report["done"] == len(done) == len(_check_whole(out)) < 1500
     assert report["not_reached"] == 1500 - report["done"]
+    assert f"Stopped after {len(done)} of 1500 images; the same command goes on from here.\n" in stderr
     result = _invoke(folder, out, darkness_onnx)
     assert result.exit_code == 0
     assert f"{1500 - len(done)} masks in {out}, 0 failed, {len(done)} done before" in result.stdout
