@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from isicrt.engine.images import FileStamp
 from isicrt.engine.sources import Job
+
+FAILURES_NAMED = 100
+"""At most, in a `RunSummary`: there may be a million."""
 
 STAGES = ("decode", "infer", "restore", "write")
 
@@ -89,6 +93,8 @@ class RunSummary:
     """Of a run that decoded on the GPU; None where the CPU decoded everything."""
     without_lesion: int = 0
     """Masks in which isicrt found no lesion, those among them that an earlier run wrote."""
+    failures: tuple[tuple[Path, str], ...] = ()
+    """The image and the reason of the first `FAILURES_NAMED` that failed."""
 
     @property
     def images_per_second(self) -> float:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sized
 from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isicrt.engine.blocks import BlockRun
@@ -24,7 +25,7 @@ from isicrt.engine.images import MAX_PIXELS
 from isicrt.engine.isolation import DECODE_TIMEOUT, ImageDecoder
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.opencv_threads import WITHOUT_OPENCV_THREADS
-from isicrt.engine.outcome import STAGES, Outcome, RunSummary
+from isicrt.engine.outcome import FAILURES_NAMED, STAGES, Outcome, RunSummary
 from isicrt.engine.read_process import ReadAll
 from isicrt.engine.routes import BlockRoute, Decode, HostRoute, Route
 from isicrt.engine.run_threads import THREAD_PREFIX, Overlay, RunThreads, StageSettings
@@ -164,6 +165,7 @@ def run_jobs(
         raise SettingsError(f"decode_timeout ({decode_timeout}) or max_failures ({max_failures}) is out of range")
 
     images = failed = skipped = without_lesion = pixels = 0
+    failures: list[tuple[Path, str]] = []
     started = time.perf_counter()
     decoded_before = None if chain is None else chain.decoded
     own_decoder = ImageDecoder(timeout=decode_timeout) if decode is None else nullcontext(decode)
@@ -205,6 +207,8 @@ def run_jobs(
                         images += 1
                         if outcome.error is not None or outcome.native_size is None:
                             failed += 1
+                            if len(failures) < FAILURES_NAMED:
+                                failures.append((outcome.job.image, outcome.error or ""))
                         else:
                             pixels += outcome.native_size[0] * outcome.native_size[1]
                     if on_outcome is not None:
@@ -229,7 +233,17 @@ def run_jobs(
         raise FailureLimitError(f"stopped: {failed} images have failed, and at most {max_failures} may")
     seconds = time.perf_counter() - started
     decoded = None if chain is None or decoded_before is None else chain.decoded - decoded_before
-    return RunSummary(images, failed, seconds, pixels / 1e6, pipeline.busy.seconds, skipped, decoded, without_lesion)
+    return RunSummary(
+        images,
+        failed,
+        seconds,
+        pixels / 1e6,
+        pipeline.busy.seconds,
+        skipped,
+        decoded,
+        without_lesion=without_lesion,
+        failures=tuple(failures),
+    )
 
 
 def _task(runtime: ConcurrentRuntime, decoder: Decode, finishing: Finishing, batch_size: int) -> SegmentAll | None:

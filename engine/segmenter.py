@@ -149,6 +149,10 @@ class Segmenter:
             processes: that segment images, or finish masks, beside this one, see `isicrt.engine.pipeline.run_jobs`; 0
                 for none, None for a choice that fits the cores.
 
+        Returns:
+            What the run did. `RunSummary.failures` names images that failed, with the reason; `on_outcome` is told of
+            all of them, and of what there is to know of the others.
+
         Raises:
             DataError: no image, masks that would clash, files of somebody else in their place, another run in `out`,
                 or a folder that cannot be written (any more).

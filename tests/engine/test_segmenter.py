@@ -14,8 +14,8 @@ from PIL import Image
 
 import isicrt
 from isicrt.benchmarks.rendered import render
+from isicrt.engine import pipeline, shipped
 from isicrt.engine import segmenter as segmenter_module
-from isicrt.engine import shipped
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
 from isicrt.engine.images import read_mask
 from isicrt.engine.journal import JOURNAL_NAME
@@ -139,6 +139,19 @@ def test_a_folder_with_an_image_without_lesion(segmenter: Segmenter, tmp_path: P
     for done in (2, 0):
         summary = segmenter.segment_folder(tmp_path / "in", tmp_path / "out")
         assert (summary.images, summary.without_lesion) == (done, 1)
+
+
+def test_a_folder_with_images_that_fail(segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "FAILURES_NAMED", 2)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(render(4, (96, 128))[0]).save(tmp_path / "in" / "a.png")
+    for name in "bcd":
+        (tmp_path / "in" / f"{name}.png").touch()
+    summary = segmenter.segment_folder(tmp_path / "in", tmp_path / "out")
+    assert (summary.images, summary.failed, len(summary.failures)) == (4, 3, 2)
+    for image, reason in summary.failures:
+        assert image.parent == tmp_path / "in"
+        assert reason == f"{image}: the file is empty"
 
 
 def test_large_overlays_are_reduced(segmenter: Segmenter, tmp_path: Path) -> None:
