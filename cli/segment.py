@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from isicrt.cli.option_types import NamedPath, Number
 from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson, check_result_names
 from isicrt.cli.plan_notice import say_plan_is_code
+from isicrt.cli.segment_notices import truth_lines
 from isicrt.cli.segment_report import (
     Progress,
     RunReport,
@@ -240,7 +241,7 @@ def command(
         decode = "cpu"
     check_result_names({"--json": report_path, "--csv": table_path, "--report": summary_path})
     jobs = find_jobs(images, out, overlays=overlay, on_clash=on_clash)
-    for line in jobs.left_out.lines():
+    for line in (*jobs.left_out.lines(), *truth_lines(jobs)):
         click.echo(printable(line), err=True)
     model_path = shipped.resolve(model)
     check_decode(decode, model_path)

@@ -7,9 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from isicrt.engine.jobs import Jobs
     from isicrt.engine.outcome import Outcome
 
 _NAMED = 3
+
+
+def truth_lines(jobs: Jobs) -> Iterator[str]:
+    """A warning where photographs are to be segmented and ground truth with them: whoever names a whole data set does
+    not mean that."""
+    if count := jobs.truths:
+        yield (
+            f"{count} of {_counted(len(jobs), 'image has', 'images have')} the name of a ground truth, such as "
+            f"{jobs.first_truth}, and will be segmented like photographs: name the folder of the photographs, or a "
+            "pattern such as 'data/**/*.jpg'"
+        )
 
 
 class Some:

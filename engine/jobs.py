@@ -54,6 +54,9 @@ class Jobs(Sequence[Job]):
         self._failures: list[Job] = []
         self.left_out = LeftOut()
         """What the search for the images found and did not take."""
+        self.truths = 0
+        """Images that are named as the ground truth of a data set is, see `isicrt.engine.sources.TRUTH_ENDINGS`."""
+        self.first_truth: Path | None = None
 
     def add_folder(self, folder: str, below: str, names: PackedNames) -> None:
         """Append the images of a folder.

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -198,3 +199,17 @@ def test_masks_without_lesion_are_said(segment) -> None:
         assert result.stderr.splitlines()[0] == "2 masks have no lesion, such as out/a.png"
         assert len(result.stderr.splitlines()) == 1 + drawn
         assert json.loads(Path("r.json").read_text())["without_lesion"] == 2
+
+
+def test_ground_truth_among_the_images_is_said(segment) -> None:
+    for name in "abcd":
+        Image.new("L", (64, 48), 255).save(f"in/{name}_Segmentation.png")
+    result = segment("in", "--out", "out")
+    assert "7 masks in out" in result.stdout
+    said, *_ = result.stderr.splitlines()
+    assert re.fullmatch(
+        r"4 of 7 images have the name of a ground truth, such as in/[a-d]_Segmentation\.png, and will be segmented "
+        r"like photographs: name the folder of the photographs, or a pattern such as 'data/\*\*/\*\.jpg'",
+        said,
+    )
+    assert "ground truth" not in segment("in/*.jpg", "--out", "out").stderr
