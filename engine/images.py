@@ -361,7 +361,10 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise OverflowError(f"{width} x {height} is more than {max_pixels / 1e6:g} megapixels")
+        raise OverflowError(
+            f"{width} x {height} is more than {max_pixels / 1e6:g} megapixels, the limit (isicrt segment "
+            "--max-megapixels, or max_pixels of decode_image, sets another)"
+        )
 
 
 def _stored_grid(image: ImageFile.ImageFile, notes: list[str] | None = None) -> Image.Image:
