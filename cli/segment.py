@@ -99,7 +99,8 @@ _IMAGES_UNTIL_GIVEN_BACK = 1000
     "table_path",
     type=NamedPath(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write a row for each image: mask, size, the lesion's share of it, confidence, or why there is no mask.",
+    help="Write a row for each image: mask, size, the lesion's share of it, confidence, a note where the image looks "
+    "damaged or has an EXIF orientation, or why there is no mask.",
 )
 @click.option(
     "--report",

@@ -119,6 +119,15 @@ def test_check_reports_one_plain_folder_once(split: str, lines: int, rendered_pa
     assert "train:" not in result.stdout
 
 
+def test_check_names_images_that_look_damaged(rendered_pairs: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(rendered_pairs, tmp_path / "data"))
+    image = min((data / "images").iterdir())
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2] + b"\xff\xd9")
+    result = isicrt("check", data)
+    assert result.exit_code == 0, result.output
+    assert f"  1 image looks damaged, though decoders take it: {image}\n" in result.stdout
+
+
 def test_check_refuses_masks_of_0_and_1_and_counts_those_without_lesion(rendered_pairs: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(rendered_pairs, tmp_path / "data"))
     masks = sorted((data / "masks").iterdir())

@@ -74,11 +74,14 @@ def test_masks_without_lesion_are_told_and_a_run_without_validation_prints_none(
     empty = data / "masks" / "ISIC_0000003_Segmentation.png"
     with Image.open(empty) as mask:
         Image.new("L", mask.size).save(empty)
+    cut = data / "images" / "ISIC_0000004.jpg"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2] + b"\xff\xd9")
     arguments = ["train", "--data", str(data), "--recipe", recipe, "--out", str(tmp_path / "run"), "--epochs", "1"]
     arguments += ["--encoder-weights", "none", "--device", "cpu", "--fold", "none"]
     result = CliRunner().invoke(group, arguments)
     assert result.exit_code == 0, result.output
     assert result.output.count(f"1 mask has no lesion: {empty}") == 1
+    assert result.output.count(f"1 image looks damaged, though decoders take it: {cut}") == 1
     assert "epoch   1 tuned" in result.output
     assert "nan" not in result.output
     assert "validation:" not in result.output

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 from pathlib import Path
 
 import pytest
 
+from isicrt.engine import read_process
 from isicrt.engine.gpu_batch import read_chain_image
 from isicrt.engine.images import decode_image, find_damage
 from isicrt.engine.isolation import ImageDecoder
@@ -15,6 +17,7 @@ from isicrt.engine.ledger import Ledger
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.pipeline import run_jobs
+from isicrt.engine.read_process import ReadAll
 from isicrt.engine.sources import find_jobs
 from tests.engine.hostile_files import CASES, JPEG, PNG, WHOLE
 
@@ -84,6 +87,10 @@ def test_an_image_that_a_viewer_turns_is_noted(tmp_path: Path, name: str) -> Non
     assert decode_image(path, SIZE).note == note
     if path.suffix == ".jpg":  # for the GPU, which needs none here
         assert read_chain_image(path, SIZE).note == note
+        answer = pickle.loads(pickle.dumps(ReadAll(1 << 20, 0.0)([str(path)]), protocol=5))
+        with_process = read_process._image(path, answer[0])
+        assert with_process is not None
+        assert with_process.note == note
 
 
 @pytest.mark.parametrize("data", [JPEG, b"\xff\xd8\xff", b"\xff\xd8\xff\xe1\xff\xffExif", JPEG[:2] + b"\xff\xe0" * 99])
