@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import click
 
 from isicrt.cli.candidates import last_names, open_candidates
 from isicrt.cli.recording import RecordingCommand, command_line
-from isicrt.cli.result_files import check_results, write_result
+from isicrt.cli.result_files import check_results, say_written, write_result
 from isicrt.cli.segment_report import printable
 from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
 
@@ -144,12 +143,17 @@ def command(
             models=tuple(scored),
             differences=tuple(compare(scored[0], scored[1:])),
         )
-        _print(evaluation)
-        for path, text in ((csv_file, evaluation.to_csv), (json_file, evaluation.to_json)):
-            if path is not None:
-                write_result(path, text())
-        if figures is not None:
-            _draw(candidates, scored, protocol, label, figures, cases, runs)
+        written: list[Path] = []
+        try:
+            for path, text in ((csv_file, evaluation.to_csv), (json_file, evaluation.to_json)):
+                if path is not None:
+                    write_result(path, text(), quiet=True)
+                    written.append(path)
+            if figures is not None:
+                written += _draw(candidates, scored, protocol, label, figures, cases, runs)
+        finally:  # after the files, which are not to be lost where printing fails
+            _print(evaluation)
+        say_written(written)
     if evaluation.failed:
         ctx.exit(1)
 
@@ -271,7 +275,8 @@ def _draw(
     folder: Path,
     count: int,
     runs: Sequence[Path],
-) -> None:
+) -> list[Path]:
+    """Draw the figures. Returns their files."""
     from isicrt.benchmarks.curves import draw_runs, draw_spread
     from isicrt.benchmarks.figures import draw_panels
 
@@ -285,6 +290,4 @@ def _draw(
     if runs:
         draw_runs(runs, folder / "runs.png")
         written.append(folder / "runs.png")
-    for path in written:
-        click.echo(f"Wrote {path}")
-    sys.stdout.flush()
+    return written
