@@ -131,8 +131,11 @@ def command(
                 result = score_model(
                     candidate, pairs, protocol, batch_size=batch_size, threads=threads, on_image=advance
                 )
-            inside = tuple(problem.replace(f"{data}{os.sep}", "") for problem in result.problems)
-            scored.append(dataclasses.replace(result, problems=inside))
+            inside = [
+                dataclasses.replace(problem, reason=problem.reason.replace(f"{data}{os.sep}", ""))
+                for problem in result.problems
+            ]
+            scored.append(dataclasses.replace(result, problems=tuple(inside)))
         evaluation = Evaluation(
             command=command_line(ctx),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -258,13 +261,26 @@ def _print(evaluation: Evaluation) -> None:
     if empty := evaluation.models[0].without_lesion:
         found = say_without_lesion(empty)
         console.print(Text(f"{found}. There an empty prediction scores 1, and any other 0.", style="yellow"))
+    if whole := evaluation.models[0].nearly_whole:
+        console.print(Text(_say_nearly_whole(whole), style="yellow"))
     for model in evaluation.models:
         if model.problems:
             click.echo(f"{model.label}: {len(model.problems)} of {model.images} images could not be scored:", err=True)
             for problem in model.problems[:_SHOWN]:
-                click.echo(f"  {printable(problem)}", err=True)
+                click.echo(f"  {printable(problem.reason)}", err=True)
             if len(model.problems) > _SHOWN:
-                click.echo(f"  ... and {len(model.problems) - _SHOWN} more (--json FILE lists all)", err=True)
+                click.echo(f"  ... and {len(model.problems) - _SHOWN} more (--csv FILE lists all)", err=True)
+
+
+def _say_nearly_whole(ids: Sequence[str]) -> str:
+    from isicrt.benchmarks.evaluation import NEARLY_WHOLE
+
+    share = f"more than {100 * NEARLY_WHOLE:g} % of"
+    if len(ids) == 1:
+        return f"1 mask covers {share} its image: {ids[0]}. That may be a large lesion, or the mask is inverted."
+    more = ", ..." if len(ids) > 3 else ""
+    found = f"{len(ids)} masks cover {share} their images: {', '.join(ids[:3])}{more}"
+    return f"{found}. Those may be large lesions, or masks that are inverted."
 
 
 def _draw(
