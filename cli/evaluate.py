@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isicrt.cli.candidates import last_names, open_candidates
+from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, say_written, write_result
 from isicrt.cli.segment_report import printable
@@ -155,7 +156,7 @@ def command(
             if figures is not None:
                 written += _draw(candidates, scored, protocol, label, figures, cases, runs)
         finally:  # after the files, which are not to be lost where printing fails
-            _print(evaluation)
+            _print(evaluation, pairs)
         say_written(written)
     if evaluation.failed:
         ctx.exit(1)
@@ -227,7 +228,7 @@ def _progress(label: str, total: int) -> Iterator[Any]:
         yield advance
 
 
-def _print(evaluation: Evaluation) -> None:
+def _print(evaluation: Evaluation, cases: Sequence[Case]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -256,6 +257,8 @@ def _print(evaluation: Evaluation) -> None:
         console.print(grid)
         console.print(Text(f"{table.note}\n" if table.note else "", style="dim"))
     console.print(Text(NEVER_COMPARE, style="yellow"))
+    for line in say_learned_from([(model.label, model.card.training) for model in evaluation.models], cases):
+        console.print(Text(line, style="yellow"))
     if evaluation.split == "train":
         console.print(Text("--split train: a model may have learned from these images.", style="yellow"))
     if empty := evaluation.models[0].without_lesion:
