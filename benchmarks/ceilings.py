@@ -203,10 +203,6 @@ def main(images: Path, model: str | None, limit: int, json_file: Path | None) ->
     chosen = files[:: max(1, len(files) // limit)][:limit]
     path = shipped.resolve(model)
     found, arithmetic = measure(chosen, path)
-    click.echo(f"{len(chosen)} images, {path.name}; CPU ms an image on one thread")
-    for c in found:
-        click.echo(f"{c.stage:8} {c.cpu_ms:8.3f}   at least {c.floor_ms:8.3f}   {c.share:4.0%}")
-    click.echo(f"{arithmetic.gmac:.2f} GMAC an image; a large product: {arithmetic.gmac_per_second:.0f} GMAC/s")
     if json_file:
         facts = {
             "command": recorded_command(["python", "-m", "isicrt.benchmarks.ceilings", *sys.argv[1:]]),
@@ -216,6 +212,10 @@ def main(images: Path, model: str | None, limit: int, json_file: Path | None) ->
             "images": len(chosen),
         }
         json_file.write_text(json.dumps(to_dict(found, arithmetic, **facts), indent=2) + "\n", encoding="utf-8")
+    click.echo(f"{len(chosen)} images, {path.name}; CPU ms an image on one thread")
+    for c in found:
+        click.echo(f"{c.stage:8} {c.cpu_ms:8.3f}   at least {c.floor_ms:8.3f}   {c.share:4.0%}")
+    click.echo(f"{arithmetic.gmac:.2f} GMAC an image; a large product: {arithmetic.gmac_per_second:.0f} GMAC/s")
 
 
 if __name__ == "__main__":

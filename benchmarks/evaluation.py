@@ -50,6 +50,19 @@ class CaseScores:
 
 
 @dataclass(frozen=True)
+class Unscored:
+    """An image that could not be scored."""
+
+    id: str
+    reason: str
+    """With the file."""
+
+
+NEARLY_WHOLE = 0.95
+"""A truth that covers more of its image is rare among photographs of lesions: it may be inverted."""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A model that is scored."""
 
@@ -80,13 +93,18 @@ class Scored:
     """That the data set has."""
     cases: tuple[CaseScores, ...]
     """Images that were scored, in the data set's order."""
-    problems: tuple[str, ...]
-    """Images that were not, and why."""
+    problems: tuple[Unscored, ...]
+    """Images that were not, and why; in the same order."""
 
     @property
     def without_lesion(self) -> tuple[str, ...]:
         """Ids of the images that were scored and whose truth is empty: an empty mask scores 1 there, any other 0."""
         return tuple(case.case.id for case in self.cases if not case.truth_share)
+
+    @property
+    def nearly_whole(self) -> tuple[str, ...]:
+        """Ids of the images that were scored and whose truth covers more than `NEARLY_WHOLE` of them."""
+        return tuple(case.case.id for case in self.cases if case.truth_share > NEARLY_WHOLE)
 
     @cached_property
     def summary(self) -> dict[str, float | int]:
@@ -167,7 +185,7 @@ def score_model(
         )
 
     done: list[CaseScores] = []
-    problems: list[str] = []
+    problems: list[Unscored] = []
     batches = [cases[start : start + batch_size] for start in range(0, len(cases), batch_size)]
     pool = ThreadPoolExecutor(threads or available_cores(), thread_name_prefix="isicrt-score")
     try:
@@ -179,17 +197,17 @@ def score_model(
             readable = [(case, i) for case, i in zip(batch, images, strict=True) if isinstance(i, Decoded)]
             probabilities = infer(runtime, [(case, image) for case, image in readable])
             scored = pool.map(score, *zip(*readable, strict=True), probabilities) if readable else iter(())
-            for image in images:
+            for case, image in zip(batch, images, strict=True):
                 outcome = next(scored) if isinstance(image, Decoded) else image
                 if isinstance(outcome, CaseScores):
                     done.append(outcome)
                 else:
-                    problems.append(str(outcome))
+                    problems.append(Unscored(case.id, str(outcome)))
                 on_image()
     finally:
         pool.shutdown(cancel_futures=True)
     if not done:
-        first = f" The first: {problems[0]}" if problems else ""
+        first = f" The first: {problems[0].reason}" if problems else ""
         raise DataError(f"{candidate.label}: not one of {len(cases)} images could be scored.{first}")
     return Scored(
         label=candidate.label,

@@ -61,10 +61,15 @@ class Evaluation:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
-        """One row for each model and image, unrounded."""
-        rows = [{"model": model.label} | _row(case) for model in self.models for case in model.cases]
+        """One row for each model and image, unrounded; of one that was not scored, the reason in place of scores."""
+        rows: list[dict[str, Any]] = []
+        for model in self.models:
+            found = [_row(case) for case in model.cases]
+            found += [{"image": problem.id, "error": problem.reason} for problem in model.problems]
+            rows += [{"model": model.label} | row for row in sorted(found, key=lambda row: str(row["image"]))]
+        columns = ["model", *_row(self.models[0].cases[0]), "error"]
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
@@ -81,7 +86,7 @@ def _model(model: Scored) -> dict[str, Any]:
         "threshold": model.threshold,
         "clean_up": list(model.clean_up),
         "summary": model.summary,
-        "problems": list(model.problems),
+        "problems": [problem.reason for problem in model.problems],
         "card": model.card.to_dict(),
         "per_image": [_row(case) for case in model.cases],
     }

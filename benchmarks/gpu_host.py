@@ -261,9 +261,9 @@ def main(
         own_processes=ALONE,
         own_count=own_count,
     )
-    click.echo(to_markdown(data))
     if json_file is not None:
         json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    click.echo(to_markdown(data))
 
 
 if __name__ == "__main__":

@@ -111,11 +111,18 @@ def command(
 ) -> None:
     """Measure the peak memory of isicrt segment."""
     readings = _read_all(images, shipped.resolve(model), counts, batch_sizes, large_images, large_count)
+    if json_file:
+        json_file.write_text(json.dumps(_report(readings), indent=2) + "\n", encoding="utf-8")
+    for reading in readings:
+        click.echo(_line(reading))
     for what in ("count", "resume"):
         if (more := growth(readings, what)) is not None:
             click.echo(f"{what}: {counts[-1]} images against {counts[0]}: {more:+.1%}")
-    if json_file:
-        json_file.write_text(json.dumps(_report(readings), indent=2) + "\n", encoding="utf-8")
+
+
+def _line(r: Reading) -> str:
+    peak = "unknown" if r.peak_rss_mb is None else f"{r.peak_rss_mb:.0f} MB"
+    return f"{r.what}: {r.images} images, batch {r.batch_size}: {peak}, {r.seconds:.0f} s"
 
 
 def _read_all(
@@ -128,10 +135,8 @@ def _read_all(
         def read(whats: Sequence[str], files: Sequence[Path], count: int, batch_size: int) -> None:
             links, out = link_images(files, folder / "links", count), folder / "masks"
             for what in whats:
-                r = read_peak(what, links, count, batch_size, model, out)
-                readings.append(r)
-                peak = "unknown" if r.peak_rss_mb is None else f"{r.peak_rss_mb:.0f} MB"
-                click.echo(f"{what}: {count} images, batch {batch_size}: {peak}, {r.seconds:.0f} s")
+                readings.append(read_peak(what, links, count, batch_size, model, out))
+                click.echo(_line(readings[-1]), err=True)
             shutil.rmtree(out)
             shutil.rmtree(links)
 

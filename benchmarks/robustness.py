@@ -170,9 +170,9 @@ def command(
         raise click.ClickException(f"{json_file}: there is no folder {json_file.parent}")
     with ExitStack() as stack:
         result = _run(models, roots, split, ids, json_file, stack)
-    click.echo(to_markdown(result))
     if json_file is not None:
         replace_file(json_file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    click.echo(to_markdown(result))
     if result["problems"]:
         raise click.ClickException(f"{len(result['problems'])} of {result['data']['images']} images were not measured")
 

@@ -26,7 +26,7 @@ from isicrt.benchmarks.tables import machine, tables, to_csv, to_markdown
 from isicrt.benchmarks.workload import RENDERED_NOTE
 from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.recording import RecordingCommand, command_line
-from isicrt.cli.result_files import check_results, write_result
+from isicrt.cli.result_files import check_results, say_written, write_result
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.heap import keep_buffers, share_heaps
 from isicrt.engine.pipeline import available_cores, default_processes
@@ -195,9 +195,12 @@ def command(
         raise DataError(f"{error.filename or 'bench'}: {error.strerror or error} ({hint})") from error
     if sys.stderr.isatty():
         click.echo(_REDRAW, nl=False, err=True)
-    _print(report)
-    for path, text in files:
-        write_result(path, text(report))
+    try:
+        for path, text in files:
+            write_result(path, text(report), quiet=True)
+    finally:  # after the files, which are not to be lost where printing fails
+        _print(report)
+    say_written(path for path, _ in files)
     problems = failures(report, gates, {}) if old is None else _print_comparison(report, old, gates)
     for problem in problems:
         click.echo(f"Failed: {problem}", err=True)

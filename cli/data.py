@@ -166,18 +166,22 @@ def audit(
         twins = find_twins(images, others, candidates=candidates, threads=threads, on_progress=show)
 
     named = [(twin, *_verdict(twin, against is not None)) for twin in twins]
-    for twin, verdict, _ in named:
-        click.echo(f"{twin.a} {twin.b}: {twin.inliers} places, correlation {twin.correlation:.2f}, {verdict}")
     known = sum(good for _, _, good in named)
-    side = f" against {len(others)}" if against else ""
-    click.echo(f"{len(images)} images{side}: {len(twins)} pairs of one lesion, {len(twins) - known} of them not known")
-    if json_file:
-        found = {"images": len(images), "against": len(others), "pairs": [_record(*entry) for entry in named]}
-        write_result(json_file, json.dumps(found, indent=1) + "\n", quiet=True)
-    if sheet and twins:
-        _write_sheet(twins[::-1], sheet)
-    elif sheet:
-        click.echo(f"{sheet}: not written, there is no pair to draw")
+    drawn = "not written, there is no pair to draw"
+    try:
+        if json_file:
+            found = {"images": len(images), "against": len(others), "pairs": [_record(*entry) for entry in named]}
+            write_result(json_file, json.dumps(found, indent=1) + "\n", quiet=True)
+        if sheet and twins:
+            drawn = _write_sheet(twins[::-1], sheet)
+    finally:  # after the files, which are not to be lost where printing fails
+        for twin, verdict, _ in named:
+            click.echo(f"{twin.a} {twin.b}: {twin.inliers} places, correlation {twin.correlation:.2f}, {verdict}")
+        side = f" against {len(others)}" if against else ""
+        unknown = len(twins) - known
+        click.echo(f"{len(images)} images{side}: {len(twins)} pairs of one lesion, {unknown} of them not known")
+    if sheet:
+        click.echo(f"{sheet}: {drawn}")
     if against and known < len(twins):
         click.echo("Leave these images out of training: isicrt.trainer.twins has the table.")
         ctx.exit(1)
@@ -233,7 +237,8 @@ def _record(twin: Twin, verdict: str, known: bool) -> dict[str, Any]:
     }
 
 
-def _write_sheet(twins: Sequence[Twin], file: Path) -> None:
+def _write_sheet(twins: Sequence[Twin], file: Path) -> str:
+    """Draw the pairs. Returns how many there are, in words."""
     from PIL import Image
 
     from isicrt.trainer.twin_sheet import MAX_PAIRS, draw_sheet
@@ -243,4 +248,4 @@ def _write_sheet(twins: Sequence[Twin], file: Path) -> None:
     except OSError as error:
         raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
     more = f", of {len(twins)}" if len(twins) > MAX_PAIRS else ""
-    click.echo(f"{file}: {min(len(twins), MAX_PAIRS)} pairs{more}")
+    return f"{min(len(twins), MAX_PAIRS)} pairs{more}"

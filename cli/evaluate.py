@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isicrt.cli.candidates import last_names, open_candidates
+from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.recording import RecordingCommand, command_line
-from isicrt.cli.result_files import check_results, write_result
+from isicrt.cli.result_files import check_results, say_written, write_result
 from isicrt.cli.segment_report import printable
 from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
 
@@ -132,8 +132,11 @@ def command(
                 result = score_model(
                     candidate, pairs, protocol, batch_size=batch_size, threads=threads, on_image=advance
                 )
-            inside = tuple(problem.replace(f"{data}{os.sep}", "") for problem in result.problems)
-            scored.append(dataclasses.replace(result, problems=inside))
+            inside = [
+                dataclasses.replace(problem, reason=problem.reason.replace(f"{data}{os.sep}", ""))
+                for problem in result.problems
+            ]
+            scored.append(dataclasses.replace(result, problems=tuple(inside)))
         evaluation = Evaluation(
             command=command_line(ctx),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -144,12 +147,17 @@ def command(
             models=tuple(scored),
             differences=tuple(compare(scored[0], scored[1:])),
         )
-        _print(evaluation)
-        for path, text in ((csv_file, evaluation.to_csv), (json_file, evaluation.to_json)):
-            if path is not None:
-                write_result(path, text())
-        if figures is not None:
-            _draw(candidates, scored, protocol, label, figures, cases, runs)
+        written: list[Path] = []
+        try:
+            for path, text in ((csv_file, evaluation.to_csv), (json_file, evaluation.to_json)):
+                if path is not None:
+                    write_result(path, text(), quiet=True)
+                    written.append(path)
+            if figures is not None:
+                written += _draw(candidates, scored, protocol, label, figures, cases, runs)
+        finally:  # after the files, which are not to be lost where printing fails
+            _print(evaluation, pairs)
+        say_written(written)
     if evaluation.failed:
         ctx.exit(1)
 
@@ -220,7 +228,7 @@ def _progress(label: str, total: int) -> Iterator[Any]:
         yield advance
 
 
-def _print(evaluation: Evaluation) -> None:
+def _print(evaluation: Evaluation, cases: Sequence[Case]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -249,18 +257,33 @@ def _print(evaluation: Evaluation) -> None:
         console.print(grid)
         console.print(Text(f"{table.note}\n" if table.note else "", style="dim"))
     console.print(Text(NEVER_COMPARE, style="yellow"))
+    for line in say_learned_from([(model.label, model.card.training) for model in evaluation.models], cases):
+        console.print(Text(line, style="yellow"))
     if evaluation.split == "train":
         console.print(Text("--split train: a model may have learned from these images.", style="yellow"))
     if empty := evaluation.models[0].without_lesion:
         found = say_without_lesion(empty)
         console.print(Text(f"{found}. There an empty prediction scores 1, and any other 0.", style="yellow"))
+    if whole := evaluation.models[0].nearly_whole:
+        console.print(Text(_say_nearly_whole(whole), style="yellow"))
     for model in evaluation.models:
         if model.problems:
             click.echo(f"{model.label}: {len(model.problems)} of {model.images} images could not be scored:", err=True)
             for problem in model.problems[:_SHOWN]:
-                click.echo(f"  {printable(problem)}", err=True)
+                click.echo(f"  {printable(problem.reason)}", err=True)
             if len(model.problems) > _SHOWN:
-                click.echo(f"  ... and {len(model.problems) - _SHOWN} more (--json FILE lists all)", err=True)
+                click.echo(f"  ... and {len(model.problems) - _SHOWN} more (--csv FILE lists all)", err=True)
+
+
+def _say_nearly_whole(ids: Sequence[str]) -> str:
+    from isicrt.benchmarks.evaluation import NEARLY_WHOLE
+
+    share = f"more than {100 * NEARLY_WHOLE:g} % of"
+    if len(ids) == 1:
+        return f"1 mask covers {share} its image: {ids[0]}. That may be a large lesion, or the mask is inverted."
+    more = ", ..." if len(ids) > 3 else ""
+    found = f"{len(ids)} masks cover {share} their images: {', '.join(ids[:3])}{more}"
+    return f"{found}. Those may be large lesions, or masks that are inverted."
 
 
 def _draw(
@@ -271,7 +294,8 @@ def _draw(
     folder: Path,
     count: int,
     runs: Sequence[Path],
-) -> None:
+) -> list[Path]:
+    """Draw the figures. Returns their files."""
     from isicrt.benchmarks.curves import draw_runs, draw_spread
     from isicrt.benchmarks.figures import draw_panels
 
@@ -285,6 +309,4 @@ def _draw(
     if runs:
         draw_runs(runs, folder / "runs.png")
         written.append(folder / "runs.png")
-    for path in written:
-        click.echo(f"Wrote {path}")
-    sys.stdout.flush()
+    return written

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from isicrt._command import explained
+from isicrt._command import explained, unprinted
 from isicrt._version import __version__
 from isicrt.cli.stopping import leave_if_stuck
 from isicrt.engine.errors import IsicrtError
@@ -81,6 +81,11 @@ def main() -> None:
         code = error.exit_code
     except click.exceptions.Exit as error:
         code = error.exit_code
+    except OSError as error:  # click has dealt with a closed pipe
+        if (lost := unprinted(error)) is None:
+            raise
+        lost.show()
+        code = lost.exit_code
     code = code if isinstance(code, int) else 0
     leave_if_stuck(code=code)
     sys.exit(code)

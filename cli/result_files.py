@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -66,6 +66,12 @@ def write_result(path: Path, text: str, *, quiet: bool = False) -> None:
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}") from error
     if not quiet:
+        say_written([path])
+
+
+def say_written(paths: Iterable[Path]) -> None:
+    """What `write_result` says, of files that were written before anything was printed."""
+    for path in paths:
         click.echo(f"Wrote {path}")
 
 

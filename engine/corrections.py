@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from isal import isal_zlib
 
-from isicrt.engine.errors import DataError
-from isicrt.engine.images import PNG_SIGNATURE, RISKY_SIGNATURES, read_image, read_source
+from isicrt.engine.errors import DataError, ImageError
+from isicrt.engine.images import PNG_SIGNATURE, RISKY_SIGNATURES, check_highest, read_image, read_source
 from isicrt.engine.scores import FOREGROUND_ABOVE
 
 _PNG_HEAD = struct.Struct(">8sI4sII")
@@ -52,7 +52,7 @@ def is_as_written(path: Path, size: tuple[int, int], entry: Mapping[str, Any]) -
 
 
 def find_correction(path: Path, size: tuple[int, int] | None, entry: Mapping[str, Any]) -> Correction | None:
-    """What somebody made of a mask that is not as it was written; None where it is cut, damaged or of another size.
+    """What somebody made of a mask that is not as it was written; None where it is cut or damaged.
 
     A PNG counts only with every chunk's CRC: decoders are content with files that a power cut has torn.
 
@@ -60,6 +60,10 @@ def find_correction(path: Path, size: tuple[int, int] | None, entry: Mapping[str
         path: of the mask, for which `is_as_written` is False.
         size: (height, width) that it must have; None for any.
         entry: the journal's line about it. One that does not say what was written cannot tell a change.
+
+    Raises:
+        ImageError: it is a whole image that is no mask as it stands, and somebody's work all the same: of another
+            size, as tools for annotation save at that of the display, or of 0 and 1.
     """
     if not isinstance(entry.get("mask_crc"), int):
         return None
@@ -75,8 +79,17 @@ def find_correction(path: Path, size: tuple[int, int] | None, entry: Mapping[str
         return Correction(None, None) if isinstance(error.__cause__, (OverflowError, MemoryError)) else None
     found = pixels.shape[0], pixels.shape[1]
     if size is not None and found != size:
-        return None
-    return Correction(found, np.count_nonzero((pixels > FOREGROUND_ABOVE).all(axis=2)) / (found[0] * found[1]))
+        raise ImageError(
+            f"{path}: was changed since isicrt wrote it and is {found[1]} x {found[0]} pixels, its image {size[1]} x "
+            f"{size[0]}: save it at that size, or remove it to have it made again"
+        )
+    lesion = np.count_nonzero((pixels > FOREGROUND_ABOVE).all(axis=2))
+    if not lesion:
+        try:
+            check_highest(path, int(pixels.max()))
+        except DataError as error:
+            raise ImageError(f"{error}, or remove it to have it made again") from error
+    return Correction(found, lesion / (found[0] * found[1]))
 
 
 def _has_whole_chunks(data: bytes) -> bool:

@@ -143,7 +143,8 @@ class Segmenter:
             on_outcome: called for each image as it ends. It must not use this segmenter: with a plan and ``decode`` on
                 the GPU, `segment` and `probability` raise ModelError meanwhile.
             existing: ``resume`` skips what an earlier run did with this model and these settings, and masks that were
-                changed by hand since (see `Outcome.kept`); ``overwrite`` does everything.
+                changed by hand since (see `Outcome.kept`; of another size or of 0 and 1, they fail); ``overwrite``
+                does everything.
             retry_failed: try unchanged files again that failed because of what is in them.
             decode: ``auto``, ``gpu`` or ``cpu``, see `isicrt.engine.gpu_stages.open_chain`.
             processes: that segment images, or finish masks, beside this one, see `isicrt.engine.pipeline.run_jobs`; 0

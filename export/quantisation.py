@@ -309,14 +309,15 @@ def main(
         images, masks, size, calibrate=calibration_images, compare=parity_images
     )
     result = quantise_file(model, calibration, samples, method=method, rounding=rounding, source=source)
-    _print(result, model)
     change = result.parity.jaccard_change
     if change is not None and -change > max_loss:
+        _print(result, model)
         raise BuildError(
             f"int8: the Jaccard index falls by {-change:.4f} (limit {max_loss:g}). Nothing was written. Try "
             "another --method or more --calibration-images, or raise --max-loss."
         )
     replace_file(out, result.onnx)
+    _print(result, model)
     click.echo(f"Wrote {out}  {out.stat().st_size / 1e6:.2f} MB (float32: {model.stat().st_size / 1e6:.2f} MB)")
 
 

@@ -3,6 +3,8 @@ people, and no traceback."""
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import click
@@ -16,7 +18,27 @@ def explained(error: IsicrtError | OSError) -> click.ClickException:
         return click.UsageError(str(error))
     if isinstance(error, OSError) and error.filename and error.strerror:
         return click.ClickException(f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and (lost := unprinted(error)) is not None:
+        return lost
     return click.ClickException(str(error))
+
+
+def unprinted(error: OSError) -> click.ClickException | None:
+    """What a command ends with whose standard output takes no more, such as one that goes to a full disk; None where
+    the error is another one. What was not printed is dropped: Python would try once more at its end, and complain."""
+    if error.filename is not None:
+        return None
+    try:
+        place = sys.stdout.fileno()
+    except (AttributeError, OSError):  # a test's, or none at all
+        return None
+    try:
+        sys.stdout.flush()
+        os.write(place, b"\n")  # unbuffered, nothing is left to flush
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), place)
+        return click.ClickException(f"the standard output cannot be written: {error.strerror or error}")
+    return None
 
 
 class ModuleCommand(click.Command):

@@ -66,11 +66,11 @@ def command(
     """Time isicrt segment beside other ways of doing the same work."""
     file, peers = shipped.resolve(model), _peers(names)
     race = _race(images, file, _float_model(file, float_model, peers, baseline), peers, baseline, runs, load)
-    click.echo(race.to_markdown(), nl=False)
     if json_file:
         json_file.write_text(json.dumps(race.to_dict(), indent=2) + "\n", encoding="utf-8")
     if markdown_file:
         markdown_file.write_text(race.to_markdown(), encoding="utf-8")
+    click.echo(race.to_markdown(), nl=False)
 
 
 def _peers(names: str) -> list[Peer]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from isicrt.benchmarks.environment import Environment
-from isicrt.benchmarks.evaluation import Case, CaseScores, Scored, compare
+from isicrt.benchmarks.evaluation import Case, CaseScores, Scored, Unscored, compare
 from isicrt.benchmarks.evaluation_result import Evaluation
 from isicrt.benchmarks.report_protocol import ReportProtocol
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol, ScoringProtocol
@@ -24,7 +24,7 @@ def sample_scores(jaccards: dict[str, float], *, official: bool = True) -> tuple
 
 
 def sample_scored(
-    label: str, jaccards: dict[str, float], *, protocol: ScoringProtocol, problems: tuple[str, ...] = ()
+    label: str, jaccards: dict[str, float], *, protocol: ScoringProtocol, problems: tuple[Unscored, ...] = ()
 ) -> Scored:
     """One model's scores."""
     card = darkness_card()
@@ -47,7 +47,8 @@ def sample_evaluation(*, official: bool = True) -> Evaluation:
     """Two models on three images, of which the second could not score one."""
     protocol: ScoringProtocol = OfficialProtocol() if official else ReportProtocol()
     frozen = sample_scored("frozen", {"a": 0.5, "b": 0.7, "c": 0.9}, protocol=protocol)
-    tuned = sample_scored("tuned", {"a": 0.75, "c": 1.0}, protocol=protocol, problems=("images/b.jpg: is empty",))
+    unscored = Unscored("b", "images/b.jpg: is empty")
+    tuned = sample_scored("tuned", {"a": 0.75, "c": 1.0}, protocol=protocol, problems=(unscored,))
     return Evaluation(
         command="isicrt evaluate frozen/best.pt tuned/best.pt --data data",
         date="2026-01-02T03:04:05+00:00",

@@ -95,9 +95,10 @@ def test_a_bad_image_costs_itself(
     assert [c.case.id for c in scored.cases] == [cases[0].id, cases[1].id]
     assert scored.images == len(seen) == 5
     assert scored.summary["images"] == 2
-    assert "broken.jpg" in scored.problems[0]
-    assert f"wrong.png: is 3 x 4 pixels, its image {cases[0].image.name} 90 x 120" in scored.problems[1]
-    assert "text.png" in scored.problems[2]
+    assert "broken.jpg" in scored.problems[0].reason
+    assert f"wrong.png: is 3 x 4 pixels, its image {cases[0].image.name} 90 x 120" in scored.problems[1].reason
+    assert "text.png" in scored.problems[2].reason
+    assert [problem.id for problem in scored.problems] == ["a", "b", "c"]
 
 
 def test_nothing_that_can_be_scored(candidate: Candidate, cases: list[Case], tmp_path: Path) -> None:

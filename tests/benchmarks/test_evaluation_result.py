@@ -54,10 +54,13 @@ def test_csv_has_a_row_for_each_model_and_image() -> None:
         ("frozen", "b"),
         ("frozen", "c"),
         ("tuned", "a"),
+        ("tuned", "b"),
         ("tuned", "c"),
     ]
-    assert list(rows[0]) == ["model", "image", "height", "width", *SCORES, "lesion_share", "truth_share"]
+    assert list(rows[0]) == ["model", "image", "height", "width", *SCORES, "lesion_share", "truth_share", "error"]
     assert (rows[1]["height"], rows[1]["jaccard"], rows[1]["lesion_share"]) == ("96", "0.7", "0.25")
+    assert [row["error"] for row in rows] == ["", "", "", "", "images/b.jpg: is empty", ""]
+    assert (rows[4]["height"], rows[4]["jaccard"], rows[4]["truth_share"]) == ("", "", "")
 
 
 def test_failures_are_counted_over_all_models() -> None:

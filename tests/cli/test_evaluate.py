@@ -117,17 +117,23 @@ def test_a_bad_image_is_listed_and_the_rest_is_scored(darkness_onnx: Path, data:
 def test_a_truth_of_0_and_1_is_a_problem_and_one_without_lesion_is_told(
     darkness_onnx: Path, data: Path, tmp_path: Path, protocol: str
 ) -> None:
-    wrong, empty = (data / "masks" / f"ISIC_000000{n}_Segmentation.png" for n in (3, 4))
+    wrong, empty, full = (data / "masks" / f"ISIC_000000{n}_Segmentation.png" for n in (3, 4, 5))
     with Image.open(wrong) as mask:
         mask.point(lambda level: level // 255).save(wrong)
     with Image.open(empty) as mask:
         Image.new("L", mask.size).save(empty)
-    result = _evaluate(darkness_onnx, "--data", data, "--json", tmp_path / "r.json", "--protocol", protocol)
+    with Image.open(full) as mask:
+        Image.new("L", mask.size, 255).save(full)
+    files = ("--json", tmp_path / "r.json", "--csv", tmp_path / "r.csv")
+    result = _evaluate(darkness_onnx, "--data", data, *files, "--protocol", protocol)
     assert result.exit_code == 1
     assert "11/12" in result.output
     message = "masks/ISIC_0000003_Segmentation.png: its highest value is 1, and lesion is above 128: multiply by 255"
     assert message in _words(result)
     assert "1 mask has no lesion: ISIC_0000004. There an empty prediction scores 1" in _words(result)
+    assert "1 mask covers more than 95 % of its image: ISIC_0000005. That may be a large lesion" in _words(result)
+    empty_cells = "," * (10 if protocol == "official" else 6)
+    assert f'darkness,ISIC_0000003{empty_cells},"{message}"\n' in (tmp_path / "r.csv").read_text()
     (model,) = json.loads((tmp_path / "r.json").read_text())["models"]
     assert model["problems"] == [message]
     assert "ISIC_0000003" not in {row["image"] for row in model["per_image"]}

@@ -1,7 +1,8 @@
-"""Masks that somebody corrected by hand are kept; what is cut, damaged or of another size is made again."""
+"""Masks that somebody corrected by hand are kept; what is cut or damaged is made again."""
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import sys
@@ -127,6 +128,48 @@ def test_a_correction_outlives_what_changes_around_it(
     assert MASK.read_bytes() == drawn
 
 
+def _as_classes(level: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(_drawn().astype(np.uint8) * level).save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("drawn", "reason"),
+    [
+        pytest.param(encode_png(_drawn((20, 30))), "is 30 x 20 pixels, its image 60 x 40: save it", id="another_size"),
+        pytest.param(_as_classes(1), "its highest value is 1, and lesion is above 128: multiply by 255", id="0_and_1"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"mask_bits": 8}])
+def test_what_somebody_saved_and_is_no_mask_fails_and_is_not_lost(
+    here: Path, segmenter: Segmenter, drawn: bytes, reason: str, options: dict
+) -> None:
+    _run(segmenter)
+    written = MASK.read_bytes()
+    MASK.write_bytes(drawn)
+    for _ in range(2):
+        ended = _run(segmenter, **options)
+        assert ended["a"].error is not None
+        assert ended["a"].error.startswith(f"{MASK}: ")
+        assert reason in ended["a"].error
+        assert "or remove it to have it made again" in ended["a"].error
+        assert ended["b"].error is None
+        assert MASK.read_bytes() == drawn
+    MASK.unlink()
+    assert _run(segmenter)["a"].error is None
+    assert MASK.read_bytes() == written
+    MASK.write_bytes(drawn)
+    assert _run(segmenter, existing="overwrite")["a"].error is None
+    assert MASK.read_bytes() == written
+
+
+def test_a_mask_of_0_throughout_is_a_correction(here: Path, segmenter: Segmenter) -> None:
+    _run(segmenter)
+    MASK.write_bytes(_as_classes(0))
+    assert (_run(segmenter)["a"].kept, _run(segmenter)["a"].lesion_fraction) == (KEPT, 0.0)
+
+
 def test_a_correction_is_no_mask_of_another_image(here: Path, segmenter: Segmenter) -> None:
     _run(segmenter)
     drawn = encode_png(_drawn())
@@ -162,7 +205,6 @@ def _with_chunk(data: bytes) -> bytes:
         pytest.param(lambda png: _flipped(png, len(png) - 20), None, id="a_bit"),
         pytest.param(lambda png: bytes(len(png)), None, id="zeroed"),
         pytest.param(lambda png: b"", None, id="empty"),
-        pytest.param(lambda png: encode_png(_drawn((20, 30))), None, id="another_size"),
         pytest.param(lambda png: b"drawn by hand", None, id="no_image"),
     ],
 )

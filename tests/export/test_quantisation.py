@@ -177,6 +177,17 @@ def test_command(tiny_file: Path, rendered_pairs: Path, tmp_path: Path) -> None:
         assert runtime.card.precision == "int8"
 
 
+def test_the_model_is_written_before_anything_is_printed(
+    tiny_file: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(quantisation, "_print", closed)
+    assert call(tiny_file, rendered_pairs, tmp_path / "out.onnx", "--max-loss", "1").exit_code == 1
+    assert (tmp_path / "out.onnx").exists()
+
+
 def test_a_loss_above_the_limit_writes_nothing(
     tiny_file: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,62 @@
+"""What is said of the images that a model learned from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from isicrt.benchmarks.evaluation import Case
+from isicrt.cli.learned_from import say_learned_from
+from isicrt.cli.main import group
+from isicrt.trainer.dataset import LEFT_OUT, check_pairs, find_pairs
+
+GENERAL = "learned from {} training images ({}); a score on those, or on others of their lesions, says nothing about"
+
+
+@pytest.fixture
+def cases(rendered_pairs: Path) -> list[Case]:
+    return [Case(pair.id, pair.image, pair.mask) for pair in find_pairs(rendered_pairs)]
+
+
+@pytest.fixture
+def sha256(rendered_pairs: Path) -> str:
+    return check_pairs(find_pairs(rendered_pairs)).sha256
+
+
+def test_models_of_one_training_are_one_line(cases: list[Case]) -> None:
+    both = {"data": ["data/isic2016", "data/isic2018-extra"], "data_sha256": "ab" * 32, "training_images": 1772}
+    other = {"data": "shots/of\a", "training_images": 12}
+    lines = say_learned_from([("a", both), ("b", other), ("c", both)], cases)
+    assert [line.partition(" learned")[0] for line in lines] == ["a, c", "b"]
+    assert GENERAL.format("1,772", "isic2016, isic2018-extra") in lines[0]
+    assert GENERAL.format("12", "shots/of\\x07") in lines[1]
+
+
+@pytest.mark.parametrize(
+    "training", [{}, {"data": []}, {"data": ["a"]}, {"training_images": 3}, {"data": 7, "training_images": 3}]
+)
+def test_a_card_that_says_nothing(training: dict, cases: list[Case]) -> None:
+    assert say_learned_from([("a", training)], cases) == []
+
+
+@pytest.mark.parametrize(
+    ("learned", "held_out", "known"),
+    [(12, 0, True), (9, 3, True), (12, None, True), (11, 0, False), (12, 1, False)],
+)
+def test_the_images_themselves(learned: int, held_out: int | None, known: bool, cases: list[Case], sha256: str) -> None:
+    training = {"data": ["x/mine"], "data_sha256": sha256, "training_images": learned, "validation_images": held_out}
+    left_out = Case(next(iter(LEFT_OUT)), cases[0].image, cases[0].truth)
+    for scored in (cases, [*cases, left_out]):
+        (line,) = say_learned_from([("a", training)], scored)
+        assert ("a LEARNED FROM THESE IMAGES (x/mine; " in line) is known
+    (line,) = say_learned_from([("a", {**training, "data_sha256": "ab" * 32})], cases)
+    assert "LEARNED" not in line, "other images, as many of them"
+
+
+def test_it_stands_under_the_table(rendered_pairs: Path) -> None:
+    result = CliRunner().invoke(group, ["evaluate", "unet-light-int8", "--data", str(rendered_pairs)])
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert f"unet-light-int8 {GENERAL.format('1,772', 'isic2016, isic2018-extra')}" in said
