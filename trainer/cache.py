@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from isicrt.engine.cache_folder import cache_folder
+from isicrt.engine.cache_folder import cache_file
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array, resize_image
 from isicrt.engine.images import read_image, read_mask
@@ -61,13 +61,13 @@ def resized_pairs(
     Args:
         pairs: at least one.
         size: pixels.
-        folder: of caches; None for `cache_folder`. A cache belongs to names, sizes and times of change of its files, so
-            an edited image makes a new one. Old ones may be deleted at any time.
+        folder: of caches; None for the user's, see `cache_file`. A cache belongs to names, sizes and times of change of
+            its files, so an edited image makes a new one. Old ones may be deleted at any time.
         within: a longer list that has all of the pairs, and whose cache is read: runs that learn from parts of one
             list then share one cache.
 
     Raises:
-        DataError: a file cannot be decoded, or the cache cannot be written.
+        DataError: a file cannot be decoded, or the cache cannot be written or has no place.
     """
     if not pairs:
         raise DataError("there is no image to cache")
@@ -76,7 +76,13 @@ def resized_pairs(
         number = {pair.id: i for i, pair in enumerate(within)}
         rows = [number[pair.id] for pair in pairs]
         return ResizedPairs(np.asarray(whole.images[rows]), np.asarray(whole.masks[rows]))
-    place = (folder or cache_folder()) / f"pairs-{size}-{_key(pairs, size)}"
+    name = f"pairs-{size}-{_key(pairs, size)}"
+    place = cache_file(name) if folder is None else folder / name
+    if place is None:
+        raise DataError(
+            "the cache of resized images has no place, because the user has no home folder. Name a folder with "
+            "ISICRT_CACHE, or train without a cache (--no-cache)"
+        )
     if not place.is_dir():
         _fill(pairs, size, place)
     images, masks = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("images", "masks"))

@@ -66,6 +66,17 @@ def test_a_folder_that_cannot_be_written_is_named(rendered_pairs: Path, tmp_path
         resized_pairs(find_pairs(rendered_pairs)[:1], 32, tmp_path / "file" / "caches")
 
 
+def test_a_user_without_a_home_is_told_of_the_variable(rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(*_: Any) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for variable in ("ISICRT_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(DataError, match="Name a folder with ISICRT_CACHE, or train without a cache"):
+        resized_pairs(find_pairs(rendered_pairs)[:1], 32)
+
+
 def test_nothing_to_cache(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no image"):
         resized_pairs([], 32, tmp_path)
