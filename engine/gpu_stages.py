@@ -4,6 +4,7 @@ threads unpack, clean and write masks."""
 from __future__ import annotations
 
 import logging
+import shlex
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from isicrt.engine.gpu_decode import HARDWARE_LOAD
 from isicrt.engine.gpu_lane import ChainTicket
 from isicrt.engine.images import MAX_PIXELS
 from isicrt.engine.outcome import DecodeCounts
+from isicrt.engine.rebuild import CHECKPOINT, plan_source
 from isicrt.engine.routes import Item
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job
@@ -93,9 +95,12 @@ def check_decode(decode: str, model: Path) -> None:
     if decode not in DECODE:
         raise SettingsError(f"decode {decode!r}: must be one of {', '.join(DECODE)}")
     if decode == "gpu" and model.suffix == ".onnx":
+        source = plan_source(model)
+        command = shlex.join(["isicrt", "build-engine", source, "--fp16"])
+        named = ", CHECKPOINT being the model that this int8 file was made of," if source == CHECKPOINT else ""
         raise SettingsError(
             f"--decode gpu: {model} is an ONNX file, which runs on the CPU. Leave --decode out, or build a plan on a "
-            f"machine with an NVIDIA GPU (isicrt build-engine {model} --fp16) and give that plan in its place"
+            f"machine with an NVIDIA GPU ({command}){named} and give that plan in its place"
         )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from isicrt.engine import shipped
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import ModelError
@@ -20,6 +22,10 @@ _PLAN, _ONNX = "model.plan", "model.onnx"
 _OLDEST_TARGET = 8.0
 """TensorRT for RTX prepares a plan for all that it knows from this compute capability on, unless it is told."""
 _MOST_TEXT = 1000
+CHECKPOINT = "CHECKPOINT"
+"""Stands in a command for a file that nobody here knows."""
+_EXPORTED = re.compile(r"(-int8|-x\d+|-careful)+$")
+"""What `isicrt.export` appends to the name of a model for what it makes of it."""
 
 
 def builder_problem(builder: Mapping[str, Any]) -> str:
@@ -122,14 +128,36 @@ def rebuild_advice(card: ModelCard, path: Path, *, gpu: Gpu | None = None, trt: 
     return f"Build it again{_listed(known)} with: {command}"
 
 
+def plan_source(path: Path, card: ModelCard | None = None) -> str:
+    """What `build-engine` is given for a plan of an ONNX file's model: the file, or the name of one that ships.
+
+    No plan is built of an int8 file: there it is the model that ships that it was made of, else `CHECKPOINT`.
+
+    Args:
+        path: of the ONNX file.
+        card: the file's, if it is known.
+    """
+    with suppress(ModelError):
+        card = card or read_onnx_card(path)
+    if card is not None and card.precision == "int8":
+        name = _EXPORTED.sub("", card.name)
+        return name if name in shipped.names() else CHECKPOINT
+    with suppress(ModelError, OSError):
+        if shipped.resolve(path.stem).samefile(path):
+            return path.stem
+    return str(path)
+
+
 def advice_without_builder(path: Path, card: ModelCard | None = None) -> str:
     """As `rebuild_advice`, where the card, or what the builder wrote there, is lost: a guess by the file beside it."""
-    source, precision = "CHECKPOINT", "--fp16 (or --fp32, and the options that it was built with)"
+    source, precision = CHECKPOINT, "--fp16 (or --fp32, and the options that it was built with)"
     beside = path.with_suffix(".onnx")  # where `build-engine` put it
     with suppress(ModelError):
-        card, source = read_onnx_card(beside), str(beside)
+        found = read_onnx_card(beside)
+        if found.precision != "int8":  # else it is another's
+            card, source = found, str(beside)
     if card is not None:
-        if source == "CHECKPOINT" and _is_text(card.builder.get("source")):
+        if source == CHECKPOINT and _is_text(card.builder.get("source")):
             source = card.builder["source"]
         precision = f"--{card.precision} (and the options that it was built with)"
     return f"Build it again with: {shlex.join(['isicrt', 'build-engine', source])} {precision}"
@@ -140,7 +168,7 @@ def _places(card: ModelCard, path: Path) -> tuple[str, Path, bool]:
     out = path.parent if path.name == _PLAN else path.with_suffix("")
     if (beside := onnx_beside(card, path)) is not None:
         return str(beside), out, True
-    source = str(card.builder.get("source", "CHECKPOINT"))
+    source = str(card.builder.get("source", CHECKPOINT))
     with suppress(OSError):  # a name that is too long
         if not Path(source).suffix or Path(source).is_file():  # without one it is the name of a model that ships
             return source, out, True

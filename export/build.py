@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.masks import replace_file
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import read_plan
+from isicrt.engine.rebuild import plan_source
 
 try:
     import onnx
@@ -260,12 +260,10 @@ def _exact_graph(source: Source, precision: str) -> onnx.ModelProto:
         return export_onnx(source.deployed, source.card)
     assert source.graph is not None
     if source.card.precision == "int8":
-        float_name = re.sub(r"-int8(-x\d+)?$", "", source.name)
-        origin = float_name if float_name != source.name else "CHECKPOINT"
         raise BuildError(
             f"{source.path}: is an int8 model, made for ONNX Runtime on CPUs; TensorRT's parser takes no int8 graph of "
             f"that kind, and its weights cannot be brought back. Build from the model that it was made of: "
-            f"isicrt build-engine {origin} --fp16"
+            f"isicrt build-engine {plan_source(source.path, source.card)} --fp16"
         )
     if source.card.precision == "fp16" and precision == "fp32":
         raise BuildError(

@@ -7,24 +7,36 @@ parallel runs.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import math
 import os
+import re
+import secrets
 import shutil
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from isicrt.engine.cache_folder import cache_folder
+from isicrt.engine.cache_folder import cache_file
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array, resize_image
 from isicrt.engine.images import read_image, read_mask
 from isicrt.trainer.dataset import Pair
+from isicrt.trainer.locks import lock
 
 _VERSION = 1
 """Of the content: a new number leaves old caches unused."""
+_LOCKED = "images.npy"
+"""The file of a cache that is locked while it is made."""
+_LEFTOVER = re.compile(r"\.pairs-\d+-[0-9a-f]{24}\.(\d+)(\..*)?")
+"""A cache that is being made, or was; with the number of its process."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +61,13 @@ def resized_pairs(
     Args:
         pairs: at least one.
         size: pixels.
-        folder: of caches; None for `cache_folder`. A cache belongs to names, sizes and times of change of its files, so
-            an edited image makes a new one. Old ones may be deleted at any time.
+        folder: of caches; None for the user's, see `cache_file`. A cache belongs to names, sizes and times of change of
+            its files, so an edited image makes a new one. Old ones may be deleted at any time.
         within: a longer list that has all of the pairs, and whose cache is read: runs that learn from parts of one
             list then share one cache.
 
     Raises:
-        DataError: a file cannot be decoded, or the cache cannot be written.
+        DataError: a file cannot be decoded, or the cache cannot be written or has no place.
     """
     if not pairs:
         raise DataError("there is no image to cache")
@@ -64,7 +76,13 @@ def resized_pairs(
         number = {pair.id: i for i, pair in enumerate(within)}
         rows = [number[pair.id] for pair in pairs]
         return ResizedPairs(np.asarray(whole.images[rows]), np.asarray(whole.masks[rows]))
-    place = (folder or cache_folder()) / f"pairs-{size}-{_key(pairs, size)}"
+    name = f"pairs-{size}-{_key(pairs, size)}"
+    place = cache_file(name) if folder is None else folder / name
+    if place is None:
+        raise DataError(
+            "the cache of resized images has no place, because the user has no home folder. Name a folder with "
+            "ISICRT_CACHE, or train without a cache (--no-cache)"
+        )
     if not place.is_dir():
         _fill(pairs, size, place)
     images, masks = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("images", "masks"))
@@ -84,24 +102,32 @@ def _key(pairs: Sequence[Pair], size: int) -> str:
 
 
 def _fill(pairs: Sequence[Pair], size: int, place: Path) -> None:
-    """Make the cache beside its final name, then rename: a run that is killed leaves nothing half under it."""
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    """Make the cache beside its final name, then rename: a run that is killed leaves nothing half under it.
+
+    The files are written and not mapped: to write into a map on a full disk ends the process.
+    """
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    count = len(pairs)
+
+    def pixels(index: int) -> tuple[UInt8Array, UInt8Array]:
+        image = resize_image(read_image(pairs[index].image), (size, size))
+        return image, nearest(read_mask(pairs[index].mask), (size, size)) * np.uint8(255)
+
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        count = len(pairs)
-        images = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, (count, size, size, 3))
-        masks = np.lib.format.open_memmap(temporary / "masks.npy", "w+", np.uint8, (count, size, size))
-
-        def fill(index: int) -> None:
-            images[index] = resize_image(read_image(pairs[index].image), (size, size))
-            masks[index] = nearest(read_mask(pairs[index].mask), (size, size)) * 255
-
-        # Decoding releases the GIL.
-        with ThreadPoolExecutor() as threads:
-            for _ in threads.map(fill, range(count)):
-                pass
-        images.flush()
-        masks.flush()
+        temporary.mkdir(parents=True)
+        _remove_leftovers(place.parent)
+        with (temporary / _LOCKED).open("wb") as images, (temporary / "masks.npy").open("wb") as masks:
+            lock(images.fileno())
+            _begin(images, (count, size, size, 3))
+            _begin(masks, (count, size, size))
+            # Decoding releases the GIL.
+            with ThreadPoolExecutor() as threads:
+                for image, mask in threads.map(pixels, range(count)):
+                    images.write(image.tobytes())
+                    masks.write(mask.tobytes())
+            for file in (images, masks):
+                file.flush()
+                os.fsync(file.fileno())
         try:
             temporary.rename(place)
         except OSError:
@@ -114,6 +140,43 @@ def _fill(pairs: Sequence[Pair], size: int, place: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _begin(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """The header of a ``.npy`` of bytes, and room for them: a disk that is too full says so before anything is decoded.
+
+    Where there is no such reservation, writing says so.
+    """
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), file.tell(), math.prod(shape))
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Half-made caches of this user's processes that were killed.
+
+    Other machines and containers may share the folder, and number their processes themselves: no process here may have
+    the number, and nobody may hold the lock. Where there are no locks, nothing is removed.
+    """
+    if os.name != "posix":  # on Windows, asking whether a process is there would end it
+        return
+    for leftover in folder.glob(".pairs-*"):
+        number = _LEFTOVER.fullmatch(leftover.name)
+        with suppress(OSError, OverflowError):
+            state = leftover.lstat()
+            if number is None or not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
+                continue
+            if int(number[1]) != os.getpid():  # what this process makes is locked
+                with suppress(ProcessLookupError):
+                    os.kill(int(number[1]), 0)
+                    continue
+            with (leftover / _LOCKED).open("r+b") as file:
+                if lock(file.fileno()):
+                    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def nearest(mask: np.ndarray, size: tuple[int, int]) -> UInt8Array:

@@ -259,7 +259,11 @@ def split_fold(pairs: Sequence[Pair], folds: int, fold: int) -> tuple[list[Pair]
     for pair in pairs:
         sides[_bucket(group_of(pair.id), folds) == fold].append(pair)
     if not all(sides):
-        raise DataError(f"{len(pairs)} pairs are too few for fold {fold} of {folds}: one side would be empty")
+        count = "1 pair is" if len(pairs) == 1 else f"{len(pairs)} pairs are"
+        raise DataError(
+            f"{count} too few for fold {fold} of {folds}: one side would be empty. Have fewer folds, or learn from "
+            "every pair, without validation: isicrt train --fold none"
+        )
     return sides
 
 

@@ -22,6 +22,7 @@ from isicrt.trainer.curves import draw_curves, draw_samples
 from isicrt.trainer.dataset import DatasetReport, Pair, checked_pairs, hold_out, split_fold
 from isicrt.trainer.features import FeatureBatches, FrozenFeatures
 from isicrt.trainer.late_losses import LateLosses
+from isicrt.trainer.locks import locked_run
 from isicrt.trainer.losses import mix
 from isicrt.trainer.mixstyle import mixed_styles
 from isicrt.trainer.models import build_model, normalise
@@ -66,10 +67,11 @@ def train(
 
     Raises:
         DataError: the data set cannot be used.
-        SettingsError: the run folder holds another run, or the checkpoint to resume does not belong to these settings.
+        SettingsError: the run folder holds another run, or one that is running now, or the checkpoint to resume does
+            not belong to these settings.
         TrainingError: the loss is not a number any more, or the disk is full; the last checkpoint is good.
     """
-    with optimisation.chosen_convolutions(settings.device):
+    with locked_run(settings.out), optimisation.chosen_convolutions(settings.device):
         return _train(settings, listener or Listener(), checked)
 
 
@@ -115,7 +117,6 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         optimiser_state, scaler_state, history = state["optimiser"], state["scaler"], state["history"]
 
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write_config(settings, identity)
         if history:  # a kill may have come between the checkpoint and its row
             write_metrics(history, out / checkpoint.METRICS)

@@ -30,6 +30,16 @@ COPIES = "augmented"
 _EXPORTED = re.compile(r"(-int8|-x\d+|-careful)+$")
 """What is appended to the name of a model for what `isicrt.export` makes of it."""
 _LONGEST_NAME = MAX_NAME - 50  # room for that
+_OPTIONS = (
+    (r"recipe\.stages\.\d+\.epochs:", "--epochs"),
+    (r"recipe\.architecture:", "--model"),
+    (r"recipe\b", "--recipe"),
+    ("data_sha256:", "--data"),
+    ("fold:", "--fold"),
+    ("seed:", "--seed"),
+    (r"start_from\b", "--start-from"),
+)
+"""What is typed for a part of a run's identity."""
 SURROUNDINGS = ("data", "device", "isicrt", "torch")
 """What ``config.yaml`` says of where a run runs, which may change when it goes on."""
 
@@ -107,9 +117,32 @@ def check_config(out: Path, identity: Mapping[str, Any]) -> None:
 def _compare(path: Path, then: Any, now: Any) -> None:
     differences = _differences(then, now, "")
     if differences:
+        lines = [f"{line} ({option})" if (option := _option(line)) else line for line in differences]
+        lines += _about_epochs(path, then, now, differences)
         raise SettingsError(
-            "\n  ".join([f"{path}: was made with other settings; give the same ones or start anew:", *differences])
+            "\n  ".join([f"{path}: was made with other settings; give the same ones or start anew:", *lines])
         )
+
+
+def _option(difference: str) -> str:
+    """Of `isicrt train`, for one of `_differences`; empty where there is none."""
+    return next((option for setting, option in _OPTIONS if re.match(setting, difference)), "")
+
+
+def _about_epochs(path: Path, then: Any, now: Any, differences: Sequence[str]) -> list[str]:
+    """What to do where a run was to become longer or shorter. The epochs of teachers are their recipe's."""
+    if "held_out" in now or not any(_option(line) == "--epochs" for line in differences):
+        return []
+    try:
+        count, wanted = (sum(stage["epochs"] for stage in of["recipe"]["stages"]) for of in (then, now))
+        if count == wanted or then["recipe"]["name"] != now["recipe"]["name"]:
+            return []
+    except (KeyError, TypeError):  # somebody has edited the file
+        return []
+    line = f"A run cannot be lengthened or shortened: go on with --epochs {count}"
+    if path.name != checkpoint.CONFIG:
+        line += f", or begin another run with its weights: --start-from {path} and another --out, without --resume"
+    return [line]
 
 
 def _differences(then: Any, now: Any, prefix: str) -> list[str]:

@@ -51,6 +51,16 @@ def test_trains_refuses_to_overwrite_and_resumes(rendered_pairs: Path, tmp_path:
     assert resumed.exit_code == 0, resumed.output
     assert "resuming after epoch 1" in resumed.output
 
+    longer = CliRunner().invoke(group, [*arguments, "--epochs", "2", "--resume", "auto"])
+    assert longer.exit_code == 2
+    told = " ".join(longer.output.split())
+    assert "recipe.stages.0.epochs: 1 then, 2 now (--epochs)" in told
+    assert "A run cannot be lengthened or shortened: go on with --epochs 1, or begin another run" in told
+    assert f"--start-from {out / 'last.pt'} and another --out" in told
+    other = CliRunner().invoke(group, [*arguments, "--seed", "1", "--resume", "auto"])
+    assert "seed: 0 then, 1 now (--seed)" in other.output
+    assert "lengthened" not in other.output
+
 
 def test_masks_of_0_and_1_are_refused_before_anything_is_learned(
     rendered_pairs: Path, tmp_path: Path, recipe: str

@@ -24,6 +24,7 @@ from isicrt.engine.isolation import ImageDecoder
 from isicrt.engine.masks import encode_png, restore_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.pipeline import default_threads, run_jobs
+from isicrt.engine.shipped import resolve
 from isicrt.engine.sources import find_jobs
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
 from tests.engine.gpu_plan import MODULES, open_plan
@@ -75,6 +76,8 @@ def test_without_a_setting_of_its_own_that_goes_to_the_standard_error() -> None:
 def test_an_onnx_file_cannot_be_fed_by_the_gpu() -> None:
     with pytest.raises(SettingsError, match=r"--decode gpu: m\.onnx is an ONNX file.*build-engine m\.onnx --fp16"):
         check_decode("gpu", Path("m.onnx"))
+    with pytest.raises(SettingsError, match=r"build-engine unet-light --fp16\) and give"):
+        check_decode("gpu", resolve("unet-light-int8"))
     with pytest.raises(SettingsError, match="decode 'x'"):
         check_decode("x", Path("m.plan"))
     for decode, name in (("auto", "m.onnx"), ("cpu", "m.onnx"), ("gpu", "m.plan")):

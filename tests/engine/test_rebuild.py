@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from isicrt.engine.cuda_driver import Gpu
-from isicrt.engine.rebuild import onnx_advice, onnx_beside, rebuild_advice
-from tests.tiny_models import plan_card
+from isicrt.engine.rebuild import advice_without_builder, onnx_advice, onnx_beside, plan_source, rebuild_advice
+from isicrt.engine.shipped import names, resolve
+from tests.tiny_models import darkness_card, plan_card
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,16 @@ def test_below_ampere_no_plan_is_for_ampere(capability: str, options: str, kept:
     card = plan_card(flavour="tensorrt", options=options.split())
     command = rebuild_advice(card, Path("/out/model.plan"), gpu=Gpu("any", capability, "13.0"))
     assert command.endswith(f"--target tensorrt {kept}--out /out")
+
+
+def test_a_model_that_ships_is_built_by_its_name_and_none_of_int8(darkness_onnx: Path, tmp_path: Path) -> None:
+    expected = {name: name.partition("-int8")[0] for name in names()}
+    assert {name: plan_source(resolve(name)) for name in names()} == expected
+    assert plan_source(darkness_onnx) == str(darkness_onnx)
+    assert plan_source(tmp_path / "unet-light.onnx") == str(tmp_path / "unet-light.onnx")  # not there
+    copy = shutil.copy(resolve("unet-light-int8"), tmp_path / "model.onnx")
+    assert plan_source(copy) == "unet-light"
+    assert plan_source(copy, darkness_card(name="mine-int8", precision="int8")) == "CHECKPOINT"
+    assert advice_without_builder(tmp_path / "model.plan").startswith(
+        "Build it again with: isicrt build-engine CHECKPOINT --fp16 (or"
+    )

@@ -293,8 +293,11 @@ def test_a_driver_that_finds_no_gpu_is_quoted(monkeypatch: pytest.MonkeyPatch) -
     assert re.match(f"no NVIDIA GPU is here {said}; ", choose_target("auto").reason)
 
 
-def test_an_int8_model_names_the_one_to_build_from(tmp_path: Path) -> None:
-    source = open_source(resolve("unet-light-int8"), "unet-light-int8")
+@pytest.mark.parametrize("by_path", [False, True])
+@pytest.mark.parametrize("name", ["unet-light-int8", "unet-light-int8-careful"])
+def test_an_int8_model_names_the_one_to_build_from(tmp_path: Path, name: str, by_path: bool) -> None:
+    path = resolve(name)
+    source = open_source(path, str(path) if by_path else name)
     with pytest.raises(BuildError, match=r"is an int8 model.*isicrt build-engine unet-light --fp16$"):
         _build(source, [], tmp_path, destination=choose_target("onnx"))
     assert not list(tmp_path.iterdir())

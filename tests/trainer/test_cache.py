@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +15,10 @@ import pytest
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import read_image, read_mask
+from isicrt.trainer import cache
 from isicrt.trainer.cache import nearest, resized_pairs
 from isicrt.trainer.dataset import Pair, find_pairs
+from isicrt.trainer.locks import lock
 
 
 def test_holds_the_pixels_of_the_resize_rule(rendered_pairs: Path, tmp_path: Path) -> None:
@@ -60,6 +66,87 @@ def test_a_folder_that_cannot_be_written_is_named(rendered_pairs: Path, tmp_path
         resized_pairs(find_pairs(rendered_pairs)[:1], 32, tmp_path / "file" / "caches")
 
 
+def test_a_user_without_a_home_is_told_of_the_variable(rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(*_: Any) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for variable in ("ISICRT_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(DataError, match="Name a folder with ISICRT_CACHE, or train without a cache"):
+        resized_pairs(find_pairs(rendered_pairs)[:1], 32)
+
+
 def test_nothing_to_cache(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no image"):
         resized_pairs([], 32, tmp_path)
+
+
+def test_a_full_disk_is_told_before_anything_is_decoded(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing into a map of a file that the disk has no room for would end the process (SIGBUS)."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    monkeypatch.setattr(cache, "read_image", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(DataError, match=r"No space left on device\. Name another folder with ISICRT_CACHE"):
+        resized_pairs(find_pairs(rendered_pairs), 32, tmp_path / "caches")
+    assert list((tmp_path / "caches").iterdir()) == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_where_room_cannot_be_reserved_writing_says_that_there_is_none(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    def unknown(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    if there:
+        monkeypatch.setattr(os, "posix_fallocate", unknown, raising=False)
+    else:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    pairs = find_pairs(rendered_pairs)
+    assert resized_pairs(pairs[:1], 32, tmp_path).masks.shape == (1, 32, 32)
+    script = (
+        "import resource, sys; from pathlib import Path; from isicrt.trainer import cache, dataset\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "cache.resized_pairs(dataset.find_pairs(sys.argv[1]), 32, Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", f"import os; vars(os).pop('posix_fallocate', 0); {script}"]
+    done = subprocess.run([*command, rendered_pairs, tmp_path / "caches"], capture_output=True, text=True, check=False)
+    assert "DataError" in done.stderr
+    assert "File too large. Name another folder with ISICRT_CACHE" in done.stderr
+    assert list((tmp_path / "caches").iterdir()) == []
+
+
+def test_only_what_dead_processes_left_is_removed(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    key = "0123456789abcdef01234567"
+    names = {
+        "dead": f".pairs-256-{key}.{dead.pid}.0a1b2c3d",
+        "dead, of an earlier version": f".pairs-128-{key}.{dead.pid}",
+        "ours, of a container before": f".pairs-64-{key}.{os.getpid()}.0a1b2c3d",
+        "locked": f".pairs-32-{key}.{dead.pid}.ffffffff",
+        "alive": f".pairs-32-{key}.{os.getppid()}.0a1b2c3d",
+        "of another kind": f".pairs-mine.{dead.pid}",
+    }
+    for name in names.values():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "images.npy").touch()
+    (tmp_path / f".pairs-16-{key}.{dead.pid}").symlink_to(tmp_path / names["of another kind"])
+    kept = {names[why] for why in ("locked", "alive", "of another kind")} | {f".pairs-16-{key}.{dead.pid}"}
+    pairs = find_pairs(rendered_pairs)
+    with (tmp_path / names["locked"] / "images.npy").open("r+b") as held:
+        assert lock(held.fileno())
+        with monkeypatch.context() as other:
+            other.setattr(os, "getuid", lambda: -1)
+            resized_pairs(pairs[:1], 32, tmp_path)
+            assert len(list(tmp_path.glob(".pairs-*"))) == len(names) + 1
+        resized_pairs(pairs[:2], 32, tmp_path)
+        assert {path.name for path in tmp_path.glob(".pairs-*")} == kept
