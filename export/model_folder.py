@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,10 +32,13 @@ def trial_file(out: Path, name: str) -> Iterator[Path]:
     Raises:
         BuildError: there can be no such folder.
     """
-    with writing(out / name):
-        folder = tempfile.TemporaryDirectory(dir=out, prefix=_PREFIX)
-    with folder as place:
-        yield Path(place) / name
+    folder = out / f"{_PREFIX}{secrets.token_hex(8)}"  # known before it is there: a signal may come at any time
+    try:
+        with writing(out / name):
+            folder.mkdir(mode=0o700)
+        yield folder / name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def replace_both(onnx: Path, content: bytes, plan: Path, card: ModelCard, engine: bytes) -> None:
