@@ -10,9 +10,11 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from isicrt.engine.ledger import file_sha256
 from isicrt.engine.pipeline import available_cores
 from isicrt.engine.runtime import CPU_RUNTIME_VARIABLE
 
@@ -90,6 +92,14 @@ def read_environment() -> Environment:
         gpus=_gpus(),
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
+
+
+def provenance(*files: Path | None) -> dict[str, Any]:
+    """When it was measured, and of which files: the date and each one's name and SHA-256, as plain JSON types."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "files": [{"name": file.name, "sha256": file_sha256(file)} for file in files if file is not None],
+    }
 
 
 def _cpu() -> str:

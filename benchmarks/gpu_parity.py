@@ -19,7 +19,7 @@ import click
 
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.agreement import Agreement, Limits, cpu_masker, measure_agreement
-from isicrt.benchmarks.environment import read_environment, recorded_command
+from isicrt.benchmarks.environment import provenance, read_environment, recorded_command
 from isicrt.benchmarks.gpu_alone import GpuParts, opened_chain
 from isicrt.benchmarks.gpu_torch import open_torch
 from isicrt.benchmarks.workload import open_workload
@@ -85,6 +85,7 @@ def command(model: Path, images: Path, masks: Path | None, json_file: Path) -> N
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "command": recorded_command(["python", "-m", "isicrt.benchmarks.gpu_parity", *sys.argv[1:]]),
+        **provenance(model),
         "environment": read_environment().to_dict(),
         "model": model.name,
         **decoded,

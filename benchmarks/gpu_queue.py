@@ -27,7 +27,7 @@ from typing import Any
 import click
 
 from isicrt._command import ModuleCommand
-from isicrt.benchmarks.environment import read_environment, recorded_command
+from isicrt.benchmarks.environment import provenance, read_environment, recorded_command
 from isicrt.benchmarks.gpu_alone import GpuParts, batch_of, in_flight_figures, opened_chain
 from isicrt.benchmarks.gpu_attempts import Attempts
 from isicrt.benchmarks.gpu_files import render_files
@@ -249,6 +249,7 @@ def command(
     head = {
         "schema": SCHEMA,
         "command": recorded_command(["python", "-m", "isicrt.benchmarks.gpu_queue", *sys.argv[1:]]),
+        **provenance(model, plan),
         "environment": read_environment().to_dict(),
         "size": SIZE,
     }

@@ -29,7 +29,7 @@ from typing import Any
 import click
 
 from isicrt._command import ModuleCommand
-from isicrt.benchmarks.environment import read_environment, recorded_command
+from isicrt.benchmarks.environment import provenance, read_environment, recorded_command
 from isicrt.benchmarks.gpu_alone import (
     RESIZE,
     RESTORE,
@@ -339,6 +339,7 @@ def command(
     head = {
         "schema": SCHEMA,
         "command": recorded_command(["python", "-m", "isicrt.benchmarks.gpu_speed", *sys.argv[1:]]),
+        **provenance(model, plan),
         "environment": read_environment().to_dict(),
     }
     attempt = Attempts(json_file, head, conclude=conclude, seconds=within)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,7 +145,7 @@ def command(
         if chain is not None:
             models[1]["decoded"] = _checked(chain.decoded)
     if report_path is not None:
-        _write(report_path, command_line(ctx), models, images, limits, problems, agreement)
+        _write(report_path, command_line(ctx), paths, models, images, limits, problems, agreement)
     _print(agreement, models, worst, problems)
     if problems:
         ctx.exit(1)
@@ -241,6 +242,7 @@ def _print(agreement: Agreement, models: list[dict[str, Any]], worst: int, probl
 def _write(
     path: Path,
     command_line: str,
+    files: Sequence[Path],
     models: list[dict[str, Any]],
     images: Path,
     limits: Limits,
@@ -249,12 +251,13 @@ def _write(
 ) -> None:
     from dataclasses import asdict
 
-    from isicrt.benchmarks.environment import read_environment
+    from isicrt.benchmarks.environment import provenance, read_environment
 
     report: dict[str, Any] = {
         "schema": "isicrt-check-parity/1",
         "format": 1,
         "command": command_line,
+        **provenance(*files),
         "reference": models[0],
         "candidate": models[1],
         "source": "/".join(images.absolute().parts[-2:]),

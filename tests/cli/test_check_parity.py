@@ -16,6 +16,7 @@ from isicrt.engine import gpu_stages, tensorrt_slot
 from isicrt.engine import runtime as runtime_module
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.cuda_graph import GraphError
+from isicrt.engine.ledger import file_sha256
 from isicrt.engine.runtime import open_runtime
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.gpu_plan import MODULES, open_made_for
@@ -56,6 +57,7 @@ def test_a_model_agrees_with_itself(darkness_onnx: Path, rendered_pairs: Path, t
     assert names == [f"ISIC_{n:07d}" for n in (0, 3, 6, 8, 11)]
     assert data["source"] == f"{rendered_pairs.name}/images"
     assert data["schema"] == "isicrt-check-parity/1"
+    assert data["files"] == 2 * [{"name": darkness_onnx.name, "sha256": file_sha256(darkness_onnx)}]
     assert f"isicrt check-parity {darkness_onnx} {darkness_onnx} --images " in data["command"]
     # Nobody's folders but where they were typed.
     assert str(tmp_path) not in json.dumps({**data, "reference": 0, "candidate": 0, "command": 0})
