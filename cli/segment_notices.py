@@ -18,8 +18,8 @@ def truth_lines(jobs: Jobs) -> Iterator[str]:
     not mean that."""
     if count := jobs.truths:
         yield (
-            f"{count} of {_counted(len(jobs), 'image has', 'images have')} the name of a ground truth, such as "
-            f"{jobs.first_truth}, and will be segmented like photographs: name the folder of the photographs, or a "
+            f"{count} of the {_counted(len(jobs), 'image', 'images')} {'has' if count == 1 else 'have'} the name of a "
+            f"ground truth, such as {jobs.first_truth}, and will be segmented like photographs: name the folder of the photographs, or a "
             "pattern such as 'data/**/*.jpg'"
         )
 

@@ -208,7 +208,7 @@ def test_ground_truth_among_the_images_is_said(segment) -> None:
     assert "7 masks in out" in result.stdout
     said, *_ = result.stderr.splitlines()
     assert re.fullmatch(
-        r"4 of 7 images have the name of a ground truth, such as in/[a-d]_Segmentation\.png, and will be segmented "
+        r"4 of the 7 images have the name of a ground truth, such as in/[a-d]_Segmentation\.png, and will be segmented "
         r"like photographs: name the folder of the photographs, or a pattern such as 'data/\*\*/\*\.jpg'",
         said,
     )
