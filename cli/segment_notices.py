@@ -17,10 +17,10 @@ def truth_lines(jobs: Jobs) -> Iterator[str]:
     """A warning where photographs are to be segmented and ground truth with them: whoever names a whole data set does
     not mean that."""
     if count := jobs.truths:
+        images, have = _counted(len(jobs), "image", "images"), "has" if count == 1 else "have"
         yield (
-            f"{count} of the {_counted(len(jobs), 'image', 'images')} {'has' if count == 1 else 'have'} the name of a "
-            f"ground truth, such as {jobs.first_truth}, and will be segmented like photographs: name the folder of the photographs, or a "
-            "pattern such as 'data/**/*.jpg'"
+            f"{count} of the {images} {have} the name of a ground truth, such as {jobs.first_truth}, and will be "
+            "segmented like photographs: name the folder of the photographs, or a pattern such as 'data/**/*.jpg'"
         )
 
 
