@@ -357,8 +357,10 @@ def command(
                 with suppress(IsicrtError):
                     end("interrupted", None, None)
                 progress.close()
-                again = "the same command" if resume else "the same command without --overwrite"
-                click.echo(f"Stopped after {tally.reached} of {len(jobs)} images; {again} goes on from here.", err=True)
+                again = "the same command goes on from here"
+                if not resume:
+                    again = "the same command without --overwrite does what has no mask of these settings yet"
+                click.echo(f"Stopped after {tally.reached} of {len(jobs)} images; {again}.", err=True)
                 leave_if_stuck(decoder.close)
                 raise
             except IsicrtError as error:

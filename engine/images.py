@@ -25,7 +25,7 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 
 from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.geometry import UInt8Array, resize_image
-from isicrt.engine.jpeg_notes import DAMAGED, exif_note, joined, orientation_note, turned_note
+from isicrt.engine.jpeg_notes import DAMAGED, damage, exif_note, joined, orientation_note, turned_note
 from isicrt.engine.pixel_budget import BUDGET, LARGE_PIXELS
 from isicrt.engine.scores import FOREGROUND_ABOVE
 
@@ -313,7 +313,7 @@ def _decode_jpeg(
         with admit(width * height):
             pixels: UInt8Array = simplejpeg.decode_jpeg(data, "RGB", min_height=smallest[0], min_width=smallest[1])
     except ValueError as error:  # an error, or a warning, from libjpeg-turbo
-        notes.append(f"{DAMAGED}{error}")
+        notes += [f"{DAMAGED}{found}"] if (found := damage(str(error))) else []
         return None
     return pixels, (height, width)
 
@@ -324,9 +324,9 @@ def find_damage(data: bytes) -> str | None:
         return None
     try:
         if simplejpeg.decode_jpeg_header(data)[2] in ("Gray", "RGB", "YCbCr"):
-            simplejpeg.decode_jpeg(data, "RGB", min_factor=8)  # all of the file is read, and little of it transformed
+            simplejpeg.decode_jpeg(data, "RGB", min_height=1, min_width=1)  # all is read, an eighth of it transformed
     except ValueError as error:
-        return str(error)
+        return damage(str(error))
     return None
 
 

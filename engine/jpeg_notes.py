@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable
 
@@ -12,6 +13,18 @@ _EXIF = b"Exif\0\0"
 _APP0, _APP1, _APP15, _COMMENT = 0xE0, 0xE1, 0xEF, 0xFE
 _ORIENTATION, _SHORT = 0x0112, 3
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+
+
+_PADDING = re.compile(r"\b(\d+) extraneous bytes before marker 0xd9")
+_HARMLESS = 16
+"""Bytes between the last pixels and the end marker, which some devices leave. More of them come from data that was
+overwritten: what should have been pixels is left over."""
+
+
+def damage(warning: str) -> str | None:
+    """What libjpeg-turbo warns of, if it may concern the pixels."""
+    padding = _PADDING.search(warning)
+    return None if padding and int(padding[1]) <= _HARMLESS else warning
 
 
 def joined(notes: Iterable[str]) -> str | None:

@@ -42,8 +42,8 @@ class Outcome:
     probabilities (`isicrt.engine.second_look.confidence`), in [0, 1]. None where there is no mask, or where the GPU,
     somebody else or an older isicrt made it."""
     note: str | None = None
-    """What else is to be known of an image that has a mask: that its JPEG looks damaged, where the CPU decoded it,
-    or that its EXIF orientation turns it. See `isicrt.engine.jpeg_notes`."""
+    """What else is to be known of an image that has a mask: that its JPEG looks damaged, where no GPU was
+    asked to decode it, or that its EXIF orientation turns it. See `isicrt.engine.jpeg_notes`."""
 
     @property
     def found_nothing(self) -> bool:

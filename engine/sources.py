@@ -133,8 +133,6 @@ class _Found:
         self._folders: defaultdict[str, list[tuple[str, PackedNames]]] = defaultdict(list)
         self._normal = lru_cache(REMEMBERED)(_normal)
         self._latest: tuple[str, PackedNames] | None = None
-        self._truths = 0
-        self._first_truth: Path | None = None
 
     def __bool__(self) -> bool:
         return bool(self._folders)
@@ -146,19 +144,19 @@ class _Found:
                 spellings.append((folder, PackedNames()))
             self._latest = spellings[-1]
         self._latest[1].append(name)
-        if name.lower().endswith(TRUTH_ENDINGS):
-            self._truths += 1
-            self._first_truth = self._first_truth or Path(folder, name)
 
     def take(self, out: Path, root: str) -> Jobs:
         """Make them jobs, and forget them."""
         jobs = Jobs(out)
         self._latest = None
-        jobs.truths, jobs.first_truth = self._truths, self._first_truth
         for folder in sorted(self._folders):
             below = str(Path(folder).relative_to(root))
             for spelling, names in _once(self._folders.pop(folder)):
                 jobs.add_folder(spelling, below, names)
+                for name in names:
+                    if name.lower().endswith(TRUTH_ENDINGS):
+                        jobs.truths += 1
+                        jobs.first_truth = jobs.first_truth or Path(spelling, name)
         return jobs
 
 

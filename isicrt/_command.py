@@ -3,6 +3,7 @@ people, and no traceback."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any
@@ -23,10 +24,14 @@ def explained(error: IsicrtError | OSError) -> click.ClickException:
     return click.ClickException(str(error))
 
 
+_OF_A_STREAM = frozenset({errno.ENOSPC, errno.EIO, errno.EPIPE, errno.EFBIG, errno.EBADF, errno.EDQUOT})
+"""Why a stream may take no more."""
+
+
 def unprinted(error: OSError) -> click.ClickException | None:
     """What a command ends with whose standard output takes no more, such as one that goes to a full disk; None where
     the error is another one. What was not printed is dropped: Python would try once more at its end, and complain."""
-    if error.filename is not None:
+    if error.filename is not None or error.errno not in _OF_A_STREAM:
         return None
     try:
         place = sys.stdout.fileno()
@@ -36,7 +41,9 @@ def unprinted(error: OSError) -> click.ClickException | None:
         sys.stdout.flush()
         os.write(place, b"\n")  # unbuffered, nothing is left to flush
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), place)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, place)
+        os.close(nowhere)
         return click.ClickException(f"the standard output cannot be written: {error.strerror or error}")
     return None
 

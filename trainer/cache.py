@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,8 +36,8 @@ _VERSION = 1
 """Of the content: a new number leaves old caches unused."""
 _LOCKED = "images.npy"
 """The file of a cache that is locked while it is made."""
-_LEFTOVER = re.compile(r"\.pairs-\d+-[0-9a-f]{24}\.(\d+)(\..*)?")
-"""A cache that is being made, or was; with the number of its process."""
+_LEFTOVER = re.compile(r"\.pairs-\d+-[0-9a-f]{24}\.([0-9a-f]{8})\.(\d+)\.[0-9a-f]{8}")
+"""A cache that is being made, or was; with its machine and the number of its process."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _fill(pairs: Sequence[Pair], size: int, place: Path) -> None:
 
     The files are written and not mapped: to write into a map on a full disk ends the process.
     """
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = place.with_name(f".{place.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}")
     count = len(pairs)
 
     def pixels(index: int) -> tuple[UInt8Array, UInt8Array]:
@@ -117,7 +118,8 @@ def _fill(pairs: Sequence[Pair], size: int, place: Path) -> None:
         temporary.mkdir(parents=True)
         _remove_leftovers(place.parent)
         with (temporary / _LOCKED).open("wb") as images, (temporary / "masks.npy").open("wb") as masks:
-            lock(images.fileno())
+            with suppress(BlockingIOError):  # somebody looks whether it is a leftover
+                lock(images.fileno())
             _begin(images, (count, size, size, 3))
             _begin(masks, (count, size, size))
             # Decoding releases the GIL.
@@ -128,11 +130,10 @@ def _fill(pairs: Sequence[Pair], size: int, place: Path) -> None:
             for file in (images, masks):
                 file.flush()
                 os.fsync(file.fileno())
-        try:
-            temporary.rename(place)
-        except OSError:
-            if not place.is_dir():  # else another run made the same one meanwhile
-                raise
+            if os.name == "posix":  # while it is locked; Windows renames no folder with open files
+                _put(temporary, place)
+        if os.name != "posix":
+            _put(temporary, place)
     except OSError as error:
         raise DataError(
             f"{place.parent}: the cache of resized images cannot be written: {error}. Name another folder with "
@@ -140,6 +141,19 @@ def _fill(pairs: Sequence[Pair], size: int, place: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(temporary: Path, place: Path) -> None:
+    try:
+        temporary.rename(place)
+    except OSError:
+        if not place.is_dir():  # else another run made the same one meanwhile
+            raise
+
+
+def _host() -> str:
+    """Of this machine, for names: its processes' numbers mean nothing on another."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def _begin(file: BinaryIO, shape: tuple[int, ...]) -> None:
@@ -157,10 +171,11 @@ def _begin(file: BinaryIO, shape: tuple[int, ...]) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Half-made caches of this user's processes that were killed.
+    """Half-made caches of this user's processes on this machine that were killed.
 
-    Other machines and containers may share the folder, and number their processes themselves: no process here may have
-    the number, and nobody may hold the lock. Where there are no locks, nothing is removed.
+    A locked file may look free to another machine, so those of others stay. Containers may share the machine's name,
+    and number their processes themselves: no process here may have the number, and nobody may hold the lock. Where
+    there are no locks, nothing is removed.
     """
     if os.name != "posix":  # on Windows, asking whether a process is there would end it
         return
@@ -168,11 +183,11 @@ def _remove_leftovers(folder: Path) -> None:
         number = _LEFTOVER.fullmatch(leftover.name)
         with suppress(OSError, OverflowError):
             state = leftover.lstat()
-            if number is None or not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
+            if number is None or number[1] != _host() or not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
                 continue
-            if int(number[1]) != os.getpid():  # what this process makes is locked
+            if int(number[2]) != os.getpid():  # what this process makes is locked
                 with suppress(ProcessLookupError):
-                    os.kill(int(number[1]), 0)
+                    os.kill(int(number[2]), 0)
                     continue
             with (leftover / _LOCKED).open("r+b") as file:
                 if lock(file.fileno()):

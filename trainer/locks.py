@@ -54,9 +54,12 @@ def locked_run(out: Path) -> Iterator[None]:
         try:
             yield
         finally:
+            if os.name == "nt":  # which removes no open file, and has no lock to keep
+                os.close(file)
             with suppress(OSError):  # the folder may be gone
                 path.unlink()
-            os.close(file)
+            if os.name != "nt":
+                os.close(file)
     finally:
         for folder in made:
             with suppress(OSError):  # it is not empty
@@ -87,8 +90,10 @@ def _locked_file(out: Path) -> int:
                 "another folder with --out"
             ) from error
         # The holder before may have removed the file between our opening and our locking it.
+        tries += 1
         with suppress(FileNotFoundError):
-            if not held or os.path.samestat(os.fstat(file), path.stat()):
+            # Some file systems number a file anew each time.
+            if not held or tries >= 10 or os.path.samestat(os.fstat(file), path.stat()):
                 break
         os.close(file)
     with suppress(OSError):  # it only serves the message above

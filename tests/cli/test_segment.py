@@ -116,7 +116,13 @@ def test_failures_that_are_not_tried_again_are_told_from_others(segment, images:
         assert result.stderr.endswith(f"it is not a JPEG, PNG, BMP, TIFF or WebP image\n{said}")
 
 
-@pytest.mark.parametrize(("arguments", "again"), [((), ""), (("--overwrite",), " without --overwrite")])
+@pytest.mark.parametrize(
+    ("arguments", "again"),
+    [
+        ((), "goes on from here"),
+        (("--overwrite",), "without --overwrite does what has no mask of these settings yet"),
+    ],
+)
 def test_an_interrupted_run_says_how_to_go_on(
     segment, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], again: str
 ) -> None:
@@ -127,7 +133,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 
     monkeypatch.setattr(pipeline, "run_jobs", run_jobs)
     result = segment(images, "--out", tmp_path / "out", *arguments)
-    assert f"Stopped after 2 of 3 images; the same command{again} goes on from here.\n" in result.stderr
+    assert f"Stopped after 2 of 3 images; the same command {again}.\n" in result.stderr
 
 
 def test_a_row_for_each_image(segment, images: Path, tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_masks_without_lesion_are_said(segment) -> None:
 def test_ground_truth_among_the_images_is_said(segment) -> None:
     for name in "abcd":
         Image.new("L", (64, 48), 255).save(f"in/{name}_Segmentation.png")
-    result = segment("in", "--out", "out")
+    result = segment("in", "in/a_Segmentation.png", "--out", "out")  # one of them is named twice
     assert "7 masks in out" in result.stdout
     said, *_ = result.stderr.splitlines()
     assert re.fullmatch(

@@ -7,12 +7,13 @@ import struct
 from pathlib import Path
 
 import pytest
+import simplejpeg
 
 from isicrt.engine import read_process
 from isicrt.engine.gpu_batch import read_chain_image
 from isicrt.engine.images import decode_image, find_damage
 from isicrt.engine.isolation import ImageDecoder
-from isicrt.engine.jpeg_notes import DAMAGED, TURNED, exif_note, turned_note
+from isicrt.engine.jpeg_notes import DAMAGED, TURNED, damage, exif_note, turned_note
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.outcome import Outcome
@@ -116,3 +117,23 @@ def test_a_note_goes_into_outcome_and_journal(darkness_onnx: Path, tmp_path: Pat
         notes = {outcome.job.image.name: outcome.note for outcome in outcomes}
         assert notes.pop("half.jpg") == f"{DAMAGED}Corrupt JPEG data: premature end of data segment"
         assert set(notes.values()) == {None}
+
+
+def test_padding_before_the_end_marker_is_no_damage() -> None:
+    warning = "Corrupt JPEG data: {} extraneous bytes before marker 0xd9"
+    assert damage(warning.format(3)) is None
+    assert damage(warning.format(458)) == warning.format(458)
+    assert damage(warning.format(3).replace("d9", "c4")) is not None
+    padded = JPEG[:-2] + bytes(12) + JPEG[-2:]
+    with pytest.raises(ValueError, match="extraneous bytes before marker 0xd9"):
+        simplejpeg.decode_jpeg(padded, "RGB")
+    assert find_damage(padded) is None
+
+
+def test_looking_for_damage_enlarges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    decode = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **k: seen.append(decode(*a, **k)))
+    assert find_damage(JPEG) is None
+    height, width = decode(JPEG, "RGB").shape[:2]
+    assert [pixels.shape for pixels in seen] == [(-(-height // 8), -(-width // 8), 3)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -128,19 +130,21 @@ def test_only_what_dead_processes_left_is_removed(
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     key = "0123456789abcdef01234567"
+    here, there = (hashlib.sha256(name.encode()).hexdigest()[:8] for name in (socket.gethostname(), "another"))
     names = {
-        "dead": f".pairs-256-{key}.{dead.pid}.0a1b2c3d",
-        "dead, of an earlier version": f".pairs-128-{key}.{dead.pid}",
-        "ours, of a container before": f".pairs-64-{key}.{os.getpid()}.0a1b2c3d",
-        "locked": f".pairs-32-{key}.{dead.pid}.ffffffff",
-        "alive": f".pairs-32-{key}.{os.getppid()}.0a1b2c3d",
+        "dead": f".pairs-256-{key}.{here}.{dead.pid}.0a1b2c3d",
+        "of another machine": f".pairs-128-{key}.{there}.{dead.pid}.0a1b2c3d",
+        "ours, of a container before": f".pairs-64-{key}.{here}.{os.getpid()}.0a1b2c3d",
+        "locked": f".pairs-32-{key}.{here}.{dead.pid}.ffffffff",
+        "alive": f".pairs-32-{key}.{here}.{os.getppid()}.0a1b2c3d",
         "of another kind": f".pairs-mine.{dead.pid}",
     }
     for name in names.values():
         (tmp_path / name).mkdir()
         (tmp_path / name / "images.npy").touch()
-    (tmp_path / f".pairs-16-{key}.{dead.pid}").symlink_to(tmp_path / names["of another kind"])
-    kept = {names[why] for why in ("locked", "alive", "of another kind")} | {f".pairs-16-{key}.{dead.pid}"}
+    link = f".pairs-16-{key}.{here}.{dead.pid}.0a1b2c3d"
+    (tmp_path / link).symlink_to(tmp_path / names["of another kind"])
+    kept = {names[why] for why in ("of another machine", "locked", "alive", "of another kind")} | {link}
     pairs = find_pairs(rendered_pairs)
     with (tmp_path / names["locked"] / "images.npy").open("r+b") as held:
         assert lock(held.fileno())
