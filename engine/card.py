@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ MAX_SIGMA = 10
 MAX_ZOOM = 10
 CENTRE_SIGMA = 0.2
 """`ModelCard.centre_sigma` of models that isicrt trains, see ``docs/experiments.md``."""
+_EXPORTED = re.compile(r"(-int8|-x\d+|-careful)+$")
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,11 @@ class ModelCard:
         except (ValueError, RecursionError) as error:
             raise ModelError(f"model card: not valid JSON: {error}") from None
         return cls.from_dict(data)
+
+
+def exported_from(name: str) -> str:
+    """The name of the model that `isicrt.export` made this one of, which is its name without what says how."""
+    return _EXPORTED.sub("", name)
 
 
 def _is_number(value: object) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from isicrt.engine import shipped
-from isicrt.engine.card import ModelCard
+from isicrt.engine.card import ModelCard, exported_from
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import ModelError
 from isicrt.engine.onnx_file import MAX_BYTES, read_onnx_card
@@ -24,8 +23,6 @@ _OLDEST_TARGET = 8.0
 _MOST_TEXT = 1000
 CHECKPOINT = "CHECKPOINT"
 """Stands in a command for a file that nobody here knows."""
-_EXPORTED = re.compile(r"(-int8|-x\d+|-careful)+$")
-"""What `isicrt.export` appends to the name of a model for what it makes of it."""
 
 
 def builder_problem(builder: Mapping[str, Any]) -> str:
@@ -140,7 +137,7 @@ def plan_source(path: Path, card: ModelCard | None = None) -> str:
     with suppress(ModelError):
         card = card or read_onnx_card(path)
     if card is not None and card.precision == "int8":
-        name = _EXPORTED.sub("", card.name)
+        name = exported_from(card.name)
         return name if name in shipped.names() else CHECKPOINT
     with suppress(ModelError, OSError):
         if shipped.resolve(path.stem).samefile(path):

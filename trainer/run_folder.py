@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from isicrt._version import __version__
-from isicrt.engine.card import MAX_NAME
+from isicrt.engine.card import MAX_NAME, exported_from
 from isicrt.engine.errors import SettingsError
 from isicrt.trainer import checkpoint
 from isicrt.trainer.recipe import Recipe, recipe_names
@@ -27,8 +27,6 @@ TEACHERS = "teachers"
 """The folder of the runs of a run's teachers, see `isicrt.trainer.soft_labels`."""
 COPIES = "augmented"
 """The folder of a run's offline copies, see `isicrt.trainer.offline`."""
-_EXPORTED = re.compile(r"(-int8|-x\d+|-careful)+$")
-"""What is appended to the name of a model for what `isicrt.export` makes of it."""
 _LONGEST_NAME = MAX_NAME - 50  # room for that
 _OPTIONS = (
     (r"recipe\.stages\.\d+\.epochs:", "--epochs"),
@@ -64,7 +62,7 @@ def model_name(settings: RunSettings) -> str:
     out = settings.out.resolve()
     teaches = settings.held_out is not None and out.parent.name == TEACHERS
     name = f"{out.parent.parent.name}-teacher{out.name}" if teaches else out.name
-    if not name.strip() or _EXPORTED.sub("", name) in recipe_names():
+    if not name.strip() or exported_from(name) in recipe_names():
         name = run_name(settings.recipe, settings.fold)
     return "".join(letter if letter.isprintable() else "_" for letter in name).strip()[:_LONGEST_NAME]
 
