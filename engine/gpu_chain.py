@@ -325,8 +325,7 @@ class GpuChain:
             with self._lock:
                 lanes, self._lanes, self._free = self._lanes, [], []
                 tickets, self._in_flight = self._in_flight, []
-            self._queueing.shutdown(cancel_futures=True)
-            # Called from the last to the first, each of them whatever becomes of the others.
+            # Called from the last to the first, each of them whatever becomes of the others, Ctrl-C in one included.
             steps.callback(self._lent.close)
             steps.callback(self._threads.shutdown)
             steps.enter_context(self._device.current())
@@ -337,6 +336,8 @@ class GpuChain:
                 steps.callback(ticket.release)
             for lane in lanes:
                 steps.callback(lane.free, self._device)
+            steps.callback(self._queueing.shutdown)  # after Ctrl-C in the next: no batch may use what goes
+            steps.callback(self._queueing.shutdown, cancel_futures=True)
 
     def _forget(self) -> None:
         # PyCUDA unloads them, which it cannot where their context is not current.

@@ -106,3 +106,35 @@ def test_ctrl_c_waits_for_the_batch_that_is_being_queued(
     timer.join()
     assert len(decoded) == (8 if times == 1 else 4)
     assert all(image.owner is None for image in decoded)
+
+
+def test_ctrl_c_while_closing_gives_everything_back(
+    host: HostPlan, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not before the batch that is being decoded has ended: it would write where nothing is any more."""
+    images = [read_chain_image(file, (64, 64)) for file in sorted((rendered_pairs / "images").iterdir())[:4]]
+    decode, shutdown, may_decode = host.chain._decoder.decode, host.chain._queueing.shutdown, threading.Event()
+    decoded: list[DeviceImage] = []
+
+    def held_up(files: Sequence[bytes], stream: int) -> Any:
+        assert may_decode.wait(60)
+        decoded.extend(found := decode(files, stream))
+        return found
+
+    def interrupted(**options: Any) -> None:
+        if timer.is_alive():
+            return shutdown(**options)
+        shutdown(wait=False, **options)
+        timer.start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(host.chain._decoder, "decode", held_up)
+    ticket = host.chain.submit(images)
+    monkeypatch.setattr(host.chain._queueing, "shutdown", interrupted)
+    timer = threading.Timer(0.3, may_decode.set)
+    with pytest.raises(KeyboardInterrupt):
+        host.chain.close()
+    assert ticket.queued.done()
+    assert len(decoded) == 4
+    assert all(image.owner is None for image in decoded)
+    assert host.chain._kernels is None
