@@ -291,7 +291,7 @@ def command(
             stop_signals() as should_stop,
         ):
             report = RunReport(summary_path)  # only now is there the folder of the masks, which it may go to
-            draw = None if overlay is None else OverlayFolder(out, overlay, run=ledger.run)
+            draw = None if overlay is None else OverlayFolder(out, overlay, run=ledger.run, decode=decoder)
             if not ledger.locked:
                 click.echo(f"{printable(out)}: this file system has no locks; start no second run there", err=True)
 

@@ -363,7 +363,7 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise OverflowError(
             f"{width} x {height} is more than {max_pixels / 1e6:g} megapixels, the limit (isicrt segment "
-            "--max-megapixels, or max_pixels of decode_image, sets another)"
+            "--max-megapixels, or max_pixels of Segmenter.segment_folder and decode_image, sets another)"
         )
 
 

@@ -15,6 +15,7 @@ from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image
 from isicrt.engine.masks import Mask
 from isicrt.engine.output import OVERLAYS_NAME, OutputError, OutputFolder, make_folder, output_error
+from isicrt.engine.routes import Decode
 from isicrt.engine.sources import Job, overlay_path
 
 MAX_SIDE = 1024
@@ -30,13 +31,23 @@ class OverlayFolder:
         out: the folder of the masks.
         folder: the folder of the overlays. It is made, and marked as one that is not to be searched for images.
         run: 12 hexadecimal digits, see `OutputFolder`; None for random ones.
+        decode: reads an image once more, at the overlay's size. The run's own, or else what the run put up with (an
+            image above the usual limit) fails here, and what it kept away from this process comes in.
 
     Raises:
         OutputError: the folder cannot be made or written.
     """
 
-    def __init__(self, out: str | os.PathLike[str], folder: str | os.PathLike[str], *, run: str | None = None) -> None:
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        folder: str | os.PathLike[str],
+        *,
+        run: str | None = None,
+        decode: Decode = decode_image,
+    ) -> None:
         self._out = Path(out)
+        self._decode = decode
         self._folder = Path(folder)
         make_folder(self._folder)
         self._output = OutputFolder(self._folder, run or secrets.token_hex(6))
@@ -61,7 +72,7 @@ class OverlayFolder:
         """
         scale = min(1.0, MAX_SIDE / max(mask.shape))
         size = max(1, round(mask.shape[0] * scale)), max(1, round(mask.shape[1] * scale))
-        overlay = draw_outline(decode_image(job.image, size).pixels, mask)
+        overlay = draw_outline(self._decode(job.image, size).pixels, mask)
         path = overlay_path(job.mask, self._out, self._folder)
         try:
             self._output.write(path, simplejpeg.encode_jpeg(overlay, quality=90))

@@ -15,7 +15,8 @@ from isicrt.engine.cpu_runtime import CpuRuntime
 from isicrt.engine.errors import SettingsError
 from isicrt.engine.geometry import UInt8Array, resize_image, upsample_probability
 from isicrt.engine.gpu_stages import check_decode, open_chain
-from isicrt.engine.images import decode_image
+from isicrt.engine.images import MAX_PIXELS, decode_image
+from isicrt.engine.isolation import ImageDecoder
 from isicrt.engine.ledger import Ledger, file_sha256, mask_settings
 from isicrt.engine.masks import restore_mask
 from isicrt.engine.overlay import OverlayFolder
@@ -132,6 +133,7 @@ class Segmenter:
         retry_failed: bool = False,
         decode: str = "auto",
         processes: int | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> RunSummary:
         """Segment a folder, a glob pattern, a list or some files into masks; an image that fails costs itself only.
 
@@ -149,6 +151,7 @@ class Segmenter:
             decode: ``auto``, ``gpu`` or ``cpu``, see `isicrt.engine.gpu_stages.open_chain`.
             processes: that segment images, or finish masks, beside this one, see `isicrt.engine.pipeline.run_jobs`; 0
                 for none, None for a choice that fits the cores.
+            max_pixels: an image of more fails, so that no single one takes all of the memory.
 
         Returns:
             What the run did. `RunSummary.failures` names images that failed, with the reason; `on_outcome` is told of
@@ -173,6 +176,7 @@ class Segmenter:
         )
         with (
             ledger,
+            ImageDecoder(max_pixels=max_pixels) as decoder,
             open_chain(self.runtime, decode, threshold=self._threshold, threads=self._threads)
             or nullcontext() as chain,
         ):
@@ -184,10 +188,12 @@ class Segmenter:
                 threads=self._threads,
                 processes=processes,
                 mask_bits=mask_bits,
-                overlay=None if overlays is None else OverlayFolder(out, overlays, run=ledger.run),
+                overlay=None if overlays is None else OverlayFolder(out, overlays, run=ledger.run, decode=decoder),
                 on_outcome=on_outcome,
                 ledger=ledger,
                 chain=chain,
+                decode=decoder,
+                max_pixels=max_pixels,
             )
             done = summary.images - summary.failed
             ledger.finish({"done": done, "failed": summary.failed, "skipped": summary.skipped})

@@ -15,6 +15,7 @@ from isicrt.engine import runtime as runtime_module
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.gpu_decode import HARDWARE_LOAD
 from isicrt.engine.images import read_mask
+from isicrt.engine.overlay import OverlayFolder
 from isicrt.engine.plan import write_plan
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.host_plan import HostPlan
@@ -205,3 +206,20 @@ def test_others_say_that_a_plan_is_code_too(
         Path("model.plan").unlink()
     assert result.exit_code == 1
     assert NOTICE in result.stderr
+
+
+def test_overlays_decode_as_the_run_does(
+    rendered_pairs: Path, darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In workers where those are asked for, and with the same limit."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("decoded in this process")
+
+    monkeypatch.setitem(OverlayFolder.__init__.__kwdefaults__, "decode", never)
+    result = _segment(
+        rendered_pairs / "images", "--out", tmp_path / "out", "--model", darkness_onnx, "--isolate", "always",
+        "--overlay", tmp_path / "drawn",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "drawn").glob("*.jpg"))) == len(list((rendered_pairs / "images").iterdir()))

@@ -17,12 +17,13 @@ from isicrt.benchmarks.rendered import render
 from isicrt.engine import pipeline, shipped
 from isicrt.engine import segmenter as segmenter_module
 from isicrt.engine.errors import ImageError, ModelError, SettingsError
-from isicrt.engine.images import read_mask
+from isicrt.engine.images import Decoded, read_mask
 from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.masks import restore_mask
-from isicrt.engine.overlay import MAX_SIDE, draw_outline
+from isicrt.engine.overlay import MAX_SIDE, OverlayFolder, draw_outline
 from isicrt.engine.scores import score_mask
 from isicrt.engine.segmenter import Segmenter
+from isicrt.engine.sources import Job
 
 
 @pytest.fixture
@@ -160,6 +161,29 @@ def test_large_overlays_are_reduced(segmenter: Segmenter, tmp_path: Path) -> Non
     segmenter.segment_folder(tmp_path / "in", tmp_path / "out", overlays=tmp_path / "drawn")
     with Image.open(tmp_path / "drawn" / "a.jpg") as overlay:
         assert overlay.size == (MAX_SIDE, round(600 * MAX_SIDE / 1500))
+
+
+def test_images_of_too_many_pixels(segmenter: Segmenter, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, width in ("a", 200), ("b", 201):
+        Image.fromarray(render(0, (100, width))[0]).save(tmp_path / "in" / f"{name}.jpg")
+    drawn = tmp_path / "drawn"
+    summary = segmenter.segment_folder(tmp_path / "in", tmp_path / "out", overlays=drawn, max_pixels=20_000)
+    ((image, reason),) = summary.failures
+    assert image.name == "b.jpg"
+    assert "201 x 100 is more than 0.02 megapixels" in reason
+    assert [path.name for path in drawn.glob("*.jpg")] == ["a.jpg"]
+
+
+def test_an_overlay_is_decoded_as_its_image_was(tmp_path: Path) -> None:
+    def decode(path: Path, size: tuple[int, int]) -> Decoded:
+        assert (path, size) == (job.image, (100, 200))
+        return Decoded(np.full((*size, 3), 77, np.uint8), (100, 200))
+
+    job = Job(tmp_path / "not-there.jpg", tmp_path / "out" / "a.png")
+    OverlayFolder(tmp_path / "out", tmp_path / "drawn", decode=decode)(job, np.zeros((100, 200), bool))
+    with Image.open(tmp_path / "drawn" / "a.jpg") as overlay:
+        assert np.asarray(overlay).min() == np.asarray(overlay).max() == 77
 
 
 def test_the_outline_follows_the_mask() -> None:
