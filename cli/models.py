@@ -99,10 +99,12 @@ def _read_card(path: Path) -> ModelCard:
 
 def _describe(card: ModelCard) -> str:
     lines = []
-    for name, value in card.to_dict().items():
+    about = card.to_dict()
+    width = max(map(len, about)) + 2
+    for name, value in about.items():
         if isinstance(value, Mapping):
             value = json.dumps(value)
-        lines.append(f"{name + ':':<16}{value}")
+        lines.append(f"{name + ':':<{width}}{value}")
     return "\n".join(lines)
 
 

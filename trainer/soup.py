@@ -6,19 +6,23 @@ Runs that start from one checkpoint end in one basin, and the mean of their weig
     isicrt train --start-from trunk/last.pt --seed 1 --out runs/a
     isicrt train --start-from trunk/last.pt --seed 2 --out runs/b
     python -m isicrt.trainer.soup runs/a/last.pt runs/b/last.pt --out soup.pt
+
+A run that was started from a stage of another (``--start-from runs/a/small.pt``) has a mean with what became of that.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 
 from isicrt._command import ModuleCommand
+from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import ModelError
 from isicrt.trainer import checkpoint
 
@@ -27,8 +31,8 @@ def average(paths: Sequence[Path], out: Path, name: str | None = None) -> None:
     """Write a checkpoint with the mean of the weights and batch-norm statistics of others.
 
     Args:
-        paths: two or more checkpoints of one network that go back to one checkpoint (``--start-from``). What is
-            averaged is what each of them validates and exports.
+        paths: two or more checkpoints of one network that go back to one checkpoint: by ``--start-from``, or as a
+            stage of their own run that lies beside them. What is averaged is what each of them validates and exports.
         out: of the new checkpoint; its card has no scores, since nothing has scored it.
         name: of the new model; None for its file's.
 
@@ -41,33 +45,50 @@ def average(paths: Sequence[Path], out: Path, name: str | None = None) -> None:
     loaded = [checkpoint.load(path) for path in paths]
     first = loaded[0][0]
     for path, (card, _) in zip(paths, loaded, strict=True):
-        if not _ancestors(card.training):
-            raise ModelError(
-                f"{path}: its run did not start from a checkpoint (--start-from), so it has no mean with others"
-            )
-    for path, (card, _) in zip(paths, loaded, strict=True):
         if (card.architecture, card.network, card.input_size) != (first.architecture, first.network, first.input_size):
             raise ModelError(f"{path}: another network or input size than {paths[0]}: they have no mean")
-        if not _ancestors(card.training) & _ancestors(first.training):
+    starts = [_starts(card) for card, _ in loaded]
+    known = set.union(*starts)
+    ancestors = [
+        start or _stages(path, card) & known for path, (card, _), start in zip(paths, loaded, starts, strict=True)
+    ]
+    for path, own in zip(paths, ancestors, strict=True):
+        if not own:
             raise ModelError(
-                f"{path}: has no start in common with {paths[0]} (--start-from), so their mean is no model"
+                f"{path}: its run did not start from a checkpoint (--start-from), nor did another from a stage of it "
+                "that lies beside it, so it has no mean with others"
             )
+    if not set.intersection(*ancestors):
+        raise ModelError(
+            f"{', '.join(map(str, paths))}: have no start in common (--start-from), so their mean is no model"
+        )
     weights = {}
     for key, value in loaded[0][1]["weights"].items():
         values = [state["weights"][key] for _, state in loaded]
         weights[key] = torch.stack(values).mean(0) if value.is_floating_point() else value
-    training = {
-        **first.training,
-        "mean_of": [{"seed": c.training.get("seed"), "recipe": c.training.get("recipe")} for c, _ in loaded],
-    }
+    training = {**first.training, "mean_of": [dict(c.training) for c, _ in loaded]}
     card = first.replace(name=name or out.stem, training=training, scores={}, created=datetime.date.today().isoformat())
     checkpoint.save(out, card=card, weights=weights)
 
 
-def _ancestors(training: Mapping[str, Any]) -> set[str]:
-    """Hashes of the checkpoints that a run started from, the one that this started from, and so on."""
-    start = training.get("start_from")
-    return set() if start is None else {start["sha256"]} | _ancestors(start)
+def _starts(card: ModelCard) -> set[str]:
+    """Hashes of the checkpoint that a run started from, the one that this started from, and so on."""
+    found = set()
+    start = card.training.get("start_from")
+    while start is not None:
+        found.add(start["sha256"])
+        start = start.get("start_from")
+    return found
+
+
+def _stages(path: Path, card: ModelCard) -> set[str]:
+    """Hashes of the checkpoints of the same run beside one."""
+    found = set()
+    for other in path.parent.glob("*.pt"):
+        with suppress(ModelError):  # another file that is called so
+            if checkpoint.load(other)[0].training == card.training:
+                found.add(hashlib.sha256(other.read_bytes()).hexdigest())
+    return found
 
 
 @click.command(cls=ModuleCommand)

@@ -55,6 +55,21 @@ def test_the_images_themselves(learned: int, held_out: int | None, known: bool, 
     assert "LEARNED" not in line, "other images, as many of them"
 
 
+def test_what_it_went_on_from_and_what_it_is_the_mean_of(cases: list[Case], sha256: str) -> None:
+    these = {"data": ["x/mine"], "data_sha256": sha256, "training_images": 12}
+    other = {"data": ["theirs"], "data_sha256": "ab" * 32, "training_images": 7}
+    for training in (
+        {**other, "start_from": {"sha256": "cd" * 32, **these}},
+        {**other, "mean_of": [other, these, {"seed": 1}, "x"]},
+        {**other, "mean_of": [other, {**other, "start_from": these}]},
+    ):
+        lines = say_learned_from([("a", training)], cases)
+        assert len(lines) == 2
+        assert lines[0].startswith("a learned from 7 training images (theirs)")
+        assert lines[1].startswith("a LEARNED FROM THESE IMAGES (x/mine;")
+    assert len(say_learned_from([("a", {**other, "mean_of": "x", "start_from": 7})], cases)) == 1
+
+
 def test_it_stands_under_the_table(rendered_pairs: Path) -> None:
     result = CliRunner().invoke(group, ["evaluate", "unet-light-int8", "--data", str(rendered_pairs)])
     assert result.exit_code == 0, result.output

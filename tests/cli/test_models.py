@@ -71,7 +71,9 @@ def test_all_cards_as_json(shelf: Path) -> None:
 def test_one_card_to_read(darkness_onnx: Path) -> None:
     code, output = _run(str(darkness_onnx))
     assert code == 0
-    assert "name:           darkness" in output.splitlines()
+    lines = [line.partition(":") for line in output.splitlines()]
+    assert {name: value.strip() for name, _, value in lines}["name"] == "darkness"
+    assert all(value.startswith(" ") for _, _, value in lines)
 
 
 def test_a_card_of_a_checkpoint(tmp_path: Path) -> None:

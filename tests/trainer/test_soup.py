@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,23 @@ def test_cousins_have_a_mean(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.pt", 1.0), write(tmp_path / "b.pt", 2.0, training=training)]
     average(paths, tmp_path / "mean.pt")
     assert checkpoint.load(tmp_path / "mean.pt")[1]["weights"]["head.bias"].tolist() == [1.5]
+
+
+def test_a_run_and_one_that_left_it_at_a_stage(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    other.mkdir()
+    stage = write(run / "small.pt", 7.0, start=None)
+    (run / "notes.pt").write_text("something else")
+    left = write(other / "a.pt", 2.0, start=hashlib.sha256(stage.read_bytes()).hexdigest())
+    for n, paths in enumerate(([write(run / "ending.pt", 1.0, start=None), left], [left, run / "ending.pt"])):
+        average(paths, tmp_path / f"{n}.pt")
+        card, state = checkpoint.load(tmp_path / f"{n}.pt")
+        assert state["weights"]["head.bias"].tolist() == [1.5]
+        assert [("start_from" in part) for part in card.training["mean_of"]] == [n == 1, n == 0]
+    write(stage, 7.0, start=None, training={"seed": 2})
+    with pytest.raises(ModelError, match=r"ending\.pt: its run did not start .* nor did another from a stage of it"):
+        average([run / "ending.pt", left], tmp_path / "mean.pt")
 
 
 @pytest.mark.parametrize(
