@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -66,7 +67,12 @@ def average(paths: Sequence[Path], out: Path, name: str | None = None) -> None:
     for key, value in loaded[0][1]["weights"].items():
         values = [state["weights"][key] for _, state in loaded]
         weights[key] = torch.stack(values).mean(0) if value.is_floating_point() else value
-    training = {**first.training, "mean_of": [dict(c.training) for c, _ in loaded]}
+    trainings = [dict(card.training) for card, _ in loaded]
+    # What stands at the top is true of all of them: images that one held out another may have learned.
+    training: dict[str, Any] = {
+        key: value for key, value in trainings[0].items() if all(key in t and t[key] == value for t in trainings)
+    }
+    training["mean_of"] = trainings
     card = first.replace(name=name or out.stem, training=training, scores={}, created=datetime.date.today().isoformat())
     checkpoint.save(out, card=card, weights=weights)
 

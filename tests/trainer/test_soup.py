@@ -51,6 +51,16 @@ def test_cousins_have_a_mean(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "mean.pt")[1]["weights"]["head.bias"].tolist() == [1.5]
 
 
+def test_what_a_mean_says_of_its_training_is_true_of_all(tmp_path: Path) -> None:
+    start = {"start_from": {"sha256": "one"}, "recipe": "r"}
+    one = {**start, "data": ["a"], "data_sha256": "aa", "training_images": 26, "fold": 0, "validation_images": 10}
+    two = {**start, "data": ["b"], "data_sha256": "bb", "training_images": 26, "fold": None}
+    paths = [write(tmp_path / f"{n}.pt", n, training=training) for n, training in ((1.0, one), (2.0, two))]
+    average(paths, tmp_path / "mean.pt")
+    training = checkpoint.load(tmp_path / "mean.pt")[0].training
+    assert training == {**start, "training_images": 26, "mean_of": [one, two]}
+
+
 def test_a_run_and_one_that_left_it_at_a_stage(tmp_path: Path) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     run.mkdir()
