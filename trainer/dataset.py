@@ -1,6 +1,6 @@
 """ISIC 2016 Task 1 on disk: pairs of image and mask, found by ISIC id and checked before anything is learned.
 
-Two layouts are understood, see `find_pairs`. Pairing never depends on the order in which a folder is listed.
+Three layouts are understood, see `find_pairs`. Pairing never depends on the order in which a folder is listed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def find_pairs(root: Path | str, split: str = "train") -> list[Pair]:
         split: ``train`` or ``test``.
 
     Raises:
-        DataError: no such layout, or images and masks that do not pair up; every problem is listed.
+        DataError: no such layout, or more than one, or images and masks that do not pair up; every problem is listed.
     """
     pairs, problems, _ = _scan(Path(root), split)
     if problems:
@@ -106,21 +106,34 @@ def _scan(root: Path, split: str) -> tuple[list[Pair], list[str], int]:
 
 
 def find_folders(root: Path, split: str) -> tuple[Path, Path]:
-    """The folder of images and that of masks, see `find_pairs`. Raises DataError where there is no such layout."""
+    """The folder of images and that of masks, see `find_pairs`. Raises DataError where there is no such layout, or more
+    than one."""
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
-    candidates = [
-        (root / "images", root / "masks"),
-        (root / split / "images", root / split / "masks"),
-        tuple(root / name for name in OFFICIAL_FOLDERS[split]),
-    ]
-    for images, masks in candidates:
-        if images.is_dir() and masks.is_dir():
-            return images, masks
+    flat = (root / "images", root / "masks")
+    divided = {
+        name: [(root / name / "images", root / name / "masks"), (root / official[0], root / official[1])]
+        for name, official in OFFICIAL_FOLDERS.items()
+    }
+    # Beside folders of either split, images/ may hold those of the test.
+    candidates = [flat, *divided["train"], *divided["test"]] if _are_there(flat) else divided[split]
+    found = [folders for folders in candidates if _are_there(folders)]
+    if len({(images.resolve(), masks.resolve()) for images, masks in found}) > 1:
+        names = "; ".join(" and ".join(f"{folder.relative_to(root)}/" for folder in folders) for folders in found)
+        raise DataError(
+            f"{root}: holds more than one data set: {names}. Which one is meant cannot be told, and to mix them up may "
+            "be to learn the test: leave one layout there and move the other out"
+        )
+    if found:
+        return found[0]
     raise DataError(
         f"{root}: not a data set. Expected images/ and masks/ in it, or {split}/images/ and {split}/masks/, or the "
         f"official {' and '.join(OFFICIAL_FOLDERS[split])}. Get it with: isicrt data isic2016 --out {root}"
     )
+
+
+def _are_there(folders: tuple[Path, Path]) -> bool:
+    return folders[0].is_dir() and folders[1].is_dir()
 
 
 def _index(folder: Path, kind: str, problems: list[str]) -> dict[str, Path]:

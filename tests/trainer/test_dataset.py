@@ -55,6 +55,39 @@ def test_layouts(tmp_path: Path, images: str, masks: str, split: str) -> None:
     assert all(p.id in p.image.name and p.id in p.mask.name for p in pairs)
 
 
+OFFICIAL = ("ISBI2016_ISIC_Part1_Training_Data", "ISBI2016_ISIC_Part1_Training_GroundTruth")
+
+
+@pytest.mark.parametrize(
+    ("layouts", "refused"),
+    [
+        pytest.param([("images", "masks"), ("train/images", "train/masks")], ("train", "test"), id="flat_and_train"),
+        pytest.param([("images", "masks"), ("test/images", "test/masks")], ("train", "test"), id="flat_and_test"),
+        pytest.param([("images", "masks"), OFFICIAL], ("train", "test"), id="flat_and_official"),
+        pytest.param(
+            [("train/images", "train/masks"), OFFICIAL, ("test/images", "test/masks")], ("train",), id="two_of_train"
+        ),
+    ],
+)
+def test_two_layouts_in_one_folder_are_refused(
+    tmp_path: Path, layouts: list[tuple[str, str]], refused: tuple[str, ...]
+) -> None:
+    for images, masks in layouts:
+        write_pair(tmp_path / images, tmp_path / masks, "ISIC_0000001")
+    for split in refused:
+        with pytest.raises(DataError, match=r"holds more than one data set: .* leave one layout") as caught:
+            find_pairs(tmp_path, split)
+        assert all(f"{images}/ and {masks}/" in str(caught.value) for images, masks in layouts[:2])
+    for split in {"train", "test"} - {*refused}:
+        assert len(find_pairs(tmp_path, split)) == 1
+
+
+def test_a_layout_that_links_to_the_other_is_the_same(tmp_path: Path) -> None:
+    write_pair(tmp_path / "images", tmp_path / "masks", "ISIC_0000001")
+    (tmp_path / "test").symlink_to(tmp_path, target_is_directory=True)
+    assert find_pairs(tmp_path, "test") == find_pairs(tmp_path, "train")
+
+
 def test_known_duplicates_of_test_images_are_left_out_of_training_only(tmp_path: Path) -> None:
     for name in [*LEFT_OUT, "ISIC_0000000"]:
         for split in ("train", "test"):
