@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import os
 import re
 import stat
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ LEFT_OUT = {name: f"shows the lesion of test image {test}" for name, test in TES
 """Training images that would leak the test set into training, with the reason."""
 
 _ISIC_ID = re.compile(r"ISIC_\d{7}")
+_HIDDEN = (".", "__MACOSX")
 _MASK_ENDING = re.compile(r"_segmentation$", re.IGNORECASE)
 
 
@@ -140,7 +142,9 @@ def _index(folder: Path, kind: str, problems: list[str]) -> dict[str, Path]:
     """Files of a folder by id; two files of one id are a problem."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+        if not _is_image_name(path.name):
+            if _holds_images(path):
+                problems.append(f"{path}: holds images and is not read: move its files up, or elsewhere")
             continue
         match = _ISIC_ID.search(path.stem)
         name = match.group() if match else _MASK_ENDING.sub("", path.stem)
@@ -149,6 +153,21 @@ def _index(folder: Path, kind: str, problems: list[str]) -> dict[str, Path]:
         else:
             found[name] = path
     return found
+
+
+def _is_image_name(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether images lie in a subfolder, at any depth; those that caches, viewers and macOS hide there do not count."""
+    if folder.name.startswith(_HIDDEN):
+        return False
+    for _, below, files in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(_HIDDEN)]
+        if any(map(_is_image_name, files)):
+            return True
+    return False
 
 
 def check_pairs(pairs: Sequence[Pair]) -> DatasetReport:

@@ -117,6 +117,24 @@ def test_all_pairing_problems_are_reported_at_once(tmp_path: Path) -> None:
     assert "a second image of ISIC_0000002" in message
 
 
+def test_images_in_subfolders_are_a_problem_and_those_of_hidden_ones_are_not(tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    write_pair(images, masks, "a")
+    for name in (".cache", "__MACOSX", ".isicrt-1/old", "notes/.thumbs"):
+        write_pair(images / name, masks / name, "b")
+    (images / "notes" / "b.txt").touch()
+    assert [pair.id for pair in find_pairs(tmp_path)] == ["a"]
+    write_pair(images / "part 1", masks / "part 1" / "deep", "c")
+    with pytest.raises(DataError) as caught:
+        find_pairs(tmp_path)
+    lines = [
+        f"  {f / 'part 1'}: holds images and is not read: move its files up, or elsewhere" for f in (images, masks)
+    ]
+    assert str(caught.value).splitlines()[1:] == lines
+    pairs, report = survey([tmp_path])
+    assert (len(pairs), len(report.problems)) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
