@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,17 +201,12 @@ def _images(folder: Path, split: str) -> list[Path]:
         raise
 
 
-def _id(path: Path) -> str:
-    match = re.search(r"ISIC_\d{7}", path.stem)
-    return match.group() if match else path.stem
-
-
 def _verdict(twin: Twin, with_test: bool) -> tuple[str, bool]:
     """What training does about the pair, and whether that is right."""
-    from isicrt.trainer.dataset import LEFT_OUT
+    from isicrt.trainer.dataset import LEFT_OUT, isic_id
     from isicrt.trainer.twins import group_of
 
-    a, b = _id(twin.a), _id(twin.b)
+    a, b = (isic_id(path) or path.stem for path in (twin.a, twin.b))
     if a in LEFT_OUT or (not with_test and b in LEFT_OUT):
         return "left out of training", True
     if with_test:

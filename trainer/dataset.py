@@ -39,7 +39,7 @@ SHOWN = 10
 LEFT_OUT = {name: f"shows the lesion of test image {test}" for name, test in TEST_TWINS.items()}
 """Training images that would leak the test set into training, with the reason."""
 
-_ISIC_ID = re.compile(r"ISIC_\d{7}")
+_ISIC_ID = re.compile(r"ISIC_\d{7}(?!\d)", re.IGNORECASE | re.ASCII)
 _HIDDEN = (".", "__MACOSX")
 _MASK_ENDING = re.compile(r"_segmentation$", re.IGNORECASE)
 
@@ -146,13 +146,18 @@ def _index(folder: Path, kind: str, problems: list[str]) -> dict[str, Path]:
             if _holds_images(path):
                 problems.append(f"{path}: holds images and is not read: move its files up, or elsewhere")
             continue
-        match = _ISIC_ID.search(path.stem)
-        name = match.group() if match else _MASK_ENDING.sub("", path.stem)
+        name = isic_id(path) or _MASK_ENDING.sub("", path.stem)
         if name in found:
             problems.append(f"{path}: a second {kind} of {name} beside {found[name].name}; remove one")
         else:
             found[name] = path
     return found
+
+
+def isic_id(path: Path) -> str | None:
+    """The ISIC id in a file's name, in capitals. None without one: a longer number is something else."""
+    match = _ISIC_ID.search(path.stem)
+    return match.group().upper() if match else None
 
 
 def _is_image_name(name: str) -> bool:

@@ -102,6 +102,19 @@ def test_names_without_an_isic_id_pair_by_stem(tmp_path: Path) -> None:
     assert [p.id for p in find_pairs(tmp_path)] == ["lesion a"]
 
 
+def test_an_isic_id_has_seven_digits_in_capitals_or_not(tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    write_pair(images, masks, "ISIC_0000001_small")
+    (images / "ISIC_0000001_small.jpg").rename(images / "isic_0000001.jpg")
+    write_pair(images, masks, "isic_0000249")  # a twin of a test image
+    write_pair(images, masks, "ISIC_12345678")
+    assert [pair.id for pair in find_pairs(tmp_path)] == ["ISIC_0000001", "ISIC_12345678"]
+    assert len(find_pairs(tmp_path, "test")) == 3
+    (masks / "ISIC_12345678_Segmentation.png").rename(masks / "ISIC_12345679_Segmentation.png")
+    with pytest.raises(DataError, match=r"ISIC_12345678\.jpg: has no mask"):
+        find_pairs(tmp_path)
+
+
 def test_all_pairing_problems_are_reported_at_once(tmp_path: Path) -> None:
     images, masks = tmp_path / "images", tmp_path / "masks"
     for n in range(3):
