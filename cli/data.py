@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isicrt.cli.result_files import check_results, write_result
+from isicrt.cli.segment_report import printable
 from isicrt.engine.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
         try:
             folders = find_folders(folder, name)
         except DataError as error:
-            click.echo(f"{name}: {error}")
+            _say(f"{name}: {error}")
             failed = True
             continue
         if folders in seen:  # FOLDER is images/ and masks/: one set, whatever it is used for
@@ -91,21 +92,26 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
         seen.add(folders)
         _, report = survey([folder], name)
         label = str(folder) if folders[0].parent == folder and folders[0].name == "images" else name
-        click.echo(f"{label}: {report.pairs} pairs, {report.grey_masks} grey masks, SHA-256 {report.sha256}")
+        _say(f"{label}: {report.pairs} pairs, {report.grey_masks} grey masks, SHA-256 {report.sha256}")
         if report.left_out:
             share = f"{report.left_out} of {report.pairs + report.left_out}"
             click.echo(f"  {share} are left out: they show a lesion of a test image (docs/data.md)")
         if report.without_lesion:
-            click.echo(f"  {say_without_lesion(report.without_lesion)}")
+            _say(f"  {say_without_lesion(report.without_lesion)}")
         if report.damaged:
-            click.echo(f"  {say_damaged(report.damaged)}")
+            _say(f"  {say_damaged(report.damaged)}")
         for problem in report.problems:
-            click.echo(f"  {problem}")
+            _say(f"  {problem}")
         if report.problems:
-            click.echo(f"{label}: {len(report.problems)} problems")
+            _say(f"{label}: {len(report.problems)} problems")
             failed = True
     if failed:
         ctx.exit(1)
+
+
+def _say(line: str) -> None:
+    """Print a line that names files, whose names may be no text."""
+    click.echo(printable(line))
 
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -175,7 +181,7 @@ def audit(
             drawn = _write_sheet(twins[::-1], sheet)
     finally:  # after the files, which are not to be lost where printing fails
         for twin, verdict, _ in named:
-            click.echo(f"{twin.a} {twin.b}: {twin.inliers} places, correlation {twin.correlation:.2f}, {verdict}")
+            _say(f"{twin.a} {twin.b}: {twin.inliers} places, correlation {twin.correlation:.2f}, {verdict}")
         side = f" against {len(others)}" if against else ""
         unknown = len(twins) - known
         click.echo(f"{len(images)} images{side}: {len(twins)} pairs of one lesion, {unknown} of them not known")

@@ -262,10 +262,10 @@ def _print(evaluation: Evaluation, cases: Sequence[Case]) -> None:
     if evaluation.split == "train":
         console.print(Text("--split train: a model may have learned from these images.", style="yellow"))
     if empty := evaluation.models[0].without_lesion:
-        found = say_without_lesion(empty)
+        found = printable(say_without_lesion(empty))
         console.print(Text(f"{found}. There an empty prediction scores 1, and any other 0.", style="yellow"))
     if whole := evaluation.models[0].nearly_whole:
-        console.print(Text(_say_nearly_whole(whole), style="yellow"))
+        console.print(Text(printable(_say_nearly_whole(whole)), style="yellow"))
     for model in evaluation.models:
         if model.problems:
             click.echo(f"{model.label}: {len(model.problems)} of {model.images} images could not be scored:", err=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.cli.segment_report import printable
 from isicrt.engine.errors import MissingDependencyError, SettingsError
 
 if TYPE_CHECKING:
@@ -211,9 +212,9 @@ def _progress() -> Any:
 
         def checked(self, report: DatasetReport) -> None:
             if report.without_lesion:
-                console.print(say_without_lesion(report.without_lesion), soft_wrap=True)
+                console.print(printable(say_without_lesion(report.without_lesion)), soft_wrap=True, markup=False)
             if report.damaged:
-                console.print(say_damaged(report.damaged), soft_wrap=True)
+                console.print(printable(say_damaged(report.damaged)), soft_wrap=True, markup=False)
 
         def started(self, recipe: Recipe, training: int, validation: int, grey_masks: int, done: int) -> None:
             console.print(f"{training} training images, {validation} validation images")

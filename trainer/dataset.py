@@ -201,7 +201,7 @@ def check_pairs(pairs: Sequence[Pair]) -> DatasetReport:
 
 def _check_pair(pair: Pair) -> tuple[bytes, set[int], list[str]]:
     """Id and hashes of the contents; the values of the mask, none where it is no mask; problems."""
-    contents = pair.id.encode()
+    contents = pair.id.encode(errors="surrogateescape")  # a file's name may be no UTF-8
     problems: list[str] = []
     for path in (pair.image, pair.mask):
         try:
@@ -324,7 +324,7 @@ def hold_out(pairs: Sequence[Pair], part: int, parts: int) -> tuple[list[Pair], 
 
 
 def _bucket(text: str, count: int) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % count
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "big") % count
 
 
 def _listed(title: str, problems: Sequence[str]) -> str:

@@ -50,5 +50,6 @@ def _cell(twin: Twin) -> UInt8Array:
         begin = column * _CELL + 2
         cell[_CAPTION:, begin : begin + _CELL] = cv2.resize(square, (_CELL, _CELL), interpolation=cv2.INTER_AREA)
     caption = f"{twin.a.stem}  {twin.b.stem}  {twin.inliers}  {twin.correlation:.2f}"
+    caption = "".join(c if c.isprintable() else "?" for c in caption)  # OpenCV crashes on a name that is no UTF-8
     cv2.putText(cell, caption, (3, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
     return cell

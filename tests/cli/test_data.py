@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -144,6 +147,33 @@ def test_check_refuses_masks_of_0_and_1_and_counts_those_without_lesion(rendered
     assert f"  2 masks have no lesion, such as {masks[2]}\n" in result.stdout
     assert f"{data}: 12 pairs, 0 grey masks" in result.stdout
     assert f"{data}: 2 problems" in result.stdout
+
+
+def test_names_that_are_no_text_are_checked_and_printed(rendered_pairs: Path, tmp_path: Path) -> None:
+    data, name = Path(shutil.copytree(rendered_pairs, tmp_path / "data")), os.fsdecode(b"l\xe9sion")
+    image, mask = data / "images" / f"{name}.jpg", data / "masks" / f"{name}.png"
+    (data / "images" / "ISIC_0000003.jpg").rename(image)
+    (data / "masks" / "ISIC_0000003_Segmentation.png").rename(mask)
+    with Image.open(mask) as found:
+        Image.new("L", found.size).save(mask)
+    result = isicrt("check", data)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith(f"  1 mask has no lesion: {data}/masks/l\\udce9sion.png\n")
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2] + b"\xff\xd9")
+    assert f"decoders take it: {data}/images/l\\udce9sion.jpg\n" in isicrt("check", data).stdout
+    image.write_bytes(b"no JPEG")
+    assert f"  {data}/images/l\\udce9sion.jpg: cannot be decoded" in isicrt("check", data).stdout
+
+
+def test_audit_draws_and_prints_names_that_are_no_text(photographs: Path) -> None:
+    images, sheet = photographs / "train" / "images", photographs / "sheet.png"
+    (images / "ISIC_9900002.jpg").rename(images / os.fsdecode(b"l\xe9sion.jpg"))
+    script = "from isicrt.cli.main import main; main()"
+    arguments = ["data", "audit", "--data", photographs / "train", "--threads", "1", "--sheet", sheet]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr  # drawing such a name ended the process
+    assert f"{images}/l\\udce9sion.jpg: " in done.stdout
+    assert sheet.is_file()
 
 
 def test_check_says_what_is_left_out(rendered_pairs: Path, tmp_path: Path) -> None:

@@ -144,11 +144,13 @@ def test_names_that_no_terminal_can_show(darkness_onnx: Path, data: Path, tmp_pa
         shutil.copy(data / "images" / "ISIC_0000000.jpg", data / "images" / f"{name}.jpg")
         shutil.copy(data / "masks" / "ISIC_0000000_Segmentation.png", data / "masks" / f"{name}.png")
     (data / "images" / "bell\a.jpg").write_bytes(b"torn")
+    Image.new("L", (90, 120)).save(data / "masks" / os.fsdecode(b"caf\xe9.png"))
     files = ["--csv", tmp_path / "r.csv", "--json", tmp_path / "r.json", "--figures", tmp_path / "f", "--cases", "13"]
     result = _evaluate(darkness_onnx, "--data", data, *files)
     assert result.exit_code == 1, result.output
     assert "13/14" in result.output
     assert "images/bell\\x07.jpg: " in result.output
+    assert "1 mask has no lesion: caf\\udce9." in result.output
     assert b"\ndarkness,caf\xe9,120,90," in (tmp_path / "r.csv").read_bytes()
     assert json.loads((tmp_path / "r.json").read_text())["models"][0]["per_image"][-1]["image"] == "caf\udce9"
     assert (tmp_path / "f" / "worst.png").is_file()

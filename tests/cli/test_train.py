@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -81,7 +82,10 @@ def test_masks_without_lesion_are_told_and_a_run_without_validation_prints_none(
     rendered_pairs: Path, tmp_path: Path, recipe: str
 ) -> None:
     data = Path(shutil.copytree(rendered_pairs, tmp_path / "data"))
-    empty = data / "masks" / "ISIC_0000003_Segmentation.png"
+    name = os.fsdecode(b"l\xe9sion [v2]")  # neither text nor markup
+    empty = data / "masks" / f"{name}.png"
+    (data / "images" / "ISIC_0000003.jpg").rename(data / "images" / f"{name}.jpg")
+    (data / "masks" / "ISIC_0000003_Segmentation.png").rename(empty)
     with Image.open(empty) as mask:
         Image.new("L", mask.size).save(empty)
     cut = data / "images" / "ISIC_0000004.jpg"
@@ -90,7 +94,7 @@ def test_masks_without_lesion_are_told_and_a_run_without_validation_prints_none(
     arguments += ["--encoder-weights", "none", "--device", "cpu", "--fold", "none"]
     result = CliRunner().invoke(group, arguments)
     assert result.exit_code == 0, result.output
-    assert result.output.count(f"1 mask has no lesion: {empty}") == 1
+    assert result.output.count(f"1 mask has no lesion: {data / 'masks'}/l\\udce9sion [v2].png") == 1
     assert result.output.count(f"1 image looks damaged, though decoders take it: {cut}") == 1
     assert "epoch   1 tuned" in result.output
     assert "nan" not in result.output

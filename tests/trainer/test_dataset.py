@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -296,6 +297,19 @@ def test_images_of_one_lesion_share_a_fold() -> None:
         assert all(len({name in learned for name in group}) == 1 for group in TWINS)
     assert group_of(TWINS[0][1]) == TWINS[0][0]
     assert group_of("ISIC_9999999") == "ISIC_9999999"
+
+
+def test_names_that_are_no_utf8_have_a_hash_and_a_fold(tmp_path: Path) -> None:
+    for name in ("a", os.fsdecode(b"l\xe9sion")):
+        write_pair(tmp_path / "images", tmp_path / "masks", name)
+    pairs, report = checked_pairs([tmp_path])
+    digest = hashlib.sha256()
+    for name, pair in zip((b"a", b"l\xe9sion"), pairs, strict=True):
+        parts = [hashlib.sha256(path.read_bytes()).digest() for path in (pair.image, pair.mask)]
+        digest.update(b"".join([name, *parts]))
+    assert report.sha256 == digest.hexdigest()
+    many = [Pair(os.fsdecode(b"l\xe9sion %d" % n), Path("i"), Path("m")) for n in range(20)]
+    assert sum(len(split_fold(many, 3, fold)[1]) for fold in range(3)) == 20
 
 
 @pytest.mark.parametrize(("count", "folds", "fold"), [(10, 5, 5), (10, 5, -1), (1, 5, 0)])
