@@ -37,6 +37,8 @@ class Evaluation:
     models: tuple[Scored, ...]
     differences: tuple[Difference, ...]
     """Of each further model to the first."""
+    left_out: int = 0
+    """Pairs of a training split that are not scored: they show lesions of test images, and nothing learns from them."""
 
     @property
     def failed(self) -> int:
@@ -51,7 +53,12 @@ class Evaluation:
             "date": self.date,
             "environment": self.environment.to_dict(),
             "protocol": {"name": self.protocol.name, "title": self.protocol.title, "note": NEVER_COMPARE},
-            "data": {"label": self.data, "split": self.split, "images": self.models[0].images},
+            "data": {
+                "label": self.data,
+                "split": self.split,
+                "images": self.models[0].images,
+                "left_out": self.left_out,
+            },
             "models": [_model(model) for model in self.models],
             "differences": [asdict(d) | {"interval_leaves_out_0": d.is_clear} for d in self.differences],
         }

@@ -76,7 +76,7 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
 
     Exit code 1 if anything is.
     """
-    from isicrt.trainer.dataset import find_folders, say_damaged, say_without_lesion, survey
+    from isicrt.trainer.dataset import find_folders, say_damaged, say_left_out, say_without_lesion, survey
 
     failed = False
     seen: set[tuple[Path, Path]] = set()
@@ -94,8 +94,7 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
         label = str(folder) if folders[0].parent == folder and folders[0].name == "images" else name
         _say(f"{label}: {report.pairs} pairs, {report.grey_masks} grey masks, SHA-256 {report.sha256}")
         if report.left_out:
-            share = f"{report.left_out} of {report.pairs + report.left_out}"
-            click.echo(f"  {share} are left out: they show a lesion of a test image (docs/data.md)")
+            click.echo(f"  {say_left_out(report.left_out, report.pairs)}")
         if report.without_lesion:
             _say(f"  {say_without_lesion(report.without_lesion)}")
         if report.damaged:

@@ -117,7 +117,7 @@ def command(
     check_results([path for path in (csv_file, json_file) if path is not None], () if figures is None else (figures,))
     _check_runs(runs)
     protocol = _protocol(protocol_name, threshold, clean=not no_clean)
-    pairs, label = _find(data, split)
+    pairs, label, left_out = _find(data, split)
     environment = read_environment()
     with ExitStack() as stack:
         # Pillow warns of odd metadata; what matters here is whether the pixels can be read.
@@ -144,6 +144,7 @@ def command(
             protocol=protocol,
             data=label,
             split=split,
+            left_out=left_out,
             models=tuple(scored),
             differences=tuple(compare(scored[0], scored[1:])),
         )
@@ -183,18 +184,18 @@ def _protocol(name: str, threshold: float | None, *, clean: bool) -> ScoringProt
     return ReportProtocol()
 
 
-def _find(data: Path, split: str) -> tuple[list[Case], str]:
-    """The pairs of a data set, and its name without this machine's folders."""
+def _find(data: Path, split: str) -> tuple[list[Case], str, int]:
+    """The pairs of a data set, its name without this machine's folders, and how many further pairs are left out."""
     from isicrt.benchmarks.evaluation import Case
-    from isicrt.trainer.dataset import find_folders, find_pairs
+    from isicrt.trainer.dataset import count_left_out, find_folders, find_pairs, say_left_out
 
-    pairs = find_pairs(data, split)
+    pairs, left_out = find_pairs(data, split), count_left_out(data, split)
     if not pairs:
-        raise DataError(f"{data}: no pair of image and mask to score")
+        reason = f". {say_left_out(left_out, 0)}" if left_out else ""
+        raise DataError(f"{data}: no pair of image and mask to score{reason}")
     images, _ = find_folders(data, split)
-    return [Case(pair.id, pair.image, pair.mask) for pair in pairs], last_names(
-        images.parent if images.name == "images" else images
-    )
+    label = last_names(images.parent if images.name == "images" else images)
+    return [Case(pair.id, pair.image, pair.mask) for pair in pairs], label, left_out
 
 
 @contextmanager
@@ -235,7 +236,7 @@ def _print(evaluation: Evaluation, cases: Sequence[Case]) -> None:
 
     from isicrt.benchmarks.evaluation_result import tables
     from isicrt.benchmarks.scoring_protocol import NEVER_COMPARE
-    from isicrt.trainer.dataset import say_without_lesion
+    from isicrt.trainer.dataset import say_left_out, say_without_lesion
 
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -261,6 +262,8 @@ def _print(evaluation: Evaluation, cases: Sequence[Case]) -> None:
         console.print(Text(line, style="yellow"))
     if evaluation.split == "train":
         console.print(Text("--split train: a model may have learned from these images.", style="yellow"))
+    if evaluation.left_out:
+        console.print(Text(f"{say_left_out(evaluation.left_out, len(cases))}.", style="yellow"))
     if empty := evaluation.models[0].without_lesion:
         found = printable(say_without_lesion(empty))
         console.print(Text(f"{found}. There an empty prediction scores 1, and any other 0.", style="yellow"))

@@ -184,7 +184,7 @@ def _progress() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from isicrt.trainer.dataset import say_damaged, say_without_lesion
+    from isicrt.trainer.dataset import say_damaged, say_left_out, say_without_lesion
     from isicrt.trainer.loop import Listener
 
     console = Console(highlight=False)
@@ -211,6 +211,8 @@ def _progress() -> Any:
             self.bar.stop()
 
         def checked(self, report: DatasetReport) -> None:
+            if report.left_out:
+                console.print(say_left_out(report.left_out, report.pairs), soft_wrap=True)
             if report.without_lesion:
                 console.print(printable(say_without_lesion(report.without_lesion)), soft_wrap=True, markup=False)
             if report.damaged:

@@ -90,6 +90,11 @@ def find_pairs(root: Path | str, split: str = "train") -> list[Pair]:
     return pairs
 
 
+def count_left_out(root: Path | str, split: str = "train") -> int:
+    """How many pairs are there that `find_pairs` leaves out, see `LEFT_OUT`. Raises DataError: no such layout."""
+    return _scan(Path(root), split)[2]
+
+
 def _scan(root: Path, split: str) -> tuple[list[Pair], list[str], int]:
     """The pairs that there are, what does not pair up, and how many pairs are left out."""
     images, masks = find_folders(root, split)
@@ -232,6 +237,11 @@ def say_without_lesion(masks: Sequence[Path | str]) -> str:
     if len(masks) == 1:
         return f"1 mask has no lesion: {masks[0]}"
     return f"{len(masks)} masks have no lesion, such as {masks[0]}"
+
+
+def say_left_out(count: int, kept: int) -> str:
+    """Pairs that are left out, at least one, in one line for people, with how many there are beside them."""
+    return f"{count} of {count + kept} are left out: they show a lesion of a test image (docs/data.md)"
 
 
 def say_damaged(images: Sequence[Path]) -> str:

@@ -21,7 +21,7 @@ def test_json(official: bool) -> None:
     assert data["environment"]["cpu"] == "a CPU"
     assert data["protocol"]["name"] == ("official" if official else "report")
     assert "must not be compared" in data["protocol"]["note"]
-    assert data["data"] == {"label": "isic2016/test", "split": "test", "images": 3}
+    assert data["data"] == {"label": "isic2016/test", "split": "test", "images": 3, "left_out": 0}
     frozen, tuned = data["models"]
     assert (frozen["file"], frozen["sha256"], frozen["name"]) == ("frozen/best.pt", "ab" * 32, "darkness")
     assert frozen["card"]["input_height"] == 64

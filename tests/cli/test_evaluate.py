@@ -107,7 +107,7 @@ def test_a_bad_image_is_listed_and_the_rest_is_scored(darkness_onnx: Path, data:
     assert "ISIC_0000003.jpg" in result.output
     assert "is 7 x 5 pixels" in result.output
     read = json.loads((tmp_path / "r.json").read_text())
-    assert read["data"] == {"label": "shots/test", "split": "test", "images": 12}
+    assert read["data"] == {"label": "shots/test", "split": "test", "images": 12, "left_out": 0}
     assert read["models"][0]["summary"]["images"] == 10
     assert read["models"][0]["problems"][0].startswith("test/images/ISIC_0000003.jpg: ")
     assert str(tmp_path) not in "".join(read["models"][0]["problems"])
@@ -163,6 +163,24 @@ def test_what_does_not_pair_is_listed(darkness_onnx: Path, data: Path) -> None:
     assert result.exit_code == 1
     assert "ISIC_0000003_Segmentation.png: has no image" in _words(result)
     assert "ISIC_0000005.jpg: has no mask" in _words(result)
+
+
+def test_training_images_that_are_left_out_are_told(darkness_onnx: Path, data: Path, tmp_path: Path) -> None:
+    (data / "images/ISIC_0000001.jpg").rename(data / "images/ISIC_0011082.jpg")
+    (data / "masks/ISIC_0000001_Segmentation.png").rename(data / "masks/ISIC_0011082_Segmentation.png")
+    told = "1 of 12 are left out: they show a lesion of a test image (docs/data.md)"
+    for split, left_out in (("test", 0), ("train", 1)):
+        result = _evaluate(darkness_onnx, "--data", data, "--split", split, "--json", tmp_path / "r.json")
+        assert result.exit_code == 0, result.output
+        assert (told in _words(result)) is bool(left_out)
+        read = json.loads((tmp_path / "r.json").read_text())
+        assert (read["data"]["images"], read["data"]["left_out"]) == (12 - left_out, left_out)
+    for folder in ("images", "masks"):
+        for path in (data / folder).glob("ISIC_0000*"):
+            path.unlink()
+    result = _evaluate(darkness_onnx, "--data", data, "--split", "train")
+    assert result.exit_code == 1
+    assert "no pair of image and mask to score. 1 of 1 are left out" in _words(result)
 
 
 def test_training_images_are_named_as_such(darkness_onnx: Path, data: Path) -> None:

@@ -90,10 +90,14 @@ def test_masks_without_lesion_are_told_and_a_run_without_validation_prints_none(
         Image.new("L", mask.size).save(empty)
     cut = data / "images" / "ISIC_0000004.jpg"
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2] + b"\xff\xd9")
+    (data / "images/ISIC_0000001.jpg").rename(data / "images/ISIC_0011082.jpg")  # a twin of a test image
+    (data / "masks/ISIC_0000001_Segmentation.png").rename(data / "masks/ISIC_0011082_Segmentation.png")
     arguments = ["train", "--data", str(data), "--recipe", recipe, "--out", str(tmp_path / "run"), "--epochs", "1"]
     arguments += ["--encoder-weights", "none", "--device", "cpu", "--fold", "none"]
     result = CliRunner().invoke(group, arguments)
     assert result.exit_code == 0, result.output
+    assert result.output.count("1 of 12 are left out: they show a lesion of a test image") == 1
+    assert "11 training images" in result.output
     assert result.output.count(f"1 mask has no lesion: {data / 'masks'}/l\\udce9sion [v2].png") == 1
     assert result.output.count(f"1 image looks damaged, though decoders take it: {cut}") == 1
     assert "epoch   1 tuned" in result.output
