@@ -63,12 +63,13 @@ def resized_pairs(
         pairs: at least one.
         size: pixels.
         folder: of caches; None for the user's, see `cache_file`. A cache belongs to names, sizes and times of change of
-            its files, so an edited image makes a new one. Old ones may be deleted at any time.
+            its files, so an edited image makes a new one. Old ones may be deleted at any time; one that has lost files
+            is made again.
         within: a longer list that has all of the pairs, and whose cache is read: runs that learn from parts of one
             list then share one cache.
 
     Raises:
-        DataError: a file cannot be decoded, or the cache cannot be written or has no place.
+        DataError: a file cannot be decoded, or the cache has no place, cannot be written, or is damaged and stays so.
     """
     if not pairs:
         raise DataError("there is no image to cache")
@@ -84,9 +85,27 @@ def resized_pairs(
             "the cache of resized images has no place, because the user has no home folder. Name a folder with "
             "ISICRT_CACHE, or train without a cache (--no-cache)"
         )
+    if place.is_dir():
+        with suppress(OSError, ValueError, EOFError):  # one that something else has cut or taken files from
+            return _read(place, len(pairs), size)
+        with suppress(OSError):  # if it stays, reading it says so
+            shutil.rmtree(place)
     if not place.is_dir():
         _fill(pairs, size, place)
+    try:
+        return _read(place, len(pairs), size)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{place}: the cache of resized images is damaged ({error}). Remove that folder, name another place with "
+            "ISICRT_CACHE, or train without a cache (--no-cache)"
+        ) from error
+
+
+def _read(place: Path, count: int, size: int) -> ResizedPairs:
+    """Map a cache. Raises OSError, ValueError or EOFError where it is not whole."""
     images, masks = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("images", "masks"))
+    if images.shape != (count, size, size, 3) or masks.shape != (count, size, size):
+        raise ValueError(f"its images are {images.shape}, its masks {masks.shape}")
     return ResizedPairs(images, masks)
 
 

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,41 @@ def test_is_made_once_and_again_when_a_file_changes(rendered_pairs: Path, tmp_pa
     assert len(list(caches.iterdir())) == 2
     resized_pairs(pairs, 64, caches)
     assert len(list(caches.iterdir())) == 3
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _squeeze(path: Path) -> None:
+    np.save(path, np.load(path)[:, ::2])
+
+
+@pytest.mark.parametrize("name", ["images.npy", "masks.npy"])
+@pytest.mark.parametrize("spoil", [Path.unlink, _empty, _cut, _squeeze])
+def test_a_damaged_cache_is_made_again(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, spoil: Callable[[Path], None]
+) -> None:
+    pairs = find_pairs(rendered_pairs)[:3]
+    good = resized_pairs(pairs, 32, tmp_path)
+    images, masks = np.array(good.images), np.array(good.masks)
+    (place,) = tmp_path.iterdir()
+    spoil(place / name)
+    again = resized_pairs(pairs, 32, tmp_path)
+    np.testing.assert_array_equal(again.images, images)
+    np.testing.assert_array_equal(again.masks, masks)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    spoil(place / name)
+    monkeypatch.setattr(cache.shutil, "rmtree", refused)
+    with pytest.raises(DataError, match=rf"{place.name}: .* is damaged .*\. Remove that folder"):
+        resized_pairs(pairs, 32, tmp_path)
 
 
 def test_a_bad_image_leaves_no_cache(rendered_pairs: Path, tmp_path: Path) -> None:
