@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from isicrt.engine.errors import TrainingError
 from isicrt.trainer.dataset import Pair
 from isicrt.trainer.pipelines import TrainingBatches, epoch_seed
 from isicrt.trainer.recipe import Augmentation
@@ -28,25 +29,32 @@ def augment_offline(
 
     Returns:
         The copies, with ids ``ID_copyK``.
+
+    Raises:
+        DataError: a file cannot be decoded.
+        TrainingError: the copies cannot be written, such as on a full disk; those that were stay for the next try.
     """
     images, masks = out / "images", out / "masks"
-    images.mkdir(parents=True, exist_ok=True)
-    masks.mkdir(exist_ok=True)
     made = []
-    for copy in range(copies):
-        names = [f"{pair.id}_copy{copy}" for pair in pairs]
-        wanted = [Pair(n, images / f"{n}.png", masks / f"{n}_Segmentation.png") for n in names]
-        made += wanted
-        if all(pair.mask.is_file() for pair in wanted):
-            continue
-        batches = TrainingBatches(
-            pairs, size=size, batch_size=1, augmentation=augmentation, seed=epoch_seed(seed, 1_000_000 + copy)
-        )
-        for index, (image, mask) in zip(batches.order, batches, strict=True):
-            target = wanted[index]
-            Image.fromarray(image[0].numpy()).save(target.image)
-            # The mask last: a copy whose mask is there is whole.
-            partial = target.mask.with_suffix(".part")
-            Image.fromarray((mask[0, 0].numpy() * 255).astype(np.uint8)).save(partial, format="PNG")
-            partial.replace(target.mask)
+    try:
+        images.mkdir(parents=True, exist_ok=True)
+        masks.mkdir(exist_ok=True)
+        for copy in range(copies):
+            names = [f"{pair.id}_copy{copy}" for pair in pairs]
+            wanted = [Pair(n, images / f"{n}.png", masks / f"{n}_Segmentation.png") for n in names]
+            made += wanted
+            if all(pair.mask.is_file() for pair in wanted):
+                continue
+            batches = TrainingBatches(
+                pairs, size=size, batch_size=1, augmentation=augmentation, seed=epoch_seed(seed, 1_000_000 + copy)
+            )
+            for index, (image, mask) in zip(batches.order, batches, strict=True):
+                target = wanted[index]
+                Image.fromarray(image[0].numpy()).save(target.image)
+                # The mask last: a copy whose mask is there is whole.
+                partial = target.mask.with_suffix(".part")
+                Image.fromarray((mask[0, 0].numpy() * 255).astype(np.uint8)).save(partial, format="PNG")
+                partial.replace(target.mask)
+    except OSError as error:
+        raise TrainingError(f"{out}: the augmented copies could not be saved: {error}") from error
     return made
