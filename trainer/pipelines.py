@@ -116,7 +116,9 @@ class TrainingBatches:
                 outputs = self._run()
             except RuntimeError as error:  # DALI does not say which sample it was
                 raise DataError(
-                    f"DALI cannot decode a training image or mask. Find it with: isicrt data check DIR ({error})"
+                    "DALI cannot decode a training image or mask. Find it with: isicrt data check DIR. If that finds "
+                    "none, it is of a kind that DALI does not know, such as a TIFF of 1 bit: save it as PNG, or train "
+                    f"without --no-cache ({error})"
                 ) from error
             images, levels = map(_tensor, outputs)
             if self._gpu:

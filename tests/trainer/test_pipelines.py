@@ -13,7 +13,7 @@ from PIL import Image
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import resize_image
 from isicrt.trainer.cache import resized_pairs
-from isicrt.trainer.dataset import Pair, find_pairs
+from isicrt.trainer.dataset import Pair, check_pairs, find_pairs
 from isicrt.trainer.pipelines import TrainingBatches, cache_size, epoch_seed
 from isicrt.trainer.recipe import Augmentation
 
@@ -50,6 +50,18 @@ def test_without_augmentation_pixels_are_those_of_the_resize_rule(rendered_pairs
         assert difference.mean() < 0.5
         truth = Image.open(pairs[index].mask).resize((64, 64), Image.Resampling.NEAREST)
         assert (mask[0].numpy().astype(bool) == (np.asarray(truth) > 128)).mean() > 0.98
+
+
+def test_a_mask_that_dali_does_not_know_is_told_how_to_save(rendered_pairs: Path, tmp_path: Path) -> None:
+    pair = find_pairs(rendered_pairs)[0]
+    mask = tmp_path / "mask.tif"
+    with Image.open(pair.mask) as truth:
+        truth.convert("1").save(mask)
+    pairs = [Pair("a", pair.image, mask)]
+    assert check_pairs(pairs).problems == []
+    with pytest.raises(DataError, match=r"isicrt data check DIR\. If that finds none, .* save it as PNG"):
+        one_epoch(pairs)
+    assert len(one_epoch(pairs, resized=resized_pairs(pairs, 64, tmp_path))) == 1
 
 
 @pytest.fixture(scope="module")
