@@ -253,7 +253,7 @@ def _collect(out: Path, failures: Mapping[Path, str], *, gpu: bool) -> tuple[Rep
     for layout in LAYOUTS:
         for name in ROWS:
             run = plan_row(out, name, layout)
-            if run.finished:
+            if run.finished and run.folder not in failures:
                 rows.append(read_row(run.folder, name))
                 folders[name, layout] = run.folder
                 continue

@@ -52,8 +52,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether every stage has left its model."""
-        return all((self.folder / f"{stage.name}.pt").is_file() for stage in self.recipe.stages)
+        """Whether every stage has left its model, and every epoch its row: that is written last. Where ``last.pt`` was
+        deleted, which no run does, the models are enough."""
+        models = all((self.folder / f"{stage.name}.pt").is_file() for stage in self.recipe.stages)
+        saved = self.epochs_done >= self.recipe.epochs or not (self.folder / checkpoint.LAST).exists()
+        return models and saved
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -89,20 +92,7 @@ def plan_row(
 
 def plan_search(out: Path, row: str, layout: str, *, epochs: int, seed: int | None = None) -> list[Run]:
     """One run for each of `ENCODER_RATES`; arguments as for `plan_row`."""
-    return [
-        _as_begun(
-            Run(
-                row,
-                f"{row}, encoder rate {rate:g}",
-                out / "search" / f"{row}-{layout}-{rate:.0e}",
-                _recipe(row, layout, epochs, rate),
-                seed=seed or 0,
-            ),
-            epochs,
-            seed,
-        )
-        for rate in ENCODER_RATES
-    ]
+    return [_searched(out, row, layout, rate, epochs, seed) for rate in ENCODER_RATES]
 
 
 def plan_folds(
@@ -133,9 +123,9 @@ def found_rate(out: Path, row: str, layout: str) -> float | None:
     """The encoder's rate with the highest validation Jaccard index after the last epoch, from a finished search of this
     row or else of another one; None where no search is finished."""
     for searched in (row, *ROWS):
-        folders = {rate: out / "search" / f"{searched}-{layout}-{rate:.0e}" for rate in ENCODER_RATES}
-        if all((folder / "tuned.pt").is_file() for folder in folders.values()):
-            last = {rate: checkpoint.read_metrics(folder)[-1] for rate, folder in folders.items()}
+        runs = {rate: _searched(out, searched, layout, rate, None, None) for rate in ENCODER_RATES}
+        if all(run.finished for run in runs.values()):
+            last = {rate: checkpoint.read_metrics(run.folder)[-1] for rate, run in runs.items()}
             return max(last, key=lambda rate: float(last[rate]["val_jaccard"]))
     return None
 
@@ -200,6 +190,13 @@ def _epoch_seconds(rows: Sequence[dict[str, str]], stage: str) -> float:
     """Median of a stage's last epochs; NaN where there is none."""
     seconds = sorted(float(row["seconds"]) for row in [r for r in rows if r["stage"] == stage][-_RECENT:])
     return seconds[len(seconds) // 2] if seconds else math.nan
+
+
+def _searched(out: Path, row: str, layout: str, rate: float, epochs: int | None, seed: int | None) -> Run:
+    """One run of a search; `epochs` None for what it began with."""
+    folder = out / "search" / f"{row}-{layout}-{rate:.0e}"
+    run = Run(row, f"{row}, encoder rate {rate:g}", folder, _recipe(row, layout, epochs, rate), seed=seed or 0)
+    return _as_begun(run, epochs, seed)
 
 
 def _recipe(row: str, layout: str, epochs: int | None, encoder_lr: float | None) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -14,8 +15,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from isicrt.cli.main import group
+from isicrt.cli.reproduce import _collect
 from isicrt.engine.errors import TrainingError
-from isicrt.trainer import loop
+from isicrt.trainer import checkpoint, loop
 from isicrt.trainer.loop import Listener, RunSettings
 from isicrt.trainer.report_runs import plan_row
 from tests.conftest import make_splits
@@ -290,6 +292,37 @@ def test_a_run_that_fails_does_not_stop_the_others(data: Path, tmp_path: Path, m
     assert begun == ["unet-light", "segnet-attention-light"]
     reasons = [row["reason"] for row in read(out)["rows"]]
     assert reasons[:3] == ["failed: the loss became nan in epoch 1."] * 2 + ["not trained yet"]
+
+
+def test_a_row_whose_last_save_failed_is_trained_to_its_end(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, save = tmp_path / "runs", checkpoint.save
+
+    def full(path: Path, **content: Any) -> None:
+        if path.name == checkpoint.LAST and len(content["history"]) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(path, **content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", full)
+        failed = reproduce(data, out, "--rows", "unet", "--epochs", 2, "--device", "cpu")
+    assert failed.exit_code == 1
+    assert (out / "unet-light" / "tuned.pt").is_file()
+    row = next(row for row in read(out)["rows"] if (row["name"], row["layout"]) == ("unet", "light"))
+    assert row["reason"].startswith("failed: epoch 2 could not be saved")
+    again = reproduce(data, out, "--rows", "unet", "--device", "cpu")
+    assert again.exit_code == 0, again.output
+    assert "going on after epoch 1" in again.output
+    assert [cell["epochs"] for cell in read(out)["rows"][0]["cells"]] == [1, 1]
+
+
+def test_what_failed_is_not_counted_as_done(out: Path) -> None:
+    """Such as the figure of the last epoch, which is drawn when all else is saved."""
+    folder = out / "unet-light"
+    found, folders = _collect(out, {folder: "failed: epoch 2 could not be saved"}, gpu=False)
+    assert (found.rows, folders) == ((), {})
+    assert found.not_run[0].reason == "failed: epoch 2 could not be saved"
 
 
 def test_scores_that_were_written_meanwhile_are_kept(

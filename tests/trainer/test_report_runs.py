@@ -80,6 +80,17 @@ def test_other_settings_than_it_began_with_are_refused(tmp_path: Path, asked: di
         plan_row(tmp_path, "unet", "light", **asked)
 
 
+def test_a_run_without_its_last_row_is_not_finished(tmp_path: Path) -> None:
+    """Its last save failed after ``tuned.pt``. Whoever deleted ``last.pt`` of a finished run keeps a finished run."""
+    asked = plan_row(tmp_path, "unet", "light", epochs=2)
+    begin(asked, {"frozen": 1}, finished=True)
+    assert not plan_row(tmp_path, "unet", "light").finished
+    (asked.folder / "metrics.csv").write_text("stage,seconds,val_jaccard\nfrozen,1,0.5\ntuned,1,0.5\n")
+    assert plan_row(tmp_path, "unet", "light").finished
+    (asked.folder / "last.pt").unlink()
+    assert plan_row(tmp_path, "unet", "light").finished
+
+
 def test_a_spoilt_folder_is_named(tmp_path: Path) -> None:
     run = plan_row(tmp_path, "unet", "light")
     begin(run, {})
@@ -93,6 +104,10 @@ def test_the_best_rate_counts_when_its_search_is_finished(tmp_path: Path) -> Non
     for run, jaccard in zip(plan_search(tmp_path, "unet", "light", epochs=2), (0.7, 0.8, 0.6), strict=True):
         assert report_runs.found_rate(tmp_path, "unet", "light") is None
         begin(run, {"frozen": 1, "tuned": 2}, finished=True, jaccard=jaccard)
+    rows = (run.folder / "metrics.csv").read_text()
+    (run.folder / "metrics.csv").write_text("".join(rows.splitlines(keepends=True)[:-1]))
+    assert report_runs.found_rate(tmp_path, "unet", "light") is None
+    (run.folder / "metrics.csv").write_text(rows)
     # A row that was not searched takes the rate of the one that was; other widths do not.
     assert report_runs.found_rate(tmp_path, "unet", "light") == 1e-5
     assert report_runs.found_rate(tmp_path, "segnet-attention", "light") == 1e-5
