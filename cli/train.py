@@ -65,7 +65,8 @@ MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
 @click.option(
     "--start-from",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A checkpoint of the same network whose weights the run begins with, in place of ImageNet's.",
+    help="A checkpoint of the same network whose weights the run begins with, in place of ImageNet's. On the data that "
+    "it learned from, with the fold that it held out, or --fold none.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(

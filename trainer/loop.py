@@ -68,7 +68,7 @@ def train(
     Raises:
         DataError: the data set cannot be used.
         SettingsError: the run folder holds another run, or one that is running now, or the checkpoint to resume does
-            not belong to these settings.
+            not belong to these settings, or the one to start from has learned what would validate the run.
         TrainingError: the loss is not a number any more, or the disk is full; the last checkpoint is good.
     """
     with locked_run(settings.out), optimisation.chosen_convolutions(settings.device):
@@ -89,6 +89,8 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     learned, validation = (pairs, []) if settings.fold is None else split_fold(pairs, recipe.folds, settings.fold)
     training = learned if settings.held_out is None else hold_out(learned, *settings.held_out)[0]
     start = None if settings.start_from is None else Start.read(settings.start_from, recipe)
+    if start is not None and settings.start_from is not None and settings.fold is not None:
+        start.check_unseen(settings.start_from, report.sha256, settings.fold, recipe.folds, len(validation))
     identity = identity_of(settings, report.sha256, start=start, teacher=teacher)
     if preparing:
         check_config(out, identity)
@@ -298,6 +300,7 @@ def _card(
 ) -> ModelCard:
     recipe, soft = settings.recipe, settings.recipe.soft_labels
     own = {
+        "folds": None if settings.fold is None else recipe.folds,
         "start_from": start and dict(start.origin),
         "held_out": settings.held_out and list(settings.held_out),
         # The recipe's own name: a file's path tells of the machine.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,3 +45,47 @@ class Start:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         # The average lags behind the weights; an optimiser that begins anew wants the weights themselves.
         return cls(state.get("model", state["weights"]), {"sha256": digest, **card.training})
+
+    def check_unseen(self, path: Path, data_sha256: str, fold: int, folds: int, validation: int) -> None:
+        """Refuse weights that have learned from what would validate the run, whose scores would then say nothing.
+
+        The same data are known by their hash alone: whoever learned the same images among others is not found.
+
+        Args:
+            path: of the checkpoint.
+            data_sha256: of the run's data.
+            fold: of `folds`, that validates.
+            validation: so many pairs are in it.
+
+        Raises:
+            SettingsError: the weights, or what they began with, have learned from the same data with another fold held
+                out, or none.
+        """
+        for training in _trainings(self.origin):
+            if training.get("data_sha256") != data_sha256 or _held_out(training, fold, folds, validation):
+                continue
+            then = "nothing"
+            if training.get("fold") is not None:
+                then = f"fold {training['fold']}" + (f" of {training['folds']}" if "folds" in training else "")
+            raise SettingsError(
+                f"{path}: has learned from images that would validate this run: {training.get('recipe')} was trained "
+                f"on the same data and held out {then}, not fold {fold} of {folds}. Give --fold none, which validates "
+                "nothing, or start from a model that held out the same fold"
+            )
+
+
+def _held_out(training: Mapping[str, Any], fold: int, folds: int, validation: int) -> bool:
+    """Whether a training on the same data left out this fold, which has so many pairs."""
+    if training.get("fold") != fold:
+        return False
+    # Older cards do not say how many folds there were, but how many pairs the one had.
+    return bool(training["folds"] == folds if "folds" in training else training.get("validation_images") == validation)
+
+
+def _trainings(training: object) -> Iterator[Mapping[str, Any]]:
+    """A training, what it started from, and where it is a mean of several, those."""
+    if isinstance(training, Mapping):
+        yield training
+        yield from _trainings(training.get("start_from"))
+        for other in training["mean_of"] if isinstance(training.get("mean_of"), list) else ():
+            yield from _trainings(other)

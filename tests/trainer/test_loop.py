@@ -143,7 +143,7 @@ def test_a_run_starts_from_the_weights_of_another(run: Path, rendered_pairs: Pat
     card, after = checkpoint.load(tmp_path / "next" / "last.pt")
     for name in ("encoder.layers.0.0.weight", "encoder.layers.17.conv.2.weight", "head.weight"):
         torch.testing.assert_close(after["weights"][name], before["model"][name])
-    assert card.training["start_from"]["epochs"] == 3
+    assert (card.training["start_from"]["epochs"], card.training["start_from"]["folds"]) == (3, 3)
     assert card.input_size == (96, 96)
 
 
@@ -153,6 +153,7 @@ def test_a_run_starts_from_the_weights_of_another(run: Path, rendered_pairs: Pat
         ({"recipe": tiny(decoder_channels=(8, 8, 8, 16))}, r"the recipe asks for decoder_channels \[8, 8, 8, 16\]"),
         ({"recipe": tiny(standardise=1.0)}, r"holds standardise 0\.0; the recipe asks for standardise 1\.0"),
         ({"start_from": Path("nowhere.pt")}, "no such checkpoint"),
+        ({"fold": 1}, r"last\.pt: has learned from images that would validate .* fold 0 of 3, not fold 1 of 3"),
     ],
 )
 def test_what_a_run_cannot_start_from_is_named(
