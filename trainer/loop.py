@@ -191,15 +191,18 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
             )
         total, seen = 0.0, 0
 
-        def count(read: list[tuple[float, int]], epoch: int = epoch, saved: int = saved) -> None:
+        def diverged(what: str, epoch: int = epoch, saved: int = saved) -> TrainingError:
+            last = f"{checkpoint.LAST} is of epoch {saved}" if saved else "No epoch was saved"
+            return TrainingError(
+                f"{out}: {what} in epoch {epoch + 1}. {last}. "
+                "Try a lower decoder_lr and encoder_lr, or a longer warm-up, in the recipe."
+            )
+
+        def count(read: list[tuple[float, int]], epoch: int = epoch) -> None:
             nonlocal total, seen
             for value, images in read:
                 if not math.isfinite(value):
-                    last = f"{checkpoint.LAST} is of epoch {saved}" if saved else "No epoch was saved"
-                    raise TrainingError(
-                        f"{out}: the loss became {value} in epoch {epoch + 1}. {last}. "
-                        "Try a lower decoder_lr and encoder_lr, or a longer warm-up, in the recipe."
-                    )
+                    raise diverged(f"the loss became {value}")
                 total, seen = total + value * images, seen + images
                 listener.stepped(epoch + 1, images, value)
 
@@ -233,6 +236,11 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         scores = (
             {} if validation_set is None else validation_set.evaluate(judged, loss_function, device=settings.device)
         )
+        # What the last step has done shows in no loss before it.
+        if not math.isfinite(scores.get("loss", 0.0)):
+            raise diverged(f"the validation loss became {scores['loss']}")
+        if not optimisation.all_finite(judged):
+            raise diverged("the weights became infinite or no numbers")
         row = {
             "epoch": epoch + 1,
             "stage": stage.name,

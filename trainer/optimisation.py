@@ -101,3 +101,9 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel:
 
     average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
     return average
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether all weights and statistics are finite numbers."""
+    floats = [value for value in model.state_dict().values() if value.is_floating_point()]
+    return bool(torch.stack([value.isfinite().all() for value in floats]).all())  # a GPU is waited for once

@@ -202,6 +202,24 @@ def test_a_loss_that_is_no_number_stops_the_run(rendered_pairs: Path, tmp_path: 
         train(settings(rendered_pairs, tmp_path / "wild", recipe=tiny(stages=(wild,))))
 
 
+@pytest.mark.parametrize(
+    ("fold", "rate", "message"),
+    [
+        (0, 1e30, r"the validation loss became (nan|inf) in epoch 1\. No epoch was saved"),
+        (None, 1e39, r"the weights became infinite or no numbers in epoch 1\. No epoch was saved"),
+    ],
+)
+def test_an_epoch_whose_last_step_destroys_the_weights_is_not_saved(
+    rendered_pairs: Path, tmp_path: Path, fold: int | None, rate: float, message: str
+) -> None:
+    """One step an epoch: the loss before it is good."""
+    wild = Stage("wild", epochs=2, decoder_lr=rate, encoder_lr=rate, warmup_epochs=0, schedule="constant")
+    recipe, out = tiny(stages=(wild,), batch_size=16, ema_decay=0), tmp_path / "wild"
+    with pytest.raises(TrainingError, match=message):
+        train(settings(rendered_pairs, out, recipe=recipe, fold=fold))
+    assert not list(out.glob("*.pt"))
+
+
 def test_each_stage_leaves_its_last_weights(run: Path) -> None:
     (_, frozen), (_, tuned), (_, last) = (checkpoint.load(run / f"{name}.pt") for name in ("frozen", "tuned", "last"))
     assert (frozen["epoch"], tuned["epoch"]) == (1, 3)
