@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,11 @@ T = TypeVar("T")
 def _require(condition: bool, name: str, rule: str) -> None:
     if not condition:
         raise SettingsError(f"setting '{name}' {rule}")
+
+
+def _require_file_name(name: str, setting: str) -> None:
+    fit = bool(name.strip()) and len(name) <= 100 and name.isprintable() and not set(name) & set('/\\:*?"<>|')
+    _require(fit, setting, 'becomes the name of a file: at most 100 characters, none of / \\ : * ? " < > |')
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Stage:
     """A part of the training with its own learning rates."""
 
     name: str
+    """Of the file that the stage leaves, without ``.pt``."""
     epochs: int
     decoder_lr: float
     encoder_lr: float = 0.0
@@ -102,9 +109,13 @@ class Stage:
     """None for the recipe's. A last stage may be milder, so that the network ends on images as they are."""
 
     def __post_init__(self) -> None:
+        _require_file_name(self.name, f"stage {self.name!r}: name")
+        taken = self.name.casefold() in ("best", "last")
+        _require(not taken, f"stage {self.name!r}: name", "is another file's: best.pt and last.pt are of every run")
         _require(self.epochs >= 0, f"stage {self.name!r}: epochs", "must not be negative")
         _require(0 < self.decoder_lr < math.inf, f"stage {self.name!r}: decoder_lr", "must be positive")
         _require(0 <= self.encoder_lr < math.inf, f"stage {self.name!r}: encoder_lr", "must not be negative")
+        _require(0 <= self.warmup_epochs < math.inf, f"stage {self.name!r}: warmup_epochs", "must not be negative")
         _require(self.schedule in ("cosine", "constant"), f"stage {self.name!r}: schedule", "is cosine or constant")
         size = STRIDE if self.input_size is None else self.input_size
         _require(size > 0 and size % STRIDE == 0, f"stage {self.name!r}: input_size", f"is a multiple of {STRIDE}")
@@ -170,6 +181,7 @@ class Recipe:
     """Cross-validation folds; ``--fold`` says which one validates."""
 
     def __post_init__(self) -> None:
+        _require_file_name(self.name, "name")
         _require(self.architecture in ARCHITECTURES, "architecture", f"is one of {', '.join(ARCHITECTURES)}")
         _require(self.layout in LAYOUTS, "layout", f"is one of {', '.join(LAYOUTS)}")
         _require(self.input_size > 0 and self.input_size % STRIDE == 0, "input_size", f"is a multiple of {STRIDE}")
@@ -182,6 +194,8 @@ class Recipe:
         _require(self.folds >= 2, "folds", "is at least 2")
         _require(self.augmented_copies >= 0, "augmented_copies", "must not be negative")
         _require(sum(s.epochs for s in self.stages) > 0, "stages", "need at least one epoch")
+        names = {stage.name.casefold() for stage in self.stages}
+        _require(len(names) == len(self.stages), "stages", "need a name each: a stage leaves a file of its name")
         offline = self.augmented_copies > 0
         _require(not offline or self.augmentation is not None, "augmentation", "is needed for augmented_copies")
         _require(self.soft_labels is None or not offline, "soft_labels", "does not go with augmented_copies")
@@ -260,10 +274,25 @@ class Recipe:
                 raise SettingsError("setting 'decoder_channels' must be a list of widths")
             top["decoder_channels"] = tuple(top["decoder_channels"])
         if "loss" in top:
-            _mapping(top["loss"], "loss")
+            top["loss"] = {name: _number(weight) for name, weight in _mapping(top["loss"], "loss").items()}
         if top.get("soft_labels") is not None:
             top["soft_labels"] = _build(SoftLabels, _mapping(top["soft_labels"], "soft_labels"), "soft_labels.")
         return _build(cls, top, "")
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes no key twice, of which YAML's own reader keeps the last and says nothing."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise SettingsError(f"setting '{key.value}' is given twice, again in line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return node
 
 
 def recipe_names() -> list[str]:
@@ -283,7 +312,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     if not path.is_file():
         raise SettingsError(f"{recipe}: no such recipe. Name a YAML file or one of: {', '.join(recipe_names())}")
     try:
-        return Recipe.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Recipe.from_dict(yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader))
     except (yaml.YAMLError, ValueError) as error:  # also bytes that are no UTF-8, and numbers of 5000 digits
         raise SettingsError(f"{path}: not YAML: {error}") from None
     except RecursionError:
@@ -305,14 +334,24 @@ def _augment(settings: dict[str, Any], prefix: str) -> None:
     name = f"{prefix}augmentation"
     amounts = _mapping(settings["augmentation"], name)
     if "artefacts" in amounts:
-        _numbers(_mapping(amounts["artefacts"], f"{name}.artefacts"), f"{name}.artefacts")
+        amounts["artefacts"] = _numbers(_mapping(amounts["artefacts"], f"{name}.artefacts"), f"{name}.artefacts")
     settings["augmentation"] = _build(Augmentation, amounts, f"{name}.")
 
 
-def _numbers(data: Mapping[str, Any], what: str) -> None:
-    for name, value in data.items():
+def _numbers(data: Mapping[str, Any], what: str) -> dict[str, float]:
+    numbers = {name: _number(value) for name, value in data.items()}
+    for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise SettingsError(f"setting '{what}.{name}' must be a number, not {value!r}")
+    return numbers
+
+
+def _number(value: Any) -> Any:
+    """What YAML 1.1 takes for text because it has no dot: 1e-3. Other values as they are."""
+    with suppress(ValueError):
+        if isinstance(value, str) and math.isfinite(float(value)):
+            return float(value)
+    return value
 
 
 def _build(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
@@ -326,7 +365,7 @@ def _build(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
                 raise SettingsError(f"setting '{prefix}{name}' is missing")
             continue
-        value = data[name]
+        value = _number(data[name]) if f.type == "float" else data[name]
         kinds: dict[str, type | tuple[type, ...]] = {
             "int": int,
             "int | None": (int, type(None)),
@@ -340,6 +379,6 @@ def _build(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
             if boolean or not isinstance(value, expected):
                 raise SettingsError(f"setting '{prefix}{name}' must be of type {f.type}, not {value!r}")
             if f.type == "float":
-                value = float(data[name])  # 1 is a number too
+                value = float(_number(data[name]))  # 1 is a number too
         values[name] = value
     return kind(**values)

@@ -6,12 +6,14 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from isicrt.engine.errors import SettingsError
 from isicrt.trainer.models import ARCHITECTURES, build_model
 from isicrt.trainer.recipe import Recipe, Stage, load_recipe, recipe_names
 
-MINIMAL = {"name": "r", "architecture": "unet", "stages": [{"name": "s", "epochs": 2, "decoder_lr": 1e-3}]}
+STAGE = {"name": "s", "epochs": 2, "decoder_lr": 1e-3}
+MINIMAL = {"name": "r", "architecture": "unet", "stages": [STAGE]}
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -114,6 +116,16 @@ def test_stage_of_an_epoch_skips_stages_without_epochs() -> None:
         ({"stages": []}, "'stages' need at least one epoch"),
         ({"folds": 1}, "'folds' is at least 2"),
         ({"ema_decay": 1}, "'ema_decay' lies in"),
+        ({"name": "../x"}, "setting 'name' becomes the name of a file"),
+        ({"stages": [STAGE | {"name": "a/b"}]}, "stage 'a/b': name' becomes the name of a file"),
+        ({"stages": [STAGE | {"name": " "}]}, "stage ' ': name' becomes the name of a file"),
+        ({"stages": [STAGE | {"name": "Best"}]}, "stage 'Best': name' is another file's: best"),
+        ({"stages": [STAGE | {"name": "last"}]}, "stage 'last': name' is another file's: best"),
+        ({"stages": [STAGE, STAGE | {"name": "S"}]}, "'stages' need a name each"),
+        ({"stages": [STAGE | {"warmup_epochs": -1}]}, "warmup_epochs' must not be negative"),
+        ({"stages": [STAGE | {"warmup_epochs": float("nan")}]}, "warmup_epochs' must not be negative"),
+        ({"stages": [STAGE | {"decoder_lr": "1e-x"}]}, "decoder_lr' must be of type float, not '1e-x'"),
+        ({"stages": [STAGE | {"decoder_lr": "nan"}]}, "decoder_lr' must be of type float, not 'nan'"),
     ],
 )
 def test_settings_that_cannot_be_used_are_named(change: dict, message: str) -> None:
@@ -128,6 +140,7 @@ def test_settings_that_cannot_be_used_are_named(change: dict, message: str) -> N
         ("- a", "a recipe must be a mapping"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
         ("{name: r, architecture: unet}", "'stages' must be a list"),
+        ("name: r\nstages:\n- {name: s, epochs: 1, epochs: 2}", r"setting 'epochs' is given twice, again in line 3"),
     ],
 )
 def test_files_that_are_no_recipe_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -135,6 +148,21 @@ def test_files_that_are_no_recipe_are_named(tmp_path: Path, text: str, message: 
     path.write_text(text)
     with pytest.raises(SettingsError, match=rf"mine\.yaml: .*{message}"):
         load_recipe(path)
+
+
+def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
+    """YAML 1.1 reads them as text."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "{name: r, architecture: unet, loss: {bce: 1, iou: 5e-1}, augmentation: {artefacts: {hair: 2e-1}}, stages: ["
+        "&a {name: a, epochs: 1, decoder_lr: 1e-3, warmup_epochs: 0}, {<<: *a, name: b, encoder_lr: 1E-5}]}"
+    )
+    recipe = load_recipe(path)
+    assert [(s.decoder_lr, s.encoder_lr) for s in recipe.stages] == [(0.001, 0), (0.001, 0.00001)]
+    assert recipe.loss == {"bce": 1, "iou": 0.5}
+    assert recipe.augmentation is not None
+    assert recipe.augmentation.artefacts == {"hair": 0.2}
+    assert Recipe.from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
