@@ -32,6 +32,7 @@ from isicrt.trainer.recipe import Recipe
 from isicrt.trainer.run import Listener, RunSettings
 from isicrt.trainer.run_folder import (
     COPIES,
+    SAMPLES,
     check_config,
     check_identity,
     has_begun,
@@ -122,6 +123,8 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         write_config(settings, identity)
         if history:  # a kill may have come between the checkpoint and its row
             write_metrics(history, out / checkpoint.METRICS)
+        else:  # one that was stopped before its first save may have had other settings
+            (out / SAMPLES).unlink(missing_ok=True)
     except OSError as error:
         raise SettingsError(
             f"{out}: the run folder cannot be written: {error.strerror}. Name another with --out"
@@ -207,8 +210,8 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
                 listener.stepped(epoch + 1, images, value)
 
         for step, (inputs, masks) in enumerate(batches):
-            if isinstance(inputs, Tensor) and not (out / "samples.png").exists():
-                draw_samples(inputs, masks, out / "samples.png")
+            if isinstance(inputs, Tensor) and not (out / SAMPLES).exists():
+                draw_samples(inputs, masks, out / SAMPLES)
             factor = optimisation.learning_rate_factor(stage, epoch - stage_start + (step + 1) / len(batches))
             for group in optimiser.param_groups:
                 group["lr"] = group["base_lr"] * factor

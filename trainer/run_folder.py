@@ -27,6 +27,8 @@ TEACHERS = "teachers"
 """The folder of the runs of a run's teachers, see `isicrt.trainer.soft_labels`."""
 COPIES = "augmented"
 """The folder of a run's offline copies, see `isicrt.trainer.offline`."""
+SAMPLES = "samples.png"
+"""What the network sees in the first epoch, see `isicrt.trainer.curves.draw_samples`."""
 _LONGEST_NAME = MAX_NAME - 50  # room for that
 _OPTIONS = (
     (r"recipe\.stages\.\d+\.epochs:", "--epochs"),

@@ -185,6 +185,27 @@ def test_a_run_is_not_overwritten(run: Path, rendered_pairs: Path) -> None:
         train(settings(rendered_pairs, run))
 
 
+def test_the_samples_are_of_this_run(rendered_pairs: Path, tmp_path: Path) -> None:
+    """Not of one that was stopped in its first epoch; a run that goes on keeps its own."""
+    changes = {"recipe": tiny(stages=STAGES[1:], augmentation=None), "cache": False}
+    train(settings(rendered_pairs, tmp_path / "whole", **changes))
+    out = tmp_path / "stopped"
+
+    class Stopped(Listener):
+        def stepped(self, *_: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(rendered_pairs, out), Stopped())
+    stale = (out / "samples.png").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(rendered_pairs, out, **changes), StopAfter(1))
+    expected = (tmp_path / "whole" / "samples.png").read_bytes()
+    assert expected != stale
+    train(settings(rendered_pairs, out, **changes, resume=out / "last.pt"))
+    assert (out / "samples.png").read_bytes() == expected
+
+
 def test_a_run_folder_that_cannot_be_made_is_named(rendered_pairs: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="the run folder cannot be written"):
