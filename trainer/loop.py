@@ -211,7 +211,10 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
 
         for step, (inputs, masks) in enumerate(batches):
             if isinstance(inputs, Tensor) and not (out / SAMPLES).exists():
-                draw_samples(inputs, masks, out / SAMPLES)
+                try:
+                    draw_samples(inputs, masks, out / SAMPLES)
+                except OSError as error:
+                    raise TrainingError(f"{out}: {SAMPLES} could not be saved: {error}") from error
             factor = optimisation.learning_rate_factor(stage, epoch - stage_start + (step + 1) / len(batches))
             for group in optimiser.param_groups:
                 group["lr"] = group["base_lr"] * factor

@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from isicrt._version import __version__
-from isicrt.engine.errors import SettingsError
+from isicrt.engine.errors import SettingsError, TrainingError
+from isicrt.engine.masks import replace_file
 from isicrt.trainer import checkpoint
 from isicrt.trainer.models import build_model
 from isicrt.trainer.recipe import Recipe, load_recipe
@@ -140,7 +141,11 @@ def count_parameters(recipe: Recipe) -> int:
 
 
 def note_machine(run: Run, machine: dict[str, Any], *, training: int, validation: int) -> None:
-    """Write ``run.json`` into the run's folder, which is there. A run that went on elsewhere has the last machine."""
+    """Write ``run.json`` into the run's folder, which is there. A run that went on elsewhere has the last machine.
+
+    Raises:
+        TrainingError: it cannot be written; without it the run gives no row of the table.
+    """
     content = {
         "row": run.row,
         "parameters": count_parameters(run.recipe),
@@ -149,14 +154,20 @@ def note_machine(run: Run, machine: dict[str, Any], *, training: int, validation
         "isicrt": __version__,
         "machine": machine,
     }
-    (run.folder / RUN).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _write(run, content)
 
 
 def note_memory(run: Run, peak: int) -> None:
-    """Add to ``run.json`` what torch has taken of the GPU's memory at most, in bytes."""
-    path = run.folder / RUN
-    content = json.loads(path.read_text(encoding="utf-8")) | {"gpu_memory_peak_bytes": peak}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    """Add to ``run.json`` what torch has taken of the GPU's memory at most, in bytes. Raises as `note_machine`."""
+    content = json.loads((run.folder / RUN).read_text(encoding="utf-8"))
+    _write(run, content | {"gpu_memory_peak_bytes": peak})
+
+
+def _write(run: Run, content: dict[str, Any]) -> None:
+    try:
+        replace_file(run.folder / RUN, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise TrainingError(f"{run.folder}: {RUN} could not be saved: {error}") from error
 
 
 def seconds_left(run: Run, others: Iterable[Run]) -> tuple[float, bool]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 import yaml
 
-from isicrt.engine.errors import SettingsError
+from isicrt.engine.errors import SettingsError, TrainingError
 from isicrt.trainer import report_runs
 from isicrt.trainer.report_runs import ENCODER_RATES, ROWS, Run, count_parameters, plan_folds, plan_row, plan_search
 
@@ -144,6 +145,28 @@ def test_twice_the_images_take_twice_the_time(tmp_path: Path) -> None:
     assert report_runs.seconds_left(augmented, [plain]) == (2 * 1 + 2 * 2, True)
     other = plan_row(tmp_path, "unet", "light", epochs=2)
     assert report_runs.seconds_left(other, [plain]) == (0, False)
+
+
+def test_a_note_of_the_machine_that_cannot_be_written_is_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue goes on with the next run after a `TrainingError`. Half a note would give no row of the table."""
+    run = plan_row(tmp_path, "unet", "light", epochs=2)
+    begin(run, {"frozen": 1})
+    report_runs.note_machine(run, {"cpu": "Abacus"}, training=9, validation=3)
+    report_runs.note_memory(run, 5)
+    written = (run.folder / "run.json").read_text()
+    assert '"gpu_memory_peak_bytes": 5' in written
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(TrainingError, match=r"unet-light: run\.json could not be saved: .*No space left"):
+        report_runs.note_machine(run, {"cpu": "another"}, training=9, validation=3)
+    with pytest.raises(TrainingError, match=r"unet-light: run\.json could not be saved"):
+        report_runs.note_memory(run, 6)
+    assert (run.folder / "run.json").read_text() == written
 
 
 @pytest.mark.parametrize(

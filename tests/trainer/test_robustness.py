@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -10,7 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-from isicrt.trainer import checkpoint
+import pytest
+
+from isicrt.engine.errors import TrainingError
+from isicrt.trainer import checkpoint, loop
+from isicrt.trainer.loop import RunSettings
+from isicrt.trainer.recipe import Recipe, Stage
 
 SCRIPT = """
 import resource, sys
@@ -86,3 +92,15 @@ def test_a_full_disk_names_the_run_and_keeps_the_last_checkpoint(rendered_pairs:
     assert str(out) in errors
     assert "could not be saved" in errors
     assert (out / checkpoint.LAST).read_bytes() == kept
+
+
+def test_samples_that_cannot_be_drawn_name_the_run(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop, "draw_samples", full)
+    recipe = Recipe("tiny", "unet", (Stage("tuned", 1, 1e-3, 1e-4),), decoder_channels=(8, 8, 8, 8), input_size=32)
+    with pytest.raises(TrainingError, match=r"run: samples\.png could not be saved: .*No space left"):
+        loop.train(RunSettings(recipe, (rendered_pairs,), tmp_path / "run", pretrained=None))
