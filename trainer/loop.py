@@ -141,7 +141,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         )
     validation_set = ValidationSet(validation, card) if validation else None
     online = None if copies else recipe.augmentation
-    kept = cache_size(recipe.largest_size) if online else recipe.input_size
+    kept = cache_size(recipe.largest_size) if online else max(recipe.input_size, recipe.largest_size)
     # Offline copies are a run's own; without them all teachers share one cache.
     resized = resized_pairs(training, kept, within=None if copies else learned) if settings.cache else None
     if teacher is not None and resized is not None:
@@ -173,7 +173,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         optimisation.set_stage(model, stage, recipe.frozen_layers)
         size, seed = stage.input_size or recipe.input_size, epoch_seed(settings.seed, epoch)
         # Whether the pairs of the cache are what the network sees.
-        plain = online is None and stage.augmentation is None and resized is not None and size == recipe.input_size
+        plain = online is None and stage.augmentation is None and resized is not None and size == kept
         batches: TrainingBatches | FeatureBatches | StillBatches
         if plain and resized is not None and stage.frozen and FrozenFeatures.fit(len(training), size):
             features = features or FrozenFeatures(model, resized, card, device=settings.device)
