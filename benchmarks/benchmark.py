@@ -26,8 +26,17 @@ from isicrt.benchmarks.scratch import fresh
 from isicrt.benchmarks.stages import StagePass, StageSplit, crowded_pass, on_device, quiet_pass, stage_pass
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun, run_once
 from isicrt.benchmarks.timeline import TIMELINE_BATCHES, TIMELINE_IMAGES, Lane, record_timeline
-from isicrt.benchmarks.workload import Workload, decoded_batch, open_workload, readable_sample, render_workload
+from isicrt.benchmarks.workload import (
+    Workload,
+    batches_of,
+    how_many_in_turn,
+    in_turn,
+    open_workload,
+    readable_sample,
+    render_workload,
+)
 from isicrt.engine.errors import DataError, SettingsError
+from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.pipeline import STAGES, available_cores
 from isicrt.engine.runtime import Runtime, open_runtime
 from isicrt.engine.shipped import resolve
@@ -47,6 +56,8 @@ class _Candidate:
     """For the stages: the same model on one thread, or `runtime` where that runs on a device."""
     batch_sizes: tuple[int, ...]
     sample: list[Path]
+    pixels: UInt8Array
+    """Of some of the sample, for the network alone."""
     windows: dict[int, list[tuple[float, ...]]] = field(default_factory=dict)
     passes: list[StagePass] = field(default_factory=list)
     crowded: list[float] = field(default_factory=list)
@@ -59,7 +70,7 @@ class _Candidate:
 
     @property
     def latencies(self) -> tuple[Latency, ...]:
-        return tuple(Latency(size, tuple(windows)) for size, windows in self.windows.items())
+        return tuple(Latency(size, tuple(windows), len(self.pixels)) for size, windows in self.windows.items())
 
     @property
     def end_to_end(self) -> EndToEnd:
@@ -117,7 +128,8 @@ def run_benchmark(
         else:
             workload = open_workload(images, masks, folder / "masks")
         contents = workload.read_ahead()
-        candidates = [_prepare(*found, protocol, workload) for found in zip(files, runtimes, alone, strict=True)]
+        count = how_many_in_turn(r.card.input_size for r in runtimes)
+        candidates = [_prepare(*found, protocol, workload, count) for found in zip(files, runtimes, alone, strict=True)]
         labels = _labels(candidates)
         folders = [folder / f"masks-{n}" for n in range(len(candidates))]
         done = 1
@@ -151,28 +163,34 @@ def run_benchmark(
         )
 
 
-def _prepare(file: Path, runtime: Runtime, alone: Runtime, protocol: Protocol, workload: Workload) -> _Candidate:
+def _prepare(
+    file: Path, runtime: Runtime, alone: Runtime, protocol: Protocol, workload: Workload, count: int
+) -> _Candidate:
     limit = runtime.max_batch or max(protocol.batch_sizes)
     sizes = tuple(sorted({min(size, limit) for size in protocol.batch_sizes}))
     sample = readable_sample(workload, runtime.card.input_size, protocol.stage_images)
-    return _Candidate(file, runtime, alone, sizes, sample)
+    return _Candidate(file, runtime, alone, sizes, sample, in_turn(sample, runtime.card.input_size, count))
 
 
 def _warm_up(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> None:
-    """The pipeline and the stages once, on a few images; the latency windows warm up by themselves."""
+    """The pipeline and the stages once, on a few images, and every batch of the latency windows once: the first time
+    that as many images are looked at again costs more, and the windows' own warm-up may not get there."""
     few = candidate.pipeline_batch * 2
     jobs = find_jobs(workload.images, fresh(out))[:few]
     run_once(jobs, out, candidate.runtime, candidate.pipeline_batch, protocol.threads)
     stage_pass(candidate.sample[:few], candidate.alone, candidate.pipeline_batch, fresh(out))
+    for size in candidate.batch_sizes:
+        for batch in batches_of(candidate.pixels, size):
+            candidate.runtime.infer(batch)
 
 
 def _measure(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> None:
     runtime = candidate.runtime
     for size in candidate.batch_sizes:
-        batch = decoded_batch(candidate.sample, runtime.card.input_size, size)
-        candidate.windows.setdefault(size, []).append(measure_latency(runtime, batch, protocol.window))
+        batches = batches_of(candidate.pixels, size)
+        candidate.windows.setdefault(size, []).append(measure_latency(runtime, batches, protocol.window))
     candidate.passes.append(stage_pass(candidate.sample, candidate.alone, candidate.pipeline_batch, fresh(out)))
-    batch = decoded_batch(candidate.sample, runtime.card.input_size, candidate.pipeline_batch)
+    batch = batches_of(candidate.pixels, candidate.pipeline_batch)[0]
     if (crowded := crowded_pass(runtime, batch)) is not None:
         # Some images may take several looks: the batch is compared with itself.
         share = crowded / quiet_pass(candidate.alone, batch)

@@ -166,6 +166,7 @@ def _model_mismatches(old: ModelResult, new: ModelResult) -> list[str]:
         ("file", old.sha256[:12], new.sha256[:12]),
         ("batch of the pipeline", old.end_to_end.batch_size, new.end_to_end.batch_size),
         ("batch sizes", _batches(old), _batches(new)),
+        ("the network alone is of", _called_on(old), _called_on(new)),
         ("the network's CPU time is of", _network_threads(old), _network_threads(new)),
     ]
     return [f"{new.label}: {line}" for line in _said(sides)]
@@ -173,6 +174,11 @@ def _model_mismatches(old: ModelResult, new: ModelResult) -> list[str]:
 
 def _network_threads(model: ModelResult) -> str:
     return "all threads" if model.stages.megapixels is None else "one thread"  # the first kind of report, and since
+
+
+def _called_on(model: ModelResult) -> str:
+    counts = sorted({x.images for x in model.latencies if x.images is not None})
+    return f"{', '.join(map(str, counts))} images in turn" if counts else "one batch of the smallest files"
 
 
 def _batches(model: ModelResult) -> str:

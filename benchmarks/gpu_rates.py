@@ -54,7 +54,7 @@ def network_figures(runtime: Any, sizes: Sequence[int], window: Window) -> dict[
         if runtime.max_batch is not None and size > runtime.max_batch:
             continue
         images = rng.integers(0, 256, (size, *runtime.card.input_size, 3), dtype=np.uint8)
-        calls = measure_latency(runtime, images, window)
+        calls = measure_latency(runtime, [images], window)
         entry: dict[str, Any] = {
             "call_ms": {f"p{q}": float(np.percentile(calls, q)) for q in (50, 90, 99)} | {"calls": len(calls)},
             "stream": rate(partial(_stream, runtime, images), window.seconds),

@@ -2,8 +2,10 @@
 
 `Runtime.infer` takes pixels in host memory and returns when the probabilities are in host memory, so on a GPU both
 transfers are in the figure. Warm-up calls are made and thrown away at the start of every window; no sample is
-clipped afterwards. Windows are repeated until the last three agree, which is how NVIDIA's perf_analyzer decides that it
-has measured enough; as there, these three are the figures, and those before them are only kept.
+clipped afterwards. Calls take the images in turn and a window ends where their round ends, so that all windows are of
+the same images: some take several looks (`isicrt.engine.second_look`). Windows are repeated until the last three agree,
+which is how NVIDIA's perf_analyzer decides that it has measured enough; as there, these three are the figures, and
+those before them are only kept.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ TOLERANCE = 0.10
 
 @dataclass(frozen=True)
 class Window:
-    """How long to measure. A window ends when it has both enough calls and enough seconds."""
+    """How long to measure. A window ends when it has enough calls and enough seconds, and every batch equally often."""
 
     calls: int = 20
     """At least so many timed calls."""
@@ -54,6 +56,8 @@ class Latency:
     """Images a call."""
     windows_ms: tuple[tuple[float, ...], ...]
     """Milliseconds a call, one tuple for each repeat."""
+    images: int | None = None
+    """How many images the calls took in turn; None in results whose calls all took one and the same batch."""
 
     @property
     def samples_ms(self) -> npt.NDArray[np.float64]:
@@ -99,6 +103,7 @@ class Latency:
         """Derived figures first, then the raw samples."""
         return {
             "batch_size": self.batch_size,
+            "images": self.images,
             "calls": len(self.samples_ms),
             "p50_ms": self.percentile(50),
             "p90_ms": self.percentile(90),
@@ -113,7 +118,8 @@ class Latency:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Latency:
         """The inverse of `to_dict`, from its raw samples."""
-        return cls(int(data["batch_size"]), tuple(tuple(float(ms) for ms in w) for w in data["windows_ms"]))
+        windows = tuple(tuple(float(ms) for ms in w) for w in data["windows_ms"])
+        return cls(int(data["batch_size"]), windows, data.get("images"))
 
 
 def relative_spread(values: Sequence[float]) -> float:
@@ -132,27 +138,30 @@ def counted(values: Sequence[T], agree: bool) -> Sequence[T]:
 
 
 def measure_latency(
-    runtime: Runtime, images: UInt8Array, window: Window, *, clock: Clock = time.perf_counter_ns
+    runtime: Runtime, batches: Sequence[UInt8Array], window: Window, *, clock: Clock = time.perf_counter_ns
 ) -> tuple[float, ...]:
-    """One window of `runtime.infer(images)`, called back to back.
+    """One window of `runtime.infer` on each batch in turn, called back to back.
 
     Args:
         runtime: the loaded model.
-        images: uint8, N x input_height x input_width x 3: the batch of every call.
+        batches: at least one, each uint8, N x input_height x input_width x 3.
         window: how long.
         clock: nanoseconds.
 
     Returns:
-        Milliseconds of each call after the warm-up, in order.
+        Milliseconds of each call after the warm-up, in order: whole rounds of the batches.
     """
-    _calls(runtime, images, window.warmup_calls, window.warmup_seconds, clock)
-    return _calls(runtime, images, window.calls, window.seconds, clock)
+    _calls(runtime, batches, window.warmup_calls, window.warmup_seconds, clock)
+    return _calls(runtime, batches, window.calls, window.seconds, clock, round_of=len(batches))
 
 
-def _calls(runtime: Runtime, images: UInt8Array, calls: int, seconds: float, clock: Clock) -> tuple[float, ...]:
+def _calls(
+    runtime: Runtime, batches: Sequence[UInt8Array], calls: int, seconds: float, clock: Clock, round_of: int = 1
+) -> tuple[float, ...]:
     samples: list[float] = []
     total = 0
-    while len(samples) < calls or total < seconds * 1e9:
+    while len(samples) < calls or total < seconds * 1e9 or len(samples) % round_of:
+        images = batches[len(samples) % len(batches)]
         start = clock()
         runtime.infer(images)
         elapsed = clock() - start

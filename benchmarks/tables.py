@@ -45,10 +45,11 @@ def figure(value: float) -> str:
 
 
 def _latency(report: Report) -> Table:
+    counts = sorted({x.images for m in report.models for x in m.latencies if x.images is not None})
     return Table(
         title="Network alone",
         note="Milliseconds a call from host memory to host memory, warm-up excluded, nothing clipped; images/s of "
-        "calls made back to back.",
+        "calls made back to back." + (f" Calls take {', '.join(map(str, counts))} images in turn." if counts else ""),
         header=("Model", "Runtime", "Batch", "p50", "p90", "p99", "MAD", "Calls", "images/s"),
         rows=tuple(
             (m.label, m.runtime, str(x.batch_size))

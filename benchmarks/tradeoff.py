@@ -180,7 +180,7 @@ def _labels(entries: Sequence[_Entry]) -> list[str]:
 
 def _time(entry: _Entry, setting: Setting, window: Window) -> None:
     threads, batch = setting
-    samples = measure_latency(entry.runtimes[threads], entry.batches[batch], window)
+    samples = measure_latency(entry.runtimes[threads], [entry.batches[batch]], window)
     entry.milliseconds.setdefault(setting, []).append(float(np.median(samples)) / batch)
 
 

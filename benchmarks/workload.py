@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
@@ -21,6 +21,8 @@ from isicrt.engine.sources import find_jobs
 
 RENDERED_SIZE = (767, 1022)
 RENDERED_QUALITY = 90
+MOST_IN_TURN, MOST_BYTES_IN_TURN = 256, 64 << 20
+"""Of the images that the network alone is called on, decoded: so many, and so much memory."""
 RENDERED_NOTE = "rendered images: says nothing about patients"
 
 
@@ -164,6 +166,35 @@ def readable_sample(workload: Workload, size: tuple[int, int], count: int) -> li
     if not good:
         raise DataError(f"{workload.images}: none of {len(picks)} images tried can be decoded. The last: {problem}")
     return good
+
+
+def in_turn(files: Sequence[Path], size: tuple[int, int], count: int) -> UInt8Array:
+    """`count` decoded images (all, where there are fewer) in an order of chance that is the same every time.
+
+    Args:
+        files: what `readable_sample` found.
+        size: (height, width) that they are decoded to.
+        count: see `how_many_in_turn`.
+
+    Returns:
+        uint8, images x height x width x 3.
+    """
+    order = np.random.default_rng(0).permutation(len(files))[:count]
+    return np.stack([decode_image(files[n], size).pixels for n in order])
+
+
+def how_many_in_turn(sizes: Iterable[tuple[int, int]]) -> int:
+    """Images for `in_turn`, as many for every model of a benchmark; `sizes` are the (height, width) of their inputs."""
+    largest = max(height * width * 3 for height, width in sizes)
+    return max(1, min(MOST_IN_TURN, MOST_BYTES_IN_TURN // largest))
+
+
+def batches_of(images: UInt8Array, size: int) -> list[UInt8Array]:
+    """All `images` in batches of `size`, the last one filled up with the first images over again."""
+    starts = range(0, len(images), size)
+    whole = [images[n : n + size] for n in starts if n + size <= len(images)]
+    filled = [images[np.arange(n, n + size) % len(images)] for n in starts if n + size > len(images)]
+    return whole + filled
 
 
 def decoded_batch(files: list[Path], size: tuple[int, int], count: int) -> UInt8Array:

@@ -85,7 +85,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.IntRange(min=1),
     default=384,
     show_default=True,
-    help="Images on which the stages are measured one by one, at most.",
+    help="Images on which the stages are measured one by one, at most; the network alone is on up to 256 of them.",
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads, as for segment. [default: one a core]")
 @click.option("--quick", is_flag=True, help="Few calls and few rendered images: shows that it works, measures badly.")

@@ -6,16 +6,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
+import numpy as np
 import pytest
 
 from isicrt.benchmarks.accuracy import score_masks
 from isicrt.benchmarks.benchmark import run_benchmark
-from isicrt.benchmarks.latency import QUICK_WINDOW, Latency
+from isicrt.benchmarks.latency import QUICK_WINDOW, Latency, Window, measure_latency
 from isicrt.benchmarks.result import Protocol
 from isicrt.benchmarks.throughput import TimedRun
-from isicrt.benchmarks.workload import open_workload
+from isicrt.benchmarks.workload import how_many_in_turn, open_workload, readable_sample
 from isicrt.engine.errors import DataError, ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.images import decode_image
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.pipeline import STAGES, run_jobs
 from isicrt.engine.sources import Job, find_jobs
@@ -89,6 +91,43 @@ def test_models_are_told_apart(darkness_onnx: Path, rendered_pairs: Path, tmp_pa
     ]
     assert [s[1] for s in steps] == sorted(s[1] for s in steps)
     assert max(s[1] for s in steps) < steps[0][2]
+
+
+def test_the_network_alone_takes_a_sample_in_turn_and_not_the_smallest_files(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[list[UInt8Array]] = []
+
+    def measured(runtime: OnnxRuntime, batches: list[UInt8Array], window: Window) -> tuple[float, ...]:
+        rounds.append(batches)
+        return measure_latency(runtime, batches, window)
+
+    monkeypatch.setattr("isicrt.benchmarks.benchmark.measure_latency", measured)
+    protocol = dataclasses.replace(_protocol((1, 5)), stage_images=12)
+    models = [str(darkness_onnx)] * 2
+    report = run_benchmark(models, protocol, images=rendered_pairs / "images")
+    files = readable_sample(open_workload(rendered_pairs / "images", None, tmp_path), (64, 64), 12)
+    by_bytes = [decode_image(f, (64, 64)).pixels.tobytes() for f in files]
+    singles = [image.tobytes() for (image,) in rounds[0]]
+    assert sorted(singles) == sorted(by_bytes)
+    assert singles != by_bytes, "not the smallest first"
+    fives = [image.tobytes() for batch in rounds[1] for image in batch]
+    assert fives == [*singles, *singles[:3]]
+    assert [[len(b) for b in batches] for batches in rounds[:2]] == [[1] * 12, [5] * 3]
+    for n, batches in enumerate(rounds):
+        assert all(map(np.array_equal, batches, rounds[n % 2])), "every model and window"
+    for model in report.models:
+        assert [x.images for x in model.latencies] == [12, 12]
+        assert [len(w) % 12 for w in model.latencies[0].windows_ms] == [0, 0]
+        assert [len(w) % 3 for w in model.latencies[1].windows_ms] == [0, 0]
+    assert report.to_dict()["models"][0]["latency"][0]["images"] == 12
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"), [([(192, 192)], 256), ([(192, 192), (1024, 1024)], 21), ([(9999, 9999)], 1)]
+)
+def test_the_images_taken_in_turn_have_a_bound_of_memory(sizes: list[tuple[int, int]], count: int) -> None:
+    assert how_many_in_turn(sizes) == count
 
 
 class SlowStart(OnnxRuntime):

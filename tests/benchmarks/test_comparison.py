@@ -147,6 +147,14 @@ def test_the_figures_are_those_of_the_report_and_of_the_gates() -> None:
     assert ("p50_ms@1", "5.10", "7.10", "+39.2%", "worse") in table.rows
 
 
+def test_calls_on_one_batch_and_on_images_in_turn_are_not_the_same() -> None:
+    old = _called((1.0,))
+    new = dataclasses.replace(old, latencies=(Latency(1, ((1.0,),), 256),))
+    line = "the network alone is of: one batch of the smallest files before, 256 images in turn now"
+    assert f"not the same: darkness: {line}" in comparison_lines(compare(sample_report(old), sample_report(new)))
+    assert comparison_lines(compare(sample_report(new), sample_report(new))) == ["nothing changed beyond noise"]
+
+
 def test_repeats_that_do_not_count_have_no_say() -> None:
     def measured(first: float, then: float) -> ModelResult:
         costs = (first, then, then, then)

@@ -62,11 +62,40 @@ def test_the_slow_start_is_a_runtime() -> None:
 )
 def test_warm_up_is_excluded_and_windows_are_long_enough(window: Window, slow: int, expected: list[float]) -> None:
     runtime = SlowStart(slow)
-    assert list(measure_latency(runtime, BATCH, window, clock=runtime.clock)) == expected
+    assert list(measure_latency(runtime, [BATCH], window, clock=runtime.clock)) == expected
+
+
+class Recording(SlowStart):
+    """Takes 10 ms a call and 40 ms for the batch of threes, as one that is looked at again."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.seen: list[int] = []
+
+    def infer(self, images: UInt8Array) -> UInt8Array:
+        self.seen.append(int(images.flat[0]))
+        for _ in range(3 if self.seen[-1] == 3 else 0):
+            super().infer(images)
+        return super().infer(images)
+
+
+@pytest.mark.parametrize(
+    ("window", "rounds"),
+    [
+        (Window(calls=1, seconds=0, warmup_calls=2, warmup_seconds=0), 1),
+        (Window(calls=6, seconds=0, warmup_calls=0, warmup_seconds=0), 2),
+        (Window(calls=1, seconds=0.15, warmup_calls=0, warmup_seconds=0), 3),
+    ],
+)
+def test_a_window_is_whole_rounds_of_the_batches(window: Window, rounds: int) -> None:
+    runtime = Recording()
+    batches = [np.full_like(BATCH, n) for n in (1, 2, 3)]
+    assert list(measure_latency(runtime, batches, window, clock=runtime.clock)) == [10.0, 10.0, 40.0] * rounds
+    assert runtime.seen[window.warmup_calls :] == [1, 2, 3] * rounds, "each window begins with the first"
 
 
 def test_a_real_clock_gives_positive_milliseconds() -> None:
-    samples = measure_latency(SlowStart(0), BATCH, Window(3, 0, 0, 0))
+    samples = measure_latency(SlowStart(0), [BATCH], Window(3, 0, 0, 0))
     assert len(samples) == 3
     assert min(samples) > 0
 
