@@ -8,7 +8,6 @@ that slows down does so for all of them. It goes on until the last three repeats
 from __future__ import annotations
 
 import hashlib
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from isicrt.benchmarks.accuracy import Accuracy, score_masks
 from isicrt.benchmarks.environment import read_environment
 from isicrt.benchmarks.latency import Latency, measure_latency, settled
-from isicrt.benchmarks.process import Usage, run_command
+from isicrt.benchmarks.process import Usage, isicrt_command, run_command
 from isicrt.benchmarks.result import ModelResult, Protocol, Report
 from isicrt.benchmarks.scratch import fresh
 from isicrt.benchmarks.stages import StagePass, StageSplit, crowded_pass, on_device, quiet_pass, stage_pass
@@ -203,12 +202,25 @@ def _measure(candidate: _Candidate, protocol: Protocol, workload: Workload, out:
 
 
 def _measure_process(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> Usage:
-    """`isicrt segment` on the same images: this process has loaded more than that needs."""
-    command = [sys.executable, "-m", "isicrt.cli.main", "segment", "--out", str(fresh(out))]
-    command += ["--model", str(candidate.file), "--batch-size", str(candidate.pipeline_batch)]
-    command += [] if protocol.threads is None else ["--threads", str(protocol.threads)]
-    # 1: some image failed, which the timed runs have told already.
-    return run_command([*command, "--", str(workload.images)], accept=(0, 1))
+    """`isicrt segment` on the same images: this process has loaded more than that needs.
+
+    Raises:
+        DataError: it did not write the masks that the timed runs wrote, so its memory is not that of a run.
+    """
+    options = ["--out", str(fresh(out)), "--model", str(candidate.file)]
+    options += ["--batch-size", str(candidate.pipeline_batch)]
+    options += [] if protocol.threads is None else ["--threads", str(protocol.threads)]
+    command = isicrt_command("segment", *options, "--", str(workload.images))
+    # 1: some image failed, as in the timed runs. An exception that nobody caught exits with 1 too.
+    usage = run_command(command, accept=(0, 1) if candidate.failures else (0,))
+    written = sum((out / name).is_file() for name in workload.names)
+    expected = len(workload.names) - candidate.runs[-1].failed
+    if written != expected:
+        raise DataError(
+            f"isicrt segment, as a process of its own, wrote {written} masks where the timed runs wrote {expected}: "
+            f"its memory would say nothing. Run it yourself: isicrt segment {workload.images} --out FOLDER"
+        )
+    return usage
 
 
 def _record(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> tuple[Lane, ...]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from isicrt.engine.errors import DataError
+from isicrt.engine.import_path import import_path
 
 # A small process between: Linux counts into a child's peak what its parent had when it started it, and the parent here
 # may have loaded torch. Its own standard output is for the figures.
@@ -31,6 +32,13 @@ if resource:
 print(json.dumps([code, seconds, cpu, peak]))
 """
 _POLL_SECONDS = 0.2
+
+# As isicrt's workers are started: not `-m`, and nothing imported before the path is set, for Python would look for it
+# in the current folder first, which may be a stranger's images.
+_ISICRT = (
+    "import sys; end = 2 + int(sys.argv[1]); sys.path[:] = sys.argv[2:end]; sys.argv[:end] = ['isicrt']; "
+    "from isicrt.cli.main import main; main()"
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,12 @@ class Usage:
     def from_dict(cls, data: Mapping[str, Any]) -> Usage:
         """The inverse of `to_dict`."""
         return cls(**data)
+
+
+def isicrt_command(*arguments: str) -> list[str]:
+    """A command for `run_command`: the isicrt that runs here, with `arguments`."""
+    found = import_path()
+    return [sys.executable, "-c", _ISICRT, str(len(found)), *found, *arguments]
 
 
 def run_command(command: Sequence[str], *, accept: Sequence[int] = (0,)) -> Usage:

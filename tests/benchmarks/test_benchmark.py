@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -230,6 +231,33 @@ def test_a_bad_image_costs_that_image(darkness_onnx: Path, rendered_pairs: Path,
     assert model.accuracy is not None
     assert model.accuracy.summary["images"] == 10
     assert report.failed
+
+
+@pytest.mark.parametrize(
+    ("code", "broken", "message"),
+    [
+        (1, False, "ended with exit code 1"),  # as of an exception that nobody caught
+        (0, False, "wrote 0 masks where the timed runs wrote 12"),
+        (1, True, "wrote 0 masks where the timed runs wrote 11"),
+    ],
+)
+def test_memory_is_not_that_of_a_process_that_crashed(
+    code: int,
+    broken: bool,
+    message: str,
+    darkness_onnx: Path,
+    rendered_pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(rendered_pairs / "images", images)
+    if broken:
+        (images / "ISIC_0000003.jpg").write_bytes(b"not an image")
+    command = [sys.executable, "-S", "-c", f"import sys; sys.exit({code})"]
+    monkeypatch.setattr("isicrt.benchmarks.benchmark.isicrt_command", lambda *_: command)
+    with pytest.raises(DataError, match=message):
+        run_benchmark([str(darkness_onnx)], _protocol((4,), 1), images=images)
 
 
 def test_truth_in_sub_folders_and_images_without_truth(

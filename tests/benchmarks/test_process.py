@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from isicrt.benchmarks.process import Usage, run_command
+from isicrt.benchmarks.process import Usage, isicrt_command, run_command
 from isicrt.engine.errors import DataError
 
 HOLD = "import time; held = bytearray({mb} * 1_000_000); held[::4096] = b'x' * len(held[::4096]); print('said')"
@@ -26,6 +26,17 @@ def test_the_peak_is_the_commands_own() -> None:
     assert small.cpu_seconds > 0
     assert small.seconds > 0
     assert Usage.from_dict(small.to_dict()) == small
+
+
+def test_isicrt_as_a_command_takes_no_module_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("click", "json", "isicrt"):
+        (tmp_path / f"{name}.py").write_text("import sys; sys.exit('a stranger')")
+    monkeypatch.chdir(tmp_path)
+    assert run_command(isicrt_command("segment", "--help")).seconds > 0
+    with pytest.raises(DataError, match=r"exit code 2:[^$]*No such command 'two words'"):
+        run_command(isicrt_command("two words"))
 
 
 def test_a_command_that_fails() -> None:
