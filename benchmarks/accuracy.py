@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+
 from isicrt.engine.errors import DataError
 from isicrt.engine.images import read_mask
 from isicrt.engine.scores import ImageScores, score_mask, summarise
@@ -34,6 +36,10 @@ class Accuracy:
         """
         return summarise(list(self.per_image.values()))
 
+    def mean(self, name: str) -> float:
+        """Of one of the fields of `ImageScores`; something must be scored."""
+        return float(np.mean([getattr(scores, name) for scores in self.per_image.values()]))
+
     def to_dict(self) -> dict[str, Any]:
         """The summary first, then every image."""
         return {
@@ -46,6 +52,13 @@ class Accuracy:
     def from_dict(cls, data: Mapping[str, Any]) -> Accuracy:
         """The inverse of `to_dict`, from its images."""
         return cls({name: ImageScores(**s) for name, s in data["per_image"].items()}, tuple(data["problems"]))
+
+
+def on_both(old: Accuracy, new: Accuracy) -> tuple[Accuracy, Accuracy]:
+    """The scores of those images alone that both have, in one order."""
+    shared = sorted(old.per_image.keys() & new.per_image.keys())
+    first, second = (Accuracy({name: found.per_image[name] for name in shared}) for found in (old, new))
+    return first, second
 
 
 def find_truths(names: Sequence[PurePath], masks: Path) -> dict[PurePath, Path]:

@@ -2,8 +2,8 @@
 
 The figures are those of the report and of the gates (`isicrt.benchmarks.gates.figures`). One of them changed if the
 repeats say so: the range of the new ones does not touch that of the old ones, and the figures differ the same way, by
-more than the repeats of either report do among each other, and by more than 2 %. Scores are compared image by image, by
-a 95 % bootstrap interval of the mean difference (Efron and Tibshirani 1993).
+more than the repeats of either report do among each other, and by more than 2 %. Scores are compared on the images that
+both reports scored, image by image, by a 95 % bootstrap interval of the mean difference (Efron and Tibshirani 1993).
 
 ``python -m isicrt.benchmarks.comparison OLD.json NEW.json`` compares two saved reports.
 """
@@ -18,6 +18,7 @@ import click
 import numpy as np
 
 from isicrt._command import ModuleCommand
+from isicrt.benchmarks.accuracy import on_both
 from isicrt.benchmarks.gates import BETTER, HIGHER, figures
 from isicrt.benchmarks.latency import TOLERANCE, counted, relative_spread
 from isicrt.benchmarks.result import ModelResult, Report, read_report
@@ -60,6 +61,8 @@ class Comparison:
     and stages that waited, in either report."""
     other_images: tuple[str, ...] = ()
     """How the images differ, where the reports are not of the same ones."""
+    other_scored: tuple[str, ...] = ()
+    """Which models' scores are of more images in one report than in the other, or of other ones."""
 
     @property
     def changed(self) -> bool:
@@ -95,6 +98,7 @@ def compare(old: Report, new: Report) -> Comparison:
         alone=tuple(m.label for m in new.models if m.label not in pairs),
         doubts=(*_doubts(old, "older"), *_doubts(new, "newer")),
         other_images=tuple(_said(_image_sides(old, new))) if _of_other_images(old, new) else (),
+        other_scored=tuple(line for n, o in models for line in _scored(o, n)),
     )
 
 
@@ -234,18 +238,26 @@ def _direction(name: str, old: float, new: float) -> str:
 def _score_changes(old: ModelResult, new: ModelResult) -> list[Change]:
     if old.accuracy is None or new.accuracy is None:
         return []
-    a, b = old.accuracy.per_image, new.accuracy.per_image
-    shared = sorted(a.keys() & b.keys())
-    if not shared or len(shared) < max(len(a), len(b)):
-        return []  # of other images; the mismatch has been said
+    a, b = (found.per_image.values() for found in on_both(old.accuracy, new.accuracy))
     found = []
-    for name in ("jaccard", "dice"):
-        was = np.array([getattr(a[key], name) for key in shared])
-        now = np.array([getattr(b[key], name) for key in shared])
+    for name in ("jaccard", "dice") if a else ():
+        was, now = (np.array([getattr(scores, name) for scores in side]) for side in (a, b))
         low, high = bootstrap_interval(now - was)
         verdict = NOISE if low <= 0 <= high else _direction(name, was.mean(), now.mean())
         found.append(Change(name, float(was.mean()), float(now.mean()), verdict))
     return found
+
+
+def _scored(old: ModelResult, new: ModelResult) -> list[str]:
+    """What to know where scores are not of the same images."""
+    if old.accuracy is None or new.accuracy is None:
+        return []
+    were, are = len(old.accuracy.per_image), len(new.accuracy.per_image)
+    both = len(on_both(old.accuracy, new.accuracy)[0].per_image)
+    if both == max(were, are):
+        return []
+    said = f"scores are compared on the {both} in both" if both else "none is in both, so scores are not compared"
+    return [f"{new.label}: scored images: {were} before, {are} now: {said}"]
 
 
 def comparison_tables(found: Comparison, *, everything: bool = False) -> list[Table]:
@@ -282,6 +294,7 @@ def comparison_cautions(found: Comparison) -> list[str]:
             "the two reports are of other images, so what changed may be the images: measure both on the same ones"
         ]
         lines += [f"other images: {line}" for line in found.other_images]
+    lines += found.other_scored
     if found.doubts:
         lines += ["do not quote what changed: measure again on a quiet machine, and not with --quick", *found.doubts]
     return lines

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from isicrt.benchmarks.accuracy import on_both
 from isicrt.benchmarks.result import ModelResult, Report
 from isicrt.engine.errors import SettingsError
 
@@ -91,11 +92,21 @@ class Gate:
                 return f"{model.label}: {self.name} is {value:.4g}, {word} {self.bound:g}"
             return None
         before = figures(old).get(self.name) if old is not None else None
-        if before is None:
+        if old is None or before is None:
             return f"{model.label}: {self.name} is not in the older report"
+        of = ""
+        if self.name in SCORES and old.accuracy and model.accuracy:
+            # A mean over other images says nothing, however it compares.
+            were, are = on_both(old.accuracy, model.accuracy)
+            if not are.per_image:
+                return f"{model.label}: {self.name} cannot be compared: no image was scored in both reports"
+            before, value = were.mean(self.name), are.mean(self.name)
+            if len(are.per_image) < max(len(old.accuracy.per_image), len(model.accuracy.per_image)):
+                of = f" on the images that both scored ({len(are.per_image)})"
         worst, best = (value, before) if self.better == HIGHER else (before, value)
         if worst < self.bound * best:
-            return f"{model.label}: {self.name} went from {before:.4g} to {value:.4g}, under {self.bound:g} of before"
+            went = f"{self.name} went from {before:.4g} to {value:.4g}{of}"
+            return f"{model.label}: {went}, under {self.bound:g} of before"
         return None
 
 

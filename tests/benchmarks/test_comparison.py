@@ -25,6 +25,7 @@ from isicrt.benchmarks.process import Usage
 from isicrt.benchmarks.result import ModelResult, Report, read_report
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun
 from isicrt.engine.errors import DataError
+from isicrt.engine.scores import ImageScores
 from tests.benchmarks.sample_report import BUSY, sample_model, sample_report
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -215,8 +216,30 @@ def test_scores_are_compared_image_by_image(changes: tuple[float, ...], expected
     }
     new = dataclasses.replace(old, accuracy=Accuracy(scores))
     assert _verdicts(compare(sample_report(old), sample_report(new)))["jaccard"] == expected
-    fewer = dataclasses.replace(old, accuracy=Accuracy(dict(list(scores.items())[:2])))
-    assert "jaccard" not in _verdicts(compare(sample_report(old), sample_report(fewer)))
+
+
+def _of_scored(*images: str) -> Report:
+    """IoU 0.9 on ``a`` and ``b``, 0.5 on the others."""
+    scores = {n: ImageScores(j, j, j, j, j, j) for n in images for j in [0.9 if n in "ab" else 0.5]}
+    return sample_report(dataclasses.replace(sample_model(), accuracy=Accuracy(scores)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("abcd", "ab", "4 before, 2 now: scores are compared on the 2 in both"),
+        ("ab", "abcd", "2 before, 4 now: scores are compared on the 2 in both"),
+        ("abc", "abd", "3 before, 3 now: scores are compared on the 2 in both"),
+        ("cd", "ab", "2 before, 2 now: none is in both, so scores are not compared"),
+        ("ab", "ba", None),
+    ],
+)
+def test_scores_are_compared_on_the_images_that_both_scored(old: str, new: str, said: str | None) -> None:
+    found = compare(_of_scored(*old), _of_scored(*new))
+    assert comparison_cautions(found) == ([f"darkness: scored images: {said}"] if said else [])
+    ((_, changes),) = found.changes
+    shown = [(c.old, c.new, c.verdict) for c in changes if c.name == "jaccard"]
+    assert shown == ([] if old == "cd" else [(0.9, 0.9, NOISE)])
 
 
 def test_what_is_not_the_same_is_said() -> None:

@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 
+from isicrt.benchmarks.accuracy import Accuracy
 from isicrt.benchmarks.gates import BETTER, SCORES, failures, figures, parse_gate
 from isicrt.engine.errors import SettingsError
+from isicrt.engine.scores import ImageScores
 from tests.benchmarks.sample_report import sample_model, sample_report
 
 
@@ -55,6 +57,37 @@ def test_every_model_must_pass_and_a_ratio_needs_an_older_one() -> None:
     ]
     ratio = parse_gate("images_per_second=0.9", "--fail-under-ratio")
     assert failures(report, [ratio], {"a": sample_model("a")}) == ["b: images_per_second is not in the older report"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        # The mean rises from 0.65 to 0.75, since what is left of the images is easier.
+        (
+            {"a": 0.8, "b": 0.5, "c": 0.65},
+            {"a": 0.75},
+            "went from 0.8 to 0.75 on the images that both scored (1), under 1",
+        ),
+        ({"a": 0.8, "b": 0.5}, {"a": 0.8}, None),
+        # It falls, since there are harder ones.
+        ({"a": 0.8}, {"a": 0.8, "b": 0.5}, None),
+        ({"a": 0.8}, {"b": 0.9}, "cannot be compared: no image was scored in both reports"),
+        ({"a": 0.8, "b": 0.5}, {"a": 0.8, "b": 0.4}, "went from 0.65 to 0.6, under 1 of before"),
+        ({"a": 0.8}, {}, "was not measured"),
+        ({}, {"a": 0.8}, "is not in the older report"),
+    ],
+)
+def test_a_ratio_of_scores_is_of_the_images_that_both_scored(
+    old: dict[str, float], new: dict[str, float], problem: str | None
+) -> None:
+    was, now = (
+        dataclasses.replace(sample_model(), accuracy=Accuracy({n: ImageScores(*[j] * 6) for n, j in side.items()}))
+        for side in (old, new)
+    )
+    gate = parse_gate("sensitivity=1", "--fail-under-ratio")
+    found = failures(sample_report(now), [gate], {"darkness": was})
+    assert len(found) == (problem is not None)
+    assert problem is None or found[0].startswith(f"darkness: sensitivity {problem}")
 
 
 @pytest.mark.parametrize(
