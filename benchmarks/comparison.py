@@ -61,6 +61,8 @@ class Comparison:
     and stages that waited, in either report."""
     other_images: tuple[str, ...] = ()
     """How the images differ, where the reports are not of the same ones."""
+    other_truth: tuple[str, ...] = ()
+    """How the ground truth differs, where both reports noted it."""
     other_scored: tuple[str, ...] = ()
     """Which models' scores are of more images in one report than in the other, or of other ones."""
 
@@ -98,6 +100,7 @@ def compare(old: Report, new: Report) -> Comparison:
         alone=tuple(m.label for m in new.models if m.label not in pairs),
         doubts=(*_doubts(old, "older"), *_doubts(new, "newer")),
         other_images=tuple(_said(_image_sides(old, new))) if _of_other_images(old, new) else (),
+        other_truth=tuple(_said(_truth_sides(old, new))),
         other_scored=tuple(line for n, o in models for line in _scored(o, n)),
     )
 
@@ -146,6 +149,14 @@ def _image_sides(old: Report, new: Report) -> _Sides:
     if a.sha256 and b.sha256:
         sides.append(("SHA-256 of images", a.sha256[:12], b.sha256[:12]))
     return sides
+
+
+def _truth_sides(old: Report, new: Report) -> _Sides:
+    a, b = old.workload, new.workload
+    if not (a.truth_sha256 and b.truth_sha256):
+        return []
+    counts = (workload.images - len(workload.without_truth) for workload in (a, b))
+    return [("true masks", *counts), ("SHA-256 of true masks", a.truth_sha256[:12], b.truth_sha256[:12])]
 
 
 def _mismatches(old: Report, new: Report) -> list[str]:
@@ -294,6 +305,9 @@ def comparison_cautions(found: Comparison) -> list[str]:
             "the two reports are of other images, so what changed may be the images: measure both on the same ones"
         ]
         lines += [f"other images: {line}" for line in found.other_images]
+    if found.other_truth:
+        lines += ["the scores of the two reports are against other true masks, so what changed in them may be these"]
+        lines += [f"other truth: {line}" for line in found.other_truth]
     lines += found.other_scored
     if found.doubts:
         lines += ["do not quote what changed: measure again on a quiet machine, and not with --quick", *found.doubts]

@@ -46,14 +46,7 @@ class Workload:
         Returns:
             SHA-256 of their contents and of their names in the folder, wherever that is.
         """
-        found = hashlib.sha256()
-        for name, file in sorted(zip(self.names, self.files, strict=True)):
-            content = b""
-            if file.is_file():
-                with suppress(OSError):  # the run will say what is wrong with it
-                    content = file.read_bytes()
-            found.update(f"{name.as_posix()}\n{hashlib.sha256(content).hexdigest()}\n".encode(errors="surrogateescape"))
-        return found.hexdigest()
+        return _digest(zip(self.names, self.files, strict=True))
 
     def describe(self, sha256: str | None = None) -> WorkloadSummary:
         """What the report says of it; `sha256` is that of `read_ahead`."""
@@ -69,7 +62,20 @@ class Workload:
             if self.truths
             else (),
             sha256=sha256,
+            truth_sha256=_digest(self.truths.items()) if self.truths else None,
         )
+
+
+def _digest(named: Iterable[tuple[PurePath, Path]]) -> str:
+    """SHA-256 of the contents of files and of their names, wherever they are."""
+    found = hashlib.sha256()
+    for name, file in sorted(named):
+        content = b""
+        if file.is_file():
+            with suppress(OSError):  # whoever reads it next will say what is wrong with it
+                content = file.read_bytes()
+        found.update(f"{name.as_posix()}\n{hashlib.sha256(content).hexdigest()}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,8 @@ class WorkloadSummary:
     """Images that were segmented and timed but not scored, where others were."""
     sha256: str | None = None
     """Of the contents and names of the images, see `Workload.read_ahead`; None in results that did not note it."""
+    truth_sha256: str | None = None
+    """The same of the ground truth; None where there was none, and in results that did not note it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -217,6 +217,20 @@ def test_contents_and_names_of_images_are_told_apart_and_their_folder_is_not(
     assert digest(second) != before
 
 
+def test_another_truth_of_the_same_images_is_told_apart(rendered_pairs: Path, tmp_path: Path) -> None:
+    def digest(masks: Path | None) -> str | None:
+        return open_workload(rendered_pairs / "images", masks, tmp_path / "none").describe().truth_sha256
+
+    other = tmp_path / "other"
+    shutil.copytree(rendered_pairs / "masks", other)
+    assert digest(None) is None
+    before = digest(rendered_pairs / "masks")
+    assert before is not None
+    assert digest(other) == before
+    shutil.copy(other / "ISIC_0000004_Segmentation.png", other / "ISIC_0000003_Segmentation.png")
+    assert digest(other) != before
+
+
 def test_a_bad_image_costs_that_image(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     shutil.copytree(rendered_pairs / "images", images)

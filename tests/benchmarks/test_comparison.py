@@ -302,6 +302,37 @@ def test_other_images_are_a_caution(old: Report, new: Report, expected: list[str
     assert comparison_lines(found) == ["nothing changed beyond noise"], "it is not said twice"
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (("aa" * 32, 0), ("bb" * 32, 0), ["SHA-256 of true masks: aaaaaaaaaaaa before, bbbbbbbbbbbb now"]),
+        (
+            ("aa" * 32, 0),
+            ("bb" * 32, 2),
+            ["true masks: 3 before, 1 now", "SHA-256 of true masks: aaaaaaaaaaaa before, bbbbbbbbbbbb now"],
+        ),
+        (("aa" * 32, 0), ("aa" * 32, 0), []),
+        # One report has no truth, or did not note it.
+        ((None, 0), ("bb" * 32, 0), []),
+        (("aa" * 32, 0), (None, 0), []),
+    ],
+)
+def test_another_truth_is_a_caution(
+    old: tuple[str | None, int], new: tuple[str | None, int], expected: list[str]
+) -> None:
+    def report(truth: str | None, without: int) -> Report:
+        found = _of_images("cc" * 32)
+        names = tuple(map(str, range(without)))
+        workload = dataclasses.replace(found.workload, truth_sha256=truth, without_truth=names)
+        return dataclasses.replace(found, workload=workload)
+
+    lines = comparison_cautions(compare(report(*old), report(*new)))
+    assert lines[1:] == [f"other truth: {line}" for line in expected]
+    assert [line.startswith("the scores of the two reports are against") for line in lines[:1]] == [True] * bool(
+        expected
+    )
+
+
 def test_the_same_images_elsewhere_are_no_caution() -> None:
     found = compare(_of_images("aa" * 32, "here"), _of_images("aa" * 32, "there"))
     assert comparison_cautions(found) == []
