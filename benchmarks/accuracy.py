@@ -36,6 +36,16 @@ class Accuracy:
         """
         return summarise(list(self.per_image.values()))
 
+    @property
+    def noted(self) -> dict[str, float | int | None]:
+        """The summary as it is written down: one image has no interval, and that of the bootstrap would be a point.
+
+        Raises:
+            DataError: nothing was scored.
+        """
+        none = dict.fromkeys(("jaccard_low", "jaccard_high")) if len(self.per_image) < 2 else {}
+        return self.summary | none
+
     def mean(self, name: str) -> float:
         """Of one of the fields of `ImageScores`; something must be scored."""
         return float(np.mean([getattr(scores, name) for scores in self.per_image.values()]))
@@ -43,7 +53,7 @@ class Accuracy:
     def to_dict(self) -> dict[str, Any]:
         """The summary first, then every image."""
         return {
-            "summary": self.summary if self.per_image else None,
+            "summary": self.noted if self.per_image else None,
             "problems": list(self.problems),
             "per_image": {name: asdict(s) for name, s in self.per_image.items()},
         }

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.accuracy import on_both
@@ -32,7 +33,10 @@ SMALLEST_CHANGE = 0.02
 MEMORY_CHANGE = 0.05
 """The same for the peak of memory, of which there is one reading."""
 
-NOISE, UNKNOWN = "within noise", "too few repeats"
+FEWEST_SCORED = 10
+"""A bootstrap interval of fewer images is too narrow, and of one image it is a point."""
+
+NOISE, UNKNOWN, FEW_IMAGES = "within noise", "too few repeats", "too few images"
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Change:
     old: float
     new: float
     verdict: str
-    """``better``, ``worse``, `NOISE` or `UNKNOWN`."""
+    """``better``, ``worse``, `NOISE`, `UNKNOWN` or `FEW_IMAGES`."""
 
 
 @dataclass(frozen=True)
@@ -253,10 +257,18 @@ def _score_changes(old: ModelResult, new: ModelResult) -> list[Change]:
     found = []
     for name in ("jaccard", "dice") if a else ():
         was, now = (np.array([getattr(scores, name) for scores in side]) for side in (a, b))
-        low, high = bootstrap_interval(now - was)
-        verdict = NOISE if low <= 0 <= high else _direction(name, was.mean(), now.mean())
-        found.append(Change(name, float(was.mean()), float(now.mean()), verdict))
+        found.append(Change(name, float(was.mean()), float(now.mean()), _score_verdict(name, was, now)))
     return found
+
+
+def _score_verdict(name: str, was: npt.NDArray[np.float64], now: npt.NDArray[np.float64]) -> str:
+    """Of the scores of the same images."""
+    if np.array_equal(was, now):
+        return NOISE
+    if len(was) < FEWEST_SCORED:
+        return FEW_IMAGES
+    low, high = bootstrap_interval(now - was)
+    return NOISE if low <= 0 <= high else _direction(name, float(was.mean()), float(now.mean()))
 
 
 def _scored(old: ModelResult, new: ModelResult) -> list[str]:
@@ -275,7 +287,7 @@ def comparison_tables(found: Comparison, *, everything: bool = False) -> list[Ta
     """One table for each model: what changed, or every figure."""
     tables = []
     for label, changes in found.changes:
-        shown = [c for c in changes if everything or c.verdict in ("better", "worse", UNKNOWN)]
+        shown = [c for c in changes if everything or c.verdict != NOISE]
         tables.append(
             Table(
                 title=f"{label}: against the older report",

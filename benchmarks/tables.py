@@ -168,8 +168,9 @@ def _accuracy(report: Report) -> Table:
         if m.accuracy is None or not m.accuracy.per_image:
             continue
         s = m.accuracy.summary
+        interval = f"{s['jaccard_low']:.3f}-{s['jaccard_high']:.3f}" if s["images"] > 1 else "-"
         rows.append(
-            (m.label, str(s["images"]), f"{s['jaccard']:.4f}", f"{s['jaccard_low']:.3f}-{s['jaccard_high']:.3f}")
+            (m.label, str(s["images"]), f"{s['jaccard']:.4f}", interval)
             + tuple(f"{s[name]:.4f}" for name in ("dice", "threshold_jaccard"))
             + tuple(f"{s[name]:.3f}" for name in ("accuracy", "sensitivity", "specificity"))
             + (str(s["failures"]),)
@@ -242,7 +243,7 @@ def to_csv(report: Report) -> str:
         fixed |= {f"{s}_ms": m.stages.wall(s) for s in STAGES}
         fixed |= {f"{s}_cpu_ms": m.stages.cpu(s) for s in STAGES}
         if m.accuracy and m.accuracy.per_image:
-            summary = m.accuracy.summary
+            summary = m.accuracy.noted
             fixed |= {"scored_images": summary["images"]} | {k: v for k, v in summary.items() if k != "images"}
         rows += [
             {

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from isicrt.benchmarks.accuracy import Accuracy
 from isicrt.benchmarks.comparison import (
+    FEW_IMAGES,
     NOISE,
     UNKNOWN,
     Comparison,
@@ -203,19 +204,26 @@ def test_memory_has_one_reading_and_a_bound(peak: float, expected: str) -> None:
         ((0.0, 0.0, 0.0), NOISE),
         ((-0.02, -0.02, -0.02), "worse"),
         ((0.02, 0.03, 0.01), "better"),
-        # Better in the mean, by one image.
-        ((0.1, -0.01, -0.01), NOISE),
+        # Better in the mean, by one image of three.
+        ((0.1, -0.04, -0.04), NOISE),
     ],
 )
 def test_scores_are_compared_image_by_image(changes: tuple[float, ...], expected: str) -> None:
-    old = sample_model()
-    assert old.accuracy is not None
-    scores = {
-        name: dataclasses.replace(s, jaccard=s.jaccard + change)
-        for (name, s), change in zip(old.accuracy.per_image.items(), changes, strict=True)
-    }
-    new = dataclasses.replace(old, accuracy=Accuracy(scores))
-    assert _verdicts(compare(sample_report(old), sample_report(new)))["jaccard"] == expected
+    def scored(copies: int, changes: tuple[float, ...]) -> Report:
+        scores = {
+            f"{n}-{copy}": ImageScores(*[j + change] * 6)
+            for copy in range(copies)
+            for n, (j, change) in enumerate(zip([0.6, 0.7, 0.8], changes, strict=True))
+        }
+        return sample_report(dataclasses.replace(sample_model(), accuracy=Accuracy(scores)))
+
+    assert _verdicts(compare(scored(4, (0, 0, 0)), scored(4, changes)))["jaccard"] == expected
+    found = compare(scored(3, (0, 0, 0)), scored(3, changes))
+    few = FEW_IMAGES if any(changes) else NOISE
+    assert _verdicts(found)["jaccard"] == _verdicts(found)["dice"] == few, "of nine images"
+    assert not found.changed
+    (table,) = comparison_tables(found)
+    assert [row[-1] for row in table.rows] == [FEW_IMAGES] * 2 * any(changes)
 
 
 def _of_scored(*images: str) -> Report:

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from isicrt.benchmarks.accuracy import Accuracy
 from isicrt.benchmarks.gates import figures
 from isicrt.benchmarks.latency import QUICK_WINDOW
+from isicrt.benchmarks.result import Report
 from isicrt.benchmarks.tables import figure, main, tables, to_csv, to_markdown
 from isicrt.benchmarks.throughput import EndToEnd
+from isicrt.engine.scores import ImageScores
 from tests.benchmarks.sample_report import sample_model, sample_report
 
 
@@ -61,6 +64,20 @@ def test_energy_of_the_gpu_has_columns_where_it_was_read() -> None:
     assert EndToEnd.from_dict(on_gpu.end_to_end.to_dict()) == on_gpu.end_to_end
     (row,) = {r["gpu_watts"] for r in csv.DictReader(io.StringIO(to_csv(sample_report(on_gpu))))}
     assert float(row) == pytest.approx(200)
+
+
+@pytest.mark.parametrize(("values", "cell"), [([0.6, 0.8], "0.600-0.800"), ([0.9578], "-")])
+def test_one_image_has_no_interval(values: list[float], cell: str) -> None:
+    scores = {str(n): ImageScores(*[j] * 6) for n, j in enumerate(values)}
+    report = sample_report(dataclasses.replace(sample_model(), accuracy=Accuracy(scores)))
+    accuracy = tables(report)[-1]
+    assert accuracy.rows[0][accuracy.header.index("Interval")] == cell
+    summary = report.to_dict()["models"][0]["accuracy"]["summary"]
+    row = next(csv.DictReader(io.StringIO(to_csv(report))))
+    for name, value in (("jaccard_low", min(values)), ("jaccard_high", max(values))):
+        assert summary[name] == (None if cell == "-" else value)
+        assert row[name] == ("" if cell == "-" else str(value))
+    assert Report.from_dict(report.to_dict()).models[0].accuracy == Accuracy(scores)
 
 
 def test_no_accuracy_without_scores_and_only_for_those_who_have_them() -> None:
