@@ -17,13 +17,18 @@ from isicrt.engine.import_path import import_path
 # A small process between: Linux counts into a child's peak what its parent had when it started it, and the parent here
 # may have loaded torch. Its own standard output is for the figures.
 _LAUNCHER = """
-import json, subprocess, sys, time
+import json, signal, subprocess, sys, time
 try:
     import resource
 except ImportError:
     resource = None
 start = time.perf_counter()
-code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
+command = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+signal.signal(signal.SIGTERM, lambda *_: command.kill())
+try:
+    code = command.wait()
+finally:
+    command.kill()
 seconds = time.perf_counter() - start
 cpu = peak = None
 if resource:
@@ -81,14 +86,24 @@ def run_command(command: Sequence[str], *, accept: Sequence[int] = (0,)) -> Usag
         DataError: it failed; the message has the end of what it said.
     """
     launch = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command]
-    with _GpuMemory() as gpu:
-        done = subprocess.run(launch, capture_output=True, text=True, errors="replace")
+    pipe = subprocess.PIPE
+    with (
+        _GpuMemory() as gpu,
+        subprocess.Popen(launch, stdout=pipe, stderr=pipe, text=True, errors="replace") as launcher,
+    ):
+        try:
+            figures, said = launcher.communicate()
+        except BaseException:
+            # It takes the command with it, which would go on writing to a folder that is about to be removed.
+            launcher.terminate()
+            launcher.wait()
+            raise
     try:
-        code, seconds, cpu, peak = json.loads(done.stdout)
+        code, seconds, cpu, peak = json.loads(figures)
     except ValueError:
-        raise DataError(f"{command[0]}: cannot be run: {done.stderr[-2000:].strip()}") from None
+        raise DataError(f"{command[0]}: cannot be run: {said[-2000:].strip()}") from None
     if code not in accept:
-        raise DataError(f"{' '.join(command)}\nended with exit code {code}: {done.stderr[-2000:].strip()}")
+        raise DataError(f"{' '.join(command)}\nended with exit code {code}: {said[-2000:].strip()}")
     return Usage(seconds, cpu, peak, gpu.rise_mb)
 
 

@@ -27,6 +27,7 @@ from isicrt.benchmarks.workload import RENDERED_NOTE
 from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, say_written, write_result
+from isicrt.cli.stopping import sigterm_as_ctrl_c
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.heap import keep_buffers, share_heaps
 from isicrt.engine.pipeline import available_cores, default_processes
@@ -181,15 +182,16 @@ def command(
         share_heaps(available_cores() // 2)
     keep_buffers()
     try:
-        report = run_benchmark(
-            models,
-            protocol,
-            images=images,
-            masks=masks,
-            rendered=8 if quick else 48,
-            command=command_line(ctx),
-            on_step=_show_step,
-        )
+        with sigterm_as_ctrl_c():  # the temporary folder is large
+            report = run_benchmark(
+                models,
+                protocol,
+                images=images,
+                masks=masks,
+                rendered=8 if quick else 48,
+                command=command_line(ctx),
+                on_step=_show_step,
+            )
     except OSError as error:
         hint = f"masks are written to the temporary folder {tempfile.gettempdir()}; set TMPDIR for another"
         raise DataError(f"{error.filename or 'bench'}: {error.strerror or error} ({hint})") from error

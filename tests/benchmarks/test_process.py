@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,6 +42,35 @@ def test_isicrt_as_a_command_takes_no_module_of_the_current_folder(
     assert run_command(isicrt_command("segment", "--help")).seconds > 0
     with pytest.raises(DataError, match=r"exit code 2:[^$]*No such command 'two words'"):
         run_command(isicrt_command("two words"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process alone")
+def test_who_is_interrupted_takes_the_command_with_it(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    command = f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(300)"
+    code = f"run_command([sys.executable, '-c', {command!r}])"
+    code = f"import sys; from isicrt.benchmarks.process import run_command; {code}"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        while not (note.exists() and note.read_text()):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in said
+    pid = int(note.read_text())
+    if runs := _runs(pid):
+        os.kill(pid, signal.SIGKILL)
+    assert not runs
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie that nobody has buried yet."""
+    said = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(said) and not said.startswith("Z")
 
 
 def test_a_command_that_fails() -> None:

@@ -122,7 +122,8 @@ def test_a_temporary_folder_that_is_gone(darkness_onnx: Path, tmp_path: Path, mo
     assert "set TMPDIR" in result.output
 
 
-def test_ctrl_c_leaves_nothing_behind(darkness_onnx: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_benchmark_leaves_nothing_behind(number: signal.Signals, darkness_onnx: Path, tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "isicrt.cli.main", "bench", "--model", str(darkness_onnx)],
         stdout=subprocess.PIPE,
@@ -133,7 +134,7 @@ def test_ctrl_c_leaves_nothing_behind(darkness_onnx: Path, tmp_path: Path) -> No
         # Not before all are rendered: the Cython code of numpy.random may swallow a KeyboardInterrupt.
         while len(list(tmp_path.glob("isicrt-bench-*/images/*.jpg"))) < 48 and process.poll() is None:
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert b"Traceback" not in output
