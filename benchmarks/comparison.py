@@ -159,8 +159,8 @@ def _truth_sides(old: Report, new: Report) -> _Sides:
     a, b = old.workload, new.workload
     if not (a.truth_sha256 and b.truth_sha256):
         return []
-    counts = (workload.images - len(workload.without_truth) for workload in (a, b))
-    return [("true masks", *counts), ("SHA-256 of true masks", a.truth_sha256[:12], b.truth_sha256[:12])]
+    were, are = (workload.images - len(workload.without_truth) for workload in (a, b))
+    return [("true masks", were, are), ("SHA-256 of true masks", a.truth_sha256[:12], b.truth_sha256[:12])]
 
 
 def _mismatches(old: Report, new: Report) -> list[str]:
