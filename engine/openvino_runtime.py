@@ -40,14 +40,15 @@ class OpenVinoRuntime(CpuRuntime):
     spare_calls = True
 
     def _load_streams(self, threads: int) -> Call:
+        at_once = self.at_once  # a call that held its runtime would keep it, and all memory, until a full collection
         # A graph of fixed shape is a fifth faster than one of any batch.
-        call = _caller(self._compile(threads, {"NUM_STREAMS": threads}, batch=self.at_once))
+        call = _caller(self._compile(threads, {"NUM_STREAMS": threads}, batch=at_once))
         # Alone for once: where two threads make a process's first call together, OpenVINO's bindings wait for ever, the
         # one for C++ to initialise a static variable, the other, which is to do so, for Python's lock.
-        call(np.zeros((self.at_once, *self.card.input_size, 3), np.uint8))
+        call(np.zeros((at_once, *self.card.input_size, 3), np.uint8))
 
         def call_full(images: UInt8Array) -> UInt8Array:
-            if (missing := self.at_once - len(images)) == 0:
+            if (missing := at_once - len(images)) == 0:
                 return call(images)
             return call(np.concatenate([images, *[images[:1]] * missing]))[: len(images)]
 

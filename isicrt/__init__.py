@@ -1,7 +1,8 @@
 """Segment skin lesions in dermoscopy images; train, compile and measure the models that do it.
 
 >>> from isicrt import Segmenter
->>> mask = Segmenter().segment("lesion.jpg")  # doctest: +SKIP
+>>> with Segmenter() as segmenter:  # doctest: +SKIP
+...     mask = segmenter.segment("lesion.jpg")
 """
 
 from __future__ import annotations

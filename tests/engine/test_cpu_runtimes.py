@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -101,6 +103,27 @@ def test_close_twice(runtime_class: type[CpuRuntime], darkness_onnx: Path) -> No
     runtime = runtime_class(darkness_onnx)
     runtime.close()
     runtime.close()
+
+
+@pytest.mark.parametrize("looks_again", [0.0, 0.9])
+def test_what_nobody_closes_goes_with_its_last_user(
+    runtime_class: type[CpuRuntime], tmp_path: Path, looks_again: float
+) -> None:
+    """And not with the next full collection, which may be long in coming: a network holds many megabytes."""
+    if runtime_class is OpenVinoRuntime:
+        pytest.importorskip("openvino", reason="OpenVINO is not installed (extra openvino)")
+    write_darkness_model(tmp_path / "model.onnx", second_look=looks_again)
+    gc.collect()
+    gc.disable()
+    try:
+        runtime = runtime_class(tmp_path / "model.onnx", threads=2)
+        runtime.infer(np.zeros((1, 64, 64, 3), np.uint8))
+        runtime.collect(runtime.submit(np.zeros((3, 64, 64, 3), np.uint8)))
+        left = weakref.ref(runtime)
+        del runtime
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
