@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from contextlib import nullcontext, suppress
@@ -233,8 +232,6 @@ def command(
     if default_processes(available_cores()):  # many cores, and many threads
         share_heaps(available_cores() // 2)
     keep_buffers()
-    if overlay is not None and os.path.realpath(overlay) == os.path.realpath(out):
-        raise SettingsError("--overlay and --out must be different folders")
     started = time.perf_counter()
     if isolate == "always":
         if decode == "gpu":

@@ -160,7 +160,8 @@ class Segmenter:
         Raises:
             DataError: no image, masks that would clash, files of somebody else in their place, another run in `out`,
                 or a folder that cannot be written (any more).
-            SettingsError, ModelError: see `isicrt.engine.pipeline.run_jobs` and `open_chain`.
+            SettingsError: one folder for masks and overlays; and see `isicrt.engine.pipeline.run_jobs`.
+            ModelError: see `run_jobs` and `open_chain`.
             MissingDependencyError: see `open_chain`.
         """
         check_decode(decode, self._model)

@@ -67,15 +67,18 @@ def find_jobs(
         `isicrt.engine.jobs.Jobs`, whose `left_out` says what was found and not taken.
 
     Raises:
-        SettingsError: an unknown `on_clash`.
+        SettingsError: an unknown `on_clash`, or one folder for masks and overlays.
         DataError: no image; an argument that is empty or does not exist, or a folder that isicrt wrote; two images
             whose masks would have one name (also where only the case differs); a mask or an overlay that would replace
             an image, or land in a folder that is read as input.
     """
     if on_clash not in ON_CLASH:
         raise SettingsError(f"on_clash {on_clash!r}: must be one of {', '.join(ON_CLASH)}")
-    if not os.fspath(out):
-        raise DataError("the folder for the masks has no name; the current folder is .")
+    for folder, what in (out, "masks"), (overlays, "overlays"):
+        if folder is not None and not os.fspath(folder):
+            raise DataError(f"the folder for the {what} has no name; the current folder is .")
+    if overlays is not None and os.path.realpath(overlays) == os.path.realpath(out):
+        raise SettingsError(f"{out}: masks and overlays must go to different folders")
     out = Path(out)
     written = [out] + ([Path(overlays)] if overlays is not None else [])
     named = [images] if isinstance(images, (str, os.PathLike)) else list(images)

@@ -260,8 +260,18 @@ def test_an_empty_name_is_not_the_current_folder(here: Path, images) -> None:
     _touch("in/a.jpg", "a.jpg")
     with pytest.raises(DataError, match="empty name"):
         find_jobs(images, "out")
-    with pytest.raises(DataError, match="no name"):
+    with pytest.raises(DataError, match="for the masks has no name"):
         find_jobs("in", "")
+    with pytest.raises(DataError, match="for the overlays has no name"):
+        find_jobs("in", "out", overlays="")
+
+
+@pytest.mark.parametrize("overlays", ["out", "out/", "in/../out", "link"])
+def test_overlays_never_lie_among_the_masks(here: Path, overlays: str) -> None:
+    _touch("in/a.jpg")
+    Path("link").symlink_to(here / "out")
+    with pytest.raises(SettingsError, match="out: masks and overlays must go to different folders"):
+        find_jobs("in", "out", overlays=overlays)
 
 
 def test_a_mask_whose_name_is_too_long_costs_its_image(here: Path) -> None:
