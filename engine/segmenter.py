@@ -12,7 +12,7 @@ import numpy as np
 from isicrt.engine import shipped
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cpu_runtime import CpuRuntime
-from isicrt.engine.errors import SettingsError
+from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array, resize_image, upsample_probability
 from isicrt.engine.gpu_stages import check_decode, open_chain
 from isicrt.engine.images import MAX_PIXELS, decode_image
@@ -54,18 +54,16 @@ class Segmenter:
         threads: int | None = None,
         threshold: float | None = None,
     ) -> None:
-        if (batch_size is not None and batch_size < 1) or (threads is not None and threads < 1):
-            raise SettingsError(f"batch_size ({batch_size}) and threads ({threads}) must be at least 1")
-        if threshold is not None and not 0 < threshold < 1:
-            raise SettingsError(f"threshold ({threshold}) must lie between 0 and 1")
+        batch_size, threads = _whole("batch_size", batch_size), _whole("threads", threads)
+        self._threshold = None if threshold is None else _share("threshold", threshold)
         # A program may go elsewhere, and another file may lie there, before a folder is segmented.
         self._model = shipped.resolve(model).absolute()
         self.runtime: Runtime = open_runtime(self._model, threads=threads)
         self._sha256 = self.runtime.digest if isinstance(self.runtime, CpuRuntime) else file_sha256(self._model)
-        self._threshold = threshold
         most = self.runtime.max_batch
         self._batch_size = min(batch_size or most or 8, most or batch_size or 8)
         self._threads = threads
+        self._closed = False
 
     @property
     def card(self) -> ModelCard:
@@ -160,10 +158,12 @@ class Segmenter:
         Raises:
             DataError: no image, masks that would clash, files of somebody else in their place, another run in `out`,
                 or a folder that cannot be written (any more).
-            SettingsError: one folder for masks and overlays; and see `isicrt.engine.pipeline.run_jobs`.
-            ModelError: see `run_jobs` and `open_chain`.
+            SettingsError: one folder for masks and overlays; see also `isicrt.engine.pipeline.run_jobs`, `open_chain`.
+            ModelError: this segmenter is closed; see also `run_jobs` and `open_chain`.
             MissingDependencyError: see `open_chain`.
         """
+        if self._closed:  # before there is a folder with a journal
+            raise ModelError(f"{self._model}: this segmenter is closed")
         check_decode(decode, self._model)
         jobs = find_jobs(images, out, overlays=overlays)
         ledger = Ledger(
@@ -202,6 +202,7 @@ class Segmenter:
 
     def close(self) -> None:
         """Give back the model's threads and memory."""
+        self._closed = True
         self.runtime.close()
 
     def __enter__(self) -> Segmenter:
@@ -212,6 +213,21 @@ class Segmenter:
     ) -> None:
         with suppress(Exception) if kind is not None else nullcontext():  # what went wrong first is what matters
             self.close()
+
+
+def _whole(name: str, value: object) -> int | None:
+    """A setting that may be None; numpy's numbers as Python's, which a journal takes."""
+    if value is None:
+        return None
+    if isinstance(value, (int, np.integer)) and value >= 1:
+        return int(value)
+    raise SettingsError(f"{name} ({value!r}) must be a whole number of at least 1")
+
+
+def _share(name: str, value: object) -> float:
+    if isinstance(value, (float, np.floating)) and 0 < value < 1:
+        return float(value)
+    raise SettingsError(f"{name} ({value!r}) must be a number between 0 and 1")
 
 
 def _checked(image: object) -> UInt8Array:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -108,10 +109,23 @@ def test_threshold(darkness_onnx: Path) -> None:
             assert (segmenter.segment(image) == level).all()
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"threads": 0}, {"threshold": 0.0}, {"threshold": 1.5}])
-def test_settings_out_of_range(darkness_onnx: Path, options: dict[str, float]) -> None:
-    with pytest.raises(SettingsError, match=next(iter(options))):
-        Segmenter(darkness_onnx, **options)
+@pytest.mark.parametrize("value", [0, -1, 2.5, "2"])
+@pytest.mark.parametrize("setting", ["batch_size", "threads"])
+def test_settings_out_of_range(darkness_onnx: Path, setting: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match=rf"{setting} \({value!r}\) must be a whole number"):
+        Segmenter(darkness_onnx, **{setting: value})
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.5, float("nan"), "0.5"])
+def test_thresholds_out_of_range(darkness_onnx: Path, threshold: Any) -> None:
+    with pytest.raises(SettingsError, match="threshold"):
+        Segmenter(darkness_onnx, threshold=threshold)
+
+
+def test_settings_may_be_numpys(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"batch_size": np.int64(2), "threads": np.int32(1), "threshold": np.float32(0.5)}
+    with Segmenter(darkness_onnx, **settings) as segmenter:
+        assert segmenter.segment_folder(rendered_pairs / "images", tmp_path / "out").failed == 0
 
 
 def test_no_such_model() -> None:
@@ -131,6 +145,14 @@ def test_a_folder(segmenter: Segmenter, rendered_pairs: Path, tmp_path: Path) ->
         with Image.open(tmp_path / "drawn" / image.name) as overlay:
             assert overlay.format == "JPEG"
             assert overlay.size == mask.shape[::-1]
+
+
+def test_a_folder_of_a_closed_segmenter(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    with Segmenter(darkness_onnx, threads=1) as segmenter:
+        pass
+    with pytest.raises(ModelError, match="closed"):
+        segmenter.segment_folder(rendered_pairs / "images", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_an_image_without_lesion(segmenter: Segmenter, tmp_path: Path) -> None:
