@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import partial
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +28,8 @@ from isicrt.engine.sources import Images, find_jobs
 
 
 class Segmenter:
-    """Segments single images and whole folders with one model. Not for two threads at a time.
+    """Segments single images and whole folders with one model. Not for two threads at a time. A copy, or one that is
+    sent to another process, opens the model's file again, with the same settings.
 
     >>> with Segmenter() as segmenter:  # doctest: +SKIP
     ...     mask = segmenter.segment("lesion.jpg")
@@ -63,6 +66,7 @@ class Segmenter:
         most = self.runtime.max_batch
         self._batch_size = min(batch_size or most or 8, most or batch_size or 8)
         self._threads = threads
+        self._given: dict[str, Any] = {"batch_size": batch_size, "threads": threads, "threshold": self._threshold}
         self._closed = False
 
     @property
@@ -204,6 +208,10 @@ class Segmenter:
         """Give back the model's threads and memory."""
         self._closed = True
         self.runtime.close()
+
+    def __reduce__(self) -> tuple[Callable[[], Segmenter], tuple[()]]:
+        # Threads and native code cannot be sent to another process, nor be copied.
+        return partial(type(self), self._model, **self._given), ()
 
     def __enter__(self) -> Segmenter:
         return self

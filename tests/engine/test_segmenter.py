@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +222,25 @@ def test_the_outline_follows_the_mask() -> None:
     far = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5))) == cv2.erode(mask.astype(np.uint8), np.ones((5, 5)))
     assert not drawn[far].any()
     assert not draw_outline(image, np.zeros((100, 200), bool)).any()
+
+
+@pytest.mark.parametrize(
+    "again",
+    [copy.copy, copy.deepcopy, lambda segmenter: pickle.loads(pickle.dumps(segmenter))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_opens_its_own(
+    darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: Callable[[Segmenter], Segmenter]
+) -> None:
+    monkeypatch.chdir(darkness_onnx.parent)
+    with Segmenter(darkness_onnx.name, batch_size=3, threads=2, threshold=0.61) as segmenter:
+        monkeypatch.chdir(tmp_path)
+        copied = again(segmenter)
+        assert copied.runtime is not segmenter.runtime
+    image = np.full((8, 8, 3), 100, np.uint8)  # a probability of 155
+    with copied:
+        assert not copied.segment(image).any()
+        assert {name: vars(copied)[f"_{name}"] for name in ("batch_size", "threads")} == {"batch_size": 3, "threads": 2}
 
 
 def test_what_went_wrong_first_is_what_is_said(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
