@@ -139,6 +139,9 @@ class Segmenter:
     ) -> RunSummary:
         """Segment a folder, a glob pattern, a list or some files into masks; an image that fails costs itself only.
 
+        Outcomes and messages name paths as they were given; where these are relative, the program must stay in its
+        current folder until the run ends.
+
         Args:
             images: see `isicrt.engine.sources.find_jobs`.
             out: the folder for the masks and their journal, see `isicrt.engine.ledger.Ledger`.
