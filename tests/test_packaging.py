@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 from isicrt._version import __version__
@@ -98,6 +99,27 @@ def test_the_base_installation_asks_for_no_gpu_library_and_no_torch() -> None:
     assert not {name for name in required if re.match(r"(torch|tensorrt|pycuda|nvidia|onnx$|onnxscript)", name)}
     for extra in ("train", "gpu", "rtx", "dev"):
         assert setup["options.extras_require"][extra].strip()
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "wheel"),
+    [
+        ("linux", "x86_64", True),
+        ("linux", "aarch64", False),
+        ("linux", "ppc64le", False),
+        ("darwin", "arm64", True),
+        ("darwin", "x86_64", True),
+        ("win32", "AMD64", True),
+        ("win32", "ARM64", False),
+    ],
+)
+def test_the_resizer_is_asked_for_where_it_has_a_wheel(system: str, machine: str, wheel: bool) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    (line,) = (line for line in setup["options"]["install_requires"].splitlines() if line.startswith("cykooz"))
+    marker = Requirement(line).marker
+    assert marker is not None
+    assert marker.evaluate({"sys_platform": system, "platform_machine": machine}) is wheel
 
 
 def test_the_example_images_decode() -> None:
