@@ -23,21 +23,40 @@ ROOMS = ("engine", "trainer", "export", "benchmarks", "cli")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # A copy, because setuptools writes build/ and *.egg-info beside its sources.
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, because setuptools writes build/ and *.egg-info beside its sources."""
     copy = tmp_path_factory.mktemp("tree")
     for path in REPOSITORY.iterdir():
         if path.is_file():
             shutil.copy(path, copy)
     for name in ("isicrt", *ROOMS, "tests", "docs", "examples"):
         shutil.copytree(REPOSITORY / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--quiet", "--wheel-dir", "wheels"]
     if _setuptools() >= 77:  # what pyproject.toml asks for: then no network is needed
         command.append("--no-build-isolation")
-    built = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300)
+    built = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stdout + built.stderr
-    (path,) = (copy / "wheels").iterdir()
+    (path,) = (tree / "wheels").iterdir()
     return path
+
+
+@pytest.fixture(scope="module")
+def unpacked(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source distribution, unpacked."""
+    if _setuptools() < 77:
+        pytest.skip("setuptools 77 or newer is not installed")
+    code = "from setuptools import build_meta; build_meta.build_sdist('sdist')"
+    built = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (archive,) = (tree / "sdist").iterdir()
+    shutil.unpack_archive(archive, there := tmp_path_factory.mktemp("sdist"))
+    (folder,) = there.iterdir()
+    return folder
 
 
 def _setuptools() -> int:
@@ -89,6 +108,20 @@ def test_the_wheel_runs_without_the_clone(wheel: Path, tmp_path: Path) -> None:
         timeout=60,
     )
     assert (run.returncode, run.stdout.strip()) == (0, f"isicrt, version {__version__}"), run.stderr
+
+
+def test_a_source_distribution_holds_what_readme_starts_with_and_links_to(unpacked: Path) -> None:
+    linked = re.findall(r"\]\(([^)#:]+)", (unpacked / "README.md").read_text(encoding="utf-8"))
+    assert "docs/design.md" in linked
+    for path in ("examples/images/rendered-1.jpg", *linked):
+        assert (unpacked / path).is_file(), path
+    assert not (unpacked / "tests").exists(), "they want a clone"
+    assert not list(unpacked.rglob("__pycache__"))
+
+
+def test_a_source_distribution_holds_what_the_wheel_does(unpacked: Path, names: set[str]) -> None:
+    there = {path.relative_to(unpacked).as_posix() for path in (unpacked / "isicrt").rglob("*") if path.is_file()}
+    assert there == {name for name in names if name.startswith("isicrt/")}
 
 
 def test_the_base_installation_asks_for_no_gpu_library_and_no_torch() -> None:
