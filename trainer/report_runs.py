@@ -18,11 +18,10 @@ import yaml
 
 from isicrt._version import __version__
 from isicrt.engine.errors import SettingsError, TrainingError
-from isicrt.engine.masks import replace_file
 from isicrt.trainer import checkpoint
 from isicrt.trainer.models import build_model
 from isicrt.trainer.recipe import Recipe, load_recipe
-from isicrt.trainer.run_folder import has_begun
+from isicrt.trainer.run_folder import has_begun, replace_text
 
 ROWS = ("unet", "segnet-attention", "segnet-attention-atrous", "segnet-attention-atrous-augmented")
 ENCODER_RATES = (1e-4, 1e-5, 1e-6)
@@ -165,7 +164,7 @@ def note_memory(run: Run, peak: int) -> None:
 
 def _write(run: Run, content: dict[str, Any]) -> None:
     try:
-        replace_file(run.folder / RUN, (json.dumps(content, indent=1) + "\n").encode())
+        replace_text(run.folder / RUN, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise TrainingError(f"{run.folder}: {RUN} could not be saved: {error}") from error
 

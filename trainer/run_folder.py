@@ -167,7 +167,7 @@ def write_config(settings: RunSettings, identity: Mapping[str, Any]) -> None:
         "isicrt": __version__,
         "torch": str(torch.__version__),
     }
-    _replace(settings.out / checkpoint.CONFIG, yaml.safe_dump(_plain({**identity, **surroundings}), sort_keys=False))
+    replace_text(settings.out / checkpoint.CONFIG, yaml.safe_dump(_plain({**identity, **surroundings}), sort_keys=False))
 
 
 def _plain(value: Any) -> Any:
@@ -187,10 +187,11 @@ def write_metrics(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     writer = csv.DictWriter(text, fieldnames=list(history[0]))
     writer.writeheader()
     writer.writerows(history)
-    _replace(path, text.getvalue())
+    replace_text(path, text.getvalue())
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8", newline="")
     temporary.replace(path)
