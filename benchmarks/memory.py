@@ -24,7 +24,7 @@ from PIL import Image
 
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.environment import read_environment, recorded_command
-from isicrt.benchmarks.process import run_command
+from isicrt.benchmarks.process import isicrt_command, run_command
 from isicrt.benchmarks.rendered import render
 from isicrt.engine import shipped
 from isicrt.engine.sources import find_jobs
@@ -69,7 +69,7 @@ def read_peak(what: str, images: Path, count: int, batch_size: int, model: Path,
     Raises:
         DataError: some image failed.
     """
-    command = [sys.executable, "-m", "isicrt.cli.main", "segment", str(images), "--out", str(out)]
+    command = isicrt_command("segment", str(images), "--out", str(out))
     usage = run_command([*command, "--model", str(model), "--batch-size", str(batch_size)])
     return Reading(what, count, batch_size, usage.peak_rss_mb, usage.seconds)
 

@@ -208,8 +208,8 @@ def _images(folder: Path, split: str) -> list[Path]:
 
 def _verdict(twin: Twin, with_test: bool) -> tuple[str, bool]:
     """What training does about the pair, and whether that is right."""
-    from isicrt.trainer.dataset import LEFT_OUT, isic_id
-    from isicrt.trainer.twins import group_of
+    from isicrt.trainer.dataset import LEFT_OUT
+    from isicrt.trainer.twins import group_of, isic_id
 
     a, b = (isic_id(path) or path.stem for path in (twin.a, twin.b))
     if a in LEFT_OUT or (not with_test and b in LEFT_OUT):

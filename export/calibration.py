@@ -13,7 +13,7 @@ from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image, read_mask
 from isicrt.engine.sources import find_jobs
 from isicrt.export.parity import Sample
-from isicrt.trainer.twins import TEST_TWINS
+from isicrt.trainer.twins import TEST_TWINS, isic_id
 
 
 def read_samples(
@@ -38,7 +38,7 @@ def read_samples(
         DataError: too few images, or one that cannot be read.
     """
     found = find_jobs([*images], Path(tempfile.gettempdir()) / "isicrt-no-masks").images
-    files = [file for file in found if file.stem not in TEST_TWINS]
+    files = [file for file in found if isic_id(file) not in TEST_TWINS]
     if len(files) <= calibrate:
         raise DataError(
             f"{len(files)} images are too few to calibrate on {calibrate} and to compare on others: name more images "

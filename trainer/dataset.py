@@ -22,7 +22,7 @@ from PIL import Image
 from isicrt.engine.errors import DataError
 from isicrt.engine.images import check_highest, find_damage
 from isicrt.engine.scores import FOREGROUND_ABOVE
-from isicrt.trainer.twins import TEST_TWINS, group_of
+from isicrt.trainer.twins import TEST_TWINS, group_of, isic_id
 
 SPLITS = ("train", "test")
 OFFICIAL_FOLDERS = {
@@ -39,7 +39,6 @@ SHOWN = 10
 LEFT_OUT = {name: f"shows the lesion of test image {test}" for name, test in TEST_TWINS.items()}
 """Training images that would leak the test set into training, with the reason."""
 
-_ISIC_ID = re.compile(r"ISIC_\d{7}(?!\d)", re.IGNORECASE | re.ASCII)
 _HIDDEN = (".", "__MACOSX")
 _MASK_ENDING = re.compile(r"_segmentation$", re.IGNORECASE)
 
@@ -157,12 +156,6 @@ def _index(folder: Path, kind: str, problems: list[str]) -> dict[str, Path]:
         else:
             found[name] = path
     return found
-
-
-def isic_id(path: Path) -> str | None:
-    """The ISIC id in a file's name, in capitals. None without one: a longer number is something else."""
-    match = _ISIC_ID.search(path.stem)
-    return match.group().upper() if match else None
 
 
 def _is_image_name(name: str) -> bool:

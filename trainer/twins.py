@@ -7,6 +7,9 @@ with a correlation of at least 0.65 (from 30 on, 0.45). How, and what such a sea
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 TEST_TWINS = {
     # Copies, byte by byte, of images of the official test set: list 07 of Cassidy et al., "Analysis of the ISIC image
     # datasets", Medical Image Analysis 2022. It does not say which.
@@ -101,9 +104,16 @@ TWINS = (
 )
 """Training images that show one lesion. A cross-validation fold keeps them together."""
 
+_ISIC_ID = re.compile(r"ISIC_\d{7}(?!\d)", re.IGNORECASE | re.ASCII)
 _GROUP = {name: group[0] for group in TWINS for name in group}
 
 
 def group_of(name: str) -> str:
     """The first image of the group that an image belongs to; itself where it is alone."""
     return _GROUP.get(name, name)
+
+
+def isic_id(path: Path) -> str | None:
+    """The ISIC id in a file's name, in capitals. None without one: a longer number is something else."""
+    match = _ISIC_ID.search(path.stem)
+    return match.group().upper() if match else None

@@ -14,7 +14,7 @@ import numpy as np
 
 from isicrt.benchmarks.environment import Environment
 from isicrt.benchmarks.latency import SETTLED_WINDOWS, TOLERANCE, relative_spread
-from isicrt.benchmarks.process import run_command
+from isicrt.benchmarks.process import isicrt_command, run_command
 from isicrt.benchmarks.scratch import fresh
 from isicrt.engine.errors import DataError
 from isicrt.engine.images import read_mask
@@ -77,7 +77,7 @@ class Entrant:
 def run_isicrt(entrant: Entrant, model: Path, files: Path, out: Path) -> None:
     """`isicrt segment` once, as anybody runs it: no warm-up, and its own clock starts with the first image."""
     report = out.with_suffix(".json")
-    command = [sys.executable, "-m", "isicrt.cli.main", "segment", str(files), "--out", str(fresh(out))]
+    command = isicrt_command("segment", str(files), "--out", str(fresh(out)))
     command += ["--model", str(model), "--json", str(report)]
     # Its `seconds` hold the loading of the model, which no peer's clock does.
     _note(entrant, command, report, lambda data: data["summary"] | {"seconds": data["summary"]["segmenting_seconds"]})

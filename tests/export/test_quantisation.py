@@ -144,11 +144,11 @@ def test_images_calibrate_or_compare_and_never_both(rendered_pairs: Path, calibr
 def test_twins_of_test_images_neither_calibrate_nor_compare(rendered_pairs: Path, tmp_path: Path) -> None:
     images = tmp_path / "train" / "images"
     shutil.copytree(rendered_pairs / "images", images)
-    for n, twin in ((2, "ISIC_0000416"), (5, "ISIC_0014846")):  # of test images ISIC_0011292 and ISIC_0000222
+    for n, twin in ((2, "ISIC_0000416"), (5, "isic_0014846_small")):  # of test images ISIC_0011292 and ISIC_0000222
         (images / f"ISIC_{n:07d}.jpg").rename(images / f"{twin}.jpg")
     calibration, samples, source = read_samples([images], [], (64, 96), calibrate=5, compare=100)
     assert len(calibration) == 5
-    assert [s.name for s in samples if s.name in ("ISIC_0000416.jpg", "ISIC_0014846.jpg")] == []
+    assert [s.name for s in samples if s.name in ("ISIC_0000416.jpg", "isic_0014846_small.jpg")] == []
     assert source.startswith("5 of 10 images of ")
     assert "(2 twins of test images left out)" in source
 

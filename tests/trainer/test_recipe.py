@@ -10,7 +10,7 @@ import yaml
 
 from isicrt.engine.errors import SettingsError
 from isicrt.trainer.models import ARCHITECTURES, build_model
-from isicrt.trainer.recipe import Recipe, Stage, load_recipe, recipe_names
+from isicrt.trainer.recipe import Recipe, SoftLabels, Stage, load_recipe, recipe_names
 
 STAGE = {"name": "s", "epochs": 2, "decoder_lr": 1e-3}
 MINIMAL = {"name": "r", "architecture": "unet", "stages": [STAGE]}
@@ -182,3 +182,14 @@ def test_the_default_standardises_images_and_the_others_do_not() -> None:
     other = load_recipe("unet-light-isic2016")
     assert other.standardise == 0
     assert "standardise" not in other.to_dict(), "a run that began before there was such a setting can be resumed"
+
+
+def test_the_defaults_other_half_is_its_last_stages_with_soft_labels() -> None:
+    recipe, default = load_recipe("unet-light-soft-192"), load_recipe("unet-light")
+    assert recipe.soft_labels == SoftLabels("unet-light-teacher-standardised", parts=3, share=0.5)
+    expected = dataclasses.replace(default, stages=default.stages[-2:], folds=3)
+    assert dataclasses.replace(recipe, name=default.name, soft_labels=None) == expected
+    teacher = load_recipe("unet-light-teacher-standardised")
+    milder = expected.stages[-1].augmentation
+    assert milder is not None
+    assert (teacher.standardise, teacher.augmentation) == (default.standardise, milder)

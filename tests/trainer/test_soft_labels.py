@@ -393,15 +393,3 @@ def test_the_shipped_recipe_is_the_default_with_soft_labels() -> None:
     expected = Recipe.from_dict(plain)
     assert dataclasses.replace(recipe, name=default.name, soft_labels=None, standardise=default.standardise) == expected
     assert soft_labels.teacher_of(RunSettings(recipe, (), Path("out"))) == load_recipe("unet-light-teacher")
-
-
-def test_the_defaults_other_half_is_its_last_stages_with_soft_labels() -> None:
-    recipe, default = load_recipe("unet-light-soft-192"), load_recipe("unet-light")
-    assert recipe.soft_labels == SoftLabels("unet-light-teacher-standardised", parts=3, share=0.5)
-    expected = dataclasses.replace(default, stages=default.stages[-2:], folds=3)
-    assert dataclasses.replace(recipe, name=default.name, soft_labels=None) == expected
-    teacher = soft_labels.teacher_of(RunSettings(recipe, (), Path("out")))
-    assert teacher == load_recipe("unet-light-teacher-standardised")
-    milder = expected.stages[-1].augmentation
-    assert milder is not None
-    assert (teacher.standardise, teacher.augmentation) == (default.standardise, milder)
