@@ -167,7 +167,9 @@ def write_config(settings: RunSettings, identity: Mapping[str, Any]) -> None:
         "isicrt": __version__,
         "torch": str(torch.__version__),
     }
-    replace_text(settings.out / checkpoint.CONFIG, yaml.safe_dump(_plain({**identity, **surroundings}), sort_keys=False))
+    replace_text(
+        settings.out / checkpoint.CONFIG, yaml.safe_dump(_plain({**identity, **surroundings}), sort_keys=False)
+    )
 
 
 def _plain(value: Any) -> Any:
