@@ -86,10 +86,16 @@ def resized_pairs(
             "ISICRT_CACHE, or train without a cache (--no-cache)"
         )
     if place.is_dir():
-        with suppress(OSError, ValueError, EOFError):  # one that something else has cut or taken files from
+        try:
             return _read(place, len(pairs), size)
-        with suppress(OSError):  # if it stays, reading it says so
-            shutil.rmtree(place)
+        except (FileNotFoundError, ValueError, EOFError):  # something else has cut it or taken files from it
+            with suppress(OSError):  # if it stays, reading it says so
+                shutil.rmtree(place)
+        except OSError as error:
+            raise DataError(
+                f"{place}: the cache of resized images cannot be read: {error.strerror or error}. Name another place "
+                "with ISICRT_CACHE, or train without a cache (--no-cache)"
+            ) from error
     if not place.is_dir():
         _fill(pairs, size, place)
     try:

@@ -39,7 +39,10 @@ SHOWN = 10
 LEFT_OUT = {name: f"shows the lesion of test image {test}" for name, test in TEST_TWINS.items()}
 """Training images that would leak the test set into training, with the reason."""
 
-_HIDDEN = (".", "__MACOSX")
+_HIDDEN = (".", "@", "__MACOSX")
+"""So begin names of folders that caches, viewers, disk stations and macOS leave beside images."""
+_WRITTEN = (".isicrt-journal.jsonl", ".isicrt-overlays")
+"""A folder that holds one of these is isicrt's own, which may lie among images; see `isicrt.engine.image_search`."""
 _MASK_ENDING = re.compile(r"_segmentation$", re.IGNORECASE)
 
 
@@ -162,12 +165,16 @@ def _is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
+def _is_passed_over(folder: Path) -> bool:
+    return folder.name.startswith(_HIDDEN) or any((folder / name).is_file() for name in _WRITTEN)
+
+
 def _holds_images(folder: Path) -> bool:
-    """Whether images lie in a subfolder, at any depth; those that caches, viewers and macOS hide there do not count."""
-    if folder.name.startswith(_HIDDEN):
+    """Whether images lie in a subfolder, at any depth; some do not count, see `_is_passed_over`."""
+    if _is_passed_over(folder):
         return False
-    for _, below, files in os.walk(folder):
-        below[:] = [name for name in below if not name.startswith(_HIDDEN)]
+    for at, below, files in os.walk(folder):
+        below[:] = [name for name in below if not _is_passed_over(Path(at) / name)]
         if any(map(_is_image_name, files)):
             return True
     return False

@@ -90,7 +90,9 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     learned, validation = (pairs, []) if settings.fold is None else split_fold(pairs, recipe.folds, settings.fold)
     training = learned if settings.held_out is None else hold_out(learned, *settings.held_out)[0]
     start = None if settings.start_from is None else Start.read(settings.start_from, recipe)
-    if start is not None and settings.start_from is not None and settings.fold is not None:
+    # What has begun goes on: a run from before this was refused could neither change its fold nor its start.
+    begins = settings.resume is None
+    if begins and start is not None and settings.start_from is not None and settings.fold is not None:
         start.check_unseen(settings.start_from, report.sha256, settings.fold, recipe.folds, len(validation))
     identity = identity_of(settings, report.sha256, start=start, teacher=teacher)
     if preparing:
@@ -158,6 +160,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     previous_stage = None
     features: FrozenFeatures | None = None
     still: StillPairs | None = None
+    still_size = 0
     losses, saves, drawings = LateLosses(), Intervals(), Intervals()
     waiting: Best | None = None
     saved = len(history)
@@ -172,14 +175,20 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
             optimiser_state, previous_stage, features = None, stage, None
         optimisation.set_stage(model, stage, recipe.frozen_layers)
         size, seed = stage.input_size or recipe.input_size, epoch_seed(settings.seed, epoch)
-        # Whether the pairs of the cache are what the network sees.
-        plain = online is None and stage.augmentation is None and resized is not None and size == kept
+        # The pairs of a cache, where they are what the network sees.
+        plain = None
+        if online is None and stage.augmentation is None and resized is not None:
+            if size == kept:
+                plain = resized
+            elif teacher is None:
+                plain = resized_pairs(training, size, within=None if copies else learned)
         batches: TrainingBatches | FeatureBatches | StillBatches
-        if plain and resized is not None and stage.frozen and FrozenFeatures.fit(len(training), size):
-            features = features or FrozenFeatures(model, resized, card, device=settings.device)
+        if plain is not None and stage.frozen and FrozenFeatures.fit(len(training), size):
+            features = features or FrozenFeatures(model, plain, card, device=settings.device)
             batches = features.batches(recipe.batch_size, seed)
-        elif plain and resized is not None:
-            still = still or StillPairs(resized, settings.device)
+        elif plain is not None:
+            if still is None or still_size != size:
+                still, still_size = StillPairs(plain, settings.device), size
             batches = still.batches(recipe.batch_size, seed)
         else:
             batches = TrainingBatches(

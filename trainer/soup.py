@@ -87,12 +87,17 @@ def _starts(card: ModelCard) -> set[str]:
     return found
 
 
+def _run(card: ModelCard) -> dict[str, Any]:
+    """What is the same in all checkpoints of a run, also of one that went on elsewhere or with a later isicrt."""
+    return {k: v for k, v in card.training.items() if k not in ("arithmetic", "data", "folds")}
+
+
 def _stages(path: Path, card: ModelCard) -> set[str]:
     """Hashes of the checkpoints of the same run beside one."""
     found = set()
     for other in path.parent.glob("*.pt"):
         with suppress(ModelError):  # another file that is called so
-            if checkpoint.load(other)[0].training == card.training:
+            if _run(checkpoint.load(other)[0]) == _run(card):
                 found.add(hashlib.sha256(other.read_bytes()).hexdigest())
     return found
 

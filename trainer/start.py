@@ -83,9 +83,11 @@ def _held_out(training: Mapping[str, Any], fold: int, folds: int, validation: in
 
 
 def _trainings(training: object) -> Iterator[Mapping[str, Any]]:
-    """A training, what it started from, and where it is a mean of several, those."""
+    """A training and what it started from; in place of a mean, what stands for all of whose members, those."""
     if isinstance(training, Mapping):
-        yield training
-        yield from _trainings(training.get("start_from"))
-        for other in training["mean_of"] if isinstance(training.get("mean_of"), list) else ():
+        members = training["mean_of"] if isinstance(training.get("mean_of"), list) else []
+        known = [member for member in members if isinstance(member, Mapping) and "data_sha256" in member]
+        if not known:
+            yield training
+        for other in (*known, training.get("start_from")):
             yield from _trainings(other)

@@ -89,6 +89,23 @@ def test_a_damaged_cache_is_made_again(
         resized_pairs(pairs, 32, tmp_path)
 
 
+def test_a_cache_that_cannot_be_read_just_now_stays(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = find_pairs(rendered_pairs)[:3]
+    images = np.array(resized_pairs(pairs, 32, tmp_path).images)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache.np, "load", refused)
+        with pytest.raises(DataError, match=r"cannot be read: Too many open files\. Name another place"):
+            resized_pairs(pairs, 32, tmp_path)
+    monkeypatch.setattr(cache, "_fill", refused)
+    np.testing.assert_array_equal(resized_pairs(pairs, 32, tmp_path).images, images)
+
+
 def test_a_bad_image_leaves_no_cache(rendered_pairs: Path, tmp_path: Path) -> None:
     good, *_ = find_pairs(rendered_pairs)
     bad = tmp_path / "bad.jpg"

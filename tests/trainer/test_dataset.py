@@ -137,6 +137,11 @@ def test_images_in_subfolders_are_a_problem_and_those_of_hidden_ones_are_not(tmp
     for name in (".cache", "__MACOSX", ".isicrt-1/old", "notes/.thumbs"):
         write_pair(images / name, masks / name, "b")
     (images / "notes" / "b.txt").touch()
+    write_pair(images / "@eaDir" / "a.jpg", masks, "b")
+    (masks / "b_Segmentation.png").unlink()
+    for folder, mark in (("predicted", ".isicrt-journal.jsonl"), ("notes/drawn", ".isicrt-overlays")):
+        write_pair(images / folder, images / folder, "a")  # isicrt's own, which may lie among images
+        (images / folder / mark).touch()
     assert [pair.id for pair in find_pairs(tmp_path)] == ["a"]
     write_pair(images / "part 1", masks / "part 1" / "deep", "c")
     with pytest.raises(DataError) as caught:

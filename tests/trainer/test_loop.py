@@ -180,6 +180,15 @@ def test_other_settings_cannot_be_resumed(run: Path, rendered_pairs: Path, chang
         train(settings(rendered_pairs, run, resume=run / "last.pt", **change))
 
 
+def test_what_began_before_its_start_was_refused_goes_on(run: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    out, changes = tmp_path / "next", {"start_from": run / "last.pt", "fold": 1}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop.Start, "check_unseen", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(rendered_pairs, out, **changes), StopAfter(1))
+    assert train(settings(rendered_pairs, out, resume=out / "last.pt", **changes))
+
+
 def test_a_run_is_not_overwritten(run: Path, rendered_pairs: Path) -> None:
     with pytest.raises(SettingsError, match="--resume auto"):
         train(settings(rendered_pairs, run))

@@ -73,6 +73,9 @@ def test_a_run_and_one_that_left_it_at_a_stage(tmp_path: Path) -> None:
         card, state = checkpoint.load(tmp_path / f"{n}.pt")
         assert state["weights"]["head.bias"].tolist() == [1.5]
         assert [("start_from" in part) for part in card.training["mean_of"]] == [n == 1, n == 0]
+    later = {"seed": 1, "recipe": "r", "folds": 5, "arithmetic": "bfloat16"}
+    average([write(run / "last.pt", 1.0, start=None, training=later), left], tmp_path / "later.pt")
+    (run / "last.pt").unlink()
     write(stage, 7.0, start=None, training={"seed": 2})
     with pytest.raises(ModelError, match=r"ending\.pt: its run did not start .* nor did another from a stage of it"):
         average([run / "ending.pt", left], tmp_path / "mean.pt")

@@ -47,6 +47,9 @@ def test_the_same_fold_and_other_data_are_taken(training: dict[str, Any]) -> Non
         pytest.param({**OLD, "validation_images": 2}, "held out fold 0, not", id="old_card_other_folds"),
         pytest.param({**OTHER, "start_from": {**OTHER, "start_from": ALL}}, "held out nothing", id="chain"),
         pytest.param({**SAME, "mean_of": [SAME, {**OTHER, "start_from": ALL}]}, "held out nothing", id="mean"),
+        pytest.param(
+            {"data_sha256": "d", "mean_of": [SAME, {**SAME, "fold": 1}]}, "held out fold 1 of 5, not", id="two_folds"
+        ),
     ],
 )
 def test_weights_that_have_learned_what_validates_are_refused(training: dict[str, Any], message: str) -> None:

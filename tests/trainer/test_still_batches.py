@@ -40,10 +40,18 @@ def test_they_are_those_of_the_pipeline(soft: bool, batch_size: int) -> None:
 
 @pytest.mark.parametrize("stages", [(64,), (32, 64)], ids=["large", "small_and_large"])
 def test_a_stage_above_the_recipes_size_sees_no_enlarged_images(
-    rendered_pairs: Path, tmp_path: Path, stages: tuple[int, ...]
+    rendered_pairs: Path, tmp_path: Path, stages: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the cache and without, the last stage learns from the same pixels but for rounding."""
+    """With the cache and without, the last stage learns from the same pixels but for rounding; each stage has a cache
+    of its size, so that a frozen one need not compute the encoder twice."""
     pictures = []
+    sizes: list[int] = []
+
+    def noted(resized: Any, device: str) -> StillPairs:
+        sizes.append(resized.images.shape[1])
+        return StillPairs(resized, device)
+
+    monkeypatch.setattr("isicrt.trainer.loop.StillPairs", noted)
     for cache in (True, False):
         out = tmp_path / str(cache)
         recipe = Recipe(
@@ -68,6 +76,7 @@ def test_a_stage_above_the_recipes_size_sees_no_enlarged_images(
         train(settings, Last())
         with Image.open(out / SAMPLES) as picture:
             pictures.append(np.asarray(picture.convert("RGB")).astype(int)[:64])  # the row without outlines
+    assert sizes == list(stages)
     cached, decoded = pictures
     assert cached.shape == decoded.shape == (64, 4 * 64, 3)
     assert np.abs(cached - decoded).mean() < 1
