@@ -149,9 +149,9 @@ def run_benchmark(
         for n, candidate in enumerate(candidates):
             accuracy = score_masks(folders[n], workload.truths) if workload.truths else None
             on_step(f"{labels[n]}: memory and timeline", total - len(candidates) + n, total)
-            usage = _measure_process(candidate, protocol, workload, folders[n])
+            process = _measure_process(candidate, protocol, workload, folders[n])
             lanes = _record(candidate, protocol, workload, folders[n])
-            results.append(_conclude(candidate, labels[n], accuracy, usage, lanes, protocol.threads))
+            results.append(_conclude(candidate, labels[n], accuracy, process, lanes, protocol.threads))
         return Report(
             command=command,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -201,26 +201,28 @@ def _measure(candidate: _Candidate, protocol: Protocol, workload: Workload, out:
     candidate.runs.append(run)
 
 
-def _measure_process(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> Usage:
-    """`isicrt segment` on the same images: this process has loaded more than that needs.
-
-    Raises:
-        DataError: it did not write the masks that the timed runs wrote, so its memory is not that of a run.
-    """
+def _measure_process(
+    candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path
+) -> tuple[Usage | None, str | None]:
+    """`isicrt segment` on the same images: this process has loaded more than that needs. Where it did not write the
+    masks that the timed runs wrote, its memory is not that of a run, and the reason stands in the place of it."""
     options = ["--out", str(fresh(out)), "--model", str(candidate.file)]
     options += ["--batch-size", str(candidate.pipeline_batch)]
     options += [] if protocol.threads is None else ["--threads", str(protocol.threads)]
     command = isicrt_command("segment", *options, "--", str(workload.images))
     # 1: some image failed, as in the timed runs. An exception that nobody caught exits with 1 too.
-    usage = run_command(command, accept=(0, 1) if candidate.failures else (0,))
+    try:
+        usage = run_command(command, accept=(0, 1) if candidate.failures else (0,))
+    except DataError as error:
+        return None, f"memory was not measured: {error}"
     written = sum((out / name).is_file() for name in workload.names)
     expected = len(workload.names) - candidate.runs[-1].failed
     if written != expected:
-        raise DataError(
-            f"isicrt segment, as a process of its own, wrote {written} masks where the timed runs wrote {expected}: "
-            f"its memory would say nothing. Run it yourself: isicrt segment {workload.images} --out FOLDER"
+        return None, (
+            f"memory was not measured: isicrt segment, as a process of its own, wrote {written} masks where the timed "
+            f"runs wrote {expected}"
         )
-    return usage
+    return usage, None
 
 
 def _record(candidate: _Candidate, protocol: Protocol, workload: Workload, out: Path) -> tuple[Lane, ...]:
@@ -232,7 +234,7 @@ def _conclude(
     candidate: _Candidate,
     label: str,
     accuracy: Accuracy | None,
-    usage: Usage,
+    process: tuple[Usage | None, str | None],
     timeline: tuple[Lane, ...],
     threads: int | None,
 ) -> ModelResult:
@@ -258,7 +260,8 @@ def _conclude(
         ),
         end_to_end=candidate.end_to_end,
         accuracy=accuracy,
-        process=usage,
+        process=process[0],
+        process_note=process[1],
         timeline=timeline,
     )
 

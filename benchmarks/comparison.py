@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.accuracy import on_both
-from isicrt.benchmarks.gates import BETTER, HIGHER, figures
+from isicrt.benchmarks.gates import AT_BATCH, BETTER, HIGHER, figures
 from isicrt.benchmarks.latency import TOLERANCE, counted, relative_spread
 from isicrt.benchmarks.result import ModelResult, Report, read_report
 from isicrt.benchmarks.tables import Table, figure
@@ -157,10 +157,9 @@ def _image_sides(old: Report, new: Report) -> _Sides:
 
 def _truth_sides(old: Report, new: Report) -> _Sides:
     a, b = old.workload, new.workload
-    if not (a.truth_sha256 and b.truth_sha256):
-        return []
-    were, are = (workload.images - len(workload.without_truth) for workload in (a, b))
-    return [("true masks", were, are), ("SHA-256 of true masks", a.truth_sha256[:12], b.truth_sha256[:12])]
+    if not (a.truth_sha256 and b.truth_sha256) or _of_other_images(old, new) or a.without_truth != b.without_truth:
+        return []  # the hash is of all of them: of other ones it does not say whether those in both are the same
+    return [("SHA-256 of true masks", a.truth_sha256[:12], b.truth_sha256[:12])]
 
 
 def _mismatches(old: Report, new: Report) -> list[str]:
@@ -206,6 +205,11 @@ def _batches(model: ModelResult) -> str:
 
 def _changes(old: ModelResult, new: ModelResult) -> list[Change]:
     repeats_old, repeats_new = _repeats(old), _repeats(new)
+    images = {x.batch_size: x.images for x in old.latencies}
+    for x in new.latencies:
+        if images.get(x.batch_size) != x.images:  # of other images, which a mismatch says
+            for name in AT_BATCH:
+                repeats_new.pop(f"{name}@{x.batch_size}", None)
     was, now = _values(old), _values(new)
     found = [
         Change(name, was[name], now[name], _verdict(name, (was[name], now[name]), a, b))

@@ -36,7 +36,8 @@ BETTER: Mapping[str, str] = {
 """Every figure that can be named, and which way is better."""
 
 SCORES = ("jaccard", "threshold_jaccard", "dice", "accuracy", "sensitivity", "specificity")
-_AT_BATCH = ("network_images_per_second", "p50_ms", "p90_ms", "p99_ms")
+AT_BATCH = ("network_images_per_second", "p50_ms", "p90_ms", "p99_ms")
+"""Of the network alone: at each batch size, and without one at the first."""
 
 
 def figures(model: ModelResult) -> dict[str, float]:
@@ -57,7 +58,7 @@ def figures(model: ModelResult) -> dict[str, float]:
         found |= {"peak_rss_mb": model.process.peak_rss_mb, "gpu_memory_mb": model.process.gpu_memory_mb}
     for n, x in enumerate(model.latencies):
         values = (x.images_per_second, x.percentile(50), x.percentile(90), x.percentile(99))
-        for name, value in zip(_AT_BATCH, values, strict=True):
+        for name, value in zip(AT_BATCH, values, strict=True):
             found[f"{name}@{x.batch_size}"] = value
             if n == 0:
                 found[name] = value
@@ -95,6 +96,8 @@ class Gate:
         if old is None or before is None:
             return f"{model.label}: {self.name} is not in the older report"
         of = ""
+        if self.name.partition("@")[0] in AT_BATCH and _images_of(model, self.name) != _images_of(old, self.name):
+            return f"{model.label}: {self.name} cannot be compared: the older report called the network on other images"
         if self.name in SCORES and old.accuracy and model.accuracy:
             # A mean over other images says nothing, however it compares.
             were, are = on_both(old.accuracy, model.accuracy)
@@ -110,6 +113,13 @@ class Gate:
         return None
 
 
+def _images_of(model: ModelResult, name: str) -> int | None:
+    """How many images the calls of a figure of the network alone took in turn, see `Latency.images`."""
+    size = name.partition("@")[2]
+    found = [x for x in model.latencies if not size or x.batch_size == int(size)]
+    return found[0].images if found else None
+
+
 def parse_gate(text: str, option: str) -> Gate:
     """``NAME=VALUE`` of ``--fail-under``, ``--fail-over`` or ``--fail-under-ratio``.
 
@@ -119,7 +129,7 @@ def parse_gate(text: str, option: str) -> Gate:
     name, sign, number = text.partition("=")
     name = name.strip()
     stem = name.partition("@")[0]
-    if stem not in BETTER or (name != stem and (stem not in _AT_BATCH or not re.fullmatch(r"[^@]+@[1-9]\d*", name))):
+    if stem not in BETTER or (name != stem and (stem not in AT_BATCH or not re.fullmatch(r"[^@]+@[1-9]\d*", name))):
         raise SettingsError(
             f"{option} {text}: no figure has that name. There are {', '.join(BETTER)}; those of the network alone also "
             "with the batch, as p99_ms@8"

@@ -49,6 +49,8 @@ class ModelResult:
     """Of the masks that the last timed run wrote; None where no truth was given."""
     process: Usage | None = None
     """Of `isicrt segment` on the same images, as a process of its own; None in results that did not note it."""
+    process_note: str | None = None
+    """Why there is none, where it ended badly or wrote other masks than the timed runs."""
     timeline: tuple[Lane, ...] = ()
     """Of the first batches of a run that is in no other figure."""
 
@@ -124,6 +126,7 @@ class ModelResult:
             "end_to_end": self.end_to_end.to_dict(),
             "limit_ratio": self.limit_ratio,
             "process": self.process.to_dict() if self.process is not None else None,
+            "process_note": self.process_note,
             "accuracy": self.accuracy.to_dict() if self.accuracy is not None else None,
             "timeline": [lane.to_dict() for lane in self.timeline],
         }
@@ -139,6 +142,7 @@ class ModelResult:
             end_to_end=EndToEnd.from_dict(data["end_to_end"]),
             accuracy=Accuracy.from_dict(data["accuracy"]) if data["accuracy"] is not None else None,
             process=Usage.from_dict(data["process"]) if data.get("process") is not None else None,
+            process_note=data.get("process_note"),
             timeline=tuple(map(Lane.from_dict, data.get("timeline", ()))),
         )
 
@@ -220,6 +224,7 @@ class Report:
             if m.stages.beside > MOST_BESIDE
         ]
         found += [model.others_note for model in self.models if model.others_note is not None]
+        found += [f"{model.label}: {model.process_note}" for model in self.models if model.process_note is not None]
         found += [model.sample_note for model in self.models if model.sample_note is not None]
         for model in self.models:
             if failures := model.end_to_end.failures:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 from isicrt.benchmarks.accuracy import score_masks
 from isicrt.benchmarks.benchmark import run_benchmark
 from isicrt.benchmarks.latency import QUICK_WINDOW, Latency, Window, measure_latency
-from isicrt.benchmarks.result import Protocol
+from isicrt.benchmarks.result import ModelResult, Protocol
 from isicrt.benchmarks.throughput import TimedRun
 from isicrt.benchmarks.workload import how_many_in_turn, open_workload, readable_sample
 from isicrt.engine.errors import DataError, ModelError, SettingsError
@@ -270,8 +271,12 @@ def test_memory_is_not_that_of_a_process_that_crashed(
         (images / "ISIC_0000003.jpg").write_bytes(b"not an image")
     command = [sys.executable, "-S", "-c", f"import sys; sys.exit({code})"]
     monkeypatch.setattr("isicrt.benchmarks.benchmark.isicrt_command", lambda *_: command)
-    with pytest.raises(DataError, match=message):
-        run_benchmark([str(darkness_onnx)], _protocol((4,), 1), images=images)
+    report = run_benchmark([str(darkness_onnx)], _protocol((4,), 1), images=images)
+    (model,) = report.models
+    assert model.process is None
+    assert message in str(model.process_note)
+    assert f"darkness: {model.process_note}" in report.warnings
+    assert ModelResult.from_dict(json.loads(json.dumps(model.to_dict()))).process_note == model.process_note
 
 
 def test_truth_in_sub_folders_and_images_without_truth(

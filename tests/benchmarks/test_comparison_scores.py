@@ -81,11 +81,8 @@ def test_scores_are_compared_on_the_images_that_both_scored(old: str, new: str, 
     ("old", "new", "expected"),
     [
         (("aa" * 32, 0), ("bb" * 32, 0), ["SHA-256 of true masks: aaaaaaaaaaaa before, bbbbbbbbbbbb now"]),
-        (
-            ("aa" * 32, 0),
-            ("bb" * 32, 2),
-            ["true masks: 3 before, 1 now", "SHA-256 of true masks: aaaaaaaaaaaa before, bbbbbbbbbbbb now"],
-        ),
+        # More of them, or fewer: nobody knows whether those that are in both are others.
+        (("aa" * 32, 0), ("bb" * 32, 2), []),
         (("aa" * 32, 0), ("aa" * 32, 0), []),
         # One report has no truth, or did not note it.
         ((None, 0), ("bb" * 32, 0), []),

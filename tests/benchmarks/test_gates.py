@@ -59,6 +59,16 @@ def test_every_model_must_pass_and_a_ratio_needs_an_older_one() -> None:
     assert failures(report, [ratio], {"a": sample_model("a")}) == ["b: images_per_second is not in the older report"]
 
 
+@pytest.mark.parametrize("name", ["p99_ms", "p50_ms@8", "network_images_per_second@1"])
+def test_a_ratio_of_the_network_alone_is_of_the_same_calls(name: str) -> None:
+    old, gate = sample_model(), parse_gate(f"{name}=0.1", "--fail-under-ratio")
+    turns = tuple(dataclasses.replace(x, images=256) for x in old.latencies)
+    report = sample_report(dataclasses.replace(old, latencies=turns))
+    (line,) = failures(report, [gate], {"darkness": old})
+    assert line == f"darkness: {name} cannot be compared: the older report called the network on other images"
+    assert failures(report, [gate], {"darkness": report.models[0]}) == []
+
+
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
