@@ -328,7 +328,12 @@ class GpuChain:
             # Called from the last to the first, each of them whatever becomes of the others, Ctrl-C in one included.
             steps.callback(self._lent.close)
             steps.callback(self._threads.shutdown)
-            steps.enter_context(self._device.current())
+            steps.callback(self._release, tickets, lanes)
+            steps.callback(self._queueing.shutdown)  # after Ctrl-C in the next: no batch may use what goes
+            steps.callback(self._queueing.shutdown, cancel_futures=True)
+
+    def _release(self, tickets: Sequence[ChainTicket], lanes: Sequence[Lane]) -> None:
+        with self._device.current(), ExitStack() as steps:
             steps.callback(self._forget)
             steps.callback(self._decoder.close)
             # Before the runtime's streams go: nvImageCodec frees an image on the stream that it was decoded for.
@@ -336,8 +341,6 @@ class GpuChain:
                 steps.callback(ticket.release)
             for lane in lanes:
                 steps.callback(lane.free, self._device)
-            steps.callback(self._queueing.shutdown)  # after Ctrl-C in the next: no batch may use what goes
-            steps.callback(self._queueing.shutdown, cancel_futures=True)
 
     def _forget(self) -> None:
         # PyCUDA unloads them, which it cannot where their context is not current.

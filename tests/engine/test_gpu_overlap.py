@@ -108,6 +108,21 @@ def test_ctrl_c_waits_for_the_batch_that_is_being_queued(
     assert all(image.owner is None for image in decoded)
 
 
+def test_a_device_that_is_gone_keeps_no_thread(
+    host: HostPlan, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> Any:
+        raise RuntimeError("no context")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(host.chain._device, "current", gone)
+        with pytest.raises((RuntimeError, ModelError), match="no context"):
+            host.chain.close()
+    for pool in (host.chain._queueing, host.chain._threads):
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            pool.submit(print)
+
+
 def test_ctrl_c_while_closing_gives_everything_back(
     host: HostPlan, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
