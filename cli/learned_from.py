@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from isicrt.cli.segment_report import printable
@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from isicrt.benchmarks.evaluation import Case
 
 
-def say_learned_from(trainings: Sequence[tuple[str, Mapping[str, Any]]], cases: Sequence[Case]) -> list[str]:
+def say_learned_from(models: Sequence[tuple[str, Mapping[str, Any]]], cases: Sequence[Case]) -> list[str]:
     """A line for people for each training that models name, and a stronger one where its data are what is scored.
 
     Args:
-        trainings: label and the card's `training` of each model.
+        models: label and the card's `training` of each model.
         cases: what is scored.
     """
+    from isicrt.trainer.origins import trainings
+
     labels: dict[tuple[str, int, bool], list[str]] = {}
     sha256: str | None = None
-    for label, training in ((label, part) for label, whole in trainings for part in _parts(whole)):
+    for label, training in ((label, part) for label, whole in models for part in trainings(whole)):
         data, images = training.get("data"), training.get("training_images")
         data = [data] if isinstance(data, str) else data
         if not data or not isinstance(data, (list, tuple)) or not isinstance(images, int):
@@ -33,9 +35,9 @@ def say_learned_from(trainings: Sequence[tuple[str, Mapping[str, Any]]], cases: 
         if same:
             sha256 = sha256 or _sha256(learned)
             same = sha256 == training["data_sha256"]
-        models = labels.setdefault((printable(", ".join(names)), images, same), [])
-        if label not in models:
-            models.append(label)
+        named = labels.setdefault((printable(", ".join(names)), images, same), [])
+        if label not in named:
+            named.append(label)
     return [
         f"{', '.join(models)} LEARNED FROM THESE IMAGES ({names}; their hash is in the card): "
         "the scores say nothing about new ones."
@@ -44,15 +46,6 @@ def say_learned_from(trainings: Sequence[tuple[str, Mapping[str, Any]]], cases: 
         "of their lesions, says nothing about new ones."
         for (names, images, same), models in labels.items()
     ]
-
-
-def _parts(training: object) -> Iterator[Mapping[str, Any]]:
-    """A training, what it started from, and where it is a mean of several, those."""
-    if isinstance(training, Mapping):
-        yield training
-        yield from _parts(training.get("start_from"))
-        for other in training["mean_of"] if isinstance(training.get("mean_of"), list) else ():
-            yield from _parts(other)
 
 
 def _to_learn(cases: Sequence[Case]) -> list[Case]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from isicrt.engine.errors import SettingsError
 from isicrt.trainer import checkpoint
+from isicrt.trainer.origins import trainings
 from isicrt.trainer.recipe import Recipe
 
 
@@ -61,7 +62,7 @@ class Start:
             SettingsError: the weights, or what they began with, have learned from the same data with another fold held
                 out, or none.
         """
-        for training in _trainings(self.origin):
+        for training in trainings(self.origin):
             if training.get("data_sha256") != data_sha256 or _held_out(training, fold, folds, validation):
                 continue
             then = "nothing"
@@ -80,14 +81,3 @@ def _held_out(training: Mapping[str, Any], fold: int, folds: int, validation: in
         return False
     # Older cards do not say how many folds there were, but how many pairs the one had.
     return bool(training["folds"] == folds if "folds" in training else training.get("validation_images") == validation)
-
-
-def _trainings(training: object) -> Iterator[Mapping[str, Any]]:
-    """A training and what it started from; in place of a mean, what stands for all of whose members, those."""
-    if isinstance(training, Mapping):
-        members = training["mean_of"] if isinstance(training.get("mean_of"), list) else []
-        known = [member for member in members if isinstance(member, Mapping) and "data_sha256" in member]
-        if not known:
-            yield training
-        for other in (*known, training.get("start_from")):
-            yield from _trainings(other)
