@@ -115,6 +115,16 @@ class Scored:
         """
         return summarise([case.scores for case in self.cases])
 
+    @property
+    def noted(self) -> dict[str, float | int | None]:
+        """The summary as it is written down: one image has no interval, and that of the bootstrap would be a point.
+
+        Raises:
+            DataError: nothing was scored.
+        """
+        none = dict.fromkeys(("jaccard_low", "jaccard_high")) if len(self.cases) < 2 else {}
+        return self.summary | none
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -131,8 +141,8 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves out 0. That of one image would be a point, and says nothing."""
+        return self.images > 1 and (self.low > 0 or self.high < 0)
 
 
 def score_model(

@@ -60,7 +60,7 @@ class Evaluation:
                 "left_out": self.left_out,
             },
             "models": [_model(model) for model in self.models],
-            "differences": [asdict(d) | {"interval_leaves_out_0": d.is_clear} for d in self.differences],
+            "differences": [_difference(d) for d in self.differences],
         }
 
     def to_json(self) -> str:
@@ -92,11 +92,16 @@ def _model(model: Scored) -> dict[str, Any]:
         "input": model.input,
         "threshold": model.threshold,
         "clean_up": list(model.clean_up),
-        "summary": model.summary,
+        "summary": model.noted,
         "problems": [problem.reason for problem in model.problems],
         "card": model.card.to_dict(),
         "per_image": [_row(case) for case in model.cases],
     }
+
+
+def _difference(difference: Difference) -> dict[str, Any]:
+    none = dict.fromkeys(("low", "high")) if difference.images < 2 else {}
+    return asdict(difference) | none | {"interval_leaves_out_0": difference.is_clear}
 
 
 def _row(case: CaseScores) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def tables(evaluation: Evaluation, *, wide: bool = True) -> list[Table]:
     first: Columns = {
         "Images": [f"{s['images']}/{m.images}" for m, s in zip(evaluation.models, summaries, strict=True)],
         "Jaccard": [f"{s['jaccard']:.4f}" for s in summaries],
-        "Interval": [f"{s['jaccard_low']:.3f}-{s['jaccard_high']:.3f}" for s in summaries],
+        "Interval": [f"{s['jaccard_low']:.3f}-{s['jaccard_high']:.3f}" if s["images"] > 1 else "-" for s in summaries],
         "Dice": [f"{s['dice']:.4f}" for s in summaries],
         "Median": [f"{s['jaccard_median']:.3f}" for s in summaries],
         "p5": [f"{s['jaccard_p5']:.3f}" for s in summaries],
@@ -179,8 +184,8 @@ def _differences(differences: Sequence[Difference]) -> Table:
                 d.label,
                 str(d.images),
                 f"{d.jaccard:+.4f}",
-                f"{d.low:+.4f} to {d.high:+.4f}",
-                "no" if d.is_clear else "yes",
+                f"{d.low:+.4f} to {d.high:+.4f}" if d.images > 1 else "-",
+                "no" if d.is_clear else "yes" if d.images > 1 else "-",
             )
             for d in differences
         ),

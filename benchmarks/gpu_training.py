@@ -34,6 +34,7 @@ import click
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.gpu_attempts import Attempts
+from isicrt.benchmarks.process import isicrt_command, module_command
 from isicrt.benchmarks.report_table import PUBLISHED, STAGES, NotRun, ReportTable, merge, read_table
 from isicrt.benchmarks.training_runs import Child, longest_epochs, run_side_by_side, summarise_run
 from isicrt.engine.errors import DataError, IsicrtError
@@ -79,7 +80,7 @@ class _Session:
         """A command of isicrt on this data and device."""
         command, *rest = map(str, words)
         common = ["--data", str(self.data), "--encoder-weights", self.weights, "--device", self.device]
-        return [sys.executable, "-m", "isicrt.cli.main", command, *common, *rest]
+        return isicrt_command(command, *common, *rest)
 
     def child(self, name: str, command: Sequence[str], folder: Path) -> Child:
         """A process that is not started yet; its caches are shared by all."""
@@ -104,7 +105,7 @@ class _Session:
 
     def measure_decoding(self, seconds: float) -> list[Any]:
         """See `isicrt.benchmarks.gpu_dali`."""
-        command = [sys.executable, "-m", "isicrt.benchmarks.gpu_dali", str(self.data / "train" / "images")]
+        command = module_command("isicrt.benchmarks.gpu_dali", str(self.data / "train" / "images"))
         child = self.child("dali", command, self.scratch)
         run_side_by_side([child], time.monotonic() + min(seconds, self.left))
         found = [json.loads(line) for line in child.output() if line.startswith("{")]

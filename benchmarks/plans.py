@@ -23,7 +23,7 @@ import click
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.macs import count_parameters, load_graph
-from isicrt.benchmarks.process import run_command
+from isicrt.benchmarks.process import isicrt_command, run_command
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import DataError
 from isicrt.engine.masks import replace_file
@@ -76,7 +76,7 @@ def build_row(model: str, precision: str, capability: str, batch_size: str, pari
     """
     name = Path(model).stem if Path(model).suffix else model
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "isicrt.cli.main", "build-engine", model, f"--{precision}"]
+        command = isicrt_command("build-engine", model, f"--{precision}")
         command += ["--target", _FLAVOUR, "--batch-size", batch_size, "--parity-images", str(parity_images)]
         command += ["--out", folder]
         if capability != DEFAULT:

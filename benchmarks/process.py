@@ -44,6 +44,10 @@ _ISICRT = (
     "import sys; end = 2 + int(sys.argv[1]); sys.path[:] = sys.argv[2:end]; sys.argv[:end] = ['isicrt']; "
     "from isicrt.cli.main import main; main()"
 )
+_MODULE = (
+    "import sys; end = 2 + int(sys.argv[1]); sys.path[:] = sys.argv[2:end]; del sys.argv[:end]; "
+    "import runpy; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,12 @@ def isicrt_command(*arguments: str) -> list[str]:
     return [sys.executable, "-c", _ISICRT, str(len(found)), *found, *arguments]
 
 
+def module_command(module: str, *arguments: str) -> list[str]:
+    """A command for `run_command`: `module` of the isicrt that runs here, as ``python -m`` would run it."""
+    found = import_path()
+    return [sys.executable, "-c", _MODULE, str(len(found)), *found, module, *arguments]
+
+
 def run_command(command: Sequence[str], *, accept: Sequence[int] = (0,)) -> Usage:
     """Run a command to its end.
 
@@ -103,8 +113,16 @@ def run_command(command: Sequence[str], *, accept: Sequence[int] = (0,)) -> Usag
     except ValueError:
         raise DataError(f"{command[0]}: cannot be run: {said[-2000:].strip()}") from None
     if code not in accept:
-        raise DataError(f"{' '.join(command)}\nended with exit code {code}: {said[-2000:].strip()}")
+        raise DataError(f"{_shown(command)}\nended with exit code {code}: {said[-2000:].strip()}")
     return Usage(seconds, cpu, peak, gpu.rise_mb)
+
+
+def _shown(command: Sequence[str]) -> str:
+    """A command for people, who would type it without where modules are."""
+    for code, start in ((_ISICRT, ["isicrt"]), (_MODULE, ["python", "-m"])):
+        if list(command[1:3]) == ["-c", code]:
+            return " ".join([*start, *command[4 + int(command[3]) :]])
+    return " ".join(command)
 
 
 class _GpuMemory:

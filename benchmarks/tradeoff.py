@@ -2,10 +2,11 @@
 
     python -m isicrt.benchmarks.tradeoff a.onnx b.onnx --data isic2016 --split test --json tradeoff.json
 
-Latencies are those of the network alone on the CPU, one core and all cores, one image and eight. In each repeat every
-model and the peer are called one after the other, and the ratio to the peer is the median of the repeats' ratios, so
-what slows the machine down slows both sides of it. Scores are of the official protocol, from the masks that `isicrt
-segment` would write.
+Latencies are those of the network alone on the CPU, one core and all cores, one image and eight: the mean of an image
+over the images in turn (`isicrt.benchmarks.workload.in_turn`), for some models look at some of them again. In each
+repeat every model and the peer are called one after the other, and the ratio to the peer is the median of the repeats'
+ratios, so what slows the machine down slows both sides of it. Scores are of the official protocol, from the masks that
+`isicrt segment` would write.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from isicrt.benchmarks.latency import QUICK_WINDOW, Window, measure_latency, rel
 from isicrt.benchmarks.macs import count_macs, count_parameters, load_graph
 from isicrt.benchmarks.plain_unet import plain_unet
 from isicrt.benchmarks.tradeoff_report import SCHEMA, to_markdown, to_svg
-from isicrt.benchmarks.workload import decoded_batch, open_workload
+from isicrt.benchmarks.workload import batches_of, how_many_in_turn, in_turn, open_workload
 from isicrt.engine.errors import DataError, ModelError
+from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.masks import replace_file
 from isicrt.engine.pipeline import available_cores, run_jobs
 from isicrt.engine.runtime import Runtime, open_runtime
@@ -60,10 +62,10 @@ class _Entry:
     path: Path
     runtimes: dict[int, Runtime]
     """By threads."""
-    batches: dict[int, Any]
-    """Pixels by batch size."""
+    batches: dict[int, list[UInt8Array]]
+    """Pixels by batch size, all images in each."""
     milliseconds: dict[Setting, list[float]] = field(default_factory=dict)
-    """An image; the median of each repeat."""
+    """An image; the mean of each repeat."""
     accuracy: Accuracy | None = None
 
 
@@ -132,7 +134,8 @@ def measure_tradeoff(
         on_step: told what comes next.
 
     Returns:
-        ``models``, the peer last, as the JSON file has them; and ``warnings``.
+        ``models``, the peer last, as the JSON file has them; ``warnings``; and ``images_in_turn``, how many the
+        network alone was called on.
 
     Raises:
         ModelError: a file that is no ONNX model of ours.
@@ -143,7 +146,11 @@ def measure_tradeoff(
     settings = [(threads, batch) for threads in sorted({1, available_cores()}) for batch in BATCH_SIZES]
     with contextlib.ExitStack() as stack:
         files = [*models, *([peer] if peer is not None else [])]
-        entries = [_open(path, cases, stack) for path in files]
+        entries = [_open(path, stack) for path in files]
+        count = how_many_in_turn(entry.runtimes[1].card.input_size for entry in entries)
+        for entry in entries:
+            images = in_turn([case.image for case in cases], entry.runtimes[1].card.input_size, count)
+            entry.batches = {size: batches_of(images, size) for size in BATCH_SIZES}
         for entry, label in zip(entries, _labels(entries), strict=True):
             entry.label = label
         for repeat in range(repeats):
@@ -158,18 +165,17 @@ def measure_tradeoff(
     best = max(scored, key=lambda entry: _mean_jaccard(entry.accuracy))
     reference = entries[-1] if peer is not None else None
     return {
+        "images_in_turn": min(count, len(cases)),
         "warnings": [warning for entry in entries for warning in _noise(entry)],
         "models": [_to_dict(entry, reference, best) for entry in entries],
     }
 
 
-def _open(path: Path, cases: Sequence[Case], stack: contextlib.ExitStack) -> _Entry:
+def _open(path: Path, stack: contextlib.ExitStack) -> _Entry:
     if path.suffix != ".onnx":
         raise ModelError(f"{path}: give the .onnx file; the size of a .plan that lies beside it is shown too")
     runtimes = {n: stack.enter_context(open_runtime(path, threads=n)) for n in sorted({1, available_cores()})}
-    card = runtimes[1].card
-    sample = [case.image for case in cases[: max(BATCH_SIZES)]]
-    return _Entry(card.name, path, runtimes, {n: decoded_batch(sample, card.input_size, n) for n in BATCH_SIZES})
+    return _Entry(runtimes[1].card.name, path, runtimes, {})
 
 
 def _labels(entries: Sequence[_Entry]) -> list[str]:
@@ -180,8 +186,8 @@ def _labels(entries: Sequence[_Entry]) -> list[str]:
 
 def _time(entry: _Entry, setting: Setting, window: Window) -> None:
     threads, batch = setting
-    samples = measure_latency(entry.runtimes[threads], [entry.batches[batch]], window)
-    entry.milliseconds.setdefault(setting, []).append(float(np.median(samples)) / batch)
+    samples = measure_latency(entry.runtimes[threads], entry.batches[batch], window)
+    entry.milliseconds.setdefault(setting, []).append(float(np.mean(samples)) / batch)
 
 
 def _score(runtime: Runtime, cases: Sequence[Case]) -> Accuracy:

@@ -77,8 +77,10 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         if name in environment["versions"]
     )
     chosen = f", the ids in {data['ids']}" if data["ids"] else ""
+    images = result.get("images_in_turn")  # results of before called it on one batch again and again
+    turn = f" over {images} images in turn" if images else ""
     notes = [
-        f"Network alone, milliseconds an image, medians of {result['protocol']['repeats']} repeats in turn; x peer: "
+        f"Network alone, milliseconds an image{turn}, medians of {result['protocol']['repeats']} repeats; x peer: "
         "median of the repeats' ratios.",
         *_runtimes(result["models"]),
         f"Jaccard index of {data['images']} images ({', '.join(data['sets'])}, {data['split']}{chosen}), official "

@@ -203,9 +203,3 @@ def batches_of(images: UInt8Array, size: int) -> list[UInt8Array]:
     whole = [images[n : n + size] for n in starts if n + size <= len(images)]
     filled = [images[np.arange(n, n + size) % len(images)] for n in starts if n + size > len(images)]
     return whole + filled
-
-
-def decoded_batch(files: list[Path], size: tuple[int, int], count: int) -> UInt8Array:
-    """`count` decoded images, the files over again where there are fewer: uint8, count x height x width x 3."""
-    pixels = [decode_image(f, size).pixels for f in files[:count]]
-    return np.stack([pixels[n % len(pixels)] for n in range(count)])

@@ -128,7 +128,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         else:  # one that was stopped before its first save may have had other settings
             (out / SAMPLES).unlink(missing_ok=True)
     except OSError as error:
-        raise SettingsError(
+        raise TrainingError(
             f"{out}: the run folder cannot be written: {error.strerror}. Name another with --out"
         ) from error
     copies = recipe.augmented_copies

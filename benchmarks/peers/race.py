@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +13,7 @@ import numpy as np
 
 from isicrt.benchmarks.environment import Environment
 from isicrt.benchmarks.latency import SETTLED_WINDOWS, TOLERANCE, relative_spread
-from isicrt.benchmarks.process import isicrt_command, run_command
+from isicrt.benchmarks.process import isicrt_command, module_command, run_command
 from isicrt.benchmarks.scratch import fresh
 from isicrt.engine.errors import DataError
 from isicrt.engine.images import read_mask
@@ -86,7 +85,7 @@ def run_isicrt(entrant: Entrant, model: Path, files: Path, out: Path) -> None:
 def run_peer(entrant: Entrant, peer: Peer, model: Path, files: Path, out: Path) -> None:
     """A peer once."""
     report = out.with_suffix(".json")
-    command = [sys.executable, "-m", f"isicrt.benchmarks.peers.{peer.module}", "--model", str(model)]
+    command = module_command(f"isicrt.benchmarks.peers.{peer.module}", "--model", str(model))
     command += ["--list", str(files), "--out", str(fresh(out)), "--json", str(report)]
     _note(entrant, command, report, lambda data: data)
 

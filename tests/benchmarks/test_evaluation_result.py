@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from isicrt.benchmarks.evaluation import compare
 from isicrt.benchmarks.evaluation_result import SCHEMA, tables
 from tests.benchmarks.sample_evaluation import sample_evaluation
 
@@ -106,3 +107,18 @@ def test_two_tables_where_there_is_no_room() -> None:
     assert second.header == ("Model", "Jacc.*", "Acc.", "Sens.", "Spec.")
     assert second.rows[0] == ("frozen", "0.5333", "0.900", "0.800", "0.950")
     assert "clean-up: keep largest and fill holes" in second.note
+
+
+def test_one_image_has_no_interval() -> None:
+    """That of the bootstrap would be a point."""
+    whole = sample_evaluation()
+    models = [replace(model, cases=model.cases[:1]) for model in whole.models]
+    one = replace(whole, models=tuple(models), differences=tuple(compare(models[0], models[1:])))
+    scores, differences = tables(one)
+    at = scores.header.index("Interval")
+    assert [row[at] for row in scores.rows] == ["-", "-"]
+    assert [row[3:] for row in differences.rows] == [("-", "-")]
+    data = json.loads(one.to_json())
+    assert {(m["summary"]["jaccard_low"], m["summary"]["jaccard_high"]) for m in data["models"]} == {(None, None)}
+    (difference,) = data["differences"]
+    assert (difference["low"], difference["high"], difference["interval_leaves_out_0"]) == (None, None, False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from isicrt.benchmarks.process import Usage, isicrt_command, run_command
+from isicrt.benchmarks.process import Usage, isicrt_command, module_command, run_command
 from isicrt.engine.errors import DataError
 
 HOLD = "import time; held = bytearray({mb} * 1_000_000); held[::4096] = b'x' * len(held[::4096]); print('said')"
@@ -40,7 +40,10 @@ def test_isicrt_as_a_command_takes_no_module_of_the_current_folder(
         (tmp_path / f"{name}.py").write_text("import sys; sys.exit('a stranger')")
     monkeypatch.chdir(tmp_path)
     assert run_command(isicrt_command("segment", "--help")).seconds > 0
-    with pytest.raises(DataError, match=r"exit code 2:[^$]*No such command 'two words'"):
+    assert run_command(module_command("isicrt.benchmarks.plain_unet", "--help")).seconds > 0
+    with pytest.raises(DataError, match=r"^python -m isicrt\.benchmarks\.plain_unet --two words\n.*exit code 2:"):
+        run_command(module_command("isicrt.benchmarks.plain_unet", "--two words"))
+    with pytest.raises(DataError, match=r"^isicrt two words\n.*exit code 2:[^$]*No such command 'two words'"):
         run_command(isicrt_command("two words"))
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner, Result
 
+from isicrt.benchmarks import tradeoff
 from isicrt.benchmarks.evaluation import Case
-from isicrt.benchmarks.latency import QUICK_WINDOW
+from isicrt.benchmarks.latency import QUICK_WINDOW, Window
 from isicrt.benchmarks.plain_unet import plain_unet
 from isicrt.benchmarks.tradeoff import find_cases, main, measure_tradeoff
 from isicrt.benchmarks.tradeoff_report import SCHEMA, read_tradeoff, to_markdown, to_svg
 from isicrt.benchmarks.tradeoff_report import main as print_report
 from isicrt.engine.errors import DataError, ModelError
+from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.runtime import Runtime
 from tests.tiny_models import write_darkness_model
 
 EVERYTHING = {"ISIC_0000000", "ISIC_0000005", "ISIC_0000011"}
@@ -80,7 +84,7 @@ def test_the_file_says_what_was_measured(result_file: Path, models: Path) -> Non
         assert all(len(t["repeats_ms"]) == 5 for t in model["timings"])
     assert {t["times_as_fast_as_peer"] for t in peer["timings"]} == {1.0}
     assert all(t["times_as_fast_as_peer"] > 0 for t in good["timings"])
-    assert result["data"]["images"] == 12
+    assert (result["data"]["images"], result["images_in_turn"]) == (12, 12)
     assert any("--quick" in warning for warning in result["warnings"])
     assert str(models) not in json.dumps({k: v for k, v in result.items() if k != "command"})
 
@@ -106,6 +110,7 @@ def test_markdown(result_file: Path) -> None:
     assert lines[2].endswith("| best |")
     assert "peer, not trained" in lines[4]
     assert "- Warning: measured with --quick" in done.output
+    assert "milliseconds an image over 12 images in turn, medians of 5 repeats" in done.output
 
 
 @pytest.mark.parametrize("width", [400, 880])
@@ -123,6 +128,23 @@ def test_without_a_peer(models: Path, rendered_pairs: Path) -> None:
     result = measure_tradeoff([models / "good.onnx"] * 2, cases, peer=None, repeats=1, window=QUICK_WINDOW)
     assert [m["label"] for m in result["models"]] == ["good (good.onnx)"] * 2
     assert {t["times_as_fast_as_peer"] for m in result["models"] for t in m["timings"]} == {None}
+
+
+def test_a_second_look_is_in_the_time_of_an_image(
+    models: Path, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls take the images in turn, all of them equally often, and what a few of them cost counts."""
+    called: list[int] = []
+
+    def measure(runtime: Runtime, batches: Sequence[UInt8Array], window: Window) -> tuple[float, ...]:
+        called.append(len({image.tobytes() for batch in batches for image in batch}))
+        return (1.0,) * (len(batches) - 1) + (13.0,)
+
+    monkeypatch.setattr(tradeoff, "measure_latency", measure)
+    cases = find_cases([rendered_pairs], "test")
+    result = measure_tradeoff([models / "good.onnx"], cases, peer=None, repeats=1, window=QUICK_WINDOW)
+    assert set(called) == {12}
+    assert [t["ms_per_image"] for t in result["models"][0]["timings"]][:2] == [2.0, 7.0 / 8]
 
 
 def test_what_cannot_be_measured(models: Path, rendered_pairs: Path, tmp_path: Path) -> None:

@@ -104,3 +104,17 @@ def test_samples_that_cannot_be_drawn_name_the_run(
     recipe = Recipe("tiny", "unet", (Stage("tuned", 1, 1e-3, 1e-4),), decoder_channels=(8, 8, 8, 8), input_size=32)
     with pytest.raises(TrainingError, match=r"run: samples\.png could not be saved: .*No space left"):
         loop.train(RunSettings(recipe, (rendered_pairs,), tmp_path / "run", pretrained=None))
+
+
+def test_a_config_that_cannot_be_written_is_an_error_of_this_run(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of the settings: a queue of runs goes on with the next."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop, "write_config", full)
+    recipe = Recipe("tiny", "unet", (Stage("tuned", 1, 1e-3, 1e-4),), decoder_channels=(8, 8, 8, 8), input_size=32)
+    with pytest.raises(TrainingError, match=r"run: the run folder cannot be written: No space left on device\. Name"):
+        loop.train(RunSettings(recipe, (rendered_pairs,), tmp_path / "run", pretrained=None))
