@@ -137,7 +137,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
             training,
             out / COPIES,
             copies=copies,
-            size=recipe.input_size,
+            size=max(recipe.input_size, recipe.largest_size),
             augmentation=recipe.augmentation,
             seed=settings.seed,
         )

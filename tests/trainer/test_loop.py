@@ -297,7 +297,8 @@ def test_a_frozen_stage_from_cached_features_learns_the_same(rendered_pairs: Pat
 
 
 def test_offline_copies_are_made_once_and_added(rendered_pairs: Path, tmp_path: Path) -> None:
-    recipe = tiny(stages=STAGES[:1], augmented_copies=1, augmentation=Augmentation())
+    large = Stage("frozen", epochs=1, decoder_lr=2e-3, input_size=96)  # the recipe's is 64
+    recipe = tiny(stages=(large,), augmented_copies=1, augmentation=Augmentation())
     out = tmp_path / "offline"
     seen: list[int] = []
 
@@ -307,12 +308,11 @@ def test_offline_copies_are_made_once_and_added(rendered_pairs: Path, tmp_path: 
             seen.append(validation)
 
     train(settings(rendered_pairs, out, recipe=recipe), Count())
-    training, validation = seen
-    assert training == 2 * (12 - validation)
+    assert (training := seen[0]) == 2 * (12 - seen[1])
     copies = sorted((out / "augmented" / "images").iterdir())
     assert len(copies) == training // 2
     with Image.open(copies[0]) as image:
-        assert image.size == (64, 64)
+        assert image.size == (96, 96)
 
 
 def test_offline_copies_of_other_settings_are_not_taken_over(
