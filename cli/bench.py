@@ -88,7 +88,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     show_default=True,
     help="Images on which the stages are measured one by one, at most; the network alone is on up to 256 of them.",
 )
-@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads, as for segment. [default: one a core]")
+@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads, as for segment. [default: segment's own]")
 @click.option("--quick", is_flag=True, help="Few calls and few rendered images: shows that it works, measures badly.")
 @click.option("--json", "json_file", type=_FILE, help="Write everything, raw samples too.")
 @click.option("--csv", "csv_file", type=_FILE, help="Write one row for each model and batch size.")

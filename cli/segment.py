@@ -136,8 +136,8 @@ _IMAGES_UNTIL_GIVEN_BACK = 1000
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
-    help="Which images are decoded in processes of their own, so that a crash costs one image: auto is all but JPEG "
-    "and PNG.",
+    help="Which images are decoded in processes of their own, so that a crash costs one image: auto is all but "
+    "ordinary JPEG and PNG.",
 )
 @click.option(
     "--decode",
