@@ -78,7 +78,7 @@ _IMAGES_UNTIL_GIVEN_BACK = 1000
     type=click.Choice(["1", "8"]),
     default="1",
     show_default=True,
-    help="Bits a pixel. Either way a reader sees 0 and 255.",
+    help="Bits a pixel. OpenCV and scorers read 0 and 255 from either, Pillow reads 1 bit as booleans.",
 )
 @click.option(
     "--overlay",

@@ -49,7 +49,7 @@ def settle_clashes(jobs: Jobs, on_clash: str) -> None:
                 jobs.fail(n, f"{job.image}: {other.image} would have the same mask, {job.mask}")
     elif clashes or blocked:
         count = len(clashes) + len(blocked)
-        advice = "or see --on-clash"
+        advice = "or see --on-clash (on_clash in Python)"
         if on_clash == "extension":
             advice = "or take --on-clash fail, which does the others: their extensions do not tell these apart"
         raise DataError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from isicrt.engine.images import FileStamp
+from isicrt.engine.left_out import LeftOut
 from isicrt.engine.sources import Job
 
 FAILURES_NAMED = 100
@@ -95,6 +96,9 @@ class RunSummary:
     """Masks in which isicrt found no lesion, those among them that an earlier run wrote."""
     failures: tuple[tuple[Path, str], ...] = ()
     """The image and the reason of the first `FAILURES_NAMED` that failed."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the search for the images came upon and did not take; ``left_out.lines()`` says it for people. Empty where
+    somebody else searched."""
 
     @property
     def images_per_second(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -133,6 +134,7 @@ class Segmenter:
         on_outcome: Callable[[Outcome], None] | None = None,
         existing: str = "resume",
         retry_failed: bool = False,
+        on_clash: str = "refuse",
         decode: str = "auto",
         processes: int | None = None,
         max_pixels: int = MAX_PIXELS,
@@ -153,26 +155,29 @@ class Segmenter:
                 changed by hand since (see `Outcome.kept`; of another size or of 0 and 1, they fail); ``overwrite``
                 does everything.
             retry_failed: try unchanged files again that failed because of what is in them.
+            on_clash: where two images claim one mask, see `isicrt.engine.sources.find_jobs`.
             decode: ``auto``, ``gpu`` or ``cpu``, see `isicrt.engine.gpu_stages.open_chain`.
             processes: that segment images, or finish masks, beside this one, see `isicrt.engine.pipeline.run_jobs`; 0
                 for none, None for a choice that fits the cores.
             max_pixels: an image of more fails, so that no single one takes all of the memory.
 
         Returns:
-            What the run did. `RunSummary.failures` names images that failed, with the reason; `on_outcome` is told of
-            all of them, and of what there is to know of the others.
+            What the run did. `RunSummary.failures` names images that failed, with the reason, and `RunSummary.left_out`
+            what was found and is no image that isicrt reads; `on_outcome` is told of all that failed, and of what there
+            is to know of the others.
 
         Raises:
             DataError: no image, masks that would clash, files of somebody else in their place, another run in `out`,
                 or a folder that cannot be written (any more).
-            SettingsError: one folder for masks and overlays; see also `isicrt.engine.pipeline.run_jobs`, `open_chain`.
+            SettingsError: one folder for masks and overlays; see also `find_jobs`, `isicrt.engine.pipeline.run_jobs`,
+                `open_chain`.
             ModelError: this segmenter is closed; see also `run_jobs` and `open_chain`.
             MissingDependencyError: see `open_chain`.
         """
         if self._closed:  # before there is a folder with a journal
             raise ModelError(f"{self._model}: this segmenter is closed")
         check_decode(decode, self._model)
-        jobs = find_jobs(images, out, overlays=overlays)
+        jobs = find_jobs(images, out, overlays=overlays, on_clash=on_clash)
         ledger = Ledger(
             out,
             jobs,
@@ -205,7 +210,7 @@ class Segmenter:
             )
             done = summary.images - summary.failed
             ledger.finish({"done": done, "failed": summary.failed, "skipped": summary.skipped})
-        return summary
+        return replace(summary, left_out=jobs.left_out)
 
     def close(self) -> None:
         """Give back the model's threads and memory."""

@@ -145,7 +145,7 @@ def test_a_clash_that_extensions_do_not_settle_is_not_told_what_was_said(segment
     assert result.exit_code == 1
     assert "or take --on-clash fail, which does the others: their extensions do not tell these apart." in result.stderr
     assert "see --on-clash" not in result.stderr
-    assert "or see --on-clash." in segment("in", "--out", "out").stderr
+    assert "or see --on-clash (on_clash in Python)." in segment("in", "--out", "out").stderr
     result = segment("in", "--out", "out", "--on-clash", "fail")
     assert "2 masks in out, 2 failed" in result.stdout
 

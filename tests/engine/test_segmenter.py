@@ -20,7 +20,7 @@ import isicrt
 from isicrt.benchmarks.rendered import render
 from isicrt.engine import pipeline, shipped
 from isicrt.engine import segmenter as segmenter_module
-from isicrt.engine.errors import ImageError, ModelError, SettingsError
+from isicrt.engine.errors import DataError, ImageError, ModelError, SettingsError
 from isicrt.engine.images import Decoded, read_mask
 from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.masks import restore_mask
@@ -178,6 +178,31 @@ def test_a_folder_with_images_that_fail(segmenter: Segmenter, tmp_path: Path, mo
     for image, reason in summary.failures:
         assert image.parent == tmp_path / "in"
         assert reason == f"{image}: the file is empty"
+
+
+def test_a_folder_whose_images_would_share_a_mask(segmenter: Segmenter, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(render(4, (96, 128))[0]).save(tmp_path / "in" / name)
+    with pytest.raises(DataError, match=r"on_clash in Python"):
+        segmenter.segment_folder(tmp_path / "in", tmp_path / "out")
+    summary = segmenter.segment_folder(tmp_path / "in", tmp_path / "out", on_clash="extension")
+    assert (summary.images, summary.failed) == (2, 0)
+    with pytest.raises(SettingsError, match="on_clash 'both'"):
+        segmenter.segment_folder(tmp_path / "in", tmp_path / "other", on_clash="both")
+
+
+def test_what_was_found_and_not_taken_is_in_the_summary(segmenter: Segmenter, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(render(4, (96, 128))[0]).save(tmp_path / "in" / "a.png")
+    for name in ("b.heic", "c.heic", "d.dcm"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    segmenter.segment_folder(tmp_path / "in", tmp_path / "in" / "masks")
+    summary = segmenter.segment_folder(tmp_path / "in", tmp_path / "out")
+    assert summary.images == 1
+    left_out, passed_over = summary.left_out.lines()
+    assert left_out == f"left out {tmp_path / 'in' / 'masks'}: masks of an earlier run"
+    assert "3 files that isicrt does not read: 2 .heic, 1 .dcm" in passed_over
 
 
 def test_large_overlays_are_reduced(segmenter: Segmenter, tmp_path: Path) -> None:
