@@ -27,6 +27,7 @@ except ImportError as error:
     raise MissingDependencyError("onnx", "train", str(error)) from error
 
 from isicrt.export import half, onnx_graph, trials
+from isicrt.export.enlargement import enlarge_by_resize
 from isicrt.export.inspection import half_share
 from isicrt.export.model_folder import replace_both, trial_file, writing
 from isicrt.export.parity import Compute, Levels, OnnxLevels, Parity, Sample, measure_parity, require_parity
@@ -338,9 +339,11 @@ def _plan(
     trt = tensorrt_api.load(destination.flavour)
     title = f"build with {trt.title}"
     report(title, 0.0)
+    graph = onnx.load_from_string(onnx_bytes)
+    enlarge_by_resize(graph)
     engine = build_engine(
         trt,
-        onnx_bytes,
+        graph.SerializeToString(),
         profile,
         half=card.precision == "fp16",
         tuning=tuning,

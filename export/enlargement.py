@@ -81,6 +81,46 @@ def enlarge_by_products(model: onnx.ModelProto) -> int:
     return replaced
 
 
+def enlarge_by_resize(model: onnx.ModelProto) -> int:
+    """The way back, in place, for TensorRT: its builder has no float32 matrix products for compute capability 7.5, and
+    on a GPU a map of one channel costs no more than it should.
+
+    Args:
+        model: of ours.
+
+    Returns:
+        How many pairs of products became a bilinear `Resize`. One whose sides do not grow by whole numbers stays.
+    """
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    replaced = 0
+    for high in [node for node in graph.node if node.name.startswith(PREFIX) and node.input[0] in constants]:
+        (wide,) = (node for node in graph.node if high.input[1] in node.output)
+        (after, before), (across, broad) = constants[high.input[0]].dims, constants[wide.input[1]].dims
+        if after % before or broad % across:
+            continue
+        scales = numpy_helper.from_array(
+            np.array([1, 1, after // before, broad // across], np.float32), f"{high.input[0]}.scales"
+        )
+        graph.initializer.append(scales)
+        resize = helper.make_node(
+            "Resize",
+            [wide.input[0], "", scales.name],
+            list(high.output),
+            name=high.name,
+            mode="linear",
+            coordinate_transformation_mode="half_pixel",
+        )
+        index = list(graph.node).index(high)
+        del graph.node[index]
+        graph.node.insert(index, resize)
+        graph.node.remove(wide)
+        for name in (high.input[0], wide.input[1]):
+            graph.initializer.remove(constants[name])
+        replaced += 1
+    return replaced
+
+
 def _map_sides(value: onnx.ValueInfoProto) -> tuple[int, int] | None:
     """Height and width of a float tensor of N x 1 x H x W; None of another."""
     dims = value.type.tensor_type.shape.dim

@@ -16,11 +16,13 @@ from click.testing import CliRunner, Result
 
 from isicrt.cli.build_engine import command, parse_batch_sizes
 from isicrt.cli.main import group
+from isicrt.engine import tensorrt_api
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.errors import IsicrtError, ModelError
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import read_plan
+from isicrt.engine.tensorrt_api import known_capabilities
 from isicrt.trainer.checkpoint import save
 from isicrt.trainer.models import build_model
 from tests.benchmarks.host_parts import write_convolution_model
@@ -213,6 +215,20 @@ def test_options_of_the_builder_are_recorded_and_shown(darkness_onnx: Path, tmp_
     assert "batch 1,2,2, --compute-capability 8.6,8.9 --opt-level 2 --workspace 256)" in result.stdout
     assert "A plan is code that runs on the GPU" in result.stdout
     assert read_plan(tmp_path / "model.plan")[0].builder["compute_capabilities"] == ["8.6", "8.9"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_the_model_that_ships_builds_for_every_capability_that_is_known(tmp_path: Path, precision: str) -> None:
+    """TensorRT for RTX has no float32 matrix products for 7.5, in which the ONNX file ends."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    every = ",".join(known_capabilities(tensorrt_api.load("tensorrt-rtx")))
+    assert "7.5" in every
+    result = _run(
+        *("unet-light", f"--{precision}", "--target", "tensorrt-rtx", "--parity-images", "1", "--out", tmp_path),
+        *("--batch-size", "2", "--opt-level", "0", "--compute-capability", every.removesuffix(",current")),
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "model.plan").is_file()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from isicrt.benchmarks.macs import count_parameters
 from isicrt.engine import shipped
-from isicrt.export.enlargement import PREFIX, enlarge_by_products, interpolation
+from isicrt.export.enlargement import PREFIX, enlarge_by_products, enlarge_by_resize, interpolation
 from isicrt.export.half import is_anchor, to_half
 
 
@@ -28,11 +28,11 @@ def _graph(channels: int = 1, kind: str = "linear", **settings: object) -> onnx.
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def _run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+def _run(model: onnx.ModelProto, x: np.ndarray, name: str = "x") -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    result: np.ndarray = session.run(None, {"x": x})[0]
+    result: np.ndarray = session.run(None, {name: x})[0]
     return result
 
 
@@ -88,3 +88,28 @@ def test_products_stay_float32_where_the_network_becomes_half() -> None:
     assert [tensor.data_type for tensor in matrices] == [TensorProto.FLOAT] * 2
     halves = sum(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
     assert halves > 100
+
+
+def test_the_way_back() -> None:
+    model = _graph()
+    x = np.random.default_rng(0).normal(0, 5, (3, 1, 5, 7)).astype(np.float32)
+    expected = _run(model, x)
+    assert enlarge_by_products(model) == 1
+    assert enlarge_by_resize(model) == 1
+    assert [node.op_type for node in model.graph.node] == ["Resize"]
+    assert len(model.graph.initializer) == 1
+    onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_array_equal(_run(model, x), expected)
+    assert enlarge_by_resize(model) == 0
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_what_tensorrt_is_given_of_the_model_that_ships_computes_the_same(half: bool) -> None:
+    model = onnx.load(str(shipped.resolve(shipped.FLOAT)))
+    model = to_half(model) if half else model
+    name = model.graph.input[0].name
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 192, 192, 3), np.uint8)
+    expected = _run(model, pixels, name)
+    assert enlarge_by_resize(model) == 1
+    assert "MatMul" not in {node.op_type for node in model.graph.node}
+    assert np.abs(_run(model, pixels, name).astype(int) - expected.astype(int)).max() <= 1
