@@ -55,7 +55,7 @@ class Jobs(Sequence[Job]):
         self.left_out = LeftOut()
         """What the search for the images found and did not take."""
         self.truths = 0
-        """Images that are named as the ground truth of a data set is, see `isicrt.engine.sources.TRUTH_ENDINGS`."""
+        """Images that are ground truth by their folder or their names, see `isicrt.engine.sources.TRUTH_ENDINGS`."""
         self.first_truth: Path | None = None
 
     def add_folder(self, folder: str, below: str, names: PackedNames) -> None:

@@ -22,8 +22,8 @@ __all__ = ["EXTENSIONS", "ON_CLASH", "Images", "Job", "find_jobs", "overlay_fold
 
 Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-TRUTH_ENDINGS = ("_segmentation.png", "_superpixels.png")
-"""Of files that data sets of ISIC have beside their photographs, in any case."""
+TRUTH_ENDINGS = ("_segmentation", "_superpixels", "_lesion", "_mask", *(f"_label{digit}" for digit in range(10)))
+"""Of files that data sets of ISIC, PH2 and others have beside their photographs, without extension, in any case."""
 
 ON_CLASH = ("refuse", "fail", "extension")
 """What becomes of images whose masks would have one name, see `find_jobs`."""
@@ -152,15 +152,21 @@ class _Found:
         """Make them jobs, and forget them."""
         jobs = Jobs(out)
         self._latest = None
+        truths = {folder for folder in self._folders if self._holds_truths(folder)}
         for folder in sorted(self._folders):
             below = str(Path(folder).relative_to(root))
             for spelling, names in _once(self._folders.pop(folder)):
                 jobs.add_folder(spelling, below, names)
                 for name in names:
-                    if name.lower().endswith(TRUTH_ENDINGS):
+                    if folder in truths or name.lower().rpartition(".")[0].endswith(TRUTH_ENDINGS):
                         jobs.truths += 1
                         jobs.first_truth = jobs.first_truth or Path(spelling, name)
         return jobs
+
+    def _holds_truths(self, folder: str) -> bool:
+        """Whether a folder is ``masks`` beside one of photographs, ``images``: a layout of `isicrt train`."""
+        above, name = os.path.split(folder)
+        return name == "masks" and os.path.join(above, "images") in self._folders  # noqa: PTH118 (once for each folder)
 
 
 def _once(spellings: list[tuple[str, PackedNames]]) -> Iterator[tuple[str, PackedNames]]:

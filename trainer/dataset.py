@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,8 @@ _HIDDEN = (".", "@", "__MACOSX")
 _WRITTEN = (".isicrt-journal.jsonl", ".isicrt-overlays")
 """A folder that holds one of these is isicrt's own, which may lie among images; see `isicrt.engine.image_search`."""
 _MASK_ENDING = re.compile(r"_segmentation$", re.IGNORECASE)
+_OTHER_ENDINGS = re.compile(r"_(lesion|mask|seg|gt)$", re.IGNORECASE)
+"""Of masks in data sets of others, such as PH2. Photographs may end so too, hence only where nothing else fits."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def _scan(root: Path, split: str) -> tuple[list[Pair], list[str], int]:
     """The pairs that there are, what does not pair up, and how many pairs are left out."""
     images, masks = find_folders(root, split)
     problems: list[str] = []
-    by_id = {kind: _index(folder, kind, problems) for kind, folder in (("image", images), ("mask", masks))}
+    by_id = {"image": _index(images, "image", problems)}
+    by_id["mask"] = _index(masks, "mask", problems, of=by_id["image"])
     for name in sorted(by_id["image"].keys() - by_id["mask"].keys()):
         problems.append(f"{by_id['image'][name]}: has no mask in {masks}")
     for name in sorted(by_id["mask"].keys() - by_id["image"].keys()):
@@ -145,8 +148,8 @@ def _are_there(folders: tuple[Path, Path]) -> bool:
     return folders[0].is_dir() and folders[1].is_dir()
 
 
-def _index(folder: Path, kind: str, problems: list[str]) -> dict[str, Path]:
-    """Files of a folder by id; two files of one id are a problem."""
+def _index(folder: Path, kind: str, problems: list[str], of: Container[str] = ()) -> dict[str, Path]:
+    """Files of a folder by id, masks by those `of` the images; two files of one id are a problem."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if not _is_image_name(path.name):
@@ -154,6 +157,8 @@ def _index(folder: Path, kind: str, problems: list[str]) -> dict[str, Path]:
                 problems.append(f"{path}: holds images and is not read: move its files up, or elsewhere")
             continue
         name = isic_id(path) or _MASK_ENDING.sub("", path.stem)
+        if name not in of and (bare := _OTHER_ENDINGS.sub("", name)) in of:
+            name = bare
         if name in found:
             problems.append(f"{path}: a second {kind} of {name} beside {found[name].name}; remove one")
         else:

@@ -213,3 +213,23 @@ def test_ground_truth_among_the_images_is_said(segment) -> None:
         said,
     )
     assert "ground truth" not in segment("in/*.jpg", "--out", "out").stderr
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        "in/IMD002/IMD002_lesion.bmp",
+        "in/IMD002/IMD002_Label3.bmp",
+        "in/a_mask.png",
+        "in/x_Segmentation.tif",
+        "in/set/masks/d.png",
+    ],
+)
+def test_ground_truth_of_other_data_sets_is_said(segment, truth: str) -> None:
+    for folder in ("in/IMD002", "in/set/masks", "in/set/images", "in/masks"):
+        Path(folder).mkdir(parents=True)
+    shutil.copy("in/a.jpg", "in/masks/e.jpg")  # no folder of images is beside it
+    shutil.copy("in/a.jpg", "in/set/images/d.jpg")
+    Image.new("L", (64, 48), 255).save(truth)
+    said = segment("in", "--out", "out").stderr.splitlines()[0]
+    assert said.startswith(f"1 of the 6 images has the name of a ground truth, such as {truth}, and will be segmented")

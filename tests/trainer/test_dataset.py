@@ -103,6 +103,28 @@ def test_names_without_an_isic_id_pair_by_stem(tmp_path: Path) -> None:
     assert [p.id for p in find_pairs(tmp_path)] == ["lesion a"]
 
 
+@pytest.mark.parametrize("ending", ["", "_segmentation", "_lesion", "_MASK", "_seg", "_GT"])
+def test_masks_of_other_data_sets_pair_by_their_endings(tmp_path: Path, ending: str) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for name in ("IMD002", "IMD003_lesion", "ISIC_0000001"):
+        write_pair(images, masks, name)
+        (masks / f"{name}_Segmentation.png").rename(masks / f"{name}{ending}.png")
+    assert [(p.id, p.mask.name) for p in find_pairs(tmp_path)] == [
+        (name, f"{name}{ending}.png") for name in ("IMD002", "IMD003_lesion", "ISIC_0000001")
+    ]
+
+
+def test_an_ending_counts_only_where_no_image_has_it(tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for name in ("a", "a_mask"):
+        write_pair(images, masks, name)
+        (masks / f"{name}_Segmentation.png").rename(masks / f"{name}.png")
+    assert [p.mask.name for p in find_pairs(tmp_path)] == ["a.png", "a_mask.png"]
+    (images / "a_mask.jpg").unlink()
+    with pytest.raises(DataError, match=r"a_mask\.png: a second mask of a beside a\.png; remove one"):
+        find_pairs(tmp_path)
+
+
 def test_an_isic_id_has_seven_digits_in_capitals_or_not(tmp_path: Path) -> None:
     images, masks = tmp_path / "images", tmp_path / "masks"
     write_pair(images, masks, "ISIC_0000001_small")
