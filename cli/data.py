@@ -193,10 +193,10 @@ def audit(
 
 def _images(folder: Path, split: str) -> list[Path]:
     """Images of a data set, or of a folder that only holds images."""
-    from isicrt.trainer.dataset import IMAGE_SUFFIXES, find_folders
+    from isicrt.trainer.dataset import find_folders, is_image_name
 
     def listed(place: Path) -> list[Path]:
-        return sorted(p for p in place.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+        return sorted(path for path in place.iterdir() if is_image_name(path.name))
 
     try:
         return listed(find_folders(folder, split)[0])

@@ -39,6 +39,7 @@ SHOWN = 10
 LEFT_OUT = {name: f"shows the lesion of test image {test}" for name, test in TEST_TWINS.items()}
 """Training images that would leak the test set into training, with the reason."""
 
+_SUPERPIXELS = "_superpixels.png"
 _HIDDEN = (".", "@", "__MACOSX")
 """So begin names of folders that caches, viewers, disk stations and macOS leave beside images."""
 _WRITTEN = (".isicrt-journal.jsonl", ".isicrt-overlays")
@@ -152,7 +153,7 @@ def _index(folder: Path, kind: str, problems: list[str], of: Container[str] = ()
     """Files of a folder by id, masks by those `of` the images; two files of one id are a problem."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if not _is_image_name(path.name):
+        if not is_image_name(path.name):
             if _holds_images(path):
                 problems.append(f"{path}: holds images and is not read: move its files up, or elsewhere")
             continue
@@ -166,8 +167,11 @@ def _index(folder: Path, kind: str, problems: list[str], of: Container[str] = ()
     return found
 
 
-def _is_image_name(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+def is_image_name(name: str) -> bool:
+    """Whether a file of a data set is an image or a mask, by its name. The superpixels that lie beside the photographs
+    of ISIC 2017 and 2018 are neither."""
+    lower = name.lower()
+    return Path(lower).suffix in IMAGE_SUFFIXES and not lower.startswith(".") and not lower.endswith(_SUPERPIXELS)
 
 
 def _is_passed_over(folder: Path) -> bool:
@@ -180,7 +184,7 @@ def _holds_images(folder: Path) -> bool:
         return False
     for at, below, files in os.walk(folder):
         below[:] = [name for name in below if not _is_passed_over(Path(at) / name)]
-        if any(map(_is_image_name, files)):
+        if any(map(is_image_name, files)):
             return True
     return False
 

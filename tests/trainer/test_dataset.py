@@ -138,6 +138,15 @@ def test_an_isic_id_has_seven_digits_in_capitals_or_not(tmp_path: Path) -> None:
         find_pairs(tmp_path)
 
 
+def test_superpixels_beside_photographs_are_no_images(tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    write_pair(images, masks, "ISIC_0000001")
+    for folder in (images, masks, images / "spare"):
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 6)).save(folder / "ISIC_0000001_superpixels.png")
+    assert [p.image.name for p in find_pairs(tmp_path)] == ["ISIC_0000001.jpg"]
+
+
 def test_all_pairing_problems_are_reported_at_once(tmp_path: Path) -> None:
     images, masks = tmp_path / "images", tmp_path / "masks"
     for n in range(3):
