@@ -26,6 +26,7 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.geometry import UInt8Array, resize_image
 from isicrt.engine.jpeg_notes import DAMAGED, damage, exif_note, joined, orientation_note, turned_note
+from isicrt.engine.mask_levels import mask_levels
 from isicrt.engine.pixel_budget import BUDGET, LARGE_PIXELS
 from isicrt.engine.scores import FOREGROUND_ABOVE
 
@@ -170,15 +171,10 @@ def read_mask(path: str | os.PathLike[str]) -> npt.NDArray[np.bool_]:
     """A ground truth or a predicted mask: bool, H x W, true where the value is above 128 of 255.
 
     Raises:
-        DataError: neither a 1-bit nor an 8-bit greyscale image, one that cannot be decoded, or see `check_highest`.
+        DataError: one that cannot be decoded, or see `mask_levels` and `check_highest`.
     """
     with _image_errors(path):
-        image = _open(read_source(path).data, MAX_PIXELS)
-        if image.mode not in ("1", "L"):
-            raise DataError(f"{path}: a mask must be a 1-bit or an 8-bit greyscale image, not of mode {image.mode}")
-        pixels = np.asarray(_stored_grid(image))
-        if pixels.dtype == bool:
-            return pixels
+        pixels = mask_levels(path, _stored_grid(_open(read_source(path).data, MAX_PIXELS)))
         mask: npt.NDArray[np.bool_] = pixels > FOREGROUND_ABOVE
         if not mask.any():
             check_highest(path, int(pixels.max()))

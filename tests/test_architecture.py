@@ -20,7 +20,8 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "manager", "base", "mis
 ALLOWED = {
     "engine": (),
     "trainer": tuple(
-        f"engine.{module}" for module in ("cache_folder", "card", "errors", "geometry", "images", "scores")
+        f"engine.{module}"
+        for module in ("cache_folder", "card", "errors", "geometry", "images", "mask_levels", "scores")
     ),
     "export": ("engine", "trainer.models", "trainer.checkpoint", "trainer.twins"),
     "benchmarks": ("engine",),

@@ -21,6 +21,7 @@ from PIL import Image
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.images import check_highest, find_damage
+from isicrt.engine.mask_levels import mask_levels
 from isicrt.engine.scores import FOREGROUND_ABOVE
 from isicrt.trainer.twins import TEST_TWINS, group_of, isic_id
 
@@ -230,11 +231,9 @@ def _check_pair(pair: Pair) -> tuple[bytes, set[int], list[str]]:
         problems.append(f"{pair.mask}: is {mask_size[0]} x {mask_size[1]}, its image {size[0]} x {size[1]}")
     if mask is None:
         return contents, set(), problems
-    if mask.mode not in ("1", "L"):
-        problems.append(f"{pair.mask}: has mode {mask.mode}; a mask is 1-bit or 8-bit grey (1 or L)")
-        return contents, set(), problems
-    levels = {int(level) for level in np.unique(np.asarray(mask.convert("L")))}
+    levels: set[int] = set()
     try:
+        levels = {int(level) for level in np.unique(mask_levels(pair.mask, mask))}
         check_highest(pair.mask, max(levels))
     except DataError as error:
         problems.append(str(error))

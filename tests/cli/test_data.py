@@ -196,7 +196,7 @@ def test_check_lists_every_problem(rendered_pairs: Path, tmp_path: Path) -> None
         shutil.copytree(rendered_pairs, tmp_path / part)
     masks = tmp_path / "train" / "masks"
     Image.new("L", (5, 4)).save(masks / "ISIC_0000001_Segmentation.png")
-    Image.new("RGB", (90, 120)).save(masks / "ISIC_0000002_Segmentation.png")
+    Image.new("RGB", (90, 120), "red").save(masks / "ISIC_0000002_Segmentation.png")
     Image.new("L", (128, 96), 200).save(masks / "ISIC_0000003_Segmentation.png")
     (tmp_path / "train" / "images" / "ISIC_0000004.jpg").write_bytes(b"no JPEG")
     result = isicrt("check", tmp_path)

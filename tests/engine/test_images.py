@@ -258,14 +258,6 @@ def test_an_empty_mask_is_one(tmp_path: Path) -> None:
     assert not read_mask(_save(tmp_path / "m.png", Image.new("L", (3, 2)))).any()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "LA", "I;16"])
-def test_other_modes_are_no_masks(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / "m.png"
-    (Image.new("I;16", (4, 4)) if mode == "I;16" else Image.new("L", (4, 4)).convert(mode)).save(path)
-    with pytest.raises(DataError, match="1-bit or an 8-bit greyscale"):
-        read_mask(path)
-
-
 def test_a_damaged_mask_is_an_error(tmp_path: Path) -> None:
     path = _save(tmp_path / "m.png", Image.fromarray(PIXELS[..., 0]))
     path.write_bytes(path.read_bytes()[:-500])

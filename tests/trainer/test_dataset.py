@@ -204,6 +204,7 @@ def test_check_lists_every_bad_file_and_counts_grey_masks(tmp_path: Path) -> Non
     write_pair(images, masks, "ISIC_0000002", values=(0, 100, 255))
     write_pair(images, masks, "ISIC_0000003", mask_size=(4, 4))
     write_pair(images, masks, "ISIC_0000004", mode="RGB")
+    Image.new("RGB", (8, 6), (255, 0, 0)).save(masks / "ISIC_0000004_Segmentation.png")
     write_pair(images, masks, "ISIC_0000005")
     image = images / "ISIC_0000005.jpg"
     image.write_bytes(image.read_bytes()[:200])
@@ -213,7 +214,7 @@ def test_check_lists_every_bad_file_and_counts_grey_masks(tmp_path: Path) -> Non
     problems = "\n".join(report.problems)
     assert len(report.problems) == 3
     assert "ISIC_0000003_Segmentation.png: is 4 x 4, its image 8 x 6" in problems
-    assert "ISIC_0000004_Segmentation.png: has mode RGB" in problems
+    assert "ISIC_0000004_Segmentation.png: has colours, and a mask is grey: save it as 8-bit grey" in problems
     assert "ISIC_0000005.jpg: cannot be decoded" in problems
     with pytest.raises(DataError, match="3 problems"):
         checked_pairs([tmp_path])

@@ -1,0 +1,44 @@
+"""The grey levels of a true mask, in whatever mode a tool saved it: RGB, with a palette, opaque alpha or 16 bits."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from PIL import Image
+
+from isicrt.engine.errors import DataError
+from isicrt.engine.geometry import UInt8Array
+
+_OPAQUE = 255
+
+
+def mask_levels(path: str | os.PathLike[str], image: Image.Image) -> UInt8Array:
+    """Levels of a mask: uint8, H x W, 0 to 255.
+
+    Args:
+        path: of the mask, to name it.
+        image: it, loaded.
+
+    Raises:
+        DataError: its levels are not plain: colours, transparency, or a mode without a defined white.
+    """
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))
+    # Before Pillow 11 a 16-bit greyscale PNG has mode I.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        deep = np.asarray(image).astype(np.uint32)
+        # Upwards, so that the same levels are above 128 of 255, and classes such as 1 do not become "no lesion".
+        return ((deep * 255 + 65534) // 65535).astype(np.uint8)
+    if image.mode not in ("P", "PA", "LA", "RGB", "RGBA"):
+        raise _refused(path, f"has mode {image.mode}")
+    pixels: UInt8Array = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    if (pixels[..., 3:] != _OPAQUE).any():
+        raise _refused(path, "is partly transparent")
+    if (pixels[..., :2] != pixels[..., 1:3]).any():
+        raise _refused(path, "has colours")
+    return np.ascontiguousarray(pixels[..., 0])
+
+
+def _refused(path: str | os.PathLike[str], why: str) -> DataError:
+    return DataError(f"{os.fspath(path)}: {why}, and a mask is grey: save it as 8-bit grey, lesion 255, the rest 0")
