@@ -20,6 +20,7 @@ from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import DataError, IsicrtError, ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import Decoded
+from isicrt.engine.mask_levels import has_corners
 from isicrt.engine.pipeline import available_cores
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.scores import Overlap, bootstrap_interval, summarise
@@ -47,6 +48,8 @@ class CaseScores:
     """Share of the predicted mask that is lesion, in [0, 1], on the grid that is scored."""
     truth_share: float
     """The same of the truth."""
+    corners: bool = False
+    """Whether the truth is lesion in all four corners: it may be inverted."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,7 @@ def score_model(
             scores=protocol.score(prediction, truth),
             lesion_share=np.count_nonzero(prediction) / prediction.size,
             truth_share=np.count_nonzero(truth) / truth.size,
+            corners=has_corners(truth),
         )
 
     done: list[CaseScores] = []

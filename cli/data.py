@@ -76,7 +76,7 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
 
     Exit code 1 if anything is.
     """
-    from isicrt.trainer.dataset import find_folders, say_damaged, say_left_out, say_without_lesion, survey
+    from isicrt.trainer.dataset import find_folders, say_damaged, say_inverted, say_left_out, say_without_lesion, survey
 
     failed = False
     seen: set[tuple[Path, Path]] = set()
@@ -97,6 +97,8 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
             click.echo(f"  {say_left_out(report.left_out, report.pairs)}")
         if report.without_lesion:
             _say(f"  {say_without_lesion(report.without_lesion)}")
+        if inverted := say_inverted(report.corners, report.pairs):
+            click.echo(f"  {inverted}")
         if report.damaged:
             _say(f"  {say_damaged(report.damaged)}")
         for problem in report.problems:

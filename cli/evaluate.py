@@ -236,7 +236,7 @@ def _print(evaluation: Evaluation, cases: Sequence[Case]) -> None:
 
     from isicrt.benchmarks.evaluation_result import tables
     from isicrt.benchmarks.scoring_protocol import NEVER_COMPARE
-    from isicrt.trainer.dataset import say_left_out, say_without_lesion
+    from isicrt.trainer.dataset import say_inverted, say_left_out, say_without_lesion
 
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -267,7 +267,10 @@ def _print(evaluation: Evaluation, cases: Sequence[Case]) -> None:
     if empty := evaluation.models[0].without_lesion:
         found = printable(say_without_lesion(empty))
         console.print(Text(f"{found}. There an empty prediction scores 1, and any other 0.", style="yellow"))
-    if whole := evaluation.models[0].nearly_whole:
+    truths = evaluation.models[0].cases
+    if inverted := say_inverted(sum(case.corners for case in truths), len(truths)):
+        console.print(Text(f"{inverted}.", style="yellow"))
+    elif whole := evaluation.models[0].nearly_whole:
         console.print(Text(printable(_say_nearly_whole(whole)), style="yellow"))
     for model in evaluation.models:
         if model.problems:

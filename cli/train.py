@@ -185,7 +185,7 @@ def _progress() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from isicrt.trainer.dataset import say_damaged, say_left_out, say_without_lesion
+    from isicrt.trainer.dataset import say_damaged, say_inverted, say_left_out, say_without_lesion
     from isicrt.trainer.loop import Listener
 
     console = Console(highlight=False)
@@ -216,6 +216,8 @@ def _progress() -> Any:
                 console.print(say_left_out(report.left_out, report.pairs), soft_wrap=True)
             if report.without_lesion:
                 console.print(printable(say_without_lesion(report.without_lesion)), soft_wrap=True, markup=False)
+            if inverted := say_inverted(report.corners, report.pairs):
+                console.print(inverted, soft_wrap=True)
             if report.damaged:
                 console.print(printable(say_damaged(report.damaged)), soft_wrap=True, markup=False)
 

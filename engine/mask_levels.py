@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from isicrt.engine.errors import DataError
@@ -38,6 +39,11 @@ def mask_levels(path: str | os.PathLike[str], image: Image.Image) -> UInt8Array:
     if (pixels[..., :2] != pixels[..., 1:3]).any():
         raise _refused(path, "has colours")
     return np.ascontiguousarray(pixels[..., 0])
+
+
+def has_corners(lesion: npt.NDArray[np.bool_]) -> bool:
+    """Whether all four corners of a mask are lesion: as good as never, unless lesion is black in it."""
+    return bool(lesion[:: max(lesion.shape[0] - 1, 1), :: max(lesion.shape[1] - 1, 1)].all())
 
 
 def _refused(path: str | os.PathLike[str], why: str) -> DataError:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.images import check_highest, find_damage
-from isicrt.engine.mask_levels import mask_levels
+from isicrt.engine.mask_levels import has_corners, mask_levels
 from isicrt.engine.scores import FOREGROUND_ABOVE
 from isicrt.trainer.twins import TEST_TWINS, group_of, isic_id
 
@@ -75,6 +75,8 @@ class DatasetReport:
     """Masks that are 0 throughout, which is legal and rare."""
     left_out: int = 0
     """Further pairs that are there and are not among these, see `LEFT_OUT`."""
+    corners: int = 0
+    """Masks that are lesion in all four corners, see `say_inverted`."""
     damaged: tuple[Path, ...] = ()
     """JPEGs that can be decoded and look damaged all the same, such as one that was cut in half."""
 
@@ -195,49 +197,59 @@ def check_pairs(pairs: Sequence[Pair]) -> DatasetReport:
     problems: list[str] = []
     without_lesion: list[Path] = []
     decoded: list[Path] = []
-    grey = 0
+    grey = corners = 0
     digest = hashlib.sha256()
     # Decoding releases the GIL.
     with ThreadPoolExecutor() as threads:
-        for pair, (contents, levels, found) in zip(pairs, threads.map(_check_pair, pairs), strict=True):
+        for pair, (contents, levels, cornered, found) in zip(pairs, threads.map(_check_pair, pairs), strict=True):
             digest.update(contents)
             problems += found
             if not found:
                 decoded.append(pair.image)
             if levels == {0}:
                 without_lesion.append(pair.mask)
+            corners += cornered
             grey += bool(levels - {0, 255}) and max(levels) > FOREGROUND_ABOVE
         warned = threads.map(lambda image: find_damage(image.read_bytes()), decoded)
         damaged = tuple(image for image, warning in zip(decoded, warned, strict=True) if warning)
     return DatasetReport(
-        len(pairs), grey, problems, digest.hexdigest(), without_lesion=tuple(without_lesion), damaged=damaged
+        len(pairs),
+        grey,
+        problems,
+        digest.hexdigest(),
+        without_lesion=tuple(without_lesion),
+        corners=corners,
+        damaged=damaged,
     )
 
 
-def _check_pair(pair: Pair) -> tuple[bytes, set[int], list[str]]:
-    """Id and hashes of the contents; the values of the mask, none where it is no mask; problems."""
+def _check_pair(pair: Pair) -> tuple[bytes, set[int], bool, list[str]]:
+    """Id and hashes of the contents; the values of the mask, none where it is no mask; whether it is lesion in all four
+    corners; problems."""
     contents = pair.id.encode(errors="surrogateescape")  # a file's name may be no UTF-8
     problems: list[str] = []
     for path in (pair.image, pair.mask):
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would be waited for, and /dev/zero never ends
-                return contents, set(), [f"{path}: is not a regular file; remove it"]
+                return contents, set(), False, [f"{path}: is not a regular file; remove it"]
             contents += hashlib.sha256(path.read_bytes()).digest()
         except OSError as error:
-            return contents, set(), [f"{path}: cannot be read: {error.strerror}"]
+            return contents, set(), False, [f"{path}: cannot be read: {error.strerror}"]
     size, _ = _open(pair.image, problems)
     mask_size, mask = _open(pair.mask, problems)
     if size and mask_size and size != mask_size:
         problems.append(f"{pair.mask}: is {mask_size[0]} x {mask_size[1]}, its image {size[0]} x {size[1]}")
     if mask is None:
-        return contents, set(), problems
+        return contents, set(), False, problems
     levels: set[int] = set()
+    cornered = False
     try:
-        levels = {int(level) for level in np.unique(mask_levels(pair.mask, mask))}
+        pixels = mask_levels(pair.mask, mask)
+        levels, cornered = {int(level) for level in np.unique(pixels)}, has_corners(pixels > FOREGROUND_ABOVE)
         check_highest(pair.mask, max(levels))
     except DataError as error:
         problems.append(str(error))
-    return contents, levels, problems
+    return contents, levels, cornered, problems
 
 
 def say_without_lesion(masks: Sequence[Path | str]) -> str:
@@ -245,6 +257,13 @@ def say_without_lesion(masks: Sequence[Path | str]) -> str:
     if len(masks) == 1:
         return f"1 mask has no lesion: {masks[0]}"
     return f"{len(masks)} masks have no lesion, such as {masks[0]}"
+
+
+def say_inverted(corners: int, masks: int) -> str | None:
+    """A hint for people where most of some masks are lesion in all four `corners`; None where they are not."""
+    if corners < 3 or 2 * corners <= masks:
+        return None
+    return f"{corners} of {masks} masks are lesion in all four corners: they may be inverted (lesion is white, 255)"
 
 
 def say_left_out(count: int, kept: int) -> str:

@@ -113,6 +113,20 @@ def test_a_bad_image_is_listed_and_the_rest_is_scored(darkness_onnx: Path, data:
     assert str(tmp_path) not in "".join(read["models"][0]["problems"])
 
 
+@pytest.mark.parametrize(("inverted", "said"), [(6, False), (7, True)])
+def test_truths_that_may_be_inverted_are_told(darkness_onnx: Path, data: Path, inverted: int, said: bool) -> None:
+    for path in sorted((data / "masks").iterdir())[:inverted]:
+        with Image.open(path) as mask:
+            mask.convert("L").point(lambda level: 255 - level).save(path)
+    told = f"{inverted} of 12 masks are lesion in all four corners: they may be inverted (lesion is white, 255)"
+    result = _evaluate(darkness_onnx, "--data", data)
+    assert result.exit_code == 0
+    assert (told in _words(result)) == said
+    check = CliRunner().invoke(group, ["data", "check", str(data)])
+    assert check.exit_code == 0
+    assert (f"  {told}\n" in check.output) == said
+
+
 @pytest.mark.parametrize("protocol", ["official", "report"])
 def test_a_truth_of_0_and_1_is_a_problem_and_one_without_lesion_is_told(
     darkness_onnx: Path, data: Path, tmp_path: Path, protocol: str

@@ -10,6 +10,7 @@ from PIL import Image
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.images import read_mask
+from isicrt.engine.mask_levels import has_corners
 from isicrt.trainer.dataset import Pair, check_pairs
 
 LEVELS = np.array([[0, 255], [255, 0]], np.uint8)
@@ -83,3 +84,13 @@ def test_others_are_refused(tmp_path: Path, image: Image.Image, name: str, messa
     with pytest.raises(DataError, match=rf"{name}: {message}") as caught:
         read_mask(path)
     assert str(caught.value) == problem
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 1), (2, 2), (3, 4)])
+def test_corners(shape: tuple[int, int]) -> None:
+    mask = np.zeros(shape, bool)
+    for y, x in ((0, 0), (0, -1), (-1, 0)):
+        mask[y, x] = True
+    assert has_corners(mask) == (1 in shape)
+    mask[-1, -1] = True
+    assert has_corners(mask)

@@ -20,6 +20,7 @@ from isicrt.trainer.dataset import (
     checked_pairs,
     find_pairs,
     say_damaged,
+    say_inverted,
     say_without_lesion,
     split_fold,
     survey,
@@ -246,6 +247,11 @@ def test_a_mask_that_would_be_read_as_empty_is_a_problem(
 def test_masks_without_lesion_are_counted_and_one_is_named() -> None:
     assert say_without_lesion(["a.png"]) == "1 mask has no lesion: a.png"
     assert say_without_lesion(["a.png", "b.png"]) == "2 masks have no lesion, such as a.png"
+
+
+@pytest.mark.parametrize(("corners", "masks", "hint"), [(2, 2, False), (3, 3, True), (3, 6, False), (4, 7, True)])
+def test_most_masks_with_corners_may_be_inverted(corners: int, masks: int, hint: bool) -> None:
+    assert (say_inverted(corners, masks) is not None) == hint
 
 
 def test_images_that_look_damaged_are_named_and_are_no_problem(tmp_path: Path) -> None:
