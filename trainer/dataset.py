@@ -30,9 +30,10 @@ OFFICIAL_FOLDERS = {
     "train": ("ISBI2016_ISIC_Part1_Training_Data", "ISBI2016_ISIC_Part1_Training_GroundTruth"),
     "test": ("ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"),
 }
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+"""Those of `isicrt segment`; DALI reads them too."""
 # Others that Pillow knows, PostScript among them, are not for files of strangers.
-_FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 
 SHOWN = 10
 """Images that look damaged and are named."""

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from isicrt.engine.errors import DataError
+from isicrt.engine.image_search import EXTENSIONS
 from isicrt.trainer.dataset import (
+    IMAGE_SUFFIXES,
     LEFT_OUT,
     Pair,
     check_pairs,
@@ -146,6 +148,20 @@ def test_superpixels_beside_photographs_are_no_images(tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         Image.new("RGB", (8, 6)).save(folder / "ISIC_0000001_superpixels.png")
     assert [p.image.name for p in find_pairs(tmp_path)] == ["ISIC_0000001.jpg"]
+
+
+def test_every_format_that_segment_reads_is_one_of_a_data_set(tmp_path: Path) -> None:
+    assert IMAGE_SUFFIXES == EXTENSIONS
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for extension in EXTENSIONS:
+        name = f"from {extension[1:]}"
+        write_pair(images, masks, name)
+        with Image.open(images / f"{name}.jpg") as image:
+            image.load()
+        (images / f"{name}.jpg").unlink()
+        image.save(images / f"{name}{extension}")
+    report = check_pairs(find_pairs(tmp_path))
+    assert (report.pairs, report.problems) == (len(EXTENSIONS), [])
 
 
 def test_all_pairing_problems_are_reported_at_once(tmp_path: Path) -> None:
