@@ -6,6 +6,7 @@ import fnmatch
 import glob
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -18,9 +19,18 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif"
 """What counts as an image in a folder, in any case."""
 
 UNREAD_EXTENSIONS = frozenset(
-    {".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dcm", ".dicom", ".nef", ".cr2", ".cr3", ".arw", ".dng"}
+    {".gif", ".heic", ".heics", ".heif", ".hif", ".avif", ".jxl", ".mpo"}  # of the web and of telephones
+    | {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}  # JPEG 2000
+    | {".dcm", ".dicom", ".ima", ".svs", ".ndpi"}  # of hospitals
+    | {".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".dng", ".orf", ".pef", ".raf", ".rw2", ".srw"}  # of cameras
+    | {".dib", ".tga", ".ppm", ".pgm", ".pnm", ".psd"}  # of other programs
 )
 """What promises an image that isicrt does not read, in any case."""
+
+_NAMELESS = {"DICOM": (128, b"DICM"), "JPEG": (0, b"\xff\xd8\xff"), "PNG": (0, b"\x89PNG\r\n\x1a\n")}
+"""Formats that are looked for in files without an extension: where in a file what stands."""
+_MOST_LOOKS = 1000
+"""Of a search, into files without an extension: a look may take a millisecond on a share."""
 
 OUTPUT_MARKS = {JOURNAL_NAME: "masks", OVERLAYS_NAME: "overlays"}
 """Files that tell a folder that isicrt wrote, and what such a folder holds."""
@@ -43,6 +53,7 @@ class ImageSearch:
         self.folders: set[str] = set()
         """Real paths of the folders that were walked."""
         self.left_out = LeftOut()
+        self._looks = 0
 
     def walk(self, top: str) -> None:
         """Find what is below a folder. Links to folders are followed; a folder that is reached twice is read once.
@@ -131,6 +142,10 @@ class ImageSearch:
             self._add(folder, name)
         elif extension in UNREAD_EXTENSIONS:
             self.left_out.formats[extension] += 1
+        elif (not extension or extension[1:].isdigit()) and self._looks < _MOST_LOOKS:  # DICOM: IM000001, 1.2.840.7
+            self._looks += 1
+            if (kind := _look(os.path.join(folder, name))) is not None:  # noqa: PTH118 (once for each such file)
+                self.left_out.formats[f"{kind} without an extension"] += 1
 
     def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
         """What a folder holds. One that cannot be read costs what is in it, and is noted."""
@@ -194,6 +209,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself: reading it says so
         return False
+
+
+def _look(path: str) -> str | None:
+    """Which of `_NAMELESS` a file is; None where it is none of them, or is nothing to read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (opening a FIFO would wait)
+            return None
+        with Path(path).open("rb", buffering=0) as file:
+            head = file.read(132)
+    except OSError:
+        return None
+    return next((kind for kind, (at, mark) in _NAMELESS.items() if head.startswith(mark, at)), None)
 
 
 def _extension(name: str) -> str:

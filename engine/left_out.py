@@ -17,7 +17,8 @@ class LeftOut:
     outputs: dict[str, str] = field(default_factory=dict)
     """Folders that isicrt wrote, and what they hold: ``masks`` or ``overlays``."""
     formats: Counter[str] = field(default_factory=Counter)
-    """Extensions of image formats that isicrt does not read, such as ``.heic``, and how many files have them."""
+    """Extensions of image formats that isicrt does not read, such as ``.heic``, or ``DICOM without an extension``, and
+    how many files have them."""
     unread: dict[str, str] = field(default_factory=dict)
     """Folders that could not be read, and why."""
 
@@ -31,10 +32,9 @@ class LeftOut:
     def passed_over(self) -> str:
         """The line about `formats`."""
         ordered = sorted(self.formats.items(), key=lambda item: (-item[1], item[0]))
-        counts = ", ".join(f"{count} {extension}" for extension, count in ordered)
-        return (
-            f"passed over {self.formats.total()} files that isicrt does not read: {counts}; convert them to PNG or JPEG"
-        )
+        counts = ", ".join(f"{files} {extension}" for extension, files in ordered)
+        count = self.formats.total()
+        return f"passed over {count} files that isicrt does not read: {counts}; convert them to .png or .jpg"
 
     def describe(self) -> dict[str, Any]:
         """The same as JSON."""

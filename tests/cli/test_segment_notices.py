@@ -94,7 +94,7 @@ def test_formats_that_are_not_read_are_said(segment) -> None:
     result = segment("in", "--out", "out", "--report", "r.json", "--json", "i.json")
     assert result.exit_code == 0
     assert "5 masks in out, 0 failed" in result.stdout
-    said = "passed over 3 files that isicrt does not read: 2 .heic, 1 .dcm; convert them to PNG or JPEG"
+    said = "passed over 3 files that isicrt does not read: 2 .heic, 1 .dcm; convert them to .png or .jpg"
     assert result.stderr.splitlines() == [said]
     assert json.loads(Path("r.json").read_text())["left_out"]["formats"] == {".dcm": 1, ".heic": 2}
     assert json.loads(Path("i.json").read_text())["summary"]["left_out"]["formats"] == {".dcm": 1, ".heic": 2}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from isicrt.engine import image_search
 from isicrt.engine.errors import DataError
 from isicrt.engine.image_search import EXTENSIONS, UNREAD_EXTENSIONS
 from isicrt.engine.journal import JOURNAL_NAME
@@ -115,9 +116,31 @@ def test_formats_that_are_not_read_are_counted(here: Path, images: str) -> None:
     assert [str(job.image) for job in jobs] == ["in/a.jpg"]
     assert jobs.left_out.formats == {".heic": 2, ".dcm": 1}
     assert jobs.left_out.lines() == [
-        "passed over 3 files that isicrt does not read: 2 .heic, 1 .dcm; convert them to PNG or JPEG"
+        "passed over 3 files that isicrt does not read: 2 .heic, 1 .dcm; convert them to .png or .jpg"
     ]
     assert jobs.left_out.describe() == {"folders": [], "formats": {".dcm": 1, ".heic": 2}, "unread": []}
+
+
+@pytest.mark.parametrize("images", ["in", "in/**", "in/**/*"])
+def test_images_without_an_extension_are_counted(here: Path, images: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _touch("in/a.jpg", "in/LICENSE", "in/notes.7")
+    dicom = bytes(128) + b"DICM"
+    for name in ("IM000001", "1.2.840.113619", "x/IM2"):
+        Path("in", name).parent.mkdir(exist_ok=True)
+        Path("in", name).write_bytes(dicom)
+    Path("in/photo").write_bytes(b"\xff\xd8\xff\xe0")
+    Path("in/.hidden").write_bytes(dicom)
+    Path("in/dangling").symlink_to("nowhere")
+    os.mkfifo("in/fifo")
+    jobs = find_jobs(images, "out")
+    assert [str(job.image) for job in jobs] == ["in/a.jpg"]
+    assert jobs.left_out.formats == {"DICOM without an extension": 3, "JPEG without an extension": 1}
+    assert jobs.left_out.lines() == [
+        "passed over 4 files that isicrt does not read: 3 DICOM without an extension, 1 JPEG without an extension; "
+        "convert them to .png or .jpg"
+    ]
+    monkeypatch.setattr(image_search, "_MOST_LOOKS", 0)
+    assert not find_jobs(images, "out").left_out.formats
 
 
 def test_nothing_but_formats_that_are_not_read(here: Path) -> None:
@@ -128,6 +151,7 @@ def test_nothing_but_formats_that_are_not_read(here: Path) -> None:
 
 def test_extensions() -> None:
     assert {".jfif", ".jpe"} < EXTENSIONS
+    assert {".j2k", ".orf", ".rw2", ".mpo", ".ima"} < UNREAD_EXTENSIONS
     assert not EXTENSIONS & UNREAD_EXTENSIONS
     assert all(name == name.lower() and name.startswith(".") for name in EXTENSIONS | UNREAD_EXTENSIONS)
 
