@@ -32,6 +32,9 @@ _NAMELESS = {"DICOM": (128, b"DICM"), "JPEG": (0, b"\xff\xd8\xff"), "PNG": (0, b
 _MOST_LOOKS = 1000
 """Of a search, into files without an extension: a look may take a millisecond on a share."""
 
+_SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
+"""What Synology's disk stations and macOS put beside photographs: thumbnails, and forks of files."""
+
 OUTPUT_MARKS = {JOURNAL_NAME: "masks", OVERLAYS_NAME: "overlays"}
 """Files that tell a folder that isicrt wrote, and what such a folder holds."""
 
@@ -80,7 +83,8 @@ class ImageSearch:
                 if entry.name.startswith("."):
                     continue
                 if _is_folder(entry):
-                    below.append(entry.path)
+                    if entry.name not in _SYSTEM_FOLDERS:
+                        below.append(entry.path)
                 else:
                     self._take(current, entry.name)
             # In order, so that of two ways to one folder it is the same in every run that counts.
@@ -131,6 +135,8 @@ class ImageSearch:
             if not _is_folder(entry):
                 if last:
                     self._take(folder, entry.name)
+            elif entry.name in _SYSTEM_FOLDERS:
+                continue
             elif step.recursive:
                 yield entry.path, number
             elif not last:

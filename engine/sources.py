@@ -49,8 +49,9 @@ def find_jobs(
     """Find the images and give each a mask ``NAME.png`` below `out`, in the tree in which the images lie.
 
     Args:
-        images: one or several of: a folder (searched recursively; what starts with a dot is left out), a glob pattern,
-            an image. Or one ``.txt`` file with a path in each line, relative to the folder of that file.
+        images: one or several of: a folder (searched recursively; what starts with a dot, ``@eaDir`` and ``__MACOSX``
+            are left out), a glob pattern, an image. Or one ``.txt`` file with a path in each line, relative to the
+            folder of that file.
             Below `out` a folder's masks lie as its images do; a pattern's as below its part without wildcards;
             those of several arguments and of a list as below the folder that all of them share. Folders of masks and
             overlays that isicrt wrote before are left out where a folder is searched or a pattern matched.

@@ -109,6 +109,15 @@ def test_long_lists_are_cut() -> None:
     assert left_out.lines()[-1] == "left out 2 more folders of earlier runs"
 
 
+@pytest.mark.parametrize("images", ["in", "in/**", "in/**/*.*", "in/*/**/*", "*/**/*"])
+def test_what_disk_stations_and_macos_put_there_is_left_out(here: Path, images: str) -> None:
+    _touch("in/x/a.jpg", "in/x/@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.png", "in/__MACOSX/x/a.jpg", "in/@home/b.jpg")
+    jobs = find_jobs(images, "out")
+    assert {str(job.image) for job in jobs} == {"in/x/a.jpg", "in/@home/b.jpg"}
+    assert jobs.left_out == LeftOut()
+    assert list(_pairs("in/x/@eaDir/*/*.png")) == ["in/x/@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.png"]  # who names it means it
+
+
 @pytest.mark.parametrize("images", ["in", "in/**", "in/**/*"])
 def test_formats_that_are_not_read_are_counted(here: Path, images: str) -> None:
     _touch("in/a.jpg", "in/b.HEIC", "in/x/c.heic", "in/d.dcm", "in/.e.heic", "in/notes.txt", "in/f", "in/gif")
