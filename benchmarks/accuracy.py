@@ -15,7 +15,11 @@ from isicrt.engine.errors import DataError
 from isicrt.engine.images import read_mask
 from isicrt.engine.scores import ImageScores, score_mask, summarise
 
-_SUFFIX = "_segmentation"
+_OFFICIAL = "_segmentation"
+_ENDINGS = (_OFFICIAL, "_lesion", "_mask", "_seg", "_gt")
+"""Of ground truth in data sets of others too, such as PH2."""
+_FORMATS = frozenset({".png", ".bmp", ".tif", ".tiff"})
+"""Of ground truth: all that lose nothing."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,13 @@ def on_both(old: Accuracy, new: Accuracy) -> tuple[Accuracy, Accuracy]:
 def find_truths(names: Sequence[PurePath], masks: Path) -> dict[PurePath, Path]:
     """The ground truth of each image that has one.
 
-    The truth of ``a/ISIC_0000000.png`` is ``ISIC_0000000_Segmentation.png`` or ``ISIC_0000000.png``, in the same
-    sub-folder ``a`` of `masks` or, where there is none, anywhere below `masks`.
+    The truth of ``a/ISIC_0000000.png`` is ``ISIC_0000000_Segmentation.png``, or one that ends in ``_lesion``,
+    ``_mask``, ``_seg`` or ``_gt``, or ``ISIC_0000000.png``, in the same sub-folder ``a`` of `masks`
+    or, where there is none, anywhere below `masks`.
 
     Args:
         names: the masks to score, relative to their folder.
-        masks: the folder of truth masks (PNG).
+        masks: the folder of truth masks (PNG, BMP or TIFF).
 
     Returns:
         Truth files by name; a name without a truth is not in it.
@@ -89,14 +94,17 @@ def find_truths(names: Sequence[PurePath], masks: Path) -> dict[PurePath, Path]:
     """
     by_id: defaultdict[str, list[Path]] = defaultdict(list)
     for path in sorted(masks.rglob("*")):
-        if path.suffix.lower() == ".png":
-            by_id[_identifier(path)].append(path)
+        if path.suffix.lower() in _FORMATS:
+            stem = path.stem.lower()
+            for name in {stem, *(stem.removesuffix(ending) for ending in _ENDINGS)}:
+                by_id[name].append(path)
     truths: dict[PurePath, Path] = {}
     for name in names:
         found = by_id[name.stem.lower()]
         found = [p for p in found if p.parent == masks / name.parent] or found
-        # The official name wins over a bare one: the bare one may be something else that was kept beside it.
-        found = [p for p in found if p.stem.lower().endswith(_SUFFIX)] or found
+        # The official name wins over others, and any ending over none: the bare name may be the image's.
+        for endings in (_OFFICIAL, _ENDINGS):
+            found = [p for p in found if p.stem.lower().endswith(endings)] or found
         if len(found) > 1:
             raise DataError(f"{name.stem}: two ground truths fit: {found[0]} and {found[1]}. Keep one of them.")
         if found:
@@ -105,10 +113,6 @@ def find_truths(names: Sequence[PurePath], masks: Path) -> dict[PurePath, Path]:
         example = names[0].stem if names else "ISIC_0000000"
         raise DataError(f"{masks}: no ground truth for any image (looked for {example}_Segmentation.png and the like)")
     return truths
-
-
-def _identifier(path: Path) -> str:
-    return path.stem.lower().removesuffix(_SUFFIX)
 
 
 def score_masks(folder: Path, truths: Mapping[PurePath, Path]) -> Accuracy:

@@ -30,6 +30,8 @@ def _touch(folder: Path, names: list[str]) -> None:
         (["sub/ISIC_1.png"], "sub/ISIC_1.png"),
         (["sub/ISIC_1.png", "other/ISIC_1.png"], "sub/ISIC_1.png"),
         (["other/ISIC_1.png", "ISIC_11.png", "ISIC_1_superpixels.png"], "other/ISIC_1.png"),
+        (["ISIC_1_lesion.bmp", "ISIC_1.bmp", "ISIC_1_Label3.bmp"], "ISIC_1_lesion.bmp"),
+        (["ISIC_1_mask.tif", "ISIC_1_Segmentation.png"], "ISIC_1_Segmentation.png"),
     ],
 )
 def test_truth_is_found_by_id(tmp_path: Path, files: list[str], expected: str) -> None:
@@ -50,6 +52,12 @@ def test_truth_that_cannot_be_found(tmp_path: Path, files: list[str], message: s
     _touch(tmp_path, files)
     with pytest.raises(DataError, match=message):
         find_truths([PurePath("sub/ISIC_1.png")], tmp_path)
+
+
+def test_an_image_that_is_named_like_a_truth_has_one_of_its_own(tmp_path: Path) -> None:
+    _touch(tmp_path, ["a_lesion_mask.png", "b_lesion.png"])
+    names = [PurePath("a_lesion.png"), PurePath("b_lesion.png")]
+    assert [path.name for path in find_truths(names, tmp_path).values()] == ["a_lesion_mask.png", "b_lesion.png"]
 
 
 def test_images_without_truth_are_left_out(tmp_path: Path) -> None:
