@@ -19,6 +19,7 @@ _PNG_HEAD = struct.Struct(">8sI4sII")
 _PNG_END = b"IEND\xaeB`\x82"
 _CHUNK_FRAME = 12
 """Bytes of a PNG's chunk beside its data: length, name and CRC."""
+_ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,18 @@ def is_as_written(path: Path, size: tuple[int, int], entry: Mapping[str, Any]) -
         path: of the mask.
         size: (height, width) that it must have.
         entry: the journal's line about it.
+
+    Raises:
+        ImageError: it is there and cannot be read, so that nobody knows.
     """
     try:
         if path.is_symlink() or path.stat().st_size != entry.get("mask_size"):
             return False
         data = path.read_bytes()
-    except OSError:
-        return False
+    except OSError as error:
+        if isinstance(error, _ABSENT):
+            return False
+        raise _unread(path, str(error.strerror)) from error
     if len(data) < _PNG_HEAD.size or isal_zlib.crc32(data) != entry.get("mask_crc"):
         return False
     head = _PNG_HEAD.unpack_from(data)
@@ -63,7 +69,8 @@ def find_correction(path: Path, size: tuple[int, int] | None, entry: Mapping[str
 
     Raises:
         ImageError: it is a whole image that is no mask as it stands, and somebody's work all the same: of another
-            size, as tools for annotation save at that of the display, or of 0 and 1.
+            size, as tools for annotation save at that of the display, or of 0 and 1. Or it cannot be read, or changes
+            meanwhile, and may be such.
     """
     if not isinstance(entry.get("mask_crc"), int):
         return None
@@ -75,8 +82,12 @@ def find_correction(path: Path, size: tuple[int, int] | None, entry: Mapping[str
             return Correction(None, None)
         pixels = read_image(path)
     except DataError as error:
+        cause = error.__cause__
+        # The disk's errors have a number, the decoders' have none. What cannot be read now may be whole tomorrow.
+        if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, _ABSENT):
+            raise _unread(path, str(cause.strerror)) from error
         # What is too large to be looked into is not damaged for that.
-        return Correction(None, None) if isinstance(error.__cause__, (OverflowError, MemoryError)) else None
+        return Correction(None, None) if isinstance(cause, (OverflowError, MemoryError)) else None
     found = pixels.shape[0], pixels.shape[1]
     if size is not None and found != size:
         raise ImageError(
@@ -90,6 +101,13 @@ def find_correction(path: Path, size: tuple[int, int] | None, entry: Mapping[str
         except DataError as error:
             raise ImageError(f"{error}, or remove it to have it made again") from error
     return Correction(found, lesion / (found[0] * found[1]))
+
+
+def _unread(path: Path, reason: str) -> ImageError:
+    return ImageError(
+        f"{path}: the mask that stands there cannot be read ({reason}) and is left alone: make it readable, or move it "
+        "away to have it made again"
+    )
 
 
 def _has_whole_chunks(data: bytes) -> bool:

@@ -7,6 +7,7 @@ What a file is, its content decides and not its name.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import stat
@@ -233,7 +234,7 @@ def read_source(path: str | os.PathLike[str]) -> Source:
         finally:
             os.close(file)
         if len(data) != after.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise ImageError(f"{os.fspath(path)}: changed while it was read")
+            raise OSError(errno.EBUSY, "changed while it was read")
         return Source(data, FileStamp(len(data), after.st_mtime_ns, isal_zlib.crc32(data)))
 
 

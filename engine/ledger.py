@@ -42,7 +42,7 @@ class Ledger:
       `retry_failed`. Everything else is done.
     - A mask that somebody changed since it was written (see `isicrt.engine.corrections.find_correction`) is kept by
       ``resume`` and counts as skipped, also where model, settings or the image are others now: `Outcome.kept` says so.
-      One that is no mask as it stands is kept too, and its image fails.
+      One that is no mask as it stands, or that cannot be read, is kept too, and its image fails.
     - ``overwrite``: everything is done.
     - A file at a mask's place that no run here wrote, or that was made from another image, is never replaced by
       ``resume``: the run is refused before it starts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -16,6 +17,7 @@ from PIL import Image
 
 from isicrt.benchmarks.rendered import render
 from isicrt.engine.corrections import Correction, find_correction, is_as_written
+from isicrt.engine.errors import ImageError
 from isicrt.engine.journal import read_journal
 from isicrt.engine.masks import encode_png
 from isicrt.engine.outcome import KEPT, KEPT_OUTDATED, Outcome
@@ -162,6 +164,49 @@ def test_what_somebody_saved_and_is_no_mask_fails_and_is_not_lost(
     MASK.write_bytes(drawn)
     assert _run(segmenter, existing="overwrite")["a"].error is None
     assert MASK.read_bytes() == written
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO, None])
+def test_a_correction_that_cannot_be_read_now_is_not_lost(
+    here: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    """None: somebody is writing it."""
+    _run(segmenter)
+    drawn = encode_png(_drawn())
+    MASK.write_bytes(drawn)
+    read = os.read
+
+    def fails(file: int, size: int) -> bytes:
+        if not os.path.samestat(os.fstat(file), MASK.stat()):
+            return read(file, size)
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+        os.utime(MASK)
+        return read(file, size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "read", fails)
+        for options in ({}, {"mask_bits": 8}):
+            error = _run(segmenter, **options)["a"].error or ""
+            reason = os.strerror(number) if number is not None else "changed while it was read"
+            assert error.startswith(f"{MASK}: the mask that stands there cannot be read ({reason}) and is left alone")
+            assert MASK.read_bytes() == drawn
+    assert _run(segmenter)["a"].kept == KEPT
+
+
+def test_a_mask_as_written_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, png = tmp_path / "a.png", encode_png(_drawn())
+    entry = {"mask_size": len(png), "mask_crc": zlib.crc32(png)}
+    assert not is_as_written(path, SIZE, entry)
+    path.write_bytes(png)
+    assert is_as_written(path, SIZE, entry)
+
+    def fails(_: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(ImageError, match="make it readable, or move it away"):
+        is_as_written(path, SIZE, entry)
 
 
 def test_a_mask_of_0_throughout_is_a_correction(here: Path, segmenter: Segmenter) -> None:
