@@ -24,6 +24,7 @@ import simplejpeg
 from isal import isal_zlib
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
+from isicrt.engine import tiff_layout
 from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.geometry import UInt8Array, resize_image
 from isicrt.engine.jpeg_notes import DAMAGED, damage, exif_note, joined, orientation_note, turned_note
@@ -283,7 +284,7 @@ def decode_data(
             return fast
     image = _open(data, max_pixels)
     with admit(image.size[0] * image.size[1]):
-        pixels = _to_rgb(_stored_grid(image, notes))
+        pixels = _to_rgb(_stored_grid(image, notes), *tiff_layout.grey_levels(image))
     return pixels, (pixels.shape[0], pixels.shape[1])
 
 
@@ -352,6 +353,8 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
         if data.startswith(signatures):
             image = kind(BytesIO(data))
             _check_pixels(*image.size, max_pixels)
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                tiff_layout.mend(image)
             return image
     raise ValueError("it is not a JPEG, PNG, BMP, TIFF or WebP image")
 
@@ -374,12 +377,13 @@ def _stored_grid(image: ImageFile.ImageFile, notes: list[str] | None = None) -> 
     return image.transpose(_UNDO_ORIENTATION[turned]) if turned in _UNDO_ORIENTATION else image
 
 
-def _to_rgb(image: Image.Image) -> UInt8Array:
-    """uint8, H x W x 3."""
+def _to_rgb(image: Image.Image, black: int, white: int) -> UInt8Array:
+    """uint8, H x W x 3; `black` and `white` of 16-bit grey."""
     # Before Pillow 11 a 16-bit greyscale PNG has mode I.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        deep: npt.NDArray[Any] = np.asarray(image).astype(np.uint32)
-        grey = ((deep * 255 + 32767) // 65535).astype(np.uint8)
+        deep: npt.NDArray[Any] = abs(np.asarray(image).astype(np.int32) - black)
+        most = abs(white - black)
+        grey = ((deep * 255 + most // 2) // most).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise ValueError("32-bit pixels have no defined white; save it with 8 or 16 bits")
