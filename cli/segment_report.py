@@ -143,7 +143,7 @@ class Tally:
             return
         others = f" (of {self._outdated} the model, the settings or the image are others now)" if self._outdated else ""
         click.echo(
-            f"{self.kept} masks were changed since isicrt wrote them and were kept{others}, such as "
+            f"{self.kept} masks are not those that isicrt wrote and were kept{others}, such as "
             f"{printable(self._first_kept)}; --overwrite makes them again",
             err=True,
         )

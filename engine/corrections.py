@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,7 +58,23 @@ def is_as_written(path: Path, size: tuple[int, int], entry: Mapping[str, Any]) -
     return head == (PNG_SIGNATURE, 13, b"IHDR", size[1], size[0]) and data.endswith(_PNG_END)
 
 
-def find_correction(path: Path, size: tuple[int, int] | None, entry: Mapping[str, Any]) -> Correction | None:
+def find_drawn(path: Path) -> Correction | None:
+    """What somebody drew where isicrt could not make a mask; None where nothing stands.
+
+    Args:
+        path: of the mask.
+
+    Raises:
+        ImageError: something stands there that is no whole image, or as of `find_correction`.
+    """
+    if not os.path.lexists(path):
+        return None
+    if (found := find_correction(path, None, None)) is None:
+        raise ImageError(f"{path}: isicrt did not make it, and it is no whole image: move it away")
+    return found
+
+
+def find_correction(path: Path, size: tuple[int, int] | None, entry: Mapping[str, Any] | None) -> Correction | None:
     """What somebody made of a mask that is not as it was written; None where it is cut or damaged.
 
     A PNG counts only with every chunk's CRC: decoders are content with files that a power cut has torn.
@@ -65,14 +82,15 @@ def find_correction(path: Path, size: tuple[int, int] | None, entry: Mapping[str
     Args:
         path: of the mask, for which `is_as_written` is False.
         size: (height, width) that it must have; None for any.
-        entry: the journal's line about it. One that does not say what was written cannot tell a change.
+        entry: the journal's line about it. One that does not say what was written cannot tell a change. None where
+            isicrt wrote nothing.
 
     Raises:
         ImageError: it is a whole image that is no mask as it stands, and somebody's work all the same: of another
             size, as tools for annotation save at that of the display, or of 0 and 1. Or it cannot be read, or changes
             meanwhile, and may be such.
     """
-    if not isinstance(entry.get("mask_crc"), int):
+    if entry is not None and not isinstance(entry.get("mask_crc"), int):
         return None
     try:
         data = read_source(path).data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -16,15 +16,15 @@ from typing import Any
 
 from isicrt._version import __version__
 from isicrt.engine.card import ModelCard
-from isicrt.engine.corrections import find_correction, is_as_written
+from isicrt.engine.corrections import find_correction, find_drawn, is_as_written
 from isicrt.engine.errors import DataError, ImageError, SettingsError
 from isicrt.engine.finishing import Finished
 from isicrt.engine.images import FileStamp, read_source
 from isicrt.engine.journal import FORMAT, JOURNAL_NAME, LINES, Journal, JournalIndex, encode_line, read_name, write_name
 from isicrt.engine.lock import FolderLock
 from isicrt.engine.names import KeySet, name_key
-from isicrt.engine.outcome import KEPT, KEPT_OUTDATED, Outcome
-from isicrt.engine.output import FSYNC, BackgroundSync, OutputError, OutputFolder, is_leftover, make_folder
+from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
+from isicrt.engine.output import FSYNC, BackgroundSync, OutputFolder, clean_names, make_folder
 from isicrt.engine.sources import Job, overlay_folder, overlay_path
 
 EXISTING = ("resume", "overwrite")
@@ -42,7 +42,8 @@ class Ledger:
       `retry_failed`. Everything else is done.
     - A mask that somebody changed since it was written (see `isicrt.engine.corrections.find_correction`) is kept by
       ``resume`` and counts as skipped, also where model, settings or the image are others now: `Outcome.kept` says so.
-      One that is no mask as it stands, or that cannot be read, is kept too, and its image fails.
+      One that is no mask as it stands, or that cannot be read, is kept too, and its image fails. The same holds of
+      what stands at the place of a mask that could not be made.
     - ``overwrite``: everything is done.
     - A file at a mask's place that no run here wrote, or that was made from another image, is never replaced by
       ``resume``: the run is refused before it starts.
@@ -137,7 +138,7 @@ class Ledger:
         """How an image has ended already; None where it is to be done. Any thread.
 
         Raises:
-            ImageError: its mask's place is taken by the mask of another image, or see `find_correction`.
+            ImageError: its mask's place is taken by the mask of another image, or see `find_correction`, `find_drawn`.
         """
         found = self._known.find(self._name(job.mask)) if self._resume else None
         if found is None:
@@ -151,6 +152,8 @@ class Ledger:
         same_place = self._source(entry, run) == _absolute(job.image)
         same_stat = (entry.get("image_size"), entry.get("image_mtime_ns")) == (image.st_size, image.st_mtime_ns)
         if status == "failed":
+            if (drawn := find_drawn(job.mask)) is not None:
+                return Outcome(job, None, drawn.native_size, drawn.lesion, skipped=True, kept=KEPT_DRAWN)
             unchanged = same_place and same_stat and run.get("version") == __version__
             if not unchanged or self._retry_failed:
                 return None
@@ -296,9 +299,9 @@ class Ledger:
         # Jobs come folder by folder, and a folder may hold a million: hashes of its names tell which are not there.
         @lru_cache(maxsize=64)
         def there(folder: Path) -> KeySet:
-            found = KeySet(name_key(name) for name in _clean(folder, runs))
+            found = KeySet(name_key(name) for name in clean_names(folder, runs))
             if self._overlays is not None:
-                for _ in _clean(overlay_folder(folder, self._out, self._overlays), runs):
+                for _ in clean_names(overlay_folder(folder, self._out, self._overlays), runs):
                     pass
             return found
 
@@ -307,7 +310,7 @@ class Ledger:
             if job.problem is not None or not (names := there(job.mask.parent)) or not self._resume:
                 continue
             if names.may_hold(name_key(job.mask.name)) and os.path.lexists(job.mask):
-                if self._is_ours(job, moved):
+                if self._is_known(job, moved):
                     continue
                 count += 1
                 if count <= _SHOWN:
@@ -318,13 +321,14 @@ class Ledger:
             raise DataError(
                 f"{count} files stand where masks go, and the journal of {self._out} does not say that isicrt "
                 f"made them from these images:{shown}{more}\n"
-                "Choose another --out, or replace them with --overwrite."
+                "Move them away or choose another --out. --overwrite replaces them, and corrected masks with them."
             )
 
-    def _is_ours(self, job: Job, moved: bool) -> bool:
+    def _is_known(self, job: Job, moved: bool) -> bool:
+        """Whether a run here made the file from this image, or failed to: then `check` says whose it is."""
         name = self._name(job.mask)
-        if not moved or not self._known.wrote(name):
-            return self._known.wrote(name)
+        if not moved and self._known.wrote(name):
+            return True
         found = self._known.find(name)
         if found is None:
             return False
@@ -350,24 +354,6 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _clean(folder: Path, runs: set[str]) -> Iterator[str]:
-    """Names in a folder, without the temporary files of runs that are over, which are removed."""
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if is_leftover(entry.name, runs):
-                    with suppress(OSError):
-                        os.unlink(entry.path)  # noqa: PTH108
-                else:
-                    yield entry.name
-    except FileNotFoundError:
-        pass
-    except NotADirectoryError:
-        pass  # each mask below it fails with this reason
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
 def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ STAGES = ("decode", "infer", "restore", "write")
 
 KEPT = "changed since isicrt wrote it"
 KEPT_OUTDATED = "changed since isicrt wrote it; its model, its settings or its image are others now"
+KEPT_DRAWN = "not made by isicrt, which had failed on its image"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Outcome:
     untried: bool = False
     """Of such a failure: whether an earlier run found it, and this one took its word for it."""
     kept: str | None = None
-    """Of one that was skipped although its mask is not the one that isicrt wrote: `KEPT` or `KEPT_OUTDATED`."""
+    """Of one that was skipped although its mask is not the one that isicrt wrote: `KEPT`, `KEPT_OUTDATED` or
+    `KEPT_DRAWN`."""
     confidence: float | None = None
     """About the Dice coefficient that the mask may be expected to have before it is cleaned, by the network's own
     probabilities (`isicrt.engine.second_look.confidence`), in [0, 1]. None where there is no mask, or where the GPU,

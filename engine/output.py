@@ -10,7 +10,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -227,6 +227,27 @@ def is_leftover(name: str, runs: set[str]) -> bool:
     """Whether a file is a temporary one of these runs, which are over."""
     match = _TEMPORARY.fullmatch(name)
     return match is not None and match[1] in runs
+
+
+def clean_names(folder: Path, runs: set[str]) -> Iterator[str]:
+    """Names in a folder, without the temporary files of these runs, which are over: they are removed.
+
+    Raises OutputError.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_leftover(entry.name, runs):
+                    with suppress(OSError):
+                        os.unlink(entry.path)  # noqa: PTH108
+                else:
+                    yield entry.name
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        pass  # each mask below it fails with this reason
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
 def write_all(file: int, data: bytes) -> None:

@@ -48,7 +48,7 @@ def test_corrected_masks_are_kept_and_said(segment) -> None:
         Path(f"out/{name}.png").write_bytes(drawn)
     result = segment("in", "--out", "out", "--report", "r.json", "--json", "i.json")
     assert result.exit_code == 0
-    kept, such = "2 masks were changed since isicrt wrote them and were kept", ", such as out/a.png; --overwrite makes"
+    kept, such = "2 masks are not those that isicrt wrote and were kept", ", such as out/a.png; --overwrite makes"
     assert result.stderr.splitlines() == [f"{kept}{such} them again"]
     assert "0 masks in out, 0 failed, 3 done before" in result.stdout
     report = json.loads(Path("r.json").read_text())

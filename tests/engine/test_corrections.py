@@ -20,7 +20,7 @@ from isicrt.engine.corrections import Correction, find_correction, is_as_written
 from isicrt.engine.errors import ImageError
 from isicrt.engine.journal import read_journal
 from isicrt.engine.masks import encode_png
-from isicrt.engine.outcome import KEPT, KEPT_OUTDATED, Outcome
+from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
 from isicrt.engine.segmenter import Segmenter
 
 SIZE = (40, 60)
@@ -207,6 +207,42 @@ def test_a_mask_as_written_that_cannot_be_read(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Path, "read_bytes", fails)
     with pytest.raises(ImageError, match="make it readable, or move it away"):
         is_as_written(path, SIZE, entry)
+
+
+@pytest.mark.parametrize("options", [{}, {"retry_failed": True}])
+def test_a_mask_that_was_drawn_for_an_image_that_failed(here: Path, segmenter: Segmenter, options: dict) -> None:
+    good, drawn = Path("in/a.jpg").read_bytes(), encode_png(_drawn())
+    Path("in/a.jpg").write_bytes(b"damaged")
+    assert _run(segmenter)["a"].error is not None
+    MASK.write_bytes(drawn)
+    Path("in/c.jpg").write_bytes(good)
+    for image in (b"damaged", b"damaged", good):
+        Path("in/a.jpg").write_bytes(image)
+        ended = _run(segmenter, **options)
+        assert (ended["a"].error, ended["a"].skipped, ended["a"].kept) == (None, True, KEPT_DRAWN)
+        assert (ended["a"].native_size, ended["a"].lesion_fraction) == (SIZE, 0.25)
+        assert ended["c"].error is None
+        assert MASK.read_bytes() == drawn
+    MASK.unlink()
+    assert not _run(segmenter, **options)["a"].skipped
+
+
+@pytest.mark.parametrize("options", [{}, {"retry_failed": True}])
+def test_what_stands_at_the_place_of_a_mask_that_failed(here: Path, segmenter: Segmenter, options: dict) -> None:
+    good = Path("in/a.jpg").read_bytes()
+    Path("in/a.jpg").unlink()
+    Path("in/a.jpg").symlink_to("nowhere")
+    assert "No such file" in (_run(segmenter)["a"].error or "")
+    MASK.write_bytes(b"notes")
+    assert "No such file" in (_run(segmenter, **options)["a"].error or "")
+    Path("in/a.jpg").unlink()
+    Path("in/a.jpg").write_bytes(good)
+    for _ in range(2):
+        error = _run(segmenter, **options)["a"].error or ""
+        assert error == f"{MASK}: isicrt did not make it, and it is no whole image: move it away"
+        assert MASK.read_bytes() == b"notes"
+    MASK.unlink()
+    assert _run(segmenter)["a"].error is None
 
 
 def test_a_mask_of_0_throughout_is_a_correction(here: Path, segmenter: Segmenter) -> None:

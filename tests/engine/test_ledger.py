@@ -135,15 +135,12 @@ def test_masks_of_other_images_are_not_replaced(here: Path, segmenter: Segmenter
     assert _run(segmenter, "other", existing="overwrite") == {"a": "done"}
 
 
-@pytest.mark.parametrize("name", ["a", "c"])
-def test_a_file_that_nobody_here_wrote_is_not_replaced(here: Path, segmenter: Segmenter, name: str) -> None:
-    if name == "c":
-        _run(segmenter)  # c failed; somebody then draws its mask by hand
-    Path("out").mkdir(exist_ok=True)
-    Path(f"out/{name}.png").write_bytes(b"drawn by hand")
-    with pytest.raises(DataError, match="1 files stand where masks go"):
+def test_a_file_that_nobody_here_wrote_is_not_replaced(here: Path, segmenter: Segmenter) -> None:
+    Path("out").mkdir()
+    Path("out/a.png").write_bytes(b"drawn by hand")
+    with pytest.raises(DataError, match=r"1 files stand where masks go(.|\n)*Move them away"):
         _run(segmenter)
-    assert Path(f"out/{name}.png").read_bytes() == b"drawn by hand"
+    assert Path("out/a.png").read_bytes() == b"drawn by hand"
 
 
 def test_a_damaged_image_has_no_mask_of_its_better_days(here: Path, segmenter: Segmenter) -> None:
