@@ -214,8 +214,10 @@ def _image_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except Image.DecompressionBombError as error:  # Pillow looks at a WebP, and at the tiles of a TIFF, by itself
         most = f"{(Image.MAX_IMAGE_PIXELS or 0) * 2 / 1e6:g}"
         raise ImageError(f"{os.fspath(path)}: it, or one of its tiles, is more than {most} megapixels") from error
+    except MemoryError as error:
+        raise ImageError(f"{os.fspath(path)}: cannot be decoded: not enough memory") from error
     except Exception as error:  # on damaged bytes the decoders raise whatever they run into
-        raise ImageError(f"{os.fspath(path)}: cannot be decoded: {error or type(error).__name__}") from error
+        raise ImageError(f"{os.fspath(path)}: cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
 def read_source(path: str | os.PathLike[str]) -> Source:

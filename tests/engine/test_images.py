@@ -201,6 +201,19 @@ def test_bad_files_are_image_errors_that_name_the_file(tmp_path: Path, data: byt
         assert str(caught.value).startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize(("error", "reason"), [(MemoryError(), "not enough memory"), (IndexError(), "IndexError")])
+def test_an_error_without_words_has_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(images, "_to_rgb", fails)
+    path = _save(tmp_path / "a.png", Image.fromarray(PIXELS))
+    with pytest.raises(ImageError, match=f"cannot be decoded: {reason}$"):
+        read_image(path)
+
+
 def test_float_pixels_are_refused(tmp_path: Path) -> None:
     path = _save(tmp_path / "a.tif", Image.fromarray(np.zeros((4, 4), np.float32)))
     with pytest.raises(ImageError, match="32-bit pixels"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,15 @@ def test_what_cannot_be_built_is_named(arguments: dict[str, object], message: st
 def test_a_foreign_state_dict_is_refused(tmp_path) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ModelError, match=r"other\.pth: not a state dict of torchvision's mobilenet_v2"):
+        build_model("unet", pretrained=tmp_path / "other.pth")
+
+
+def test_weights_that_fail_without_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(ModelError, match=r"other\.pth: .*: MemoryError$"):
         build_model("unet", pretrained=tmp_path / "other.pth")
 
 

@@ -106,5 +106,5 @@ def _load(network: nn.Module, path: Path) -> None:
         raise ModelError(f"{path}: no such file of encoder weights") from None
     except Exception as error:  # torch.load raises whatever the unpickler does
         raise ModelError(
-            f"{path}: not a state dict of torchvision's mobilenet_v2: {error or type(error).__name__}"
+            f"{path}: not a state dict of torchvision's mobilenet_v2: {str(error) or type(error).__name__}"
         ) from error
