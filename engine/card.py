@@ -94,7 +94,7 @@ class ModelCard:
         for name in ("input_height", "input_width"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIDE:
-                reject(name, f"must be a whole number of pixels from 1 to {MAX_SIDE}, not {value!r}")
+                reject(name, f"must be a whole number of pixels from 1 to {MAX_SIDE}, not {_shown(value)}")
         for name, allowed in (
             ("resize", RESIZE_RULES),
             ("precision", PRECISIONS),
@@ -113,16 +113,16 @@ class ModelCard:
         if min(self.std) <= 0:
             reject("std", f"must be positive, not {self.std!r}")
         if not _is_number(self.threshold) or not 0 < self.threshold < 1:
-            reject("threshold", f"must lie between 0 and 1, not {self.threshold!r}")
+            reject("threshold", f"must lie between 0 and 1, not {_shown(self.threshold)}")
         if not _is_number(self.centre_sigma) or not 0 <= self.centre_sigma <= MAX_SIGMA:
-            reject("centre_sigma", f"must lie between 0 and {MAX_SIGMA}, not {self.centre_sigma!r}")
+            reject("centre_sigma", f"must lie between 0 and {MAX_SIGMA}, not {_shown(self.centre_sigma)}")
         if not _is_number(self.second_look) or not 0 <= self.second_look < 1:
-            reject("second_look", f"must be at least 0 and below 1, not {self.second_look!r}")
+            reject("second_look", f"must be at least 0 and below 1, not {_shown(self.second_look)}")
         if self.second_look and self.input_height != self.input_width:
             reject("second_look", "is for square inputs, which can be turned")
         zoom = self.second_look_zoom
         if not _is_number(zoom) or (zoom != 0 and not 1 <= zoom <= MAX_ZOOM):
-            reject("second_look_zoom", f"must be 0 or lie between 1 and {MAX_ZOOM}, not {zoom!r}")
+            reject("second_look_zoom", f"must be 0 or lie between 1 and {MAX_ZOOM}, not {_shown(zoom)}")
         if zoom and not self.second_look:
             reject("second_look_zoom", "is for models with a second look")
         views = self.network.get("views", 1)
@@ -206,7 +206,10 @@ def exported_from(name: str) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number with more digits than any float
+        return False
 
 
 def _shown(value: object) -> str:

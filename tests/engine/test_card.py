@@ -103,6 +103,17 @@ def test_a_bad_field_is_named(field: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
+    "field", ["input_height", "threshold", "centre_sigma", "second_look", "second_look_zoom", "mean", "std"]
+)
+def test_a_number_beyond_all_floats_is_named_and_not_shown_whole(field: str) -> None:
+    huge = 10**400
+    value = [0.5, huge, 0.5] if field in ("mean", "std") else huge
+    with pytest.raises(ModelError, match=f"field '{field}'") as error:
+        ModelCard.from_json(json.dumps(CARD.to_dict() | {field: value}))
+    assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "not valid JSON"),
