@@ -29,7 +29,7 @@ except ImportError as error:
 from isicrt.export import half, onnx_graph, trials
 from isicrt.export.enlargement import enlarge_by_resize
 from isicrt.export.inspection import half_share
-from isicrt.export.model_folder import replace_both, trial_file, writing
+from isicrt.export.model_folder import alone, replace_both, trial_file, writing
 from isicrt.export.parity import Compute, Levels, OnnxLevels, Parity, Sample, measure_parity, require_parity
 from isicrt.export.second_look import with_second_look
 from isicrt.export.tensorrt_build import (
@@ -214,7 +214,7 @@ def build(
         trials.check_batches(path, (1, 3, min(profile.largest, 32)))
     clock.lap("check")
     if destination.flavour is None:
-        with writing(onnx_path):
+        with writing(onnx_path), alone(out):
             replace_file(onnx_path, onnx_bytes)
         return Built(card, onnx_path, None, parity, None, "", clock.seconds, _old_plan(out / PLAN_NAME, onnx_bytes))
 

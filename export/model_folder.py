@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from isicrt.engine.card import ModelCard
@@ -23,6 +25,16 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:  # of a write that fails it does not know the name itself
         raise BuildError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside, no other build is, in this folder; it is waited for. Not where the file system knows no locks."""
+    lock = _locked(folder, wait=True)
+    try:
+        yield
+    finally:
+        _unlock(lock)
 
 
 @contextmanager
@@ -66,15 +78,41 @@ def replace_both(onnx: Path, content: bytes, plan: Path, card: ModelCard, engine
             write_plan(new_plan, card, engine)
             if plan.is_dir():
                 raise IsADirectoryError(0, "a folder is in its place")
-        try:
-            with writing(plan):
-                if plan.is_symlink() or plan.exists():
+        with alone(onnx.parent):
+            try:
+                with writing(plan), suppress(FileNotFoundError):
                     plan.rename(old_plan)
-            with writing(onnx):
-                new_onnx.replace(onnx)
-        except BaseException:
-            if new_onnx.exists() and old_plan.exists():
-                old_plan.replace(plan)
-            raise
-        with writing(plan):
-            new_plan.replace(plan)
+                with writing(onnx):
+                    new_onnx.replace(onnx)
+            except BaseException:
+                if new_onnx.exists() and old_plan.exists():
+                    old_plan.replace(plan)
+                raise
+            with writing(plan):
+                new_plan.replace(plan)
+
+
+def _locked(folder: Path, *, wait: bool = False) -> int | None:
+    """The system's lock on a folder itself, which leaves no file and ends with its process; None where it is taken, or
+    there is no such lock."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # whoever writes there is told why he cannot
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException as error:
+        os.close(file)
+        if isinstance(error, OSError):
+            return None
+        raise
+    return file
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,48 @@ def test_what_ends_a_build_between_two_renames_leaves_no_mixture(
         assert (kept is None) == (plan is None)
         assert plan is None or _plan(tmp_path) == plan
     assert not [name for name in _names(tmp_path) if name.startswith(".")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+def test_two_builds_into_one_folder_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(what: str) -> None:
+        card = plan_card(onnx_sha256=hashlib.sha256(what.encode()).hexdigest())
+        replace_both(tmp_path / "model.onnx", what.encode(), tmp_path / "model.plan", card, what.encode())
+
+    other, real, states = threading.Thread(target=fill, args=("b",)), Path.replace, []
+
+    def replace(path: Path, target: Path) -> Path:
+        """The other build begins just before this one's ONNX file takes its place."""
+        if threading.current_thread() is other or path.name != "model.onnx":
+            return real(path, target)
+        other.start()
+        other.join(0.5)
+        moved = real(path, target)
+        states.append((other.is_alive(), (tmp_path / "model.plan").exists()))
+        return moved
+
+    fill("old")
+    monkeypatch.setattr(Path, "replace", replace)
+    fill("a")
+    other.join()
+    assert states == [(True, False)]  # it waits; the new ONNX file has no plan beside it yet
+    assert ((tmp_path / "model.onnx").read_bytes(), _plan(tmp_path)) == (b"b", b"b")
+    assert _names(tmp_path) == ["model.onnx", "model.plan"]
+
+
+def test_an_old_plan_that_somebody_takes_away_meanwhile_is_no_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill(tmp_path, "old")
+    real = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        path.unlink()
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    _fill(tmp_path, "new")
+    assert _plan(tmp_path) == b"new"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
