@@ -29,7 +29,7 @@ except ImportError as error:
 from isicrt.export import half, onnx_graph, trials
 from isicrt.export.enlargement import enlarge_by_resize
 from isicrt.export.inspection import half_share
-from isicrt.export.model_folder import alone, replace_both, trial_file, writing
+from isicrt.export.model_folder import ONNX_NAME, PLAN_NAME, alone, replace_both, trial_file, writing
 from isicrt.export.parity import Compute, Levels, OnnxLevels, Parity, Sample, measure_parity, require_parity
 from isicrt.export.second_look import with_second_look
 from isicrt.export.tensorrt_build import (
@@ -45,7 +45,6 @@ from isicrt.export.tensorrt_build import (
 if TYPE_CHECKING:
     from isicrt.export.onnx_export import Deployed
 
-ONNX_NAME, PLAN_NAME = "model.onnx", "model.plan"
 _REHEARSAL = "the FP16 graph (rounded to half after every operation, summed in float32)"
 TARGETS = ("auto", *tensorrt_api.FLAVOURS, "onnx")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -11,10 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import BuildError
-from isicrt.engine.plan import write_plan
+from isicrt.engine.errors import BuildError, ModelError
+from isicrt.engine.plan import read_plan, write_plan
+from isicrt.engine.rebuild import onnx_beside
 
-_PREFIX = ".isicrt-"
+ONNX_NAME, PLAN_NAME = "model.onnx", "model.plan"
+_PREFIX, _OLD_PLAN = ".isicrt-", "old.plan"
+_TRIAL = re.compile(rf"{re.escape(_PREFIX)}[0-9a-f]{{16}}")
 
 
 @contextmanager
@@ -41,16 +45,23 @@ def alone(folder: Path) -> Iterator[None]:
 def trial_file(out: Path, name: str) -> Iterator[Path]:
     """Where a file may be written and tried before it is kept: in a hidden folder in `out`, removed afterwards.
 
+    Such folders of builds that were killed are removed too.
+
     Raises:
         BuildError: there can be no such folder.
     """
     folder = out / f"{_PREFIX}{secrets.token_hex(8)}"  # known before it is there: a signal may come at any time
+    lock = None
     try:
-        with writing(out / name):
+        with writing(out / name), alone(out):
+            with suppress(OSError):  # they are in nobody's way
+                _remove_abandoned(out)
             folder.mkdir(mode=0o700)
+            lock = _locked(folder)
         yield folder / name
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _unlock(lock)
 
 
 def replace_both(onnx: Path, content: bytes, plan: Path, card: ModelCard, engine: bytes) -> None:
@@ -71,7 +82,7 @@ def replace_both(onnx: Path, content: bytes, plan: Path, card: ModelCard, engine
             alone could not take its place.
     """
     with trial_file(onnx.parent, onnx.name) as new_onnx:
-        new_plan, old_plan = new_onnx.with_name(plan.name), new_onnx.with_name("old.plan")
+        new_plan, old_plan = new_onnx.with_name(plan.name), new_onnx.with_name(_OLD_PLAN)
         with writing(onnx):
             new_onnx.write_bytes(content)
         with writing(plan):
@@ -90,6 +101,21 @@ def replace_both(onnx: Path, content: bytes, plan: Path, card: ModelCard, engine
                 raise
             with writing(plan):
                 new_plan.replace(plan)
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Remove the hidden folders of builds that were killed. A plan that one was about to replace goes back first, if
+    it is of the ONNX file there."""
+    for folder in [path for path in out.iterdir() if _TRIAL.fullmatch(path.name) and not path.is_symlink()]:
+        lock = _locked(folder)
+        if lock is None:  # a living build has it; or nobody can say
+            continue
+        old, plan = folder / _OLD_PLAN, out / PLAN_NAME
+        with suppress(ModelError, OSError):
+            if old.exists() and not plan.exists() and onnx_beside(read_plan(old)[0], plan):
+                old.rename(plan)
+        shutil.rmtree(folder, ignore_errors=True)
+        _unlock(lock)
 
 
 def _locked(folder: Path, *, wait: bool = False) -> int | None:

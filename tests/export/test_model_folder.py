@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from isicrt.engine.errors import BuildError
-from isicrt.engine.plan import read_plan
+from isicrt.engine.plan import read_plan, write_plan
 from isicrt.export import model_folder
 from isicrt.export.model_folder import replace_both, trial_file
 from tests.tiny_models import plan_card
@@ -176,3 +177,47 @@ def test_where_nothing_can_be_tried_the_file_is_named(tmp_path: Path) -> None:
         trial_file(tmp_path / "file", "trial.plan"),
     ):
         pass
+
+
+_KILLED = """
+import os, signal
+from pathlib import Path
+from isicrt.export.model_folder import trial_file
+with trial_file(Path({out!r}), "model.onnx") as path:
+    path.write_bytes(b"x" * 1000)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+def test_what_a_killed_build_left_goes_and_what_a_living_one_has_stays(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", _KILLED.format(out=str(tmp_path))], check=False)
+    (left,) = _names(tmp_path)
+    for name in (".isicrt-journal.jsonl", ".isicrt-0123456789ab"):
+        (tmp_path / name).mkdir()
+    with trial_file(tmp_path, "a") as first:
+        assert left not in _names(tmp_path)
+        with trial_file(tmp_path, "b") as second:
+            assert first.parent.is_dir()
+            assert second.parent.is_dir()
+    assert _names(tmp_path) == [".isicrt-0123456789ab", ".isicrt-journal.jsonl"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+@pytest.mark.parametrize(("beside", "back"), [(b"old", True), (b"new", False)])
+def test_the_plan_that_a_killed_build_had_moved_goes_back_to_its_own_onnx_file(
+    tmp_path: Path, beside: bytes, back: bool
+) -> None:
+    hidden = tmp_path / ".isicrt-0123456789abcdef"
+    hidden.mkdir()
+    write_plan(hidden / "old.plan", plan_card(onnx_sha256=hashlib.sha256(b"old").hexdigest()), b"plan")
+    (tmp_path / "model.onnx").write_bytes(beside)
+    with trial_file(tmp_path, "model.onnx"):
+        assert (tmp_path / "model.plan").exists() is back
+    assert _names(tmp_path) == ["model.onnx", *(["model.plan"] if back else [])]
+    if back:  # one that is there stays
+        write_plan(tmp_path / "model.plan", plan_card(), b"another")
+        hidden.mkdir()
+        write_plan(hidden / "old.plan", plan_card(onnx_sha256=hashlib.sha256(b"old").hexdigest()), b"plan")
+        with trial_file(tmp_path, "model.onnx"):
+            assert _plan(tmp_path) == b"another"
