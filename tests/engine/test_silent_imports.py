@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,3 +68,36 @@ def test_a_users_own_setting_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(silent_imports.ORT_SWITCH, "0")
     silent_imports.silence_onnxruntime()
     assert os.environ[silent_imports.ORT_SWITCH] == "0"
+
+
+@pytest.mark.parametrize("load", [silent_imports.import_onnxruntime, silent_imports.import_openvino])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_signal_while_a_native_module_starts_is_handled_afterwards(
+    monkeypatch: pytest.MonkeyPatch, load: Callable[[], Any], number: int, raises: bool
+) -> None:
+    """Handled in its midst, Ctrl-C came out as "ImportError: initialization failed", or the process crashed."""
+    steps = []
+
+    def start(name: str) -> str:
+        signal.raise_signal(number)
+        steps.append("started")
+        return name
+
+    def handle(number: int, frame: object) -> None:
+        steps.append("handled")
+        if raises:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", start)
+    before = signal.signal(number, handle)
+    try:
+        if raises:
+            with pytest.raises(KeyboardInterrupt):
+                load()
+        else:
+            assert load() in ("onnxruntime", "openvino")
+        assert signal.getsignal(number) is handle
+    finally:
+        signal.signal(number, before)
+    assert steps == ["started", "handled"]
