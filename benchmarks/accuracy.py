@@ -96,8 +96,8 @@ def find_truths(names: Sequence[PurePath], masks: Path) -> dict[PurePath, Path]:
     for path in sorted(masks.rglob("*")):
         if path.suffix.lower() in _FORMATS:
             stem = path.stem.lower()
-            for name in {stem, *(stem.removesuffix(ending) for ending in _ENDINGS)}:
-                by_id[name].append(path)
+            for identifier in {stem, *(stem.removesuffix(ending) for ending in _ENDINGS)}:
+                by_id[identifier].append(path)
     truths: dict[PurePath, Path] = {}
     for name in names:
         found = by_id[name.stem.lower()]
