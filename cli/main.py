@@ -54,6 +54,13 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except IsicrtError as error:
             raise explained(error) from error
+        except ImportError as error:
+            if (error.name or "").startswith("isicrt"):  # a bug, and no matter of the installation
+                raise
+            raise click.ClickException(
+                f"{error}. A package that isicrt needs is missing or broken: pip install --force-reinstall . in "
+                "isicrt's repository; isicrt doctor says more"
+            ) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -18,7 +18,7 @@ from PIL import Image
 
 try:
     import cykooz_resizer
-except ImportError:  # it has no wheels for Linux on ARM
+except (ImportError, OSError):  # it has no wheels for Linux on ARM, or its library does not load
     cykooz_resizer = None
 
 UInt8Array = npt.NDArray[np.uint8]

@@ -31,7 +31,7 @@ class OpenVinoRuntime(CpuRuntime):
     """See `CpuRuntime`.
 
     Raises:
-        MissingDependencyError: OpenVINO is not installed.
+        MissingDependencyError: OpenVINO is not installed, or broken.
     """
 
     name = "openvino-cpu"
@@ -99,13 +99,13 @@ def _core() -> Any:
     that go in the order in which they came, the second leaves the thread with the first one's stack, which is no longer
     mapped. The next signal is delivered to it: Ctrl-C then ends Python with a segmentation fault.
     """
-    try:
-        openvino = import_openvino()
-    except ImportError as error:
-        raise MissingDependencyError("OpenVINO", "openvino", str(error)) from error
     with _lock:
-        if not _cores:
-            _cores.append(openvino.Core())
+        try:
+            openvino = import_openvino()
+            if not _cores:
+                _cores.append(openvino.Core())
+        except Exception as error:  # one that does not fit its own parts raises whatever it runs into
+            raise MissingDependencyError("OpenVINO", "openvino", str(error) or type(error).__name__) from error
         return _cores[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cores import available_cores
-from isicrt.engine.errors import IsicrtError, ModelError, SettingsError
+from isicrt.engine.errors import IsicrtError, MissingDependencyError, ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array
 
 
@@ -124,6 +125,8 @@ def check_batch(images: UInt8Array, card: ModelCard, max_batch: int | None) -> N
         )
 
 
+_log = logging.getLogger(__name__)
+
 CPU_RUNTIMES = ("auto", "onnxruntime", "openvino")
 CPU_RUNTIME_VARIABLE = "ISICRT_CPU_RUNTIME"
 
@@ -132,7 +135,7 @@ def open_runtime(path: str | os.PathLike[str], *, threads: int | None = None) ->
     """Load a model file on the runtime that fits it: ``.onnx`` on the CPU, ``.plan`` on TensorRT.
 
     The environment variable ``ISICRT_CPU_RUNTIME`` chooses between ``onnxruntime`` and ``openvino``. Without it, or
-    with ``auto``, it is OpenVINO where that is installed.
+    with ``auto``, it is OpenVINO where that is installed and not broken, which is logged.
 
     Args:
         path: the model.
@@ -168,10 +171,17 @@ def _open_onnx(path: Path, threads: int | None) -> Runtime:
 
         try:
             return OpenVinoRuntime(path, threads=threads)
-        except IsicrtError:
+        except IsicrtError as error:
             # ONNX Runtime, which everybody has, has the last word on what a file is.
             if chosen == "openvino":
                 raise
+            if isinstance(error, MissingDependencyError):
+                _log.warning(
+                    "OpenVINO is installed and cannot be loaded (%s): ONNX Runtime is used, which is slower. "
+                    "%s=onnxruntime does so without this line",
+                    error.__cause__,
+                    CPU_RUNTIME_VARIABLE,
+                )
     from isicrt.engine.onnx_runtime import OnnxRuntime
 
     return OnnxRuntime(path, threads=threads)

@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -15,6 +16,7 @@ from isicrt import __version__
 from isicrt.cli import main
 from isicrt.cli.main import COMMANDS, group
 from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
+from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
@@ -132,3 +134,29 @@ main.main()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (result.returncode, result.stderr) == (1, "Error: torn\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("cv2", "raise ImportError('libGL.so.1: cannot open shared object file')"),
+        ("simplejpeg", "raise ModuleNotFoundError('no simplejpeg', name='simplejpeg')"),
+        ("onnxruntime", "raise ImportError('no onnxruntime')"),
+    ],
+)
+def test_a_base_package_that_cannot_be_imported_is_a_line(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / f"{name}.py").write_text(text)
+    command = ["segment", "examples/images", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "isicrt.cli.main", *command],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "ISICRT_CPU_RUNTIME": "onnxruntime"},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert text.split("'")[1] in done.stderr
+    assert "pip install --force-reinstall ." in done.stderr
+    assert len(done.stderr.splitlines()) == 1

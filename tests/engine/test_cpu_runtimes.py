@@ -242,6 +242,26 @@ def test_without_openvino_it_is_onnx_runtime_and_asking_for_it_names_the_extra(
         open_runtime(darkness_onnx)
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("libtbb.so.12"), OSError("libtbb.so.12"), AttributeError("libtbb.so.12")]
+)
+def test_a_broken_openvino_is_said_and_onnx_runtime_takes_its_place(
+    darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr("isicrt.engine.openvino_runtime.import_openvino", fails)
+    monkeypatch.setattr("isicrt.engine.runtime.find_spec", lambda name: object())
+    monkeypatch.setenv(CPU_RUNTIME_VARIABLE, "auto")
+    with open_runtime(darkness_onnx) as runtime:
+        assert runtime.name == "onnxruntime-cpu"
+    assert "OpenVINO is installed and cannot be loaded (libtbb.so.12): ONNX Runtime is used" in caplog.text
+    monkeypatch.setenv(CPU_RUNTIME_VARIABLE, "openvino")
+    with pytest.raises(MissingDependencyError, match=r"libtbb.so.12.*\.\[openvino\]"):
+        open_runtime(darkness_onnx)
+
+
 def test_a_batch_is_shared_out_among_threads_that_have_nothing_to_do(
     runtime_class: type[CpuRuntime], darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

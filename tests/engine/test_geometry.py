@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -63,3 +68,10 @@ def test_upsampling_a_constant_is_constant(size: tuple[int, int]) -> None:
 def test_cutoff_is_the_first_level_above_the_threshold(threshold: float, level: int) -> None:
     assert cutoff(threshold) == level
     assert level > threshold * 255 >= level - 1
+
+
+def test_a_resizer_whose_library_does_not_load_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "cykooz_resizer.py").write_text("raise OSError('cannot open shared object file')")
+    code = "from isicrt.engine import geometry; assert geometry.cykooz_resizer is None"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, check=True)
