@@ -99,7 +99,7 @@ _IMAGES_UNTIL_GIVEN_BACK = 1000
     type=NamedPath(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write a row for each image: mask, size, the lesion's share of it, confidence, a note where the image looks "
-    "damaged or has an EXIF orientation, or why there is no mask.",
+    "damaged, has an EXIF orientation or is the first of several in its file, or why there is no mask.",
 )
 @click.option(
     "--report",

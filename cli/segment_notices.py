@@ -50,16 +50,16 @@ class MaskNotices:
     """Of one run, those masks among them that an earlier one made."""
 
     def __init__(self) -> None:
-        self._damaged, self._turned, self._empty = Some(), Some(), Some()
+        self._damaged, self._turned, self._first, self._empty = Some(), Some(), Some(), Some()
 
     def add(self, outcome: Outcome) -> None:
         if outcome.found_nothing:
             self._empty.add(outcome.job.mask)
         if outcome.note is None or outcome.error is not None:
             return
-        from isicrt.engine.jpeg_notes import DAMAGED, TURNED
+        from isicrt.engine.jpeg_notes import DAMAGED, FIRST, TURNED
 
-        for kind, such in ((DAMAGED, self._damaged), (TURNED, self._turned)):
+        for kind, such in ((DAMAGED, self._damaged), (TURNED, self._turned), (FIRST, self._first)):
             if kind in outcome.note:
                 such.add(outcome.job.image)
 
@@ -68,6 +68,7 @@ class MaskNotices:
         return {
             "damaged": self._damaged.count,
             "turned_by_exif": self._turned.count,
+            "first_of_several": self._first.count,
             "without_lesion": self._empty.count,
         }
 
@@ -82,6 +83,11 @@ class MaskNotices:
             yield (
                 f"{_counted(count, 'image has', 'images have')} an EXIF orientation, such as {self._turned.first}: "
                 "masks have the stored pixel grid, a viewer that turns the image does not turn the mask (docs/data.md)"
+            )
+        if count := self._first.count:
+            yield (
+                f"{_counted(count, 'file holds', 'files hold')} several pages or frames, such as {self._first.first}: "
+                "only the first has a mask (the column note of --csv FILE says how many there are)"
             )
         if count := self._empty.count:
             yield f"{_counted(count, 'mask has', 'masks have')} no lesion, such as {self._empty.first}"

@@ -26,6 +26,7 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 
 from isicrt.engine import tiff_layout
 from isicrt.engine.errors import DataError, ImageError
+from isicrt.engine.frames import frames_note
 from isicrt.engine.geometry import UInt8Array, resize_image
 from isicrt.engine.jpeg_notes import DAMAGED, damage, exif_note, joined, orientation_note, turned_note
 from isicrt.engine.mask_levels import mask_levels
@@ -112,7 +113,7 @@ class Decoded:
     stamp: FileStamp | None = None
     """Of the file, while it was read."""
     note: str | None = None
-    """What else is to be known of it, see `isicrt.engine.jpeg_notes`: that it looks damaged, that a viewer turns it."""
+    """What else is to be known of it, see `isicrt.engine.jpeg_notes`: such as that it looks damaged."""
 
 
 class DamagedImageError(ImageError):
@@ -285,6 +286,7 @@ def decode_data(
         if fast := _decode_jpeg(data, size, max_pixels, admit, notes):
             return fast
     image = _open(data, max_pixels)
+    notes += frames_note(image, data)
     with admit(image.size[0] * image.size[1]):
         pixels = _to_rgb(_stored_grid(image, notes), *tiff_layout.grey_levels(image))
     return pixels, (pixels.shape[0], pixels.shape[1])

@@ -1,4 +1,5 @@
-"""What is said of an image that is decoded all the same: that its JPEG looks damaged, that a viewer would turn it."""
+"""What is said of an image that is decoded all the same: that its JPEG looks damaged, that a viewer would turn it, that
+its file holds others."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import re
 import struct
 from collections.abc import Iterable
 
-DAMAGED, TURNED = "damaged: ", "EXIF orientation "
+DAMAGED, TURNED, FIRST = "damaged: ", "EXIF orientation ", "first of "
 """What such notes begin with."""
 
 _EXIF = b"Exif\0\0"

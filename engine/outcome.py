@@ -46,7 +46,7 @@ class Outcome:
     somebody else or an older isicrt made it."""
     note: str | None = None
     """What else is to be known of an image that has a mask: that its JPEG looks damaged, where no GPU was
-    asked to decode it, or that its EXIF orientation turns it. See `isicrt.engine.jpeg_notes`."""
+    asked to decode it, that its EXIF orientation turns it, that there are more. See `isicrt.engine.jpeg_notes`."""
 
     @property
     def found_nothing(self) -> bool:

@@ -187,6 +187,25 @@ def test_images_that_a_viewer_turns_are_said(segment) -> None:
         assert [row["note"] for row in csv.DictReader(file)] == ["EXIF orientation 6", "", "EXIF orientation 6"]
 
 
+def test_files_of_several_images_are_said(segment) -> None:
+    with Image.open("in/a.jpg") as image:
+        for name in ("d.tif", "e.webp", "f.png"):
+            image.save(f"in/{name}", save_all=True, append_images=[image.rotate(90), image.rotate(180)])
+        image.save("in/g.tif")
+    for _ in range(2):
+        result = segment("in", "--out", "out", "--csv", "r.csv", "--report", "r.json")
+        assert result.exit_code == 0
+        assert result.stderr.splitlines() == [
+            "3 files hold several pages or frames, such as in/d.tif: only the first has a mask "
+            "(the column note of --csv FILE says how many there are)"
+        ]
+        with open("r.csv", newline="") as file:
+            notes = {Path(row["image"]).name: row["note"] for row in csv.DictReader(file) if row["note"]}
+        several = {"d.tif": "first of 3 pages", "e.webp": "first of 3 frames", "f.png": "first of 3 frames"}
+        assert notes == several
+        assert json.loads(Path("r.json").read_text())["first_of_several"] == 3
+
+
 def test_masks_without_lesion_are_said(segment) -> None:
     for name in "ab":
         Image.new("RGB", (64, 48), "white").save(f"in/{name}.jpg")
