@@ -30,7 +30,16 @@ from isicrt.export import half, onnx_graph, trials
 from isicrt.export.enlargement import enlarge_by_resize
 from isicrt.export.inspection import half_share
 from isicrt.export.model_folder import ONNX_NAME, PLAN_NAME, alone, replace_both, trial_file, writing
-from isicrt.export.parity import Compute, Levels, OnnxLevels, Parity, Sample, measure_parity, require_parity
+from isicrt.export.parity import (
+    Compute,
+    Levels,
+    OnnxLevels,
+    Parity,
+    Sample,
+    measure_parity,
+    require_finite,
+    require_parity,
+)
 from isicrt.export.second_look import with_second_look
 from isicrt.export.tensorrt_build import (
     NO_TUNING,
@@ -211,6 +220,8 @@ def build(
         with writing(onnx_path):
             path.write_bytes(onnx_bytes)
         trials.check_batches(path, (1, 3, min(profile.largest, 32)))
+    if parity is None:
+        require_finite(reference, samples, source=images)
     clock.lap("check")
     if destination.flavour is None:
         with writing(onnx_path), alone(out):

@@ -146,7 +146,7 @@ def measure_parity(
         on_progress: called with 0..1.
 
     Raises:
-        BuildError: there is no image, or the largest activation of a half graph is not finite.
+        BuildError: there is no image, the reference is not finite, or the largest activation of a half graph is not.
     """
     if not samples:
         raise BuildError("parity: there is no image to compare on")
@@ -157,7 +157,7 @@ def measure_parity(
     non_finite = done = 0
     for batch in _batches(samples):
         images = np.stack([sample.pixels for sample in batch])
-        expected, found = reference[1](images), candidate[1](images)
+        expected, found = _expected(reference, images, source), candidate[1](images)
         bad = ~np.isfinite(found)
         non_finite += int(bad.sum())
         found = np.where(bad, np.float32(0), found)
@@ -195,6 +195,22 @@ def measure_parity(
         jaccard_reference=means[0],
         jaccard_candidate=means[1],
     )
+
+
+def require_finite(reference: tuple[str, Compute], samples: Sequence[Sample], *, source: str) -> None:
+    """Raise BuildError if what is compiled as it came, and so compared with nothing, gives what is no number."""
+    for batch in _batches(samples):
+        _expected(reference, np.stack([sample.pixels for sample in batch]), source)
+
+
+def _expected(reference: tuple[str, Compute], images: UInt8Array, source: str) -> Levels:
+    levels = reference[1](images)
+    if bad := int((~np.isfinite(levels)).sum()):
+        raise BuildError(
+            f"parity: {bad} probabilities of {reference[0]} itself are not finite on {source}. Nothing was written. "
+            "Its weights are damaged, or its training went astray: take another checkpoint, or train again."
+        )
+    return levels
 
 
 def _batches(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:

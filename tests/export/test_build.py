@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from isicrt.engine import cuda_driver, tensorrt_api
 from isicrt.engine.cuda_driver import Gpu, find_gpu
@@ -109,6 +110,20 @@ def test_nothing_to_convert_copies_the_file_and_keeps_its_record(
     assert built.onnx.read_bytes() == fp32_file.read_bytes()
     # In its own folder too.
     assert _build(open_source(fp32_file, "x"), samples, fp32_file.parent).onnx == fp32_file
+
+
+def test_a_file_whose_weights_are_no_numbers_is_not_built(
+    fp32_file: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    model = onnx.load(str(fp32_file))
+    weights = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    broken = numpy_helper.to_array(weights).copy()
+    broken.flat[0] = np.nan
+    weights.CopyFrom(numpy_helper.from_array(broken, weights.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+    with pytest.raises(BuildError, match="the fp32 ONNX file itself are not finite on rendered"):
+        _build(open_source(tmp_path / "nan.onnx", "x"), samples, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_file_is_not_replaced_by_its_own_conversion(fp32_file: Path, samples: list[Sample]) -> None:
@@ -303,11 +318,10 @@ def test_an_int8_model_names_the_one_to_build_from(tmp_path: Path, name: str, by
     assert not list(tmp_path.iterdir())
 
 
-def test_an_onnx_file_alone_says_that_the_plan_beside_it_is_another_ones(
-    darkness_onnx: Path, samples: list[Sample], tmp_path: Path
-) -> None:
-    source = open_source(darkness_onnx, "x")
-    sha = hashlib.sha256(darkness_onnx.read_bytes()).hexdigest()
+def test_an_onnx_file_alone_says_that_the_plan_beside_it_is_another_ones(samples: list[Sample], tmp_path: Path) -> None:
+    write_darkness_model(tmp_path / "alone.onnx", tiny_card().input_size)
+    source = open_source(tmp_path / "alone.onnx", "x")
+    sha = hashlib.sha256(source.path.read_bytes()).hexdigest()
     for recorded, notes in ((sha, 0), ("0" * 64, 1)):
         write_plan(tmp_path / "model.plan", plan_card(onnx_sha256=recorded), b"plan")
         built = _build(source, samples, tmp_path)

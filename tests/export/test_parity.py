@@ -80,6 +80,13 @@ def test_what_is_not_finite_is_counted_and_refused(value: float) -> None:
         require_parity(parity)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_reference_that_is_not_finite_proves_nothing(value: float) -> None:
+    broken, message = [0, value, value, 0], "2 probabilities of a itself are not finite on images of a test"
+    with pytest.raises(BuildError, match=message):
+        _measure(_fixed(broken), _fixed(broken), [Sample("a", _BLACK)])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
