@@ -196,7 +196,10 @@ def _build(
             raise BuildError(
                 f"{failure}\nIt was given a workspace of {tuning.workspace_mib} MiB: try a larger --workspace, or none"
             )
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # else a circle as in `_wait`: its traceback holds this frame
     return Engine(bytes(serialised), layers)
 
 

@@ -148,13 +148,24 @@ def test_what_the_caller_of_progress_raises_stops_the_builder(trt: tensorrt_api.
     assert len(calls) == 3
 
 
-def test_nothing_of_tensorrt_outlives_an_error(trt: tensorrt_api.TensorRt, tiny_onnx: onnx.ModelProto) -> None:
-    """Its objects would be destroyed whenever Python next collects garbage: in the midst of another build."""
+@pytest.mark.parametrize("stopped", [False, True])
+def test_nothing_of_tensorrt_outlives_an_error(
+    trt: tensorrt_api.TensorRt, tiny_onnx: onnx.ModelProto, stopped: bool
+) -> None:
+    """Its objects would be destroyed whenever Python next collects garbage: in the midst of another build.
+
+    The network is refused, or the builder gives no engine.
+    """
+    stop, model = threading.Event(), tiny_onnx.SerializeToString()
+    stop.set()
     gc.collect()
     gc.disable()
     try:
         with contextlib.suppress(BuildError):
-            build_engine(trt, tiny_onnx.SerializeToString(), PROFILE, half=True)
+            if stopped:
+                tensorrt_build._build(trt, model, PROFILE, False, Tuning(), None, lambda fraction: None, stop)
+                pytest.fail("it was built")
+            build_engine(trt, model, PROFILE, half=True)
         alive = [thing for thing in gc.get_objects() if isinstance(thing, trt.module.ILogger)]
     finally:
         gc.enable()
