@@ -76,3 +76,14 @@ def require_half(layers: list[Layer]) -> None:
             f"--fp16 was asked for, but {half_share(layers)} are HALF in the engine{example}. No plan was written. "
             "If the ONNX file was made elsewhere, build from the checkpoint; else this is a bug in isicrt."
         )
+
+
+def refuse_half(layers: list[Layer]) -> None:
+    """Raise BuildError if anything about a layer is half: what is called fp32 computes in float32."""
+    for layer in layers:
+        if "HALF" in layer.types:
+            raise BuildError(
+                f"--fp32 was asked for, but {half_share(layers)} are HALF in the engine, '{layer.name}' is "
+                f"{'/'.join(sorted(layer.types))}. No plan was written. The ONNX file's card says fp32, which it is "
+                "not: build from the checkpoint."
+            )

@@ -16,7 +16,7 @@ from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import BuildError
 from isicrt.engine.masks import replace_file
 from isicrt.engine.tensorrt_api import TensorRt, known_capabilities, make_logger
-from isicrt.export.inspection import Layer, inspect_network, require_half
+from isicrt.export.inspection import Layer, inspect_network, refuse_half, require_half
 
 _SHOWN = 5
 
@@ -98,14 +98,15 @@ def build_engine(
         trt: the flavour.
         model: an ONNX file's bytes, with one input.
         profile: batch sizes.
-        half: refuse a network with a convolution that is not FP16. The precision itself is in the graph.
+        half: refuse a network with a convolution that is not FP16; if not, one with any that is. The precision itself
+            is in the graph.
         tuning: see there.
         gpu: names the timing cache, which only `tensorrt` has.
         on_progress: called with 0..1, from another thread.
 
     Raises:
-        BuildError: the parser refuses the graph (its nodes and reasons are named), a layer is not half, the flavour
-            has no such tuning, or the builder fails.
+        BuildError: the parser refuses the graph (its nodes and reasons are named), a layer is of the other precision,
+            the flavour has no such tuning, or the builder fails.
     """
     require_tuning(trt, tuning)
     stop = threading.Event()
@@ -170,8 +171,7 @@ def _build(
         errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
         raise BuildError(f"{trt.title} cannot parse the ONNX graph:\n" + "\n".join(errors[:_SHOWN]))
     layers = inspect_network(trt, network)
-    if half:
-        require_half(layers)
+    (require_half if half else refuse_half)(layers)
     config = _created(builder.create_builder_config(), "builder configuration", trt, log)
     # TensorFloat-32 has the mantissa of half: what is called fp32 here is float32.
     config.clear_flag(module.BuilderFlag.TF32)

@@ -76,6 +76,11 @@ def test_asking_for_half_of_a_float_graph_is_an_error_before_anything_is_built(
     assert not seen
 
 
+def test_asking_for_float_of_a_half_graph_is_an_error_too(trt: tensorrt_api.TensorRt, tiny_half: bytes) -> None:
+    with pytest.raises(BuildError, match=r"--fp32 was asked for, but 6 of 6 convolutions are HALF .* is HALF"):
+        build_engine(trt, tiny_half, PROFILE, half=False)
+
+
 def test_what_the_parser_refuses_is_named(trt: tensorrt_api.TensorRt) -> None:
     graph = helper.make_graph(
         [helper.make_node("Transpose", ["image"], ["y"], name="turned", perm=[0, 3, 1, 2])],
