@@ -136,25 +136,26 @@ def command(
     destination = choose_target(target)
     tuning = Tuning(hardware_compatibility, compute_capability, opt_level, workspace)
     check_tuning(destination, tuning)
-    source = open_source(*_find(checkpoint))
-    precision = "fp16" if fp16 else "fp32"
-    h, w = source.card.input_size
-    click.echo(
-        f"Model: {source.name} ({source.card.architecture}, {h} x {w} px) -> {precision} {_describe(destination)}"
-    )
-    samples, origin = _samples(images, masks, parity_images, source)
-    with sigterm_as_ctrl_c(), _Bar() as bar:
-        built = build(
-            source,
-            samples,
-            precision=precision,
-            profile=Profile(*batch_size),
-            tuning=tuning,
-            destination=destination,
-            out=out,
-            images=origin,
-            report=bar.show,
+    with sigterm_as_ctrl_c():
+        source = open_source(*_find(checkpoint))
+        precision = "fp16" if fp16 else "fp32"
+        h, w = source.card.input_size
+        click.echo(
+            f"Model: {source.name} ({source.card.architecture}, {h} x {w} px) -> {precision} {_describe(destination)}"
         )
+        samples, origin = _samples(images, masks, parity_images, source)
+        with _Bar() as bar:
+            built = build(
+                source,
+                samples,
+                precision=precision,
+                profile=Profile(*batch_size),
+                tuning=tuning,
+                destination=destination,
+                out=out,
+                images=origin,
+                report=bar.show,
+            )
     _print(built, destination, batch_size)
 
 

@@ -299,6 +299,23 @@ def test_the_command_that_a_refused_plan_names_builds_it_again_from_any_folder(
         assert again.builder[name] == card.builder[name]
 
 
+@pytest.mark.parametrize("step", ["isicrt.export.build.open_source", "isicrt.cli.build_engine._samples"])
+def test_sigterm_is_ctrl_c_from_the_first_step_on(
+    darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def stopped(*arguments: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it goes on")
+
+    monkeypatch.setattr(step, stopped)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        result = _run(darkness_onnx, "--target", "onnx", "--out", tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (result.exit_code, result.stderr.strip()) == (1, "Aborted!")  # of which `main` makes 130
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_build_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
