@@ -284,7 +284,7 @@ def check_gpu(path: Path, card: ModelCard, gpu: Gpu) -> None:
         return
     if same and (level == "same-compute-capability" or not model or _model(str(model)) == _model(gpu.name)):
         return
-    made_for = "Ampere and newer GPUs, 8.0 and up, on" if level == "ampere-plus" else "for"
+    made_for = "for Ampere and newer GPUs, 8.0 and up, on" if level == "ampere-plus" else "for"
     advice = ""
     if same:
         advice = (

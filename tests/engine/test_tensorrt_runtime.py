@@ -121,8 +121,9 @@ def test_hardware_compatibility_says_which_gpus_a_plan_runs_on(level: str, capab
 def test_below_ampere_a_plan_is_not_built_for_ampere_again() -> None:
     options = ["--hardware-compatibility", "ampere-plus", "--opt-level", "5"]
     card = darkness_card(builder=BUILDER | {"hardware_compatibility": "ampere-plus", "options": options})
-    with pytest.raises(OtherGpuError, match=r"--target tensorrt --opt-level 5 --out"):
+    with pytest.raises(OtherGpuError, match=r"--target tensorrt --opt-level 5 --out") as error:
         check_gpu(Path("a.plan"), card, Gpu("Tesla T4", "7.5", "13.0"))
+    assert str(error.value).startswith("a.plan: built for Ampere and newer GPUs, 8.0 and up, on ")
 
 
 @pytest.mark.parametrize("depth", [0, 9])
