@@ -274,7 +274,7 @@ def _exact_graph(source: Source, precision: str) -> onnx.ModelProto:
         raise BuildError(
             f"{source.path}: is an int8 model, made for ONNX Runtime on CPUs; TensorRT's parser takes no int8 graph of "
             f"that kind, and its weights cannot be brought back. Build from the model that it was made of: "
-            f"isicrt build-engine {plan_source(source.path, source.card)} --fp16"
+            f"isicrt build-engine {plan_source(source.path, source.card)} --{precision}"
         )
     if source.card.precision == "fp16" and precision == "fp32":
         raise BuildError(

@@ -313,8 +313,9 @@ def test_a_driver_that_finds_no_gpu_is_quoted(monkeypatch: pytest.MonkeyPatch) -
 def test_an_int8_model_names_the_one_to_build_from(tmp_path: Path, name: str, by_path: bool) -> None:
     path = resolve(name)
     source = open_source(path, str(path) if by_path else name)
-    with pytest.raises(BuildError, match=r"is an int8 model.*isicrt build-engine unet-light --fp16$"):
-        _build(source, [], tmp_path, destination=choose_target("onnx"))
+    for precision in ("fp16", "fp32"):
+        with pytest.raises(BuildError, match=rf"is an int8 model.*isicrt build-engine unet-light --{precision}$"):
+            _build(source, [], tmp_path, precision, destination=choose_target("onnx"))
     assert not list(tmp_path.iterdir())
 
 
