@@ -59,7 +59,7 @@ def _uninterrupted() -> Iterator[None]:
                     signal.signal(number, lambda number, _: came.append(number))
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in came:
-            signal.raise_signal(number)
+        for held, handler in before.items():
+            signal.signal(held, handler)
+        for held in came:
+            signal.raise_signal(held)
