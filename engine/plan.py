@@ -114,7 +114,10 @@ def _checked_card(path: Path, text: bytes) -> tuple[ModelCard | None, str]:
     except ModelError as error:
         said = str(error)  # of another isicrt's card it says itself what to do, in whole sentences
         return None, f"{path}: {said}" if said.endswith(".") else f"{path}: {said}. {advice_without_builder(path)}"
-    if problem := builder_problem(card.builder):
+    problem = builder_problem(card.builder)
+    if card.precision == "int8":
+        problem = "its card says int8, and isicrt builds plans with --fp16 and --fp32"
+    if problem:
         return None, f"{path}: {problem}. {advice_without_builder(path, card)}"
     return card, ""
 

@@ -156,7 +156,8 @@ def advice_without_builder(path: Path, card: ModelCard | None = None) -> str:
     if card is not None:
         if source == CHECKPOINT and _is_text(card.builder.get("source")):
             source = card.builder["source"]
-        precision = f"--{card.precision} (and the options that it was built with)"
+        if card.precision != "int8":
+            precision = f"--{card.precision} (and the options that it was built with)"
     return f"Build it again with: {shlex.join(['isicrt', 'build-engine', source])} {precision}"
 
 

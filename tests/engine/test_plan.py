@@ -213,6 +213,13 @@ def test_what_a_builder_wrote_is_checked(tmp_path: Path, change: dict[str, objec
     assert "Build it again with: isicrt build-engine " in str(error.value)
 
 
+def test_no_plan_is_int8(tmp_path: Path) -> None:
+    path = tmp_path / "model.plan"
+    write_plan(path, plan_card().replace(precision="int8"), PLAN)
+    with pytest.raises(ModelError, match=r"plan: its card says int8, .* isicrt build-engine best\.pt --fp16 \(or"):
+        read_plan(path)
+
+
 def test_advice_is_looked_for_only_where_something_is_wrong(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It hashes the ONNX file beside the plan, which may be large."""
 
