@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,13 @@ _PLAN, _ONNX = "model.plan", "model.onnx"
 _OLDEST_TARGET = 8.0
 """TensorRT for RTX prepares a plan for all that it knows from this compute capability on, unless it is told."""
 _MOST_TEXT = 1000
+_OPTIONS = {
+    "--hardware-compatibility": re.compile("ampere-plus|same-compute-capability"),
+    "--compute-capability": re.compile(r"current|\d+\.\d(,\d+\.\d)*", re.ASCII),
+    "--opt-level": re.compile("[0-5]"),
+    "--workspace": re.compile(r"[1-9][0-9]{0,6}"),
+}
+"""What `isicrt.export.tensorrt_build.Tuning` asks for. Nothing else is put into a command that somebody may paste."""
 CHECKPOINT = "CHECKPOINT"
 """Stands in a command for a file that nobody here knows."""
 
@@ -42,7 +50,12 @@ def builder_problem(builder: Mapping[str, Any]) -> str:
         value = builder.get(name, [])
         if not isinstance(value, list) or not all(map(_is_text, value)):
             return f"its builder's {name} must be a list of texts, not {_shown(value)}"
-    for name in ("source", "onnx_sha256", "gpu", "compute_capability", "hardware_compatibility"):
+    if not _are_options(builder.get("options", [])):
+        return f"its builder's options must be those of `isicrt build-engine`, not {_shown(builder['options'])}"
+    source = builder.get("source")
+    if source is not None and not _is_source(source):
+        return f"its builder's source must be text that does not begin with -, not {_shown(source)}"
+    for name in ("onnx_sha256", "gpu", "compute_capability", "hardware_compatibility"):
         value = builder.get(name)
         if value is not None and not _is_text(value):
             return f"its builder's {name} must be text, not {_shown(value)}"
@@ -51,6 +64,16 @@ def builder_problem(builder: Mapping[str, Any]) -> str:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= _MOST_TEXT and value.isprintable()
+
+
+def _is_source(value: object) -> bool:
+    return _is_text(value) and not str(value).startswith("-")  # else it is an option of whatever command it stands in
+
+
+def _are_options(words: Sequence[str]) -> bool:
+    """Whether a list is of the names in `_OPTIONS` and their values, in turn."""
+    pairs = zip(words[::2], words[1::2], strict=False)
+    return len(words) % 2 == 0 and all(name in _OPTIONS and _OPTIONS[name].fullmatch(value) for name, value in pairs)
 
 
 def _is_profile(value: object) -> bool:
@@ -154,7 +177,7 @@ def advice_without_builder(path: Path, card: ModelCard | None = None) -> str:
         if found.precision != "int8":  # else it is another's
             card, source = found, str(beside)
     if card is not None:
-        if source == CHECKPOINT and _is_text(card.builder.get("source")):
+        if source == CHECKPOINT and _is_source(card.builder.get("source")):
             source = card.builder["source"]
         if card.precision != "int8":
             precision = f"--{card.precision} (and the options that it was built with)"

@@ -320,7 +320,8 @@ def _finished(source: Source, graph: onnx.ModelProto, precision: str, parity: Pa
 
 def _portable(name: str) -> str:
     """A source as it was named, but for folders of this machine: whoever is given the plan is given its card."""
-    return "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
+    portable = "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
+    return f"./{portable}" if portable.startswith("-") else portable  # in a command it would be an option
 
 
 def check_tuning(destination: Destination, tuning: Tuning) -> None:

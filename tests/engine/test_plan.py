@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from pathlib import Path
 
@@ -198,6 +199,13 @@ def test_a_card_of_another_isicrt_gives_one_piece_of_advice(tmp_path: Path) -> N
         ({"profile": [8, 4, 2]}, "profile must be three batch sizes"),
         ({"options": "--opt-level 5"}, "options must be a list of texts"),
         ({"options": [1]}, "options must be a list of texts"),
+        ({"options": ["--opt-level"]}, "options must be those of `isicrt build-engine`"),
+        ({"options": ["--opt-level", "9"]}, "options must be those of"),
+        ({"options": ["--opt-level", "5\n"]}, "options must be a list of texts"),
+        ({"options": ["--out", "/etc"]}, r"options must be those of .*, not \['--out', '/etc'\]"),
+        ({"options": ["--workspace", "--help"]}, "options must be those of"),
+        ({"options": ["--compute-capability", "8.6,"]}, "options must be those of"),
+        ({"source": "--help"}, "source must be text that does not begin with -, not '--help'"),
         ({"compute_capabilities": [8.9]}, "compute_capabilities must be a list of texts"),
         ({"source": 3}, "source must be text"),
         ({"onnx_sha256": 3}, "onnx_sha256 must be text"),
@@ -210,7 +218,7 @@ def test_what_a_builder_wrote_is_checked(tmp_path: Path, change: dict[str, objec
     write_plan(path, plan_card(**change), PLAN)
     with pytest.raises(ModelError, match=message) as error:
         read_plan(path)
-    assert "Build it again with: isicrt build-engine " in str(error.value)
+    assert re.search("Build it again with: isicrt build-engine (best.pt|CHECKPOINT) --fp32 ", str(error.value))
 
 
 def test_no_plan_is_int8(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_plan_carries_all_that_is_known_of_it(
     bindings = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
     stages: list[tuple[str, float | None]] = []
     built = _build(
-        open_source(fp32_file, "the source"),
+        open_source(fp32_file, "/this/machine's/-a folder/source.onnx"),
         samples,
         tmp_path / "plan",
         precision,
@@ -178,7 +178,7 @@ def test_a_plan_carries_all_that_is_known_of_it(
     expected = {
         "flavour": "tensorrt-rtx",
         "version": bindings.__version__,
-        "source": "the source",
+        "source": "./-a folder/source.onnx",  # in a command it must not be an option
         "profile": [1, 2, 4],
         "half_layers": share,
     }

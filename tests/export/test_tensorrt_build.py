@@ -23,11 +23,13 @@ from onnx import TensorProto, helper
 from isicrt.engine import tensorrt_api
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import BuildError
+from isicrt.engine.rebuild import builder_problem
 from isicrt.engine.tensorrt_api import known_capabilities
 from isicrt.export import tensorrt_build
 from isicrt.export.half import to_half
 from isicrt.export.inspection import Layer, half_share, require_half
 from isicrt.export.tensorrt_build import (
+    COMPATIBILITIES,
     BuildProgress,
     Profile,
     Tuning,
@@ -35,6 +37,7 @@ from isicrt.export.tensorrt_build import (
     require_tuning,
     timing_cache_path,
 )
+from tests.tiny_models import plan_card
 
 PROFILE = Profile(1, 4, 8)
 
@@ -257,6 +260,19 @@ def test_the_timing_cache_is_named_by_version_gpu_driver_and_tuning(
 def test_a_tuned_builder_builds(trt: tensorrt_api.TensorRt, tiny_half: bytes, tuning: Tuning) -> None:
     engine = build_engine(trt, tiny_half, PROFILE, half=True, tuning=tuning)
     assert half_share(engine.layers) == "6 of 6 convolutions"
+
+
+@pytest.mark.parametrize("name", COMPATIBILITIES)
+@pytest.mark.parametrize(
+    "rest",
+    [
+        {},
+        {"compute_capabilities": ("current",)},
+        {"compute_capabilities": ("8.0", "12.0"), "opt_level": 0, "workspace_mib": 1 << 20},
+    ],
+)
+def test_what_may_be_asked_for_may_stand_in_a_card(name: str, rest: dict[str, Any]) -> None:
+    assert builder_problem(plan_card(options=Tuning(name, **rest).to_words()).builder) == ""
 
 
 def test_the_compute_capability_reaches_the_plan(trt: tensorrt_api.TensorRt, tiny_half: bytes) -> None:
