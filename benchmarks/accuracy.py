@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -93,11 +93,10 @@ def find_truths(names: Sequence[PurePath], masks: Path) -> dict[PurePath, Path]:
         DataError: no truth for any name, or two that fit equally well.
     """
     by_id: defaultdict[str, list[Path]] = defaultdict(list)
+    known = {name.stem.lower() for name in names}
     for path in sorted(masks.rglob("*")):
-        if path.suffix.lower() in _FORMATS:
-            stem = path.stem.lower()
-            for identifier in {stem, *(stem.removesuffix(ending) for ending in _ENDINGS)}:
-                by_id[identifier].append(path)
+        if (identifier := _identifier(path, known)) is not None:
+            by_id[identifier].append(path)
     truths: dict[PurePath, Path] = {}
     for name in names:
         found = by_id[name.stem.lower()]
@@ -105,6 +104,7 @@ def find_truths(names: Sequence[PurePath], masks: Path) -> dict[PurePath, Path]:
         # The official name wins over others, and any ending over none: the bare name may be the image's.
         for endings in (_OFFICIAL, _ENDINGS):
             found = [p for p in found if p.stem.lower().endswith(endings)] or found
+        found = [p for p in found if p.suffix.lower() == ".png"] or found
         if len(found) > 1:
             raise DataError(f"{name.stem}: two ground truths fit: {found[0]} and {found[1]}. Keep one of them.")
         if found:
@@ -113,6 +113,18 @@ def find_truths(names: Sequence[PurePath], masks: Path) -> dict[PurePath, Path]:
         example = names[0].stem if names else "ISIC_0000000"
         raise DataError(f"{masks}: no ground truth for any image (looked for {example}_Segmentation.png and the like)")
     return truths
+
+
+def _identifier(path: Path, known: Container[str]) -> str | None:
+    """Of which image a file may be the truth; None where it is none. `known` are the images' own names: one of them may
+    end as truths do."""
+    stem, kind = path.stem.lower(), path.suffix.lower()
+    if kind not in _FORMATS:
+        return None
+    ending = next((ending for ending in _ENDINGS if stem.endswith(ending)), None)
+    if ending == _OFFICIAL or (ending is not None and stem not in known):
+        return stem.removesuffix(ending)
+    return stem if kind == ".png" else None
 
 
 def score_masks(folder: Path, truths: Mapping[PurePath, Path]) -> Accuracy:

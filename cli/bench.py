@@ -55,8 +55,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--masks",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of their ground truth, ISIC_0000000_Segmentation.png or ISIC_0000000.png: adds IoU, Dice and the "
-    "other ISIC scores.",
+    help="Folder of their ground truth, ISIC_0000000_Segmentation.png (or _lesion, _mask, _seg, _gt) or "
+    "ISIC_0000000.png: adds IoU, Dice and the other ISIC scores.",
 )
 @click.option(
     "--batch-size",

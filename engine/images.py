@@ -177,7 +177,8 @@ def read_mask(path: str | os.PathLike[str]) -> npt.NDArray[np.bool_]:
         DataError: one that cannot be decoded, or see `mask_levels` and `check_highest`.
     """
     with _image_errors(path):
-        pixels = mask_levels(path, _stored_grid(_open(read_source(path).data, MAX_PIXELS)))
+        image = _open(read_source(path).data, MAX_PIXELS)
+        pixels = mask_levels(path, _stored_grid(image), tiff_layout.grey_levels(image))
         mask: npt.NDArray[np.bool_] = pixels > FOREGROUND_ABOVE
         if not mask.any():
             check_highest(path, int(pixels.max()))
@@ -359,6 +360,8 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
             _check_pixels(*image.size, max_pixels)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 tiff_layout.mend(image)
+            if image.mode == "1" and image.format == "BMP" and data[28] != 1:  # Pillow reads its bytes as bits
+                raise ValueError("BMP of two colours and 8 bits is not read; save it as PNG, or with 1 bit")
             return image
     raise ValueError("it is not a JPEG, PNG, BMP, TIFF or WebP image")
 

@@ -10,16 +10,18 @@ from PIL import Image
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.tiff_layout import grey_levels
 
 _OPAQUE = 255
 
 
-def mask_levels(path: str | os.PathLike[str], image: Image.Image) -> UInt8Array:
+def mask_levels(path: str | os.PathLike[str], image: Image.Image, greys: tuple[int, int] | None = None) -> UInt8Array:
     """Levels of a mask: uint8, H x W, 0 to 255.
 
     Args:
         path: of the mask, to name it.
         image: it, loaded.
+        greys: the values of black and of white where it has 16 bits; as its file says, where it is as it was opened.
 
     Raises:
         DataError: its levels are not plain: colours, transparency, or a mode without a defined white.
@@ -28,9 +30,10 @@ def mask_levels(path: str | os.PathLike[str], image: Image.Image) -> UInt8Array:
         return np.asarray(image.convert("L"))
     # Before Pillow 11 a 16-bit greyscale PNG has mode I.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        deep = np.asarray(image).astype(np.uint32)
+        black, white = greys or grey_levels(image)
+        deep, most = abs(np.asarray(image).astype(np.int32) - black), abs(white - black)
         # Upwards, so that the same levels are above 128 of 255, and classes such as 1 do not become "no lesion".
-        return ((deep * 255 + 65534) // 65535).astype(np.uint8)
+        return ((deep * 255 + most - 1) // most).astype(np.uint8)
     if image.mode not in ("P", "PA", "LA", "RGB", "RGBA"):
         raise _refused(path, f"has mode {image.mode}")
     pixels: UInt8Array = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))

@@ -61,5 +61,13 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for held, handler in before.items():
             signal.signal(held, handler)
-        for held in came:
-            signal.raise_signal(held)
+        _raise(came)
+
+
+def _raise(numbers: list[int]) -> None:
+    """Raise signals one after the other, the rest too where a handler raises."""
+    if numbers:
+        try:
+            signal.raise_signal(numbers[0])
+        finally:
+            _raise(numbers[1:])

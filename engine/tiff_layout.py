@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import PIL
 from PIL import Image, TiffImagePlugin
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _PLANES, _EXTRA, _SIGN = 256, 257, 258, 262, 284, 338, 339
@@ -34,7 +35,8 @@ def mend(image: TiffImagePlugin.TiffImageFile) -> None:
             "or with interleaved channels"
         )
     make: Any = getattr(type(image.tile[0]), "_make", tuple)  # a plain tuple before Pillow 11
-    box, arguments = (0, 0, tags[_WIDTH], tags[_HEIGHT]), (f"{image.mode};16N", False, tags.offset)
+    name = () if int(PIL.__version__.split(".")[0]) >= 13 else ("raw",)  # of the compression
+    box, arguments = (0, 0, tags[_WIDTH], tags[_HEIGHT]), (f"{image.mode};16N", *name, False, tags.offset)
     image.tile, image.use_load_libtiff = [make(("libtiff", box, 0, arguments))], True
 
 

@@ -17,7 +17,7 @@ from isicrt.engine.plan import read_plan, write_plan
 from isicrt.engine.rebuild import onnx_beside
 
 ONNX_NAME, PLAN_NAME = "model.onnx", "model.plan"
-_PREFIX, _OLD_PLAN = ".isicrt-", "old.plan"
+_PREFIX, _OLD_PLAN, _LOCK = ".isicrt-", "old.plan", "lock"
 _TRIAL = re.compile(rf"{re.escape(_PREFIX)}[0-9a-f]{{16}}")
 
 
@@ -33,8 +33,9 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Inside, no other build is, in this folder; it is waited for. Not where the file system knows no locks."""
-    lock = _locked(folder, wait=True)
+    """Inside, no other build of this machine is, in this folder; it is waited for. Not where the file system knows no
+    locks."""
+    lock = _locked(folder, os.O_RDONLY, wait=True)
     try:
         yield
     finally:
@@ -57,11 +58,11 @@ def trial_file(out: Path, name: str) -> Iterator[Path]:
             with suppress(OSError):  # they are in nobody's way
                 _remove_abandoned(out)
             folder.mkdir(mode=0o700)
-            lock = _locked(folder)
+            lock = _locked(folder / _LOCK, os.O_RDWR | os.O_CREAT)
         yield folder / name
     finally:
+        _unlock(lock)  # first: NFS keeps a file that is open
         shutil.rmtree(folder, ignore_errors=True)
-        _unlock(lock)
 
 
 def replace_both(onnx: Path, content: bytes, plan: Path, card: ModelCard, engine: bytes) -> None:
@@ -107,26 +108,27 @@ def _remove_abandoned(out: Path) -> None:
     """Remove the hidden folders of builds that were killed. A plan that one was about to replace goes back first, if
     it is of the ONNX file there."""
     for folder in [path for path in out.iterdir() if _TRIAL.fullmatch(path.name) and not path.is_symlink()]:
-        lock = _locked(folder)
+        # Of a file, which NFS knows from machine to machine, and a folder's not.
+        lock = _locked(folder / _LOCK, os.O_RDWR)
         if lock is None:  # a living build has it; or nobody can say
             continue
         old, plan = folder / _OLD_PLAN, out / PLAN_NAME
         with suppress(ModelError, OSError):
             if old.exists() and not plan.exists() and onnx_beside(read_plan(old)[0], plan):
                 old.rename(plan)
-        shutil.rmtree(folder, ignore_errors=True)
         _unlock(lock)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _locked(folder: Path, *, wait: bool = False) -> int | None:
-    """The system's lock on a folder itself, which leaves no file and ends with its process; None where it is taken, or
-    there is no such lock."""
+def _locked(path: Path, flags: int, *, wait: bool = False) -> int | None:
+    """The system's lock on a file or a folder itself, which ends with its process; None where it is taken, or there is
+    no such lock, or no such file."""
     if sys.platform == "win32":
         return None
     import fcntl
 
     try:
-        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        file = os.open(path, flags, 0o600)
     except OSError:  # whoever writes there is told why he cannot
         return None
     try:

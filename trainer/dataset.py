@@ -32,6 +32,8 @@ OFFICIAL_FOLDERS = {
 }
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 """Those of `isicrt segment`; DALI reads them too."""
+_PREVIEWS = frozenset({".jpe", ".jfif", ".webp"})
+"""Of these a file may be a smaller copy of an image that lies beside it, which counts."""
 # Others that Pillow knows, PostScript among them, are not for files of strangers.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 
@@ -164,7 +166,10 @@ def _index(folder: Path, kind: str, problems: list[str], of: Container[str] = ()
         name = isic_id(path) or _MASK_ENDING.sub("", path.stem)
         if name not in of and (bare := _OTHER_ENDINGS.sub("", name)) in of:
             name = bare
-        if name in found:
+        preview = path.suffix.lower() in _PREVIEWS
+        if name in found and preview != (found[name].suffix.lower() in _PREVIEWS):
+            found[name] = found[name] if preview else path
+        elif name in found:
             problems.append(f"{path}: a second {kind} of {name} beside {found[name].name}; remove one")
         else:
             found[name] = path

@@ -60,6 +60,22 @@ def test_an_image_that_is_named_like_a_truth_has_one_of_its_own(tmp_path: Path) 
     assert [path.name for path in find_truths(names, tmp_path).values()] == ["a_lesion_mask.png", "b_lesion.png"]
 
 
+def test_truths_among_the_photographs_have_no_truth(tmp_path: Path) -> None:
+    """A folder of both was segmented as a whole, and each image of it has a mask to be scored."""
+    _touch(tmp_path, ["ISIC_1_Segmentation.png", "ISIC_1.jpg"])
+    names = [PurePath("ISIC_1.png"), PurePath("ISIC_1_Segmentation.png")]
+    assert list(find_truths(names, tmp_path)) == names[:1]
+    _touch(tmp_path / "b", ["IMD1.bmp", "IMD1_lesion.bmp"])
+    with pytest.raises(DataError, match="no ground truth"):
+        find_truths([PurePath("IMD1.png"), PurePath("IMD1_lesion.png")], tmp_path / "b")
+
+
+def test_photographs_that_are_called_masks_keep_their_own(tmp_path: Path) -> None:
+    _touch(tmp_path, ["x.png", "x_mask.png", "y.bmp", "y_gt.png", "y_gt.tif"])
+    names = [PurePath("x.png"), PurePath("x_mask.png"), PurePath("y.png")]
+    assert [path.name for path in find_truths(names, tmp_path).values()] == ["x.png", "x_mask.png", "y_gt.png"]
+
+
 def test_images_without_truth_are_left_out(tmp_path: Path) -> None:
     _touch(tmp_path, ["ISIC_1.png"])
     assert list(find_truths([PurePath("ISIC_1.png"), PurePath("ISIC_2.png")], tmp_path)) == [PurePath("ISIC_1.png")]

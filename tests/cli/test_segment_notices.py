@@ -252,3 +252,8 @@ def test_ground_truth_of_other_data_sets_is_said(segment, truth: str) -> None:
     Image.new("L", (64, 48), 255).save(truth)
     said = segment("in", "--out", "out").stderr.splitlines()[0]
     assert said.startswith(f"1 of the 6 images has the name of a ground truth, such as {truth}, and will be segmented")
+
+
+def test_a_photograph_may_be_called_lesion(segment) -> None:
+    Path("in/a.jpg").rename("in/good_lesion.jpg")
+    assert "ground truth" not in segment("in", "--out", "out").stderr

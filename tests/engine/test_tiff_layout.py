@@ -10,7 +10,7 @@ import pytest
 
 from isicrt.benchmarks.rendered import render
 from isicrt.engine.errors import ImageError
-from isicrt.engine.images import decode_image, read_image
+from isicrt.engine.images import decode_image, read_image, read_mask
 
 HEIGHT, WIDTH = 32, 48
 PIXELS = render(3, (HEIGHT, WIDTH))[0]
@@ -98,3 +98,15 @@ def test_what_would_be_misread_is_refused(
     path = _grey(tmp_path / "a.tif", bytes(HEIGHT * WIDTH * bits // 8), bits, meaning, **more)
     with pytest.raises(ImageError, match=rf"a\.tif: cannot be decoded: {message}"):
         read_image(path)
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+@pytest.mark.parametrize(("bits", "meaning"), [(16, WHITE_IS_ZERO), (16, BLACK_IS_ZERO), (12, BLACK_IS_ZERO)])
+def test_masks_have_the_same_black_and_white(tmp_path: Path, bits: int, meaning: int, turned: int) -> None:
+    lesion = PIXELS[..., 0] > 128
+    values = np.where(lesion == (meaning == BLACK_IS_ZERO), 2**bits - 1, 0)
+    block = values.astype("<u2").tobytes()
+    if bits == 12:
+        block = b"".join((int(a) << 12 | int(b)).to_bytes(3, "big") for a, b in values.reshape(-1, 2))
+    path = _grey(tmp_path / "m.tif", block, bits, meaning, t274=turned)
+    np.testing.assert_array_equal(read_mask(path), lesion)

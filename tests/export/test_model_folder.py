@@ -210,6 +210,7 @@ def test_the_plan_that_a_killed_build_had_moved_goes_back_to_its_own_onnx_file(
 ) -> None:
     hidden = tmp_path / ".isicrt-0123456789abcdef"
     hidden.mkdir()
+    (hidden / "lock").touch()
     write_plan(hidden / "old.plan", plan_card(onnx_sha256=hashlib.sha256(b"old").hexdigest()), b"plan")
     (tmp_path / "model.onnx").write_bytes(beside)
     with trial_file(tmp_path, "model.onnx"):
@@ -218,6 +219,7 @@ def test_the_plan_that_a_killed_build_had_moved_goes_back_to_its_own_onnx_file(
     if back:  # one that is there stays
         write_plan(tmp_path / "model.plan", plan_card(), b"another")
         hidden.mkdir()
+        (hidden / "lock").touch()
         write_plan(hidden / "old.plan", plan_card(onnx_sha256=hashlib.sha256(b"old").hexdigest()), b"plan")
         with trial_file(tmp_path, "model.onnx"):
             assert _plan(tmp_path) == b"another"

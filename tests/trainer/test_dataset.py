@@ -179,6 +179,17 @@ def test_all_pairing_problems_are_reported_at_once(tmp_path: Path) -> None:
     assert "a second image of ISIC_0000002" in message
 
 
+@pytest.mark.parametrize("kind", [".webp", ".jfif"])
+def test_a_preview_beside_an_image_gives_way(tmp_path: Path, kind: str) -> None:
+    """Files of these kinds did not count at all until 28 November 2026."""
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    write_pair(images, masks, "a")
+    Image.new("RGB", (4, 3)).save(images / f"a{kind}", format="WEBP" if kind == ".webp" else "JPEG")
+    assert [pair.image.name for pair in find_pairs(tmp_path)] == ["a.jpg"]
+    (images / "a.jpg").unlink()
+    assert [pair.image.name for pair in find_pairs(tmp_path)] == [f"a{kind}"]
+
+
 def test_images_in_subfolders_are_a_problem_and_those_of_hidden_ones_are_not(tmp_path: Path) -> None:
     images, masks = tmp_path / "images", tmp_path / "masks"
     write_pair(images, masks, "a")
