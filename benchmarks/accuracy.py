@@ -13,7 +13,7 @@ import numpy as np
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.images import read_mask
-from isicrt.engine.scores import ImageScores, score_mask, summarise
+from isicrt.engine.scores import ImageScores, score_mask, summarise, without_point_interval
 
 _OFFICIAL = "_segmentation"
 _ENDINGS = (_OFFICIAL, "_lesion", "_mask", "_seg", "_gt")
@@ -42,13 +42,12 @@ class Accuracy:
 
     @property
     def noted(self) -> dict[str, float | int | None]:
-        """The summary as it is written down: one image has no interval, and that of the bootstrap would be a point.
+        """The summary as it is written down, see `isicrt.engine.scores.without_point_interval`.
 
         Raises:
             DataError: nothing was scored.
         """
-        none = dict.fromkeys(("jaccard_low", "jaccard_high")) if len(self.per_image) < 2 else {}
-        return self.summary | none
+        return without_point_interval(self.summary)
 
     def mean(self, name: str) -> float:
         """Of one of the fields of `ImageScores`; something must be scored."""

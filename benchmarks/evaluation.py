@@ -23,7 +23,7 @@ from isicrt.engine.images import Decoded
 from isicrt.engine.mask_levels import has_corners
 from isicrt.engine.pipeline import available_cores
 from isicrt.engine.runtime import Runtime
-from isicrt.engine.scores import Overlap, bootstrap_interval, summarise
+from isicrt.engine.scores import Overlap, bootstrap_interval, summarise, without_point_interval
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,12 @@ class Scored:
 
     @property
     def noted(self) -> dict[str, float | int | None]:
-        """The summary as it is written down: one image has no interval, and that of the bootstrap would be a point.
+        """The summary as it is written down, see `isicrt.engine.scores.without_point_interval`.
 
         Raises:
             DataError: nothing was scored.
         """
-        none = dict.fromkeys(("jaccard_low", "jaccard_high")) if len(self.cases) < 2 else {}
-        return self.summary | none
+        return without_point_interval(self.summary)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ the parity gate of an export and `bench` must agree on what a score is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -100,6 +100,13 @@ def summarise(scores: Sequence[Overlap], *, resamples: int = 10_000, seed: int =
         "jaccard_low": low,
         "jaccard_high": high,
     }
+
+
+def without_point_interval(summary: Mapping[str, float | int]) -> dict[str, float | int | None]:
+    """A result of `summarise` as it is written down: one image has no interval, and that of the bootstrap would be a
+    point."""
+    none = dict.fromkeys(("jaccard_low", "jaccard_high")) if summary["images"] < 2 else {}
+    return {**summary, **none}
 
 
 def bootstrap_interval(

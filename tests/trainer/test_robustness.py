@@ -94,27 +94,22 @@ def test_a_full_disk_names_the_run_and_keeps_the_last_checkpoint(rendered_pairs:
     assert (out / checkpoint.LAST).read_bytes() == kept
 
 
-def test_samples_that_cannot_be_drawn_name_the_run(
-    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(loop, "draw_samples", full)
-    recipe = Recipe("tiny", "unet", (Stage("tuned", 1, 1e-3, 1e-4),), decoder_channels=(8, 8, 8, 8), input_size=32)
-    with pytest.raises(TrainingError, match=r"run: samples\.png could not be saved: .*No space left"):
-        loop.train(RunSettings(recipe, (rendered_pairs,), tmp_path / "run", pretrained=None))
-
-
-def test_a_config_that_cannot_be_written_is_an_error_of_this_run(
-    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("draw_samples", r"samples\.png could not be saved: .*No space left"),
+        ("write_config", r"the run folder cannot be written: No space left on device\. Name another"),
+    ],
+)
+def test_what_cannot_be_written_is_an_error_of_this_run(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, message: str
 ) -> None:
     """Not of the settings: a queue of runs goes on with the next."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(loop, "write_config", full)
+    monkeypatch.setattr(loop, step, full)
     recipe = Recipe("tiny", "unet", (Stage("tuned", 1, 1e-3, 1e-4),), decoder_channels=(8, 8, 8, 8), input_size=32)
-    with pytest.raises(TrainingError, match=r"run: the run folder cannot be written: No space left on device\. Name"):
+    with pytest.raises(TrainingError, match=f"run: {message}"):
         loop.train(RunSettings(recipe, (rendered_pairs,), tmp_path / "run", pretrained=None))
