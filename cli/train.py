@@ -54,13 +54,13 @@ MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Run folder, which the model is called after.  [default: runs/RECIPE-foldK]",
+    help="Run folder, which the model is called after.  [default: runs/RECIPE-foldK, or the folder of --resume PATH]",
 )
 @click.option(
     "--resume",
     metavar="auto|PATH",
-    help="Go on from a checkpoint. `auto`: from the run folder's last.pt if there is one, else from its teachers, else "
-    "from the start.",
+    help="Go on from a checkpoint, in its own folder. `auto`: from the run folder's last.pt if there is one, else from "
+    "its teachers, else from the start.",
 )
 @click.option(
     "--start-from",
@@ -128,12 +128,11 @@ def command(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if threads is not None:
         torch.set_num_threads(threads)
-    out = out or Path("runs") / run_name(chosen, fold)
-    checkpoint = None
-    if resume == "auto":
-        checkpoint = out / LAST if has_begun(out) else None
-    elif resume is not None:
-        checkpoint = Path(resume)
+    checkpoint = None if resume in (None, "auto") else Path(str(resume))
+    if out is None:
+        out = Path("runs") / run_name(chosen, fold) if checkpoint is None else checkpoint.parent
+    if resume == "auto" and has_begun(out):
+        checkpoint = out / LAST
     settings = RunSettings(
         recipe=chosen,
         data=data,

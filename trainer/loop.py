@@ -35,6 +35,7 @@ from isicrt.trainer.run_folder import (
     SAMPLES,
     check_config,
     check_identity,
+    check_place,
     has_begun,
     identity_of,
     model_name,
@@ -78,10 +79,13 @@ def train(
 
 def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair], DatasetReport] | None) -> Path:
     recipe, out = settings.recipe, settings.out
-    if settings.resume is None and has_begun(out):
+    if settings.resume is not None:
+        check_place(settings.resume, out)
+    elif has_begun(out):
         raise SettingsError(f"{out} holds a run already: go on with --resume auto, or name another folder with --out")
     # A run that was stopped while its teachers learned, or its copies were made, has no checkpoint of its own.
-    preparing = settings.resume == out / checkpoint.LAST and not settings.resume.exists() and has_begun(out)
+    preparing = settings.resume is not None and settings.resume.name == checkpoint.LAST
+    preparing = preparing and not (out / checkpoint.LAST).exists() and has_begun(out)
     resume = None if preparing else settings.resume
     teacher = soft_labels.teacher_of(settings)
     pairs, report = checked or checked_pairs(settings.data, "train")

@@ -30,7 +30,7 @@ class RunSettings:
     pretrained: str | os.PathLike[str] | None = "imagenet"
     """Of the encoder, see `MobileNetV2Encoder`."""
     resume: Path | None = None
-    """A ``last.pt`` to go on from. That of `out` may be missing where the run was stopped while its teachers
+    """The ``last.pt`` of `out`, to go on from. It may be missing where the run was stopped while its teachers
     learned."""
     start_from: Path | None = None
     """A checkpoint whose weights this run begins with, in place of `pretrained`: the same architecture and widths,

@@ -17,7 +17,7 @@ import yaml
 
 from isicrt._version import __version__
 from isicrt.engine.card import MAX_NAME, exported_from
-from isicrt.engine.errors import SettingsError
+from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.trainer import checkpoint
 from isicrt.trainer.recipe import Recipe, recipe_names
 from isicrt.trainer.run import RunSettings
@@ -47,6 +47,24 @@ SURROUNDINGS = ("data", "device", "isicrt", "torch")
 def has_begun(out: Path) -> bool:
     """Whether a run has begun in the folder: there is a checkpoint, or teachers or copies that come before it."""
     return any((out / name).exists() for name in (checkpoint.LAST, TEACHERS, COPIES))
+
+
+def check_place(resume: Path, out: Path) -> None:
+    """Refuse a checkpoint of another folder, whose best model and metrics would stay there, and which would go on over
+    whatever run `out` holds.
+
+    Raises:
+        ModelError: there is no such file.
+        SettingsError: it is not in `out`.
+    """
+    if resume.parent.resolve() == out.resolve():
+        return
+    if not resume.is_file():
+        raise ModelError(f"{resume}: no such checkpoint")
+    raise SettingsError(
+        f"{resume}: a run goes on in its own folder, where its best model and its metrics are: give "
+        f"--out {resume.parent}, or leave --out away"
+    )
 
 
 def run_name(recipe: Recipe, fold: int | None) -> str:

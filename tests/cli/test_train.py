@@ -134,6 +134,21 @@ def test_teachers_are_counted_and_a_run_that_has_only_them_goes_on(
     assert (out / "last.pt").is_file()
 
 
+def test_a_checkpoint_that_is_named_goes_on_where_it_is(
+    rendered_pairs: Path, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "--data", str(rendered_pairs), "--recipe", recipe, "--encoder-weights", "none"]
+    arguments += ["--device", "cpu", "--epochs", "1"]
+    for out in ([], ["--out", "mine"]):
+        assert CliRunner().invoke(group, [*arguments, *out]).exit_code == 0
+    default = (tmp_path / "runs" / "tiny-fold0" / "config.yaml").stat().st_mtime_ns
+    resumed = CliRunner().invoke(group, [*arguments, "--resume", str(Path("mine") / "last.pt")])
+    assert resumed.exit_code == 0, resumed.output
+    assert f"Best model: {Path('mine') / 'best.pt'}" in resumed.output
+    assert (tmp_path / "runs" / "tiny-fold0" / "config.yaml").stat().st_mtime_ns == default
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
