@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import platform
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from isicrt._version import __version__
-from isicrt.engine.card import CENTRE_SIGMA, ModelCard
 from isicrt.engine.errors import SettingsError, TrainingError
 from isicrt.trainer import checkpoint, optimisation, soft_labels
 from isicrt.trainer.cache import resized_pairs
@@ -28,8 +23,8 @@ from isicrt.trainer.mixstyle import mixed_styles
 from isicrt.trainer.models import build_model, normalise
 from isicrt.trainer.offline import augment_offline
 from isicrt.trainer.pipelines import TrainingBatches, cache_size, epoch_seed
-from isicrt.trainer.recipe import Recipe
 from isicrt.trainer.run import Listener, RunSettings
+from isicrt.trainer.run_card import card_of, noted
 from isicrt.trainer.run_folder import (
     COPIES,
     SAMPLES,
@@ -38,7 +33,6 @@ from isicrt.trainer.run_folder import (
     check_place,
     has_begun,
     identity_of,
-    model_name,
     write_config,
     write_metrics,
 )
@@ -106,7 +100,8 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     channels = {} if recipe.decoder_channels is None else {"decoder_channels": list(recipe.decoder_channels)}
     shares = {"standardise": recipe.standardise} if recipe.standardise else {}
     network: dict[str, Any] = {"layout": recipe.layout} | channels | shares
-    card = _card(settings, network, report.sha256, len(training), len(validation), start, teacher)
+    half = half_type(settings.device)
+    card = card_of(settings, network, report.sha256, len(training), len(validation), start, teacher, half)
     given = resume or settings.start_from
     weights_source = None if given else settings.pretrained
     model = build_model(recipe.architecture, pretrained=weights_source, **network)
@@ -154,7 +149,6 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         resized = soft_labels.soften(settings, teacher, training, (pairs, report), resized, listener, train)
     listener.started(recipe, len(training), len(validation), report.grey_masks, len(history))
     loss_function = mix(recipe.loss)
-    half = half_type(settings.device)
     scaler = torch.amp.GradScaler(settings.device, enabled=half == torch.float16)
     if scaler_state:
         scaler.load_state_dict(scaler_state)
@@ -272,10 +266,10 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         }
         history.append(row)
         weights = judged.state_dict()
-        scored = card.replace(scores=_noted(scores, recipe, settings.fold))
+        scored = card.replace(scores=noted(scores, recipe, settings.fold))
         ends = epoch + 1 == stage_start + stage.epochs
         if not scores or row["val_jaccard"] == max(r["val_jaccard"] for r in history):
-            chosen = card.replace(scores=_noted(scores, recipe, settings.fold, "; chose the epoch"))
+            chosen = card.replace(scores=noted(scores, recipe, settings.fold, "; chose the epoch"))
             waiting = Best(chosen, weights, epoch + 1)
         try:
             if ends or saves.due:
@@ -316,48 +310,6 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     return out / checkpoint.BEST
 
 
-def _card(
-    settings: RunSettings,
-    network: Mapping[str, Any],
-    data_sha256: str,
-    training: int,
-    validation: int,
-    start: Start | None,
-    teacher: Recipe | None,
-) -> ModelCard:
-    recipe, soft = settings.recipe, settings.recipe.soft_labels
-    own = {
-        "folds": None if settings.fold is None else recipe.folds,
-        "start_from": start and dict(start.origin),
-        "held_out": settings.held_out and list(settings.held_out),
-        # The recipe's own name: a file's path tells of the machine.
-        "soft_labels": soft and teacher and {"teacher": teacher.name, "parts": soft.parts, "share": soft.share},
-    }
-    return ModelCard(
-        name=model_name(settings),
-        architecture=recipe.architecture,
-        input_height=recipe.input_size,
-        input_width=recipe.input_size,
-        centre_sigma=CENTRE_SIGMA,
-        network=network,
-        training={
-            # The last two names of the path tell data sets apart and tell nothing of the machine.
-            "data": ["/".join(root.absolute().parts[-2:]) for root in settings.data],
-            "data_sha256": data_sha256,
-            "training_images": training,
-            "validation_images": validation,
-            "recipe": recipe.name,
-            "epochs": recipe.epochs,
-            "fold": settings.fold,
-            "seed": settings.seed,
-            "arithmetic": str(half_type(settings.device) or torch.float32).removeprefix("torch."),
-            **{name: value for name, value in own.items() if value is not None},
-        },
-        versions={"isicrt": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
-        created=datetime.date.today().isoformat(),
-    )
-
-
 def half_type(device: str) -> torch.dtype | None:
     """The 16-bit type that this device is fast in: bfloat16 where there is hardware for it, else float16 on a GPU and
     None (float32 throughout) on a CPU."""
@@ -370,15 +322,6 @@ def _title(settings: RunSettings) -> str:
     fold = "all pairs" if settings.fold is None else f"fold {settings.fold}"
     without = "" if settings.held_out is None else ", without part {} of {}".format(*settings.held_out)
     return f"{settings.recipe.name}, {fold}{without}"
-
-
-def _noted(scores: Mapping[str, Any], recipe: Recipe, fold: int | None, remark: str = "") -> dict[str, Any]:
-    """What a card says of the validation; nothing where there was none."""
-    if not scores:
-        return {}
-    kept = ("images", "jaccard", "dice", "threshold_jaccard", "jaccard_low", "jaccard_high")
-    protocol = {"protocol": f"official, without clean-up{remark}", "fold": f"{fold} of {recipe.folds}"}
-    return {"validation": {name: scores[name] for name in kept} | protocol}
 
 
 def _tensorboard(out: Path) -> Any:
