@@ -43,6 +43,9 @@ from isicrt.trainer.validation import ValidationSet
 
 __all__ = ["Listener", "RunSettings", "half_type", "train"]
 
+LEAST_SCALE = 2.0**-10
+"""Of the loss, for gradients in float16: a run that needs less has no gradients."""
+
 
 def train(
     settings: RunSettings,
@@ -252,6 +255,9 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         # What the last step has done shows in no loss before it.
         if not math.isfinite(scores.get("loss", 0.0)):
             raise diverged(f"the validation loss became {scores['loss']}")
+        # A step whose float16 gradients are no numbers is left out, and the next one is tried at half the scale.
+        if scaler.is_enabled() and scaler.get_scale() < LEAST_SCALE:
+            raise diverged("the gradients became infinite or no numbers")
         if not optimisation.all_finite(judged):
             raise diverged("the weights became infinite or no numbers")
         row = {
@@ -311,11 +317,11 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
 
 
 def half_type(device: str) -> torch.dtype | None:
-    """The 16-bit type that this device is fast in: bfloat16 where there is hardware for it, else float16 on a GPU and
-    None (float32 throughout) on a CPU."""
+    """The 16-bit type that this device is fast in: bfloat16 where there is hardware for it, else float16 on a GPU, such
+    as those before Ampere, where torch would emulate bfloat16, and None (float32 throughout) on a CPU."""
     if device == "cpu":
         return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def _title(settings: RunSettings) -> str:
