@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isicrt.engine.errors import TrainingError
+from isicrt.engine.errors import IsicrtError
 
 if TYPE_CHECKING:
     from isicrt.trainer.report_runs import Run
@@ -94,6 +95,7 @@ class RunQueue:
             pretrained=self._pretrained,
             resume=run.last_checkpoint,
         )
+        gc.collect()  # of a run that failed, tensors on the GPU may be left
         if self._device == "cuda":
             import torch
 
@@ -104,8 +106,9 @@ class RunQueue:
             train(settings, Lines())
             if self._device == "cuda":
                 note_memory(run, torch.cuda.max_memory_allocated())
-        except TrainingError as error:
-            self.failures[run.folder] = f"failed: {str(error).removeprefix(f'{run.folder}: ')}"
+        except IsicrtError as error:
+            reason = " ".join(str(error).removeprefix(f"{run.folder}: ").split())  # it stands in a line of a table
+            self.failures[run.folder] = f"failed: {reason}"
             click.echo(f"{run.label} failed: {error}", err=True)
         except KeyboardInterrupt:
             click.echo(

@@ -68,10 +68,19 @@ def train(
         DataError: the data set cannot be used.
         SettingsError: the run folder holds another run, or one that is running now, or the checkpoint to resume does
             not belong to these settings, or the one to start from has learned what would validate the run.
-        TrainingError: the loss is not a number any more, or the disk is full; the last checkpoint is good.
+        TrainingError: the loss is not a number any more, the disk is full, or the GPU's memory is; the last checkpoint
+            is good.
     """
     with locked_run(settings.out), optimisation.chosen_convolutions(settings.device):
-        return _train(settings, listener or Listener(), checked)
+        try:
+            return _train(settings, listener or Listener(), checked)
+        except RuntimeError as error:  # torch's own kind, and what CUDA and cuDNN say of it
+            if "out of memory" not in str(error):
+                raise
+            raise TrainingError(
+                f"{settings.out}: the GPU's memory is too small for this: {_first_sentence(error)}. Lower "
+                "batch_size or input_size in the recipe, or end what else runs on the GPU"
+            ) from error
 
 
 def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair], DatasetReport] | None) -> Path:
@@ -322,6 +331,10 @@ def half_type(device: str) -> torch.dtype | None:
     if device == "cpu":
         return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _first_sentence(error: RuntimeError) -> str:
+    return " ".join(str(error).split()).partition(". ")[0].rstrip(".")
 
 
 def _title(settings: RunSettings) -> str:

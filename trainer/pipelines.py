@@ -16,7 +16,7 @@ import torch
 import torch.utils.dlpack
 from torch import Tensor
 
-from isicrt.engine.errors import DataError, MissingDependencyError
+from isicrt.engine.errors import DataError, IsicrtError, MissingDependencyError, TrainingError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.trainer.artefacts import render_overlay
 from isicrt.trainer.augmentation import colour, draw_matrices, lay_over, warp
@@ -52,6 +52,7 @@ class TrainingBatches:
 
     Raises:
         DataError: a file cannot be decoded.
+        TrainingError: DALI fails at something else, such as for want of memory on the GPU.
         MissingDependencyError: DALI is not installed.
     """
 
@@ -114,12 +115,8 @@ class TrainingBatches:
         for _ in range(len(self)):
             try:
                 outputs = self._run()
-            except RuntimeError as error:  # DALI does not say which sample it was
-                raise DataError(
-                    "DALI cannot decode a training image or mask. Find it with: isicrt data check DIR. If that finds "
-                    "none, it is of a kind that DALI does not know, such as a TIFF of 1 bit: save it as PNG, or train "
-                    f"without --no-cache ({error})"
-                ) from error
+            except RuntimeError as error:
+                raise self._explained(error) from error
             images, levels = map(_tensor, outputs)
             if self._gpu:
                 make_event: Any = torch.cuda.Event
@@ -128,6 +125,21 @@ class TrainingBatches:
                 self._held = outputs, copied
             target = levels.float() / 255 if self._soft else (levels > FOREGROUND_ABOVE).float()
             yield images, target.permute(0, 3, 1, 2)
+
+    def _explained(self, error: RuntimeError) -> IsicrtError:
+        """What an error of DALI's means; it does not say which sample it was."""
+        if "out of memory" in str(error) or "cudaErrorMemoryAllocation" in str(error):
+            return TrainingError(
+                "DALI finds too little memory on the GPU. Lower batch_size or input_size in the recipe, or end what "
+                f"else runs on the GPU ({error})"
+            )
+        if self._resized is not None:
+            return TrainingError(f"DALI cannot prepare a batch of the images in the cache ({error})")
+        return DataError(
+            "DALI cannot decode a training image or mask. Find it with: isicrt data check DIR. If that finds none, it "
+            "is of a kind that DALI does not know, such as a TIFF of 1 bit: save it as PNG, or train without "
+            f"--no-cache and without augmented_copies ({error})"
+        )
 
     def _run(self) -> Any:
         """The next outputs of the pipeline, computed.

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from isicrt.cli.main import group
 from isicrt.cli.reproduce import _collect
-from isicrt.engine.errors import TrainingError
+from isicrt.engine.errors import DataError, IsicrtError, SettingsError, TrainingError
 from isicrt.trainer import checkpoint, loop
 from isicrt.trainer.loop import Listener, RunSettings
 from isicrt.trainer.report_runs import plan_row
@@ -278,12 +278,22 @@ def test_a_stopped_row_goes_on(data: Path, tmp_path: Path) -> None:
     assert read(out)["rows"][0]["status"] == "done"
 
 
-def test_a_run_that_fails_does_not_stop_the_others(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (TrainingError, "the loss became nan in epoch 1."),
+        (DataError, "the cache of resized images cannot be written"),
+        (SettingsError, "was made with other settings:\n  fold: 0 then, 1 now"),
+    ],
+)
+def test_a_run_that_fails_does_not_stop_the_others(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[IsicrtError], text: str
+) -> None:
     begun = []
 
     def fail(settings: RunSettings, listener: Listener | None = None) -> Path:
         begun.append(settings.out.name)
-        raise TrainingError(f"{settings.out}: the loss became nan in epoch 1.")
+        raise kind(f"{settings.out}: {text}")
 
     monkeypatch.setattr(loop, "train", fail)
     out = tmp_path / "runs"
@@ -291,7 +301,7 @@ def test_a_run_that_fails_does_not_stop_the_others(data: Path, tmp_path: Path, m
     assert result.exit_code == 1
     assert begun == ["unet-light", "segnet-attention-light"]
     reasons = [row["reason"] for row in read(out)["rows"]]
-    assert reasons[:3] == ["failed: the loss became nan in epoch 1."] * 2 + ["not trained yet"]
+    assert reasons[:3] == [f"failed: {' '.join(text.split())}"] * 2 + ["not trained yet"]
 
 
 def test_a_row_whose_last_save_failed_is_trained_to_its_end(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from isicrt.engine.errors import DataError
+from isicrt.engine.errors import DataError, TrainingError
 from isicrt.engine.geometry import resize_image
 from isicrt.trainer.cache import resized_pairs
 from isicrt.trainer.dataset import Pair, check_pairs, find_pairs
@@ -62,6 +62,31 @@ def test_a_mask_that_dali_does_not_know_is_told_how_to_save(rendered_pairs: Path
     with pytest.raises(DataError, match=r"isicrt data check DIR\. If that finds none, .* save it as PNG"):
         one_epoch(pairs)
     assert len(one_epoch(pairs, resized=resized_pairs(pairs, 64, tmp_path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("cached", "said", "kind", "message"),
+    [
+        (True, "Assert on ...", TrainingError, r"cannot prepare a batch of the images in the cache \(Assert on"),
+        (True, "CUDA runtime API error cudaErrorMemoryAllocation (2)", TrainingError, "too little memory on the GPU"),
+        (False, "CUDA runtime API error: out of memory", TrainingError, "Lower batch_size or input_size"),
+        (False, "Assert on ...", DataError, "isicrt data check DIR"),
+    ],
+)
+def test_an_error_of_dali_is_of_its_decoding_only_where_it_decodes(
+    rendered_pairs: Path, tmp_path: Path, cached: bool, said: str, kind: type[Exception], message: str
+) -> None:
+    pairs = find_pairs(rendered_pairs)[:2]
+    resized = resized_pairs(pairs, 32, tmp_path) if cached else None
+    batches = TrainingBatches(pairs, size=32, batch_size=2, augmentation=None, seed=1, resized=resized)
+
+    class Fails:
+        def run(self) -> None:
+            raise RuntimeError(said)
+
+    batches._pipe = Fails()
+    with pytest.raises(kind, match=message):
+        list(batches)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from isicrt.engine.errors import TrainingError
 from isicrt.trainer import checkpoint, loop
@@ -112,4 +113,23 @@ def test_what_cannot_be_written_is_an_error_of_this_run(
     monkeypatch.setattr(loop, step, full)
     recipe = Recipe("tiny", "unet", (Stage("tuned", 1, 1e-3, 1e-4),), decoder_channels=(8, 8, 8, 8), input_size=32)
     with pytest.raises(TrainingError, match=f"run: {message}"):
+        loop.train(RunSettings(recipe, (rendered_pairs,), tmp_path / "run", pretrained=None))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 8 GiB."),
+        RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to see more.\n"),
+    ],
+)
+def test_a_gpu_that_is_too_small_is_an_error_of_this_run(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loop.optimisation, "set_stage", full)
+    recipe = Recipe("tiny", "unet", (Stage("tuned", 1, 1e-3, 1e-4),), decoder_channels=(8, 8, 8, 8), input_size=32)
+    with pytest.raises(TrainingError, match=r"run: the GPU's memory .* out of memory.* Lower batch_size or input_size"):
         loop.train(RunSettings(recipe, (rendered_pairs,), tmp_path / "run", pretrained=None))
