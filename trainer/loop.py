@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isicrt.engine.errors import SettingsError, TrainingError
+from isicrt.engine.errors import TrainingError
 from isicrt.trainer import checkpoint, optimisation, soft_labels
 from isicrt.trainer.cache import resized_pairs
 from isicrt.trainer.curves import draw_curves, draw_samples
@@ -29,6 +29,7 @@ from isicrt.trainer.run_folder import (
     COPIES,
     SAMPLES,
     check_config,
+    check_free,
     check_identity,
     check_place,
     has_begun,
@@ -87,8 +88,8 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     recipe, out = settings.recipe, settings.out
     if settings.resume is not None:
         check_place(settings.resume, out)
-    elif has_begun(out):
-        raise SettingsError(f"{out} holds a run already: go on with --resume auto, or name another folder with --out")
+    else:
+        check_free(out)
     # A run that was stopped while its teachers learned, or its copies were made, has no checkpoint of its own.
     preparing = settings.resume is not None and settings.resume.name == checkpoint.LAST
     preparing = preparing and not (out / checkpoint.LAST).exists() and has_begun(out)

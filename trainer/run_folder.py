@@ -49,6 +49,33 @@ def has_begun(out: Path) -> bool:
     return any((out / name).exists() for name in (checkpoint.LAST, TEACHERS, COPIES))
 
 
+def check_free(out: Path) -> None:
+    """Refuse a folder whose run a new one would write over.
+
+    A run that was killed after its first epoch, between ``best.pt`` and ``last.pt``, has lost nothing and begins anew.
+
+    Raises:
+        SettingsError: a run has begun in the folder, or left its best model there.
+    """
+    if has_begun(out):
+        raise SettingsError(f"{out} holds a run already: go on with --resume auto, or name another folder with --out")
+    best = out / checkpoint.BEST
+    if best.exists() and ((out / checkpoint.METRICS).exists() or _epoch_of(best) != 1):
+        raise SettingsError(
+            f"{out} holds the {checkpoint.BEST} of a run already, and no {checkpoint.LAST} to go on from: name another "
+            "folder with --out"
+        )
+
+
+def _epoch_of(best: Path) -> int | None:
+    """None where the file does not say."""
+    try:
+        epoch = checkpoint.load(best)[1].get("epoch")
+    except ModelError:
+        return None
+    return epoch if isinstance(epoch, int) else None
+
+
 def check_place(resume: Path, out: Path) -> None:
     """Refuse a checkpoint of another folder, whose best model and metrics would stay there, and which would go on over
     whatever run `out` holds.

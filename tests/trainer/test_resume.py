@@ -48,3 +48,29 @@ def test_a_folder_has_several_names(
     monkeypatch.chdir(tmp_path)
     train(settings(rendered_pairs, out, resume=Path(os.curdir) / "run" / "last.pt"))
     assert len(checkpoint.read_metrics(out)) == 3
+
+
+@pytest.mark.parametrize("gone", [["last.pt"], ["last.pt", "metrics.csv"]])
+def test_a_best_model_that_was_kept_is_not_written_over(
+    rendered_pairs: Path, stopped: Path, tmp_path: Path, gone: list[str]
+) -> None:
+    """Its ``last.pt`` was deleted to save space."""
+    out = Path(shutil.copytree(stopped, tmp_path / "run"))
+    card, state = checkpoint.load(out / "best.pt")
+    checkpoint.save(out / "best.pt", card=card, weights=state["weights"], epoch=2)
+    for name in gone:
+        (out / name).unlink()
+    before = contents(out)
+    with pytest.raises(SettingsError, match=r"holds the best\.pt of a run already.*--out"):
+        train(settings(rendered_pairs, out))
+    assert contents(out) == before
+
+
+def test_a_run_that_was_killed_between_its_first_two_checkpoints_begins_anew(
+    rendered_pairs: Path, stopped: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(stopped, tmp_path / "run"))
+    for name in ("last.pt", "metrics.csv"):
+        (out / name).unlink()
+    train(settings(rendered_pairs, out))
+    assert len(checkpoint.read_metrics(out)) == 3
