@@ -212,7 +212,7 @@ def command(
     if trains:
         done, folders = _collect(out, {}, gpu=gpu)
         hashes = {folders[row.name, row.layout]: row.data_sha256 for row in done.rows}
-        check_training(data, [*search, *planned, *fold_runs], table, table_file, hashes)
+        check_training(data, [*search, *planned, *fold_runs], table, table_file, hashes, pretrained)
     check_places(table_file, page, figures)
     if search:
         training.run(f"Search of the encoder's rate, layout {layout}", search)

@@ -30,7 +30,12 @@ def check_places(table_file: Path, page: Path, figures: Path | None) -> None:
 
 
 def check_training(
-    data: Path, runs: Sequence[Run], table: ReportTable, table_file: Path, found: Mapping[Path, str]
+    data: Path,
+    runs: Sequence[Run],
+    table: ReportTable,
+    table_file: Path,
+    found: Mapping[Path, str],
+    pretrained: str | None,
 ) -> None:
     """Whether these runs can be trained on this data, and their rows stand in this table.
 
@@ -40,19 +45,23 @@ def check_training(
         table: as it is now.
         table_file: that it was read from, if that is there.
         found: hashes of the data of the rows that are finished, by the folders of their runs.
+        pretrained: what the encoders begin with.
 
     Raises:
         DataError: the training split cannot be used, or has too few pairs for a fold.
         SettingsError: the table, or a run that has begun, is of other data.
+        ModelError: the file of the encoder's weights cannot be read.
         MissingDependencyError: the runs' curves could not be drawn.
     """
     from isicrt.benchmarks.curves import new_figure
     from isicrt.trainer.dataset import checked_pairs, split_fold
+    from isicrt.trainer.start import encoder_weights
 
     waiting = [run for run in runs if not run.finished]
     if not waiting:
         return
     new_figure("")
+    encoder_weights(pretrained)
     pairs, report = checked_pairs((data,), "train")
     for run in waiting:
         split_fold(pairs, run.recipe.folds, run.fold)

@@ -38,7 +38,7 @@ from isicrt.trainer.run_folder import (
     write_metrics,
 )
 from isicrt.trainer.saving import Best, Intervals
-from isicrt.trainer.start import Start
+from isicrt.trainer.start import Start, encoder_weights
 from isicrt.trainer.still_batches import StillBatches, StillPairs
 from isicrt.trainer.validation import ValidationSet
 
@@ -106,15 +106,23 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     if begins and start is not None and settings.start_from is not None and settings.fold is not None:
         start.check_unseen(settings.start_from, report.sha256, settings.fold, recipe.folds, len(validation))
     identity = identity_of(settings, report.sha256, start=start, teacher=teacher)
+    state: dict[str, Any] = {}
+    if resume is not None:
+        _, state = checkpoint.load(resume)
+        check_identity(resume, state, identity)
+    # Read where the run begins, by itself or its teachers; one that goes on says what it said then.
+    encoder: str | None = state.get("encoder_weights")
+    if resume is None and (start is None or teacher is not None):
+        encoder = encoder_weights(settings.pretrained)
     if preparing:
-        check_config(out, identity)
+        check_config(out, identity, encoder)
 
     torch.manual_seed(settings.seed)
     channels = {} if recipe.decoder_channels is None else {"decoder_channels": list(recipe.decoder_channels)}
     shares = {"standardise": recipe.standardise} if recipe.standardise else {}
     network: dict[str, Any] = {"layout": recipe.layout} | channels | shares
     half = half_type(settings.device)
-    card = card_of(settings, network, report.sha256, len(training), len(validation), start, teacher, half)
+    card = card_of(settings, network, report.sha256, len(training), len(validation), start, teacher, half, encoder)
     given = resume or settings.start_from
     weights_source = None if given else settings.pretrained
     model = build_model(recipe.architecture, pretrained=weights_source, **network)
@@ -126,15 +134,13 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     optimiser_state: dict[str, Any] | None = None
     scaler_state: dict[str, Any] = {}
     if resume is not None:
-        _, state = checkpoint.load(resume)
-        check_identity(resume, state, identity)
         model.load_state_dict(state["model"])
         if average is not None:
             average.load_state_dict(state["average"])
         optimiser_state, scaler_state, history = state["optimiser"], state["scaler"], state["history"]
 
     try:
-        write_config(settings, identity)
+        write_config(settings, identity, encoder)
         if history:  # a kill may have come between the checkpoint and its row
             write_metrics(history, out / checkpoint.METRICS)
         else:  # one that was stopped before its first save may have had other settings
@@ -302,6 +308,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
                         weights=weights,
                         model=model.state_dict(),
                         **({} if average is None else {"average": average.state_dict()}),
+                        **({} if encoder is None else {"encoder_weights": encoder}),
                         optimiser=optimiser.state_dict(),
                         scaler=scaler.state_dict(),
                         history=history,

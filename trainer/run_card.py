@@ -26,6 +26,7 @@ def card_of(
     start: Start | None,
     teacher: Recipe | None,
     half: torch.dtype | None,
+    encoder: str | None,
 ) -> ModelCard:
     """The card of a run's models before they are scored.
 
@@ -38,11 +39,13 @@ def card_of(
         start: what the run begins with, if it is another run's checkpoint.
         teacher: the recipe of the run's teachers.
         half: see `half_type`.
+        encoder: see `encoder_weights`; None where it is not known.
     """
     recipe, soft = settings.recipe, settings.recipe.soft_labels
     own = {
         "folds": None if settings.fold is None else recipe.folds,
         "start_from": start and dict(start.origin),
+        "encoder_weights": None if start else encoder,
         "held_out": settings.held_out and list(settings.held_out),
         # The recipe's own name: a file's path tells of the machine.
         "soft_labels": soft and teacher and {"teacher": teacher.name, "parts": soft.parts, "share": soft.share},

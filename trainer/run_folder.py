@@ -38,8 +38,11 @@ _OPTIONS = (
     ("fold:", "--fold"),
     ("seed:", "--seed"),
     (r"start_from\b", "--start-from"),
+    ("encoder_weights:", "--encoder-weights"),
 )
 """What is typed for a part of a run's identity."""
+ENCODER = "encoder_weights"
+"""What ``config.yaml`` calls what the encoder began with, see `isicrt.trainer.start.encoder_weights`."""
 SURROUNDINGS = ("data", "device", "isicrt", "torch")
 """What ``config.yaml`` says of where a run runs, which may change when it goes on."""
 
@@ -148,15 +151,19 @@ def check_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, 
     _compare(path, state["identity"], identity)
 
 
-def check_config(out: Path, identity: Mapping[str, Any]) -> None:
-    """`check_identity` of a run that has no checkpoint yet, by its ``config.yaml``."""
+def check_config(out: Path, identity: Mapping[str, Any], encoder: str | None) -> None:
+    """`check_identity` of a run that has no checkpoint yet, by its ``config.yaml``; and of the encoder's weights, which
+    are read again."""
     path = out / checkpoint.CONFIG
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         then = {name: value for name, value in config.items() if name not in SURROUNDINGS}
     except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise SettingsError(f"{path}: does not say which run this is: {error}. Delete {out} to begin anew") from error
-    _compare(path, then, _plain(identity))
+    now = _plain(identity)
+    if ENCODER in then:  # a run that began before it was noted goes on
+        now[ENCODER] = encoder
+    _compare(path, then, now)
 
 
 def _compare(path: Path, then: Any, now: Any) -> None:
@@ -200,8 +207,8 @@ def _differences(then: Any, now: Any, prefix: str) -> list[str]:
     return [] if then == now else [f"{prefix.rstrip('.')}: {then!r} then, {now!r} now"]
 
 
-def write_config(settings: RunSettings, identity: Mapping[str, Any]) -> None:
-    """``config.yaml``: the identity of a run, and its `SURROUNDINGS`.
+def write_config(settings: RunSettings, identity: Mapping[str, Any], encoder: str | None) -> None:
+    """``config.yaml``: the identity of a run, the encoder's first weights where they are known, and its `SURROUNDINGS`.
 
     Raises:
         OSError: it cannot be written; one that stood there before is untouched.
@@ -212,9 +219,9 @@ def write_config(settings: RunSettings, identity: Mapping[str, Any]) -> None:
         "isicrt": __version__,
         "torch": str(torch.__version__),
     }
-    replace_text(
-        settings.out / checkpoint.CONFIG, yaml.safe_dump(_plain({**identity, **surroundings}), sort_keys=False)
-    )
+    first = {} if encoder is None else {ENCODER: encoder}
+    content = _plain({**identity, **first, **surroundings})
+    replace_text(settings.out / checkpoint.CONFIG, yaml.safe_dump(content, sort_keys=False))
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,9 @@
-"""What a run begins with, where that is another run's checkpoint and not ImageNet."""
+"""What a run begins with: an encoder's weights, or another run's checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from isicrt.engine.errors import SettingsError
+from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.trainer import checkpoint
 from isicrt.trainer.origins import trainings
 from isicrt.trainer.recipe import Recipe
@@ -73,6 +74,23 @@ class Start:
                 f"on the same data and held out {then}, not fold {fold} of {folds}. Give --fold none, which validates "
                 "nothing, or start from a model that held out the same fold"
             )
+
+
+def encoder_weights(pretrained: str | os.PathLike[str] | None) -> str:
+    """What an encoder begins with, see `MobileNetV2Encoder`, as it is known on any machine: ``imagenet``, ``none``, or
+    the hash of a file.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    if pretrained is None or pretrained == "imagenet":
+        return pretrained or "none"
+    try:
+        return f"sha256:{hashlib.sha256(Path(pretrained).read_bytes()).hexdigest()}"
+    except FileNotFoundError:
+        raise ModelError(f"{pretrained}: no such file of encoder weights") from None
+    except OSError as error:
+        raise ModelError(f"{pretrained}: the encoder's weights cannot be read: {error.strerror}") from error
 
 
 def _held_out(training: Mapping[str, Any], fold: int, folds: int, validation: int) -> bool:

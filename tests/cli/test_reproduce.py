@@ -370,6 +370,7 @@ def test_the_reports_widths_wait_for_a_gpu(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
+        (["--rows", "segnet-attention", "--encoder-weights", "no.pth"], 1, "no.pth: no such file of encoder weights"),
         (["--rows", "vnet"], 2, "'vnet' is not a row: choose from unet, segnet-attention"),
         (["--epochs", "1"], 2, "1 is not in the range"),
         (["--folds", "3"], 2, "--folds needs --cross-validate"),

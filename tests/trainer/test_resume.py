@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import yaml
+from torchvision.models import mobilenet_v2
 
 from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.trainer import checkpoint
-from isicrt.trainer.loop import train
-from tests.trainer.test_loop import StopAfter, settings
+from isicrt.trainer.loop import Listener, train
+from isicrt.trainer.recipe import Augmentation
+from isicrt.trainer.start import encoder_weights
+from tests.trainer.test_loop import STAGES, StopAfter, settings, tiny
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +82,72 @@ def test_a_run_that_was_killed_between_its_first_two_checkpoints_begins_anew(
         (out / name).unlink()
     train(settings(rendered_pairs, out))
     assert len(checkpoint.read_metrics(out)) == 3
+
+
+@pytest.fixture
+def encoders(tmp_path: Path) -> list[Path]:
+    """Files of two encoders' weights."""
+    paths = [tmp_path / "one.pth", tmp_path / "two.pth"]
+    for seed, path in enumerate(paths):
+        torch.manual_seed(seed)
+        torch.save(mobilenet_v2(weights=None).state_dict(), path)
+    return paths
+
+
+def first_weights(out: Path) -> tuple[Any, ...]:
+    """What the config and the cards say that the encoder began with."""
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    cards = [checkpoint.load(out / name)[0] for name in ("last.pt", "best.pt") if (out / name).exists()]
+    return config.get("encoder_weights"), *(card.training.get("encoder_weights") for card in cards)
+
+
+def test_a_run_says_what_its_encoder_began_with(
+    rendered_pairs: Path, stopped: Path, tmp_path: Path, encoders: list[Path]
+) -> None:
+    assert first_weights(stopped) == ("none",) * 3
+    assert encoder_weights("imagenet") == "imagenet"
+    out = tmp_path / "run"
+    begun = f"sha256:{hashlib.sha256(encoders[0].read_bytes()).hexdigest()}"
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(rendered_pairs, out, pretrained=encoders[0]), StopAfter(1))
+    assert first_weights(out) == (begun,) * 3
+    encoders[0].unlink()  # which nothing reads any more
+    train(settings(rendered_pairs, out, pretrained=encoders[0], resume=out / "last.pt"))
+    assert first_weights(out) == (begun,) * 3
+    # What starts from a checkpoint says so, and not what it does not begin with.
+    train(settings(rendered_pairs, tmp_path / "next", pretrained=encoders[0], start_from=out / "last.pt"))
+    assert first_weights(tmp_path / "next") == (None,) * 3
+    card, _ = checkpoint.load(tmp_path / "next" / "best.pt")
+    assert card.training["start_from"]["encoder_weights"] == begun
+
+
+def test_a_run_from_before_goes_on_and_says_nothing_of_its_encoder(
+    rendered_pairs: Path, stopped: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(stopped, tmp_path / "run"))
+    card, state = checkpoint.load(out / "last.pt")
+    del state["encoder_weights"]
+    checkpoint.save(out / "last.pt", card=card, **{k: v for k, v in state.items() if k != "isicrt"})
+    train(settings(rendered_pairs, out, resume=out / "last.pt"))
+    assert first_weights(out)[:2] == (None, None)
+
+
+def test_weights_that_are_still_to_be_read_are_those_of_before(
+    rendered_pairs: Path, tmp_path: Path, encoders: list[Path]
+) -> None:
+    """A run that was stopped after its copies were made, before its first epoch."""
+    recipe, out = tiny(stages=STAGES[:1], augmented_copies=1, augmentation=Augmentation()), tmp_path / "run"
+
+    class Stopped(Listener):
+        def started(self, *_: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(rendered_pairs, out, recipe=recipe, pretrained=encoders[0]), Stopped())
+    given = settings(rendered_pairs, out, recipe=recipe, resume=out / "last.pt")
+    with pytest.raises(SettingsError, match=r"encoder_weights: 'sha256:.* then, .* now \(--encoder-weights\)"):
+        train(dataclasses.replace(given, pretrained=encoders[1]))
+    config = out / "config.yaml"
+    lines = [line for line in config.read_text().splitlines() if not line.startswith("encoder_weights")]
+    config.write_text("\n".join(lines))
+    train(dataclasses.replace(given, pretrained=encoders[1]))  # a run of before did not say
