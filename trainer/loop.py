@@ -178,6 +178,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     features: FrozenFeatures | None = None
     still: StillPairs | None = None
     still_size = 0
+    unlearned = min(32, recipe.batch_size)  # a GPU that has room for a batch to learn has room for this one
     losses, saves, drawings = LateLosses(), Intervals(), Intervals()
     waiting: Best | None = None
     saved = len(history)
@@ -201,7 +202,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
                 plain = resized_pairs(training, size, within=None if copies else learned)
         batches: TrainingBatches | FeatureBatches | StillBatches
         if plain is not None and stage.frozen and FrozenFeatures.fit(len(training), size):
-            features = features or FrozenFeatures(model, plain, card, device=settings.device)
+            features = features or FrozenFeatures(model, plain, card, device=settings.device, batch_size=unlearned)
             batches = features.batches(recipe.batch_size, seed)
         elif plain is not None:
             if still is None or still_size != size:
@@ -265,9 +266,9 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         trained = time.perf_counter()
         judged = model if average is None else average.module
         judged.eval()
-        scores = (
-            {} if validation_set is None else validation_set.evaluate(judged, loss_function, device=settings.device)
-        )
+        scores: dict[str, float | int] = {}
+        if validation_set is not None:
+            scores = validation_set.evaluate(judged, loss_function, device=settings.device, batch_size=unlearned)
         # What the last step has done shows in no loss before it.
         if not math.isfinite(scores.get("loss", 0.0)):
             raise diverged(f"the validation loss became {scores['loss']}")
