@@ -35,7 +35,7 @@ from isicrt.trainer.dataset import DatasetReport, Pair, hold_out
 from isicrt.trainer.models import normalise
 from isicrt.trainer.recipe import Recipe, load_recipe
 from isicrt.trainer.run import Listener, RunSettings
-from isicrt.trainer.run_folder import TEACHERS, check_identity, identity_of
+from isicrt.trainer.run_folder import TEACHERS, check_identity, has_begun, identity_of
 
 LABELS = "soft-labels.npz"
 _VIEWS = 8
@@ -91,7 +91,8 @@ def teacher_settings(settings: RunSettings, teacher: Recipe, parts: int) -> list
                 out=out,
                 held_out=(part, parts),
                 start_from=None,
-                resume=last if last.exists() else None,
+                # One that was stopped while its copies were made has no such file yet.
+                resume=last if has_begun(out) else None,
             )
         )
     return runs
@@ -216,7 +217,7 @@ def _predictions(pairs: Sequence[Pair], runs: Sequence[RunSettings]) -> UInt8Arr
 
 def _epochs_done(run: RunSettings, data_sha256: str) -> int:
     """Of a teacher. Raises SettingsError where its folder holds another run."""
-    if run.resume is None:
+    if run.resume is None or not run.resume.exists():
         return 0
     _, state = checkpoint.load(run.resume)
     check_identity(run.resume, state, identity_of(run, data_sha256))

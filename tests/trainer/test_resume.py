@@ -15,9 +15,10 @@ import yaml
 from torchvision.models import mobilenet_v2
 
 from isicrt.engine.errors import ModelError, SettingsError
-from isicrt.trainer import checkpoint
+from isicrt.trainer import checkpoint, loop
 from isicrt.trainer.loop import Listener, train
-from isicrt.trainer.recipe import Augmentation
+from isicrt.trainer.offline import augment_offline
+from isicrt.trainer.recipe import Augmentation, SoftLabels, Stage
 from isicrt.trainer.start import encoder_weights
 from tests.trainer.test_loop import STAGES, StopAfter, settings, tiny
 
@@ -151,3 +152,28 @@ def test_weights_that_are_still_to_be_read_are_those_of_before(
     lines = [line for line in config.read_text().splitlines() if not line.startswith("encoder_weights")]
     config.write_text("\n".join(lines))
     train(dataclasses.replace(given, pretrained=encoders[1]))  # a run of before did not say
+
+
+def test_a_teacher_that_was_stopped_while_its_copies_were_made_goes_on(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = (Stage("tuned", 1, 2e-3, 1e-3),)
+    teacher = tiny(name="teacher", input_size=32, stages=still, augmented_copies=1, augmentation=Augmentation())
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(teacher.to_dict()))
+    recipe = tiny(input_size=32, stages=still, soft_labels=SoftLabels(str(tmp_path / "teacher.yaml"), parts=2))
+    out = tmp_path / "run"
+
+    def stop(*arguments: Any, **given: Any) -> Any:
+        augment_offline(*arguments, **given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "augment_offline", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(rendered_pairs, out, recipe=recipe))
+    first = out / "teachers" / "0"
+    assert not (first / "last.pt").exists()
+    made = {path: path.read_bytes() for path in (first / "augmented" / "images").iterdir()}
+    train(settings(rendered_pairs, out, recipe=recipe, resume=out / "last.pt"))
+    assert (out / "best.pt").exists()
+    assert {path: path.read_bytes() for path in made} == made
