@@ -13,6 +13,15 @@ from torch import Tensor
 from isicrt.engine.errors import MissingDependencyError
 
 
+def check_matplotlib() -> None:
+    """Raises MissingDependencyError where curves cannot be drawn."""
+    try:
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError("matplotlib", "train", str(error)) from error
+
+
 def draw_curves(rows: Sequence[Mapping[str, str]], path: Path, *, title: str) -> None:
     """Losses and validation scores by epoch, as PNG; a dashed line where a new stage begins.
 
@@ -21,11 +30,9 @@ def draw_curves(rows: Sequence[Mapping[str, str]], path: Path, *, title: str) ->
         path: of the PNG.
         title: above the plots.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "train", str(error)) from error
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     # Without pyplot there is no global state, and no display is ever asked for.
     figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")

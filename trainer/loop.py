@@ -13,7 +13,7 @@ from torch import Tensor
 from isicrt.engine.errors import TrainingError
 from isicrt.trainer import checkpoint, optimisation, soft_labels
 from isicrt.trainer.cache import resized_pairs
-from isicrt.trainer.curves import draw_curves, draw_samples
+from isicrt.trainer.curves import check_matplotlib, draw_curves, draw_samples
 from isicrt.trainer.dataset import DatasetReport, Pair, checked_pairs, hold_out, split_fold
 from isicrt.trainer.features import FeatureBatches, FrozenFeatures
 from isicrt.trainer.late_losses import LateLosses
@@ -22,7 +22,8 @@ from isicrt.trainer.losses import mix
 from isicrt.trainer.mixstyle import mixed_styles
 from isicrt.trainer.models import build_model, normalise
 from isicrt.trainer.offline import augment_offline
-from isicrt.trainer.pipelines import TrainingBatches, cache_size, epoch_seed
+from isicrt.trainer.pipelines import TrainingBatches, cache_size, check_dali, epoch_seed, needs_dali
+from isicrt.trainer.recipe import Recipe
 from isicrt.trainer.run import Listener, RunSettings
 from isicrt.trainer.run_card import card_of, noted
 from isicrt.trainer.run_folder import (
@@ -69,6 +70,7 @@ def train(
         DataError: the data set cannot be used.
         SettingsError: the run folder holds another run, or one that is running now, or the checkpoint to resume does
             not belong to these settings, or the one to start from has learned what would validate the run.
+        MissingDependencyError: matplotlib is not installed, or DALI where it is needed.
         TrainingError: the loss is not a number any more, the disk is full, or the GPU's memory is; the last checkpoint
             is good.
     """
@@ -95,6 +97,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     preparing = preparing and not (out / checkpoint.LAST).exists() and has_begun(out)
     resume = None if preparing else settings.resume
     teacher = soft_labels.teacher_of(settings)
+    _check_packages(settings, teacher, copied=resume is not None)
     pairs, report = checked or checked_pairs(settings.data, "train")
     if checked is None:
         listener.checked(report)
@@ -332,6 +335,16 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     if board is not None:
         board.close()
     return out / checkpoint.BEST
+
+
+def _check_packages(settings: RunSettings, teacher: Recipe | None, *, copied: bool) -> None:
+    """Refuse what is sure to fail for want of a package, before the data are checked and decoded."""
+    check_matplotlib()
+    needed = needs_dali(settings.recipe, cache=settings.cache, copied=copied)
+    if teacher is not None and not (settings.out / soft_labels.LABELS).exists():
+        needed |= needs_dali(teacher, cache=True)
+    if needed:
+        check_dali()
 
 
 def half_type(device: str) -> torch.dtype | None:

@@ -7,6 +7,7 @@ https://docs.nvidia.com/deeplearning/dali/user-guide/docs/
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ import torch
 import torch.utils.dlpack
 from torch import Tensor
 
-from isicrt.engine.errors import DataError, IsicrtError, MissingDependencyError, TrainingError
+from isicrt.engine.errors import DataError, IsicrtError, MissingDependencyError, SettingsError, TrainingError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.trainer.artefacts import render_overlay
 from isicrt.trainer.augmentation import colour, draw_matrices, lay_over, warp
 from isicrt.trainer.cache import ResizedPairs
 from isicrt.trainer.dataset import Pair
-from isicrt.trainer.recipe import Augmentation
+from isicrt.trainer.recipe import Augmentation, Recipe
 
 FOREGROUND_ABOVE = 128
 """Of a mask's grey levels, as the official scorer does."""
@@ -31,6 +32,41 @@ FOREGROUND_ABOVE = 128
 def epoch_seed(seed: int, epoch: int) -> int:
     """A seed for one epoch of one run: well mixed, positive, below 2**31 as DALI wants it."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0] % (2**31 - 1)) + 1
+
+
+def needs_dali(recipe: Recipe, *, cache: bool, copied: bool = False) -> bool:
+    """Whether DALI feeds a run of the recipe: it augments, decodes in each epoch, or makes soft masks smaller.
+
+    Args:
+        recipe: of the run.
+        cache: whether the pairs are kept resized.
+        copied: whether the recipe's offline copies are made already.
+    """
+    if not cache:
+        return True
+    if recipe.augmentation is not None:
+        return not (recipe.augmented_copies and copied)
+    kept = max(recipe.input_size, recipe.largest_size)
+    smaller = any((stage.input_size or recipe.input_size) < kept for stage in recipe.stages if stage.epochs)
+    return recipe.soft_labels is not None and smaller
+
+
+def check_dali() -> None:
+    """Refuse what DALI is needed for where it is not there.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+        SettingsError: nor is there one for this system.
+    """
+    try:
+        import nvidia.dali.pipeline  # noqa: F401
+    except ImportError as error:
+        if platform.system() != "Linux":
+            raise SettingsError(
+                "augmentation and --no-cache need NVIDIA DALI, which exists for Linux only. Train there (on Windows: "
+                "in WSL2), or with the cache and a recipe whose augmentation is null, such as report-unet-light"
+            ) from error
+        raise MissingDependencyError("NVIDIA DALI", "train", str(error)) from error
 
 
 class TrainingBatches:
@@ -53,7 +89,7 @@ class TrainingBatches:
     Raises:
         DataError: a file cannot be decoded.
         TrainingError: DALI fails at something else, such as for want of memory on the GPU.
-        MissingDependencyError: DALI is not installed.
+        MissingDependencyError: DALI is not installed; see `check_dali`.
     """
 
     def __init__(
@@ -154,11 +190,9 @@ class TrainingBatches:
         return self._pipe.run()
 
     def _build(self, seed: int, device: str, threads: int) -> Any:
-        try:
-            from nvidia.dali import fn, types
-            from nvidia.dali.pipeline import Pipeline
-        except ImportError as error:
-            raise MissingDependencyError("NVIDIA DALI", "train", str(error)) from error
+        check_dali()
+        from nvidia.dali import fn, types
+        from nvidia.dali.pipeline import Pipeline
 
         gpu = device == "cuda"
         a = self._augmentation
