@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isicrt.cli.segment_report import printable
+from isicrt.engine import shipped
 from isicrt.engine.errors import MissingDependencyError, SettingsError
 
 if TYPE_CHECKING:
@@ -64,9 +65,10 @@ MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
 )
 @click.option(
     "--start-from",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="A checkpoint of the same network whose weights the run begins with, in place of ImageNet's. On the data that "
-    "it learned from, with the fold that it held out, or --fold none.",
+    metavar="NAME|FILE",
+    help="A model whose weights the run begins with, in place of ImageNet's: one that ships, an .onnx file in float32 "
+    "or float16, or a checkpoint. Recipe `fine-tune` takes any network. On the data that it learned from, with the "
+    "fold that it held out, or --fold none.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -98,7 +100,7 @@ def command(
     device: str,
     out: Path | None,
     resume: str | None,
-    start_from: Path | None,
+    start_from: str | None,
     seed: int,
     fold: int | None,
     cache: bool,
@@ -118,6 +120,7 @@ def command(
         from isicrt.trainer.checkpoint import LAST
         from isicrt.trainer.loop import RunSettings, train
         from isicrt.trainer.run_folder import has_begun, run_name
+        from isicrt.trainer.start import with_network
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train", str(error)) from error
 
@@ -143,8 +146,10 @@ def command(
         cache=cache,
         pretrained=None if encoder_weights == "none" else encoder_weights,
         resume=checkpoint,
-        start_from=start_from,
+        start_from=None if start_from is None else shipped.resolve(start_from),
     )
+    settings = with_network(settings)
+    chosen = settings.recipe
     click.echo(
         f"{chosen.name}: {chosen.architecture}, {chosen.input_size} px, {chosen.epochs} epochs on {device} -> {out}"
     )
@@ -170,9 +175,11 @@ def command(
 def _recipe(model: str | None, recipe: str | None, epochs: int | None) -> Recipe:
     import dataclasses
 
-    from isicrt.trainer.recipe import load_recipe
+    from isicrt.trainer.recipe import FROM_START, load_recipe
 
     chosen = load_recipe(recipe or f"{model or MODELS[0]}-light")
+    if model is not None and chosen.architecture == FROM_START:
+        raise SettingsError(f"--model: recipe {chosen.name} has the network of --start-from. Leave --model away")
     if model is not None and model != chosen.architecture:
         # Widths belong to an architecture.
         chosen = dataclasses.replace(chosen, name=f"{chosen.name}-{model}", architecture=model, decoder_channels=None)

@@ -21,7 +21,7 @@ ALLOWED = {
     "engine": (),
     "trainer": tuple(
         f"engine.{module}"
-        for module in ("cache_folder", "card", "errors", "geometry", "images", "mask_levels", "scores")
+        for module in ("cache_folder", "card", "errors", "geometry", "images", "mask_levels", "onnx_file", "scores")
     ),
     "export": ("engine", "trainer.models", "trainer.checkpoint", "trainer.twins"),
     "benchmarks": ("engine",),

@@ -39,7 +39,7 @@ from isicrt.trainer.run_folder import (
     write_metrics,
 )
 from isicrt.trainer.saving import Best, Intervals
-from isicrt.trainer.start import Start, encoder_weights
+from isicrt.trainer.start import Blend, Start, encoder_weights, with_network
 from isicrt.trainer.still_batches import StillBatches, StillPairs
 from isicrt.trainer.validation import ValidationSet
 
@@ -74,6 +74,7 @@ def train(
         TrainingError: the loss is not a number any more, the disk is full, or the GPU's memory is; the last checkpoint
             is good.
     """
+    settings = with_network(settings)
     with locked_run(settings.out), optimisation.chosen_convolutions(settings.device):
         try:
             return _train(settings, listener or Listener(), checked)
@@ -130,8 +131,9 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     weights_source = None if given else settings.pretrained
     model = build_model(recipe.architecture, pretrained=weights_source, **network)
     model = model.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if start is not None:
-        model.load_state_dict(start.weights)
+    if start is not None and resume is None:
+        start.begin(model, training, card)
+    blend = Blend(model, state.get("start", model.state_dict()), recipe.start_share) if recipe.start_share else None
     average = optimisation.make_average(model, recipe.ema_decay) if recipe.ema_decay else None
     history: list[dict[str, Any]] = []
     optimiser_state: dict[str, Any] | None = None
@@ -268,6 +270,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         count(losses.rest())
         trained = time.perf_counter()
         judged = model if average is None else average.module
+        judged = judged if blend is None else blend.of(judged)
         judged.eval()
         scores: dict[str, float | int] = {}
         if validation_set is not None:
@@ -312,6 +315,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
                         weights=weights,
                         model=model.state_dict(),
                         **({} if average is None else {"average": average.state_dict()}),
+                        **({} if blend is None else {"start": blend.start}),
                         **({} if encoder is None else {"encoder_weights": encoder}),
                         optimiser=optimiser.state_dict(),
                         scaler=scaler.state_dict(),

@@ -17,6 +17,8 @@ from isicrt.engine.errors import SettingsError
 from isicrt.trainer.losses import mix
 from isicrt.trainer.models import ARCHITECTURES, LAYOUTS, STRIDE
 
+FROM_START = "start"
+"""In place of an architecture: that of the model which ``--start-from`` names, see `isicrt.trainer.start`."""
 _FOLDER = Path(__file__).resolve().parent / "recipes"
 ARTEFACTS = ("hair", "ruler", "ink", "sticker", "bubbles", "vignette", "frame")
 T = TypeVar("T")
@@ -179,10 +181,13 @@ class Recipe:
     """Of the moving average of the weights that is validated and saved; 0 for none."""
     folds: int = 5
     """Cross-validation folds; ``--fold`` says which one validates."""
+    start_share: float = 0.0
+    """Of what ``--start-from`` gave, in the weights that are validated and saved, see `isicrt.trainer.start.Blend`."""
 
     def __post_init__(self) -> None:
         _require_file_name(self.name, "name")
-        _require(self.architecture in ARCHITECTURES, "architecture", f"is one of {', '.join(ARCHITECTURES)}")
+        known = (*ARCHITECTURES, FROM_START)
+        _require(self.architecture in known, "architecture", f"is one of {', '.join(known)}")
         _require(self.layout in LAYOUTS, "layout", f"is one of {', '.join(LAYOUTS)}")
         _require(self.input_size > 0 and self.input_size % STRIDE == 0, "input_size", f"is a multiple of {STRIDE}")
         _require(1 <= self.batch_size <= 4096, "batch_size", "lies from 1 to 4096")
@@ -192,6 +197,7 @@ class Recipe:
         _require(0 <= self.weight_decay < 1, "weight_decay", "lies in [0, 1)")
         _require(0 <= self.ema_decay < 1, "ema_decay", "lies in [0, 1)")
         _require(self.folds >= 2, "folds", "is at least 2")
+        _require(0 <= self.start_share < 1, "start_share", "lies in [0, 1)")
         _require(self.augmented_copies >= 0, "augmented_copies", "must not be negative")
         _require(sum(s.epochs for s in self.stages) > 0, "stages", "need at least one epoch")
         names = {stage.name.casefold() for stage in self.stages}
@@ -246,7 +252,7 @@ class Recipe:
             data["decoder_channels"] = list(self.decoder_channels)
         data["loss"] = dict(self.loss)
         # A run that began before there was such a setting can be resumed.
-        for name in ("mixstyle", "soft_labels", "standardise"):
+        for name in ("mixstyle", "soft_labels", "standardise", "start_share"):
             if not data[name]:
                 del data[name]
         for amounts in (data["augmentation"], *(stage["augmentation"] for stage in data["stages"])):

@@ -1,20 +1,70 @@
-"""What a run begins with: an encoder's weights, or another run's checkpoint."""
+"""What a run begins with: an encoder's weights, or another model."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
+from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import ModelError, SettingsError
-from isicrt.trainer import checkpoint
+from isicrt.engine.geometry import resize_image
+from isicrt.engine.images import read_image
+from isicrt.trainer import checkpoint, onnx_weights
+from isicrt.trainer.dataset import Pair
+from isicrt.trainer.models import SegmentationModel, normalise
 from isicrt.trainer.origins import trainings
-from isicrt.trainer.recipe import Recipe
+from isicrt.trainer.recipe import FROM_START, Recipe
+from isicrt.trainer.run import RunSettings
+
+MEASURED = 128
+"""Training images, at most, that say what the batch norms of an ``.onnx`` file's network see."""
+_BATCH = 16
+
+
+def with_network(settings: RunSettings) -> RunSettings:
+    """The same run, where its recipe leaves the network to what it starts from with that one's architecture, layout,
+    widths, standardising and input size.
+
+    Raises:
+        ModelError: see `Start.read`.
+        SettingsError: the recipe needs something to start from, and there is nothing.
+    """
+    recipe = settings.recipe
+    if settings.start_from is None and (recipe.architecture == FROM_START or recipe.start_share):
+        raise SettingsError(
+            f"recipe {recipe.name} goes on from another model: name one with --start-from, be it a model that ships "
+            "(`isicrt models`), an .onnx file of isicrt or a checkpoint"
+        )
+    if settings.start_from is None or recipe.architecture != FROM_START:
+        return settings
+    card, _, _ = _read(settings.start_from)
+    channels = card.network.get("decoder_channels")
+    network: dict[str, Any] = {
+        "architecture": card.architecture,
+        "layout": card.network.get("layout", "light"),
+        "decoder_channels": None if channels is None else tuple(channels),
+        "standardise": card.network.get("standardise", 0.0),
+        "input_size": card.input_height,
+    }
+    return replace(settings, recipe=replace(recipe, **network))
+
+
+def _read(path: Path) -> tuple[ModelCard, Mapping[str, Tensor], bool]:
+    """Card and weights of a checkpoint, or of an ``.onnx`` file, of which the last is true."""
+    if path.suffix == ".onnx":
+        return *onnx_weights.read_weights(path), True
+    card, state = checkpoint.load(path)
+    # The average lags behind the weights; an optimiser that begins anew wants the weights themselves.
+    return card, state.get("model", state["weights"]), False
 
 
 @dataclass(frozen=True)
@@ -24,16 +74,18 @@ class Start:
     weights: Mapping[str, Tensor]
     origin: Mapping[str, Any]
     """How the weights were learned, for the card and to know them again."""
+    folded: bool = False
+    """Whether the batch norms are those of `isicrt.trainer.onnx_weights`, which were not measured yet."""
 
     @classmethod
     def read(cls, path: Path, recipe: Recipe) -> Start:
-        """Of a checkpoint.
+        """Of a checkpoint, or of an ``.onnx`` file in float32 or float16.
 
         Raises:
-            ModelError: not a checkpoint.
+            ModelError: neither of them.
             SettingsError: it holds another network than the recipe asks for.
         """
-        card, state = checkpoint.load(path)
+        card, weights, folded = _read(path)
         channels = None if recipe.decoder_channels is None else list(recipe.decoder_channels)
         then: dict[str, Any] = {name: card.network.get(name) for name in ("layout", "decoder_channels")}
         then |= {"architecture": card.architecture, "standardise": card.network.get("standardise", 0.0)}
@@ -45,8 +97,27 @@ class Start:
                 f"{', '.join(f'{name} {now[name]}' for name in wrong)}. Start from a model of the same network."
             )
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        # The average lags behind the weights; an optimiser that begins anew wants the weights themselves.
-        return cls(state.get("model", state["weights"]), {"sha256": digest, **card.training})
+        return cls(weights, {"sha256": digest, **card.training}, folded)
+
+    def begin(self, model: SegmentationModel, pairs: Sequence[Pair], card: ModelCard) -> None:
+        """Give a model these weights, and batch norms that have seen some of these pairs' images where they need it.
+
+        Raises:
+            DataError: an image cannot be decoded.
+        """
+        model.load_state_dict(self.weights)
+        if not self.folded:
+            return
+        chosen = pairs[:: max(1, -(-len(pairs) // MEASURED))]
+        device = next(model.parameters()).device
+
+        def batches() -> Iterator[Tensor]:
+            for start in range(0, len(chosen), _BATCH):
+                some = chosen[start : start + _BATCH]
+                images = np.stack([resize_image(read_image(pair.image), card.input_size) for pair in some])
+                yield normalise(torch.from_numpy(images).to(device), card.mean, card.std)
+
+        onnx_weights.measure_batch_norms(model, batches())
 
     def check_unseen(self, path: Path, data_sha256: str, fold: int, folds: int, validation: int) -> None:
         """Refuse weights that have learned from what would validate the run, whose scores would then say nothing.
@@ -74,6 +145,33 @@ class Start:
                 f"on the same data and held out {then}, not fold {fold} of {folds}. Give --fold none, which validates "
                 "nothing, or start from a model that held out the same fold"
             )
+
+
+class Blend:
+    """The mean of what a run has learned and of what it began with. It has most of what was learned, and loses less of
+    what the start could do on other images (Wortsman et al. 2022, arXiv:2109.01903).
+
+    Args:
+        model: of the run, on its device; for its structure.
+        start: its weights when it began; a state dict.
+        share: of the start in the mean.
+    """
+
+    def __init__(self, model: nn.Module, start: Mapping[str, Tensor], share: float) -> None:
+        self._module = copy.deepcopy(model).requires_grad_(False)
+        device = next(model.parameters()).device
+        self.start = {name: value.detach().clone().to(device) for name, value in start.items()}
+        self._share = share
+
+    def of(self, learned: nn.Module) -> nn.Module:
+        """The mean with these weights; the same module each time."""
+        self._module.load_state_dict(
+            {
+                name: torch.lerp(value, self.start[name], self._share) if value.is_floating_point() else value
+                for name, value in learned.state_dict().items()
+            }
+        )
+        return self._module
 
 
 def encoder_weights(pretrained: str | os.PathLike[str] | None) -> str:

@@ -10,7 +10,7 @@ import yaml
 
 from isicrt.engine.errors import SettingsError
 from isicrt.trainer.models import ARCHITECTURES, build_model
-from isicrt.trainer.recipe import Recipe, SoftLabels, Stage, load_recipe, recipe_names
+from isicrt.trainer.recipe import FROM_START, Recipe, SoftLabels, Stage, load_recipe, recipe_names
 
 STAGE = {"name": "s", "epochs": 2, "decoder_lr": 1e-3}
 MINIMAL = {"name": "r", "architecture": "unet", "stages": [STAGE]}
@@ -21,7 +21,7 @@ def test_shipped_recipes_load_and_name_themselves(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert Recipe.from_dict(recipe.to_dict()) == recipe
-    if recipe.layout == "light":
+    if recipe.layout == "light" and recipe.architecture != FROM_START:
         build_model(recipe.architecture, layout=recipe.layout, decoder_channels=recipe.decoder_channels)
 
 

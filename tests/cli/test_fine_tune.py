@@ -1,0 +1,86 @@
+"""A model that ships goes on learning from data of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+
+from isicrt import Segmenter
+from isicrt.cli.main import group
+from isicrt.trainer.checkpoint import load_model
+from isicrt.trainer.models import normalise
+
+
+def train(data: Path, out: Path, *more: str) -> tuple[int, str]:
+    arguments = ["train", "--data", str(data), "--out", str(out), "--device", "cpu", "--epochs", "1", *more]
+    result = CliRunner().invoke(group, arguments)
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def tuned(rendered_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder: one epoch of three batches."""
+    out = tmp_path_factory.mktemp("tuned") / "clinic"
+    code, told = train(rendered_pairs, out, "--recipe", "fine-tune", "--start-from", "unet-light")
+    assert code == 0, told
+    assert "fine-tune: unet, 192 px, 1 epochs on cpu" in told
+    return out
+
+
+def test_the_network_is_that_of_the_start(tuned: Path) -> None:
+    recipe = yaml.safe_load((tuned / "config.yaml").read_text())["recipe"]
+    assert (recipe["architecture"], recipe["layout"], recipe["input_size"]) == ("unet", "light", 192)
+    assert recipe["standardise"] == 1.0
+    _, card = load_model(tuned / "best.pt")
+    assert card.name == "clinic"
+    assert card.training["recipe"] == "fine-tune"
+    assert {run["recipe"] for run in card.training["start_from"]["mean_of"]} == {"unet-light", "unet-light-soft-192"}
+
+
+def test_it_begins_with_what_the_start_knows(tuned: Path, rendered_pairs: Path) -> None:
+    model, card = load_model(tuned / "best.pt")
+    path = rendered_pairs / "images" / "ISIC_0000001.jpg"
+    image = np.asarray(Image.open(path).resize((192, 192), Image.Resampling.BILINEAR))
+    with Segmenter("unet-light") as segmenter:
+        before = segmenter.probability(image).astype(float)
+    after = model(normalise(torch.from_numpy(image[None].copy()), card.mean, card.std)).sigmoid()
+    after = 255 * after.detach().numpy()[0, 0]
+    assert 0.05 < (before > 127).mean() < 0.95
+    assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.95
+
+
+def test_it_goes_on_after_a_stop(tuned: Path, rendered_pairs: Path) -> None:
+    options = ("--recipe", "fine-tune", "--start-from", "unet-light", "--resume", "auto")
+    code, told = train(rendered_pairs, tuned, *options)
+    assert code == 0, told
+    assert "resuming after epoch 1" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "recipe fine-tune goes on from another model: name one with --start-from"),
+        (("--start-from", "unet-light-int8"), "rounded to 8 bits, which learn no more"),
+        (("--start-from", "unet-heavy"), "unet-heavy: no such model"),
+        (("--start-from", "unet-light", "--model", "segnet-attention"), "--model"),
+    ],
+    ids=["no_start", "8_bits", "no_such", "other_model"],
+)
+def test_what_cannot_be_is_said(rendered_pairs: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    code, told = train(rendered_pairs, tmp_path / "run", "--recipe", "fine-tune", *options)
+    assert code in (1, 2)
+    assert message in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_recipe_needs_the_same_network(rendered_pairs: Path, tmp_path: Path) -> None:
+    options = ("--recipe", "unet-light", "--start-from", "unet-light-isic2016", "--fold", "none")
+    code, told = train(rendered_pairs, tmp_path / "run", *options)
+    assert code == 2
+    assert "holds standardise 0.0; the recipe asks for standardise 1.0" in told
