@@ -24,7 +24,7 @@ import simplejpeg
 from isal import isal_zlib
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from isicrt.engine import tiff_layout
+from isicrt.engine import bmp_layout, tiff_layout
 from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.frames import frames_note
 from isicrt.engine.geometry import UInt8Array, resize_image
@@ -360,8 +360,8 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
             _check_pixels(*image.size, max_pixels)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 tiff_layout.mend(image)
-            if image.mode == "1" and image.format == "BMP" and data[28] != 1:  # Pillow reads its bytes as bits
-                raise ValueError("BMP of two colours and 8 bits is not read; save it as PNG, or with 1 bit")
+            elif isinstance(image, BmpImagePlugin.BmpImageFile):
+                bmp_layout.mend(image, data)
             return image
     raise ValueError("it is not a JPEG, PNG, BMP, TIFF or WebP image")
 

@@ -94,13 +94,3 @@ def test_corners(shape: tuple[int, int]) -> None:
     assert has_corners(mask) == (1 in shape)
     mask[-1, -1] = True
     assert has_corners(mask)
-
-
-def test_a_bmp_of_two_colours_and_8_bits_is_refused(tmp_path: Path) -> None:
-    """Pillow writes such, and reads each byte as eight pixels: every lesion would be lost."""
-    image = Image.fromarray(np.zeros((8, 8), np.uint8))
-    image.putpalette((0, 0, 0, 255, 255, 255))
-    image.save(tmp_path / "m.bmp")
-    assert (tmp_path / "m.bmp").read_bytes()[28] == 8
-    with pytest.raises(DataError, match="BMP of two colours and 8 bits"):
-        read_mask(tmp_path / "m.bmp")
