@@ -31,7 +31,8 @@ from isicrt.benchmarks.scoring_protocol import own_size
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array, resize_by_pillow
-from isicrt.engine.images import Decoded, check_highest, read_image
+from isicrt.engine.images import Decoded, read_image
+from isicrt.engine.mask_levels import check_highest
 from isicrt.engine.masks import Mask
 from isicrt.engine.scores import Overlap
 

@@ -76,7 +76,8 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
 
     Exit code 1 if anything is.
     """
-    from isicrt.trainer.dataset import find_folders, say_damaged, say_inverted, say_left_out, say_without_lesion, survey
+    from isicrt.trainer.data_notes import notes_on
+    from isicrt.trainer.dataset import find_folders, survey
 
     failed = False
     seen: set[tuple[Path, Path]] = set()
@@ -93,14 +94,8 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
         _, report = survey([folder], name)
         label = str(folder) if folders[0].parent == folder and folders[0].name == "images" else name
         _say(f"{label}: {report.pairs} pairs, {report.grey_masks} grey masks, SHA-256 {report.sha256}")
-        if report.left_out:
-            click.echo(f"  {say_left_out(report.left_out, report.pairs)}")
-        if report.without_lesion:
-            _say(f"  {say_without_lesion(report.without_lesion)}")
-        if inverted := say_inverted(report.corners, report.pairs):
-            click.echo(f"  {inverted}")
-        if report.damaged:
-            _say(f"  {say_damaged(report.damaged)}")
+        for note in notes_on(report):
+            _say(f"  {note}")
         for problem in report.problems:
             _say(f"  {problem}")
         if report.problems:

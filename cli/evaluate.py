@@ -187,7 +187,8 @@ def _protocol(name: str, threshold: float | None, *, clean: bool) -> ScoringProt
 def _find(data: Path, split: str) -> tuple[list[Case], str, int]:
     """The pairs of a data set, its name without this machine's folders, and how many further pairs are left out."""
     from isicrt.benchmarks.evaluation import Case
-    from isicrt.trainer.dataset import count_left_out, find_folders, find_pairs, say_left_out
+    from isicrt.trainer.data_notes import say_left_out
+    from isicrt.trainer.dataset import count_left_out, find_folders, find_pairs
 
     pairs, left_out = find_pairs(data, split), count_left_out(data, split)
     if not pairs:
@@ -236,7 +237,7 @@ def _print(evaluation: Evaluation, cases: Sequence[Case]) -> None:
 
     from isicrt.benchmarks.evaluation_result import tables
     from isicrt.benchmarks.scoring_protocol import NEVER_COMPARE
-    from isicrt.trainer.dataset import say_inverted, say_left_out, say_without_lesion
+    from isicrt.trainer.data_notes import say_inverted, say_left_out, say_without_lesion
 
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -191,7 +191,7 @@ def _progress() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from isicrt.trainer.dataset import say_damaged, say_inverted, say_left_out, say_without_lesion
+    from isicrt.trainer.data_notes import notes_on
     from isicrt.trainer.loop import Listener
 
     console = Console(highlight=False)
@@ -218,14 +218,8 @@ def _progress() -> Any:
             self.bar.stop()
 
         def checked(self, report: DatasetReport) -> None:
-            if report.left_out:
-                console.print(say_left_out(report.left_out, report.pairs), soft_wrap=True)
-            if report.without_lesion:
-                console.print(printable(say_without_lesion(report.without_lesion)), soft_wrap=True, markup=False)
-            if inverted := say_inverted(report.corners, report.pairs):
-                console.print(inverted, soft_wrap=True)
-            if report.damaged:
-                console.print(printable(say_damaged(report.damaged)), soft_wrap=True, markup=False)
+            for note in notes_on(report):
+                console.print(printable(note), soft_wrap=True, markup=False)
 
         def started(self, recipe: Recipe, training: int, validation: int, grey_masks: int, done: int) -> None:
             console.print(f"{training} training images, {validation} validation images")

@@ -13,7 +13,8 @@ import numpy as np
 from isal import isal_zlib
 
 from isicrt.engine.errors import DataError, ImageError
-from isicrt.engine.images import PNG_SIGNATURE, RISKY_SIGNATURES, check_highest, read_image, read_source
+from isicrt.engine.images import PNG_SIGNATURE, RISKY_SIGNATURES, read_image, read_source
+from isicrt.engine.mask_levels import check_highest
 from isicrt.engine.scores import FOREGROUND_ABOVE
 
 _PNG_HEAD = struct.Struct(">8sI4sII")

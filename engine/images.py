@@ -29,7 +29,7 @@ from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.frames import frames_note
 from isicrt.engine.geometry import UInt8Array, resize_image
 from isicrt.engine.jpeg_notes import DAMAGED, damage, exif_note, joined, orientation_note, turned_note
-from isicrt.engine.mask_levels import mask_levels
+from isicrt.engine.mask_levels import check_highest, mask_levels
 from isicrt.engine.pixel_budget import BUDGET, LARGE_PIXELS
 from isicrt.engine.scores import FOREGROUND_ABOVE
 
@@ -176,31 +176,22 @@ def read_mask(path: str | os.PathLike[str]) -> npt.NDArray[np.bool_]:
     Raises:
         DataError: one that cannot be decoded, or see `mask_levels` and `check_highest`.
     """
-    with _image_errors(path):
-        image = _open(read_source(path).data, MAX_PIXELS)
-        pixels = mask_levels(path, _stored_grid(image), tiff_layout.grey_levels(image))
-        mask: npt.NDArray[np.bool_] = pixels > FOREGROUND_ABOVE
-        if not mask.any():
-            check_highest(path, int(pixels.max()))
-        return mask
+    pixels = decode_mask(path, read_source(path))
+    mask: npt.NDArray[np.bool_] = pixels > FOREGROUND_ABOVE
+    if not mask.any():
+        check_highest(path, int(pixels.max()))
+    return mask
 
 
-def check_highest(path: str | os.PathLike[str], highest: int) -> None:
-    """Refuse a mask that is not 0 throughout and yet has nothing above 128. numpy, nnU-Net and tools for labels write
-    classes: what they call 1 would be taken for "no lesion", and every lesion would be lost.
-
-    Args:
-        path: of the mask, to name it.
-        highest: value in it, of 255.
+def decode_mask(path: str | os.PathLike[str], source: Source) -> UInt8Array:
+    """The `mask_levels` of a file that `read_source` has read; `path` is for messages.
 
     Raises:
-        DataError: it is such a one.
+        DataError: it cannot be decoded, or see `mask_levels`.
     """
-    if 0 < highest <= FOREGROUND_ABOVE:
-        remedy = "multiply by 255" if highest == 1 else "write lesion as 255"
-        raise DataError(
-            f"{os.fspath(path)}: its highest value is {highest}, and lesion is above {FOREGROUND_ABOVE}: {remedy}"
-        )
+    with _image_errors(path):
+        image = _open(source.data, MAX_PIXELS)
+        return mask_levels(path, _stored_grid(image), tiff_layout.grey_levels(image))
 
 
 @contextmanager
@@ -319,18 +310,6 @@ def _decode_jpeg(
         notes += [f"{DAMAGED}{found}"] if (found := damage(str(error))) else []
         return None
     return pixels, (height, width)
-
-
-def find_damage(data: bytes) -> str | None:
-    """What libjpeg-turbo warns of in the bytes of a JPEG; None where it does not, and of other formats."""
-    if not data.startswith(JPEG_SIGNATURE):
-        return None
-    try:
-        if simplejpeg.decode_jpeg_header(data)[2] in ("Gray", "RGB", "YCbCr"):
-            simplejpeg.decode_jpeg(data, "RGB", min_height=1, min_width=1)  # all is read, an eighth of it transformed
-    except ValueError as error:
-        return damage(str(error))
-    return None
 
 
 def may_take_long(data: bytes) -> bool:

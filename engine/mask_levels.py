@@ -10,6 +10,7 @@ from PIL import Image
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.scores import FOREGROUND_ABOVE
 from isicrt.engine.tiff_layout import grey_levels
 
 _OPAQUE = 255
@@ -24,7 +25,8 @@ def mask_levels(path: str | os.PathLike[str], image: Image.Image, greys: tuple[i
         greys: the values of black and of white where it has 16 bits; as its file says, where it is as it was opened.
 
     Raises:
-        DataError: its levels are not plain: colours, transparency, or a mode without a defined white.
+        DataError: its levels are not plain: colours, transparency, or a mode without a defined white; or it has 16 bits
+            and what `check_highest` refuses.
     """
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))
@@ -32,6 +34,7 @@ def mask_levels(path: str | os.PathLike[str], image: Image.Image, greys: tuple[i
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         black, white = greys or grey_levels(image)
         deep, most = abs(np.asarray(image).astype(np.int32) - black), abs(white - black)
+        _check_deep(path, int(deep.max(initial=0)), most)
         # Upwards, so that the same levels are above 128 of 255, and classes such as 1 do not become "no lesion".
         return ((deep * 255 + most - 1) // most).astype(np.uint8)
     if image.mode not in ("P", "PA", "LA", "RGB", "RGBA"):
@@ -42,6 +45,33 @@ def mask_levels(path: str | os.PathLike[str], image: Image.Image, greys: tuple[i
     if (pixels[..., :2] != pixels[..., 1:3]).any():
         raise _refused(path, "has colours")
     return np.ascontiguousarray(pixels[..., 0])
+
+
+def check_highest(path: str | os.PathLike[str], highest: int) -> None:
+    """Refuse a mask that is not 0 throughout and yet has nothing above 128. numpy, nnU-Net and tools for labels write
+    classes: what they call 1 would be taken for "no lesion", and every lesion would be lost.
+
+    Args:
+        path: of the mask, to name it.
+        highest: value in it, of 255.
+
+    Raises:
+        DataError: it is such a one.
+    """
+    if 0 < highest <= FOREGROUND_ABOVE:
+        remedy = "multiply by 255" if highest == 1 else "write lesion as 255"
+        raise DataError(
+            f"{os.fspath(path)}: its highest value is {highest}, and lesion is above {FOREGROUND_ABOVE}: {remedy}"
+        )
+
+
+def _check_deep(path: str | os.PathLike[str], highest: int, most: int) -> None:
+    """`check_highest` of more than 8 bits, in the file's own numbers: 255 of 65535 is 1 of 255."""
+    if 0 < highest * 255 <= FOREGROUND_ABOVE * most:
+        raise DataError(
+            f"{os.fspath(path)}: its highest value is {highest} of {most}, and lesion is above "
+            f"{FOREGROUND_ABOVE * most // 255}: save it with 8 bits, lesion 255, the rest 0"
+        )
 
 
 def has_corners(lesion: npt.NDArray[np.bool_]) -> bool:

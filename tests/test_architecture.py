@@ -21,7 +21,10 @@ ALLOWED = {
     "engine": (),
     "trainer": tuple(
         f"engine.{module}"
-        for module in ("cache_folder", "card", "errors", "geometry", "images", "mask_levels", "onnx_file", "scores")
+        for module in (
+            *("cache_folder", "card", "errors", "geometry", "images"),
+            *("jpeg_notes", "mask_levels", "onnx_file", "scores"),
+        )
     ),
     "export": ("engine", "trainer.models", "trainer.checkpoint", "trainer.twins"),
     "benchmarks": ("engine",),

@@ -10,19 +10,14 @@ import hashlib
 import itertools
 import os
 import re
-import stat
 from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from isicrt.engine.errors import DataError
-from isicrt.engine.images import check_highest, find_damage
-from isicrt.engine.mask_levels import has_corners, mask_levels
 from isicrt.engine.scores import FOREGROUND_ABOVE
+from isicrt.trainer.pair_check import check_pair
 from isicrt.trainer.twins import TEST_TWINS, group_of, isic_id
 
 SPLITS = ("train", "test")
@@ -34,11 +29,6 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".
 """Those of `isicrt segment`; DALI reads them too."""
 _PREVIEWS = frozenset({".jpe", ".jfif", ".webp"})
 """Of these a file may be a smaller copy of an image that lies beside it, which counts."""
-# Others that Pillow knows, PostScript among them, are not for files of strangers.
-_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
-
-SHOWN = 10
-"""Images that look damaged and are named."""
 
 LEFT_OUT = {name: f"shows the lesion of test image {test}" for name, test in TEST_TWINS.items()}
 """Training images that would leak the test set into training, with the reason."""
@@ -79,9 +69,11 @@ class DatasetReport:
     left_out: int = 0
     """Further pairs that are there and are not among these, see `LEFT_OUT`."""
     corners: int = 0
-    """Masks that are lesion in all four corners, see `say_inverted`."""
+    """Masks that are lesion in all four corners, see `isicrt.trainer.data_notes`."""
     damaged: tuple[Path, ...] = ()
     """JPEGs that can be decoded and look damaged all the same, such as one that was cut in half."""
+    turned: tuple[Path, ...] = ()
+    """Images whose EXIF orientation turns them in viewers; here the stored grid counts."""
 
 
 def find_pairs(root: Path | str, split: str = "train") -> list[Pair]:
@@ -200,100 +192,24 @@ def _holds_images(folder: Path) -> bool:
 
 def check_pairs(pairs: Sequence[Pair]) -> DatasetReport:
     """Decode every image and mask, compare their sizes, and hash them. Problems are reported, not raised."""
-    problems: list[str] = []
-    without_lesion: list[Path] = []
-    decoded: list[Path] = []
-    grey = corners = 0
-    digest = hashlib.sha256()
     # Decoding releases the GIL.
     with ThreadPoolExecutor() as threads:
-        for pair, (contents, levels, cornered, found) in zip(pairs, threads.map(_check_pair, pairs), strict=True):
-            digest.update(contents)
-            problems += found
-            if not found:
-                decoded.append(pair.image)
-            if levels == {0}:
-                without_lesion.append(pair.mask)
-            corners += cornered
-            grey += bool(levels - {0, 255}) and max(levels) > FOREGROUND_ABOVE
-        warned = threads.map(lambda image: find_damage(image.read_bytes()), decoded)
-        damaged = tuple(image for image, warning in zip(decoded, warned, strict=True) if warning)
+        found = list(threads.map(check_pair, [pair.image for pair in pairs], [pair.mask for pair in pairs]))
+    digest = hashlib.sha256()
+    for pair, check in zip(pairs, found, strict=True):
+        # A file's name may be no UTF-8.
+        digest.update(b"".join([pair.id.encode(errors="surrogateescape"), *check.hashes]))
+    checked = list(zip(pairs, found, strict=True))
     return DatasetReport(
         len(pairs),
-        grey,
-        problems,
+        sum(bool(check.levels - {0, 255}) and max(check.levels) > FOREGROUND_ABOVE for check in found),
+        [problem for check in found for problem in check.problems],
         digest.hexdigest(),
-        without_lesion=tuple(without_lesion),
-        corners=corners,
-        damaged=damaged,
+        without_lesion=tuple(pair.mask for pair, check in checked if check.levels == {0}),
+        corners=sum(check.corners for check in found),
+        damaged=tuple(pair.image for pair, check in checked if check.damaged and not check.problems),
+        turned=tuple(pair.image for pair, check in checked if check.orientation),
     )
-
-
-def _check_pair(pair: Pair) -> tuple[bytes, set[int], bool, list[str]]:
-    """Id and hashes of the contents; the values of the mask, none where it is no mask; whether it is lesion in all four
-    corners; problems."""
-    contents = pair.id.encode(errors="surrogateescape")  # a file's name may be no UTF-8
-    problems: list[str] = []
-    for path in (pair.image, pair.mask):
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would be waited for, and /dev/zero never ends
-                return contents, set(), False, [f"{path}: is not a regular file; remove it"]
-            contents += hashlib.sha256(path.read_bytes()).digest()
-        except OSError as error:
-            return contents, set(), False, [f"{path}: cannot be read: {error.strerror}"]
-    size, _ = _open(pair.image, problems)
-    mask_size, mask = _open(pair.mask, problems)
-    if size and mask_size and size != mask_size:
-        problems.append(f"{pair.mask}: is {mask_size[0]} x {mask_size[1]}, its image {size[0]} x {size[1]}")
-    if mask is None:
-        return contents, set(), False, problems
-    levels: set[int] = set()
-    cornered = False
-    try:
-        pixels = mask_levels(pair.mask, mask)
-        levels, cornered = {int(level) for level in np.unique(pixels)}, has_corners(pixels > FOREGROUND_ABOVE)
-        check_highest(pair.mask, max(levels))
-    except DataError as error:
-        problems.append(str(error))
-    return contents, levels, cornered, problems
-
-
-def say_without_lesion(masks: Sequence[Path | str]) -> str:
-    """Masks without any lesion, at least one, in one line for people: how many they are, and one of them."""
-    if len(masks) == 1:
-        return f"1 mask has no lesion: {masks[0]}"
-    return f"{len(masks)} masks have no lesion, such as {masks[0]}"
-
-
-def say_inverted(corners: int, masks: int) -> str | None:
-    """A hint for people where most of some masks are lesion in all four `corners`; None where they are not."""
-    if corners < 3 or 2 * corners <= masks:
-        return None
-    return f"{corners} of {masks} masks are lesion in all four corners: they may be inverted (lesion is white, 255)"
-
-
-def say_left_out(count: int, kept: int) -> str:
-    """Pairs that are left out, at least one, in one line for people, with how many there are beside them."""
-    return f"{count} of {count + kept} are left out: they show a lesion of a test image (docs/data.md)"
-
-
-def say_damaged(images: Sequence[Path]) -> str:
-    """JPEGs that look damaged, at least one, in one line for people: how many they are, and some of them."""
-    names = ", ".join(map(str, images[:SHOWN])) + (", ..." if len(images) > SHOWN else "")
-    looks = "1 image looks" if len(images) == 1 else f"{len(images)} images look"
-    return f"{looks} damaged, though decoders take {'it' if len(images) == 1 else 'them'}: {names}"
-
-
-def _open(path: Path, problems: list[str]) -> tuple[tuple[int, int] | None, Image.Image | None]:
-    """(width, height) and the image, its pixels loaded; None for what cannot be decoded."""
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            size = image.size
-            image.load()
-            return size, image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        problems.append(f"{path}: cannot be decoded: {error}")
-        return None, None
 
 
 def survey(roots: Sequence[Path | str], split: str = "train") -> tuple[list[Pair], DatasetReport]:

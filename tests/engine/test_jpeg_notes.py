@@ -11,7 +11,7 @@ import simplejpeg
 
 from isicrt.engine import read_process
 from isicrt.engine.gpu_batch import read_chain_image
-from isicrt.engine.images import decode_image, find_damage
+from isicrt.engine.images import decode_image
 from isicrt.engine.isolation import ImageDecoder
 from isicrt.engine.jpeg_notes import DAMAGED, TURNED, damage, exif_note, turned_note
 from isicrt.engine.ledger import Ledger
@@ -39,7 +39,6 @@ def test_a_damaged_jpeg_is_decoded_and_noted(tmp_path: Path, data: bytes, warnin
             assert decoded.note is not None
             assert decoded.note.startswith(DAMAGED)
             assert warning in decoded.note
-    assert warning in str(find_damage(data))
 
 
 @pytest.mark.parametrize("name", [name for name, (_, expected) in CASES.items() if not isinstance(expected, str)])
@@ -47,7 +46,6 @@ def test_a_whole_image_is_not_called_damaged(tmp_path: Path, name: str) -> None:
     path = tmp_path / "image"
     CASES[name][0](path)
     assert DAMAGED not in (decode_image(path, SIZE).note or "")
-    assert find_damage(path.read_bytes()) is None
 
 
 def _exif(order: str, entries: list[tuple[int, int, int]], first: int = 8) -> bytes:
@@ -119,7 +117,7 @@ def test_a_note_goes_into_outcome_and_journal(darkness_onnx: Path, tmp_path: Pat
         assert set(notes.values()) == {None}
 
 
-def test_padding_before_the_end_marker_is_no_damage() -> None:
+def test_padding_before_the_end_marker_is_no_damage(tmp_path: Path) -> None:
     warning = "Corrupt JPEG data: {} extraneous bytes before marker 0xd9"
     assert damage(warning.format(3)) is None
     assert damage(warning.format(458)) == warning.format(458)
@@ -127,13 +125,5 @@ def test_padding_before_the_end_marker_is_no_damage() -> None:
     padded = JPEG[:-2] + bytes(12) + JPEG[-2:]
     with pytest.raises(ValueError, match="extraneous bytes before marker 0xd9"):
         simplejpeg.decode_jpeg(padded, "RGB")
-    assert find_damage(padded) is None
-
-
-def test_looking_for_damage_enlarges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    decode = simplejpeg.decode_jpeg
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **k: seen.append(decode(*a, **k)))
-    assert find_damage(JPEG) is None
-    height, width = decode(JPEG, "RGB").shape[:2]
-    assert [pixels.shape for pixels in seen] == [(-(-height // 8), -(-width // 8), 3)]
+    (tmp_path / "a.jpg").write_bytes(padded)
+    assert decode_image(tmp_path / "a.jpg", SIZE).note is None

@@ -73,8 +73,13 @@ def test_plain_masks_are_read(tmp_path: Path, image: Image.Image, name: str) -> 
         (_palette(0, 0, 0, 255, 255, 255, transparent=0), "m.png", "is partly transparent"),
         (MASK.convert("CMYK"), "m.tif", "has mode CMYK"),
         (MASK.convert("F"), "m.tif", "has mode F"),
-        (_deep(1), "m.png", "its highest value is 1, and lesion is above 128: multiply by 255"),
-        (_deep(32896), "m.png", "its highest value is 128"),
+        (
+            _deep(1),
+            "m.png",
+            "its highest value is 1 of 65535, and lesion is above 32896: save it with 8 bits, lesion 255",
+        ),
+        (_deep(255), "m.tif", "its highest value is 255 of 65535"),
+        (_deep(32896), "m.png", "its highest value is 32896 of 65535"),
     ],
 )
 def test_others_are_refused(tmp_path: Path, image: Image.Image, name: str, message: str) -> None:

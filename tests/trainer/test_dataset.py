@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +19,9 @@ from isicrt.trainer.dataset import (
     check_pairs,
     checked_pairs,
     find_pairs,
-    say_damaged,
-    say_inverted,
-    say_without_lesion,
     split_fold,
     survey,
 )
-from isicrt.trainer.twins import TWINS, group_of
-from tests.engine.hostile_files import HEIGHT, JPEG, WIDTH
 
 
 def write_pair(images: Path, masks: Path, name: str, *, size=(8, 6), mask_size=None, mode="L", values=(0, 255)) -> None:
@@ -226,73 +219,6 @@ def test_what_is_no_data_set(tmp_path: Path, make, message: str) -> None:
         find_pairs(tmp_path)
 
 
-def test_check_lists_every_bad_file_and_counts_grey_masks(tmp_path: Path) -> None:
-    images, masks = tmp_path / "images", tmp_path / "masks"
-    write_pair(images, masks, "ISIC_0000001")
-    write_pair(images, masks, "ISIC_0000002", values=(0, 100, 255))
-    write_pair(images, masks, "ISIC_0000003", mask_size=(4, 4))
-    write_pair(images, masks, "ISIC_0000004", mode="RGB")
-    Image.new("RGB", (8, 6), (255, 0, 0)).save(masks / "ISIC_0000004_Segmentation.png")
-    write_pair(images, masks, "ISIC_0000005")
-    image = images / "ISIC_0000005.jpg"
-    image.write_bytes(image.read_bytes()[:200])
-    report = check_pairs(find_pairs(tmp_path))
-    assert report.pairs == 5
-    assert report.grey_masks == 1
-    problems = "\n".join(report.problems)
-    assert len(report.problems) == 3
-    assert "ISIC_0000003_Segmentation.png: is 4 x 4, its image 8 x 6" in problems
-    assert "ISIC_0000004_Segmentation.png: has colours, and a mask is grey: save it as 8-bit grey" in problems
-    assert "ISIC_0000005.jpg: cannot be decoded" in problems
-    with pytest.raises(DataError, match="3 problems"):
-        checked_pairs([tmp_path])
-
-
-@pytest.mark.parametrize(
-    ("values", "mode", "problem"),
-    [
-        pytest.param((0, 1), "L", "its highest value is 1, and lesion is above 128: multiply by 255", id="0_and_1"),
-        pytest.param((0, 128), "L", "its highest value is 128, and lesion is above 128: write lesion as 255", id="128"),
-        pytest.param((0, 129), "L", None, id="129"),
-        pytest.param((0, 255), "1", None, id="1_bit"),
-        pytest.param((0, 0), "1", None, id="1_bit_without_lesion"),
-        pytest.param((0, 0), "L", None, id="without_lesion"),
-    ],
-)
-def test_a_mask_that_would_be_read_as_empty_is_a_problem(
-    tmp_path: Path, values: tuple[int, int], mode: str, problem: str | None
-) -> None:
-    write_pair(tmp_path / "images", tmp_path / "masks", "ISIC_0000001")
-    write_pair(tmp_path / "images", tmp_path / "masks", "ISIC_0000002", values=values, mode=mode)
-    report = check_pairs(find_pairs(tmp_path))
-    mask = tmp_path / "masks" / "ISIC_0000002_Segmentation.png"
-    assert report.problems == ([] if problem is None else [f"{mask}: {problem}"])
-    assert report.without_lesion == ((mask,) if max(values) == 0 else ())
-    assert report.grey_masks == (max(values) == 129)
-
-
-def test_masks_without_lesion_are_counted_and_one_is_named() -> None:
-    assert say_without_lesion(["a.png"]) == "1 mask has no lesion: a.png"
-    assert say_without_lesion(["a.png", "b.png"]) == "2 masks have no lesion, such as a.png"
-
-
-@pytest.mark.parametrize(("corners", "masks", "hint"), [(2, 2, False), (3, 3, True), (3, 6, False), (4, 7, True)])
-def test_most_masks_with_corners_may_be_inverted(corners: int, masks: int, hint: bool) -> None:
-    assert (say_inverted(corners, masks) is not None) == hint
-
-
-def test_images_that_look_damaged_are_named_and_are_no_problem(tmp_path: Path) -> None:
-    write_pair(tmp_path / "images", tmp_path / "masks", "a")
-    write_pair(tmp_path / "images", tmp_path / "masks", "b", size=(WIDTH, HEIGHT))
-    image = tmp_path / "images" / "b.jpg"
-    image.write_bytes(JPEG[: len(JPEG) // 2] + b"\xff\xd9")
-    report = check_pairs(find_pairs(tmp_path))
-    assert report.problems == []
-    assert report.damaged == (image,)
-    assert say_damaged(report.damaged) == f"1 image looks damaged, though decoders take it: {image}"
-    assert say_damaged(report.damaged * 11).endswith(f"{image}, ...")
-
-
 def test_pairing_and_decoding_problems_are_reported_together(tmp_path: Path) -> None:
     images, masks = tmp_path / "images", tmp_path / "masks"
     for n in range(3):
@@ -303,29 +229,6 @@ def test_pairing_and_decoding_problems_are_reported_together(tmp_path: Path) -> 
         checked_pairs([tmp_path])
     assert "ISIC_0000000.jpg: has no mask" in str(caught.value)
     assert "ISIC_0000001_Segmentation.png: cannot be decoded" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        pytest.param(lambda path: os.mkfifo(path), "is not a regular file", id="fifo"),
-        pytest.param(lambda path: path.symlink_to("/dev/zero"), "is not a regular file", id="device"),
-        pytest.param(lambda path: path.mkdir(), "is not a regular file", id="folder"),
-        pytest.param(lambda path: path.symlink_to("nowhere"), "No such file", id="dangling_link"),
-        pytest.param(lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "cannot be decoded", id="postscript"),
-    ],
-)
-@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs there")
-def test_what_is_no_image_is_neither_waited_for_nor_run(
-    tmp_path: Path, make: Callable[[Path], object], message: str
-) -> None:
-    for n in range(3):
-        write_pair(tmp_path / "images", tmp_path / "masks", f"ISIC_000000{n}")
-    image = tmp_path / "images" / "ISIC_0000001.jpg"
-    image.unlink()
-    make(image)
-    with pytest.raises(DataError, match=rf"1 problems:\n  .*ISIC_0000001\.jpg: .*{message}"):
-        checked_pairs([tmp_path])
 
 
 def test_hash_follows_the_contents_and_not_the_place(tmp_path: Path) -> None:
@@ -347,28 +250,6 @@ def test_several_data_sets_are_one_and_share_no_id(tmp_path: Path) -> None:
         checked_pairs([tmp_path / "a", tmp_path / "a"])
 
 
-def test_folds_share_out_all_pairs_and_do_not_depend_on_the_others() -> None:
-    pairs = [Pair(f"ISIC_{n:07d}", Path("i"), Path("m")) for n in range(200)]
-    sides = [split_fold(pairs, 5, k) for k in range(5)]
-    validated = [p.id for _, validation in sides for p in validation]
-    assert sorted(validated) == [p.id for p in pairs]
-    assert all(20 <= len(validation) <= 60 for _, validation in sides)
-    assert all(not set(t) & set(v) for t, v in sides)
-    fewer = split_fold(pairs[::2], 5, 2)[1]
-    assert fewer == [p for p in sides[2][1] if p in pairs[::2]]
-
-
-def test_images_of_one_lesion_share_a_fold() -> None:
-    pairs = [Pair(name, Path("i"), Path("m")) for group in TWINS for name in group]
-    assert len(pairs) > 20
-    for fold in range(3):
-        training, _ = split_fold(pairs, 3, fold)
-        learned = {p.id for p in training}
-        assert all(len({name in learned for name in group}) == 1 for group in TWINS)
-    assert group_of(TWINS[0][1]) == TWINS[0][0]
-    assert group_of("ISIC_9999999") == "ISIC_9999999"
-
-
 def test_names_that_are_no_utf8_have_a_hash_and_a_fold(tmp_path: Path) -> None:
     for name in ("a", os.fsdecode(b"l\xe9sion")):
         write_pair(tmp_path / "images", tmp_path / "masks", name)
@@ -380,14 +261,6 @@ def test_names_that_are_no_utf8_have_a_hash_and_a_fold(tmp_path: Path) -> None:
     assert report.sha256 == digest.hexdigest()
     many = [Pair(os.fsdecode(b"l\xe9sion %d" % n), Path("i"), Path("m")) for n in range(20)]
     assert sum(len(split_fold(many, 3, fold)[1]) for fold in range(3)) == 20
-
-
-@pytest.mark.parametrize(("count", "folds", "fold"), [(10, 5, 5), (10, 5, -1), (1, 5, 0)])
-def test_folds_that_do_not_exist(count: int, folds: int, fold: int) -> None:
-    pairs = [Pair(f"ISIC_{n:07d}", Path("i"), Path("m")) for n in range(count)]
-    message = "fold .* does not exist|1 pair is too few for fold 0 of 5: .*: isicrt train --fold none"
-    with pytest.raises(DataError, match=message):
-        split_fold(pairs, folds, fold)
 
 
 def test_the_real_training_set(real_data: Path) -> None:

@@ -1,0 +1,64 @@
+"""What is to be known of a data set that can be used, in lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isicrt.trainer.dataset import DatasetReport
+
+SHOWN = 10
+"""Images that look damaged and are named."""
+
+
+def notes_on(report: DatasetReport) -> list[str]:
+    """All of them. Names of files in them may be no text."""
+    lines = []
+    if report.left_out:
+        lines.append(say_left_out(report.left_out, report.pairs))
+    if report.without_lesion:
+        lines.append(say_without_lesion(report.without_lesion))
+    if inverted := say_inverted(report.corners, report.pairs):
+        lines.append(inverted)
+    if report.damaged:
+        lines.append(say_damaged(report.damaged))
+    if report.turned:
+        lines.append(say_turned(report.turned))
+    return lines
+
+
+def say_without_lesion(masks: Sequence[Path | str]) -> str:
+    """Masks without any lesion, at least one, in one line for people: how many they are, and one of them."""
+    if len(masks) == 1:
+        return f"1 mask has no lesion: {masks[0]}"
+    return f"{len(masks)} masks have no lesion, such as {masks[0]}"
+
+
+def say_inverted(corners: int, masks: int) -> str | None:
+    """A hint for people where most of some masks are lesion in all four `corners`; None where they are not."""
+    if corners < 3 or 2 * corners <= masks:
+        return None
+    return f"{corners} of {masks} masks are lesion in all four corners: they may be inverted (lesion is white, 255)"
+
+
+def say_left_out(count: int, kept: int) -> str:
+    """Pairs that are left out, at least one, in one line for people, with how many there are beside them."""
+    return f"{count} of {count + kept} are left out: they show a lesion of a test image (docs/data.md)"
+
+
+def say_damaged(images: Sequence[Path]) -> str:
+    """JPEGs that look damaged, at least one, in one line for people: how many they are, and some of them."""
+    names = ", ".join(map(str, images[:SHOWN])) + (", ..." if len(images) > SHOWN else "")
+    looks = "1 image looks" if len(images) == 1 else f"{len(images)} images look"
+    return f"{looks} damaged, though decoders take {'it' if len(images) == 1 else 'them'}: {names}"
+
+
+def say_turned(images: Sequence[Path]) -> str:
+    """Images with an EXIF orientation, at least one, in one line for people."""
+    have = "1 image has" if len(images) == 1 else f"{len(images)} images have"
+    return (
+        f"{have} an EXIF orientation, such as {images[0]}: viewers and tools for labels turn it, and its mask must lie "
+        "on the image as it is stored. Look whether it does (docs/data.md#orientation)"
+    )
