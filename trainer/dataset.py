@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import re
+import unicodedata
 from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -155,7 +156,8 @@ def _index(folder: Path, kind: str, problems: list[str], of: Container[str] = ()
             if _holds_images(path):
                 problems.append(f"{path}: holds images and is not read: move its files up, or elsewhere")
             continue
-        name = isic_id(path) or _MASK_ENDING.sub("", path.stem)
+        # macOS and what is unpacked there may write an accent as a character of its own.
+        name = isic_id(path) or _MASK_ENDING.sub("", unicodedata.normalize("NFC", path.stem))
         if name not in of and (bare := _OTHER_ENDINGS.sub("", name)) in of:
             name = bare
         preview = path.suffix.lower() in _PREVIEWS

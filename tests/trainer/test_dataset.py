@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,18 @@ def test_known_duplicates_of_test_images_are_left_out_of_training_only(tmp_path:
 def test_names_without_an_isic_id_pair_by_stem(tmp_path: Path) -> None:
     write_pair(tmp_path / "images", tmp_path / "masks", "lesion a")
     assert [p.id for p in find_pairs(tmp_path)] == ["lesion a"]
+
+
+def test_an_accent_is_one_character_or_two(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "L\xe4sion_1") for form in ("NFC", "NFD"))
+    assert composed != apart
+    for root, image, mask in (("a", composed, composed), ("b", apart, composed), ("c", apart, apart)):
+        write_pair(tmp_path / root / "images", tmp_path / root / "masks", image)
+        written = tmp_path / root / "masks" / f"{image}_Segmentation.png"
+        written.rename(written.with_name(f"{mask}_Segmentation.png"))
+    found = [find_pairs(tmp_path / root) for root in "abc"]
+    assert [pair.id for pairs in found for pair in pairs] == [composed] * 3
+    assert len({check_pairs(pairs).sha256 for pairs in found}) == 1
 
 
 @pytest.mark.parametrize("ending", ["", "_segmentation", "_lesion", "_MASK", "_seg", "_GT"])
