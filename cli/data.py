@@ -91,8 +91,11 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
         if folders in seen:  # FOLDER is images/ and masks/: one set, whatever it is used for
             continue
         seen.add(folders)
-        _, report = survey([folder], name)
-        label = str(folder) if folders[0].parent == folder and folders[0].name == "images" else name
+        plain = folders[0].parent == folder and folders[0].name == "images"
+        pairs, report = survey([folder], name)
+        if plain and split == "all" and not pairs and report.left_out:  # they are test images
+            _, report = survey([folder], "test")
+        label = str(folder) if plain else name
         _say(f"{label}: {report.pairs} pairs, {report.grey_masks} grey masks, SHA-256 {report.sha256}")
         for note in notes_on(report):
             _say(f"  {note}")

@@ -189,8 +189,10 @@ def _find(data: Path, split: str) -> tuple[list[Case], str, int]:
     from isicrt.benchmarks.evaluation import Case
     from isicrt.trainer.data_notes import say_left_out
     from isicrt.trainer.dataset import count_left_out, find_folders, find_pairs
+    from isicrt.trainer.twins import TEST_TWINS
 
-    pairs, left_out = find_pairs(data, split), count_left_out(data, split)
+    # Whoever scores test images may well have them in a folder of training images.
+    pairs, left_out = find_pairs(data, split, TEST_TWINS.keys()), count_left_out(data, split, TEST_TWINS.keys())
     if not pairs:
         reason = f". {say_left_out(left_out, 0)}" if left_out else ""
         raise DataError(f"{data}: no pair of image and mask to score{reason}")

@@ -45,7 +45,8 @@ def say_inverted(corners: int, masks: int) -> str | None:
 
 def say_left_out(count: int, kept: int) -> str:
     """Pairs that are left out, at least one, in one line for people, with how many there are beside them."""
-    return f"{count} of {count + kept} are left out: they show a lesion of a test image (docs/data.md)"
+    images = f"{count} of {count + kept}"
+    return f"{images} are left out: they are test images of ISIC 2016, or show a lesion of one (docs/data.md)"
 
 
 def say_damaged(images: Sequence[Path]) -> str:

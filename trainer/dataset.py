@@ -11,13 +11,15 @@ import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Container, Sequence
+from collections.abc import Container, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.scores import FOREGROUND_ABOVE
+from isicrt.trainer.data_notes import say_left_out
+from isicrt.trainer.official_test import TEST_IDS
 from isicrt.trainer.pair_check import check_pair
 from isicrt.trainer.twins import TEST_TWINS, group_of, isic_id
 
@@ -31,8 +33,10 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".
 _PREVIEWS = frozenset({".jpe", ".jfif", ".webp"})
 """Of these a file may be a smaller copy of an image that lies beside it, which counts."""
 
-LEFT_OUT = {name: f"shows the lesion of test image {test}" for name, test in TEST_TWINS.items()}
-"""Training images that would leak the test set into training, with the reason."""
+LEFT_OUT = dict.fromkeys(sorted(TEST_IDS), "is a test image") | {
+    name: f"shows the lesion of test image {test}" for name, test in TEST_TWINS.items()
+}
+"""Images that would leak the test set of ISIC 2016 into training, with the reason."""
 
 _SUPERPIXELS = "_superpixels.png"
 _HIDDEN = (".", "@", "__MACOSX")
@@ -77,29 +81,30 @@ class DatasetReport:
     """Images whose EXIF orientation turns them in viewers; here the stored grid counts."""
 
 
-def find_pairs(root: Path | str, split: str = "train") -> list[Pair]:
-    """Find the pairs of a data set, sorted by id. For ``train`` those in `LEFT_OUT` are not among them.
+def find_pairs(root: Path | str, split: str = "train", leave_out: Set[str] = LEFT_OUT.keys()) -> list[Pair]:
+    """Find the pairs of a data set, sorted by id.
 
     Args:
         root: a folder with ``images/`` and ``masks/``; or one with ``train/`` and ``test/`` that hold those; or one
             with the four official folders ``ISBI2016_ISIC_Part1_*``.
         split: ``train`` or ``test``.
+        leave_out: ids that are not to be among those of ``train``.
 
     Raises:
         DataError: no such layout, or more than one, or images and masks that do not pair up; every problem is listed.
     """
-    pairs, problems, _ = _scan(Path(root), split)
+    pairs, problems, _ = _scan(Path(root), split, leave_out)
     if problems:
         raise DataError(_listed(f"{root}: cannot pair images and masks", problems))
     return pairs
 
 
-def count_left_out(root: Path | str, split: str = "train") -> int:
-    """How many pairs are there that `find_pairs` leaves out, see `LEFT_OUT`. Raises DataError: no such layout."""
-    return _scan(Path(root), split)[2]
+def count_left_out(root: Path | str, split: str = "train", leave_out: Set[str] = LEFT_OUT.keys()) -> int:
+    """How many pairs are there that `find_pairs` leaves out. Raises DataError: no such layout."""
+    return _scan(Path(root), split, leave_out)[2]
 
 
-def _scan(root: Path, split: str) -> tuple[list[Pair], list[str], int]:
+def _scan(root: Path, split: str, leave_out: Set[str] = LEFT_OUT.keys()) -> tuple[list[Pair], list[str], int]:
     """The pairs that there are, what does not pair up, and how many pairs are left out."""
     images, masks = find_folders(root, split)
     problems: list[str] = []
@@ -111,9 +116,8 @@ def _scan(root: Path, split: str) -> tuple[list[Pair], list[str], int]:
         problems.append(f"{by_id['mask'][name]}: has no image in {images}")
     if not by_id["image"]:
         problems.append(f"{images}: holds no image")
-    left_out = LEFT_OUT if split == "train" else {}
     paired = by_id["image"].keys() & by_id["mask"].keys()
-    kept = sorted(paired - left_out.keys())
+    kept = sorted(paired - leave_out if split == "train" else paired)
     return [Pair(name, by_id["image"][name], by_id["mask"][name]) for name in kept], problems, len(paired) - len(kept)
 
 
@@ -236,9 +240,11 @@ def checked_pairs(roots: Sequence[Path | str], split: str = "train") -> tuple[li
         DataError: anything is wrong; every problem is listed.
     """
     pairs, report = survey(roots, split)
+    names = ", ".join(str(root) for root in roots)
     if report.problems:
-        names = ", ".join(str(root) for root in roots)
         raise DataError(_listed(f"{names}: {len(report.problems)} problems", report.problems))
+    if not pairs:
+        raise DataError(f"{names}: no pair to use. {say_left_out(report.left_out, 0)}")
     return pairs, report
 
 

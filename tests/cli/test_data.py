@@ -122,6 +122,20 @@ def test_check_reports_one_plain_folder_once(split: str, lines: int, rendered_pa
     assert "train:" not in result.stdout
 
 
+def test_check_looks_at_test_images_in_a_plain_folder(rendered_pairs: Path, tmp_path: Path) -> None:
+    """Training would leave out all of them."""
+    data = Path(shutil.copytree(rendered_pairs, tmp_path / "data"))
+    for path in [*data.glob("*/*")]:
+        if "ISIC_0000000" in path.name:
+            path.rename(path.with_name(path.name.replace("ISIC_0000000", "ISIC_0000012")))
+        else:
+            path.unlink()
+    assert f"{data}: 1 pairs, " in isicrt("check", data).stdout
+    result = isicrt("check", data, "--split", "train")
+    assert f"{data}: 0 pairs, " in result.stdout
+    assert "  1 of 1 are left out: they are test images of ISIC 2016, or show" in result.stdout
+
+
 def test_check_names_images_that_look_damaged(rendered_pairs: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(rendered_pairs, tmp_path / "data"))
     image = min((data / "images").iterdir())
@@ -187,7 +201,9 @@ def test_check_says_what_is_left_out(rendered_pairs: Path, tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     train, left_out, test = result.stdout.splitlines()
     assert train.startswith("train: 11 pairs, ")
-    assert left_out == "  1 of 12 are left out: they show a lesion of a test image (docs/data.md)"
+    assert (
+        left_out == "  1 of 12 are left out: they are test images of ISIC 2016, or show a lesion of one (docs/data.md)"
+    )
     assert test.startswith("test: 12 pairs, ")
 
 

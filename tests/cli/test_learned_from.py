@@ -10,7 +10,9 @@ from click.testing import CliRunner
 from isicrt.benchmarks.evaluation import Case
 from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.main import group
-from isicrt.trainer.dataset import LEFT_OUT, check_pairs, find_pairs
+from isicrt.trainer.dataset import Pair, check_pairs, find_pairs
+from isicrt.trainer.official_test import TEST_IDS
+from isicrt.trainer.twins import TEST_TWINS
 
 GENERAL = "learned from {} training images ({}); a score on those, or on others of their lesions, says nothing about"
 
@@ -47,12 +49,19 @@ def test_a_card_that_says_nothing(training: dict, cases: list[Case]) -> None:
 )
 def test_the_images_themselves(learned: int, held_out: int | None, known: bool, cases: list[Case], sha256: str) -> None:
     training = {"data": ["x/mine"], "data_sha256": sha256, "training_images": learned, "validation_images": held_out}
-    left_out = Case(next(iter(LEFT_OUT)), cases[0].image, cases[0].truth)
-    for scored in (cases, [*cases, left_out]):
+    left_out = [Case(max(ids), cases[0].image, cases[0].truth) for ids in (TEST_IDS, TEST_TWINS)]
+    for scored in (cases, [*cases, *left_out]):
         (line,) = say_learned_from([("a", training)], scored)
         assert ("a LEARNED FROM THESE IMAGES (x/mine; " in line) is known
     (line,) = say_learned_from([("a", {**training, "data_sha256": "ab" * 32})], cases)
     assert "LEARNED" not in line, "other images, as many of them"
+
+
+def test_test_images_that_were_learned_before_they_were_left_out(cases: list[Case]) -> None:
+    scored = sorted([*cases, Case("ISIC_0000012", cases[0].image, cases[0].truth)], key=lambda case: case.id)
+    sha256 = check_pairs([Pair(case.id, case.image, case.truth) for case in scored]).sha256
+    (line,) = say_learned_from([("a", {"data": ["x"], "data_sha256": sha256, "training_images": 13})], scored)
+    assert "LEARNED FROM THESE IMAGES" in line
 
 
 def test_what_it_went_on_from_and_what_it_is_the_mean_of(cases: list[Case], sha256: str) -> None:

@@ -23,6 +23,8 @@ from isicrt.trainer.dataset import (
     split_fold,
     survey,
 )
+from isicrt.trainer.official_test import TEST_IDS
+from isicrt.trainer.twins import TEST_TWINS, TWINS
 
 
 def write_pair(images: Path, masks: Path, name: str, *, size=(8, 6), mask_size=None, mode="L", values=(0, 255)) -> None:
@@ -93,6 +95,23 @@ def test_known_duplicates_of_test_images_are_left_out_of_training_only(tmp_path:
     assert [p.id for p in find_pairs(tmp_path)] == ["ISIC_0000000"]
     assert len(find_pairs(tmp_path, "test")) == 1 + len(LEFT_OUT)
     assert [survey([tmp_path], split)[1].left_out for split in ("train", "test")] == [len(LEFT_OUT), 0]
+
+
+def test_the_test_images_are_left_out_under_their_own_names() -> None:
+    """As ISIC 2017 has them, among its training images."""
+    assert len(TEST_IDS) == 379
+    assert not TEST_IDS & {*TEST_TWINS, *(name for group in TWINS for name in group)}
+    assert {test for test in TEST_TWINS.values() if test.startswith("ISIC")} <= TEST_IDS
+    assert len(LEFT_OUT) == 379 + len(TEST_TWINS) - 1  # see `tests.conftest`
+
+
+def test_where_all_are_left_out_it_is_said(tmp_path: Path) -> None:
+    for name in ("ISIC_0000012", "ISIC_0011082"):
+        write_pair(tmp_path / "images", tmp_path / "masks", name)
+    with pytest.raises(DataError, match=r"no pair to use\. 2 of 2 are left out: they are test images of ISIC 2016, or"):
+        checked_pairs([tmp_path])
+    assert len(checked_pairs([tmp_path], "test")[0]) == 2
+    assert [pair.id for pair in find_pairs(tmp_path, "train", TEST_TWINS.keys())] == ["ISIC_0000012"]
 
 
 def test_names_without_an_isic_id_pair_by_stem(tmp_path: Path) -> None:
