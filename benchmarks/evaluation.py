@@ -33,6 +33,8 @@ class Case:
     id: str
     image: Path
     truth: Path
+    group: str | None = None
+    """That its data set gives it, which is part of the data's hash."""
 
 
 @dataclass(frozen=True)

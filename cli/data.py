@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +170,8 @@ def audit(
 
         twins = find_twins(images, others, candidates=candidates, threads=threads, on_progress=show)
 
-    named = [(twin, *_verdict(twin, against is not None)) for twin in twins]
+    groups = _groups(folders, images)
+    named = [(twin, *_verdict(twin, against is not None, groups)) for twin in twins]
     known = sum(good for _, _, good in named)
     drawn = "not written, there is no pair to draw"
     try:
@@ -206,17 +208,34 @@ def _images(folder: Path, split: str) -> list[Path]:
         raise
 
 
-def _verdict(twin: Twin, with_test: bool) -> tuple[str, bool]:
+def _groups(folders: Sequence[Path], images: Sequence[Path]) -> dict[str, str]:
+    """What the folders' own files keep together."""
+    from isicrt.trainer.dataset import find_folders
+    from isicrt.trainer.groups import join_groups, read_groups
+    from isicrt.trainer.twins import image_id
+
+    ids = {image_id(path.stem) for path in images}
+    found: list[tuple[str, str]] = []
+    for folder in folders:
+        places = [folder]
+        with suppress(DataError):
+            places.append(find_folders(folder, "train")[0].parent)
+        found += read_groups(places, ids).group.items()
+    return join_groups(found)
+
+
+def _verdict(twin: Twin, with_test: bool, groups: Mapping[str, str]) -> tuple[str, bool]:
     """What training does about the pair, and whether that is right."""
     from isicrt.trainer.dataset import LEFT_OUT
-    from isicrt.trainer.twins import group_of, isic_id
+    from isicrt.trainer.twins import group_of, image_id
 
-    a, b = (isic_id(path) or path.stem for path in (twin.a, twin.b))
+    a, b = (image_id(path.stem) for path in (twin.a, twin.b))
     if a in LEFT_OUT or (not with_test and b in LEFT_OUT):
         return "left out of training", True
     if with_test:
         return "NOT left out of training", False
-    return ("kept in one fold", True) if group_of(a) == group_of(b) else ("NOT kept in one fold", False)
+    one = groups.get(a, group_of(a)) == groups.get(b, group_of(b))
+    return ("kept in one fold", True) if one else ("NOT kept in one fold", False)
 
 
 def _record(twin: Twin, verdict: str, known: bool) -> dict[str, Any]:

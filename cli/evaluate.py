@@ -198,7 +198,7 @@ def _find(data: Path, split: str) -> tuple[list[Case], str, int]:
         raise DataError(f"{data}: no pair of image and mask to score{reason}")
     images, _ = find_folders(data, split)
     label = last_names(images.parent if images.name == "images" else images)
-    return [Case(pair.id, pair.image, pair.mask) for pair in pairs], label, left_out
+    return [Case(pair.id, pair.image, pair.mask, pair.group) for pair in pairs], label, left_out
 
 
 @contextmanager

@@ -61,4 +61,4 @@ def _to_learn(cases: Sequence[Case]) -> list[list[Case]]:
 def _sha256(cases: Sequence[Case]) -> str:
     from isicrt.trainer.dataset import Pair, check_pairs
 
-    return check_pairs([Pair(case.id, case.image, case.truth) for case in cases]).sha256
+    return check_pairs([Pair(case.id, case.image, case.truth, case.group) for case in cases]).sha256

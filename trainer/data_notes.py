@@ -26,6 +26,9 @@ def notes_on(report: DatasetReport) -> list[str]:
         lines.append(say_damaged(report.damaged))
     if report.turned:
         lines.append(say_turned(report.turned))
+    if report.copies:
+        lines.append(say_copies(report.copies))
+    lines += report.groups
     return lines
 
 
@@ -54,6 +57,15 @@ def say_damaged(images: Sequence[Path]) -> str:
     names = ", ".join(map(str, images[:SHOWN])) + (", ..." if len(images) > SHOWN else "")
     looks = "1 image looks" if len(images) == 1 else f"{len(images)} images look"
     return f"{looks} damaged, though decoders take {'it' if len(images) == 1 else 'them'}: {names}"
+
+
+def say_copies(copies: Sequence[tuple[Path, Path]]) -> str:
+    """Images that are there under another name too, at least one, in one line for people."""
+    are = "1 image is a copy of another" if len(copies) == 1 else f"{len(copies)} images are copies of others"
+    return (
+        f"{are}, such as {copies[0][0]} of {copies[0][1].name}: a model may learn from one and be validated on the "
+        "other. Remove one, or keep them together with a groups.csv (docs/data.md#groups)"
+    )
 
 
 def say_turned(images: Sequence[Path]) -> str:

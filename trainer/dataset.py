@@ -10,8 +10,7 @@ import hashlib
 import itertools
 import os
 import re
-import unicodedata
-from collections.abc import Container, Sequence, Set
+from collections.abc import Collection, Container, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ from pathlib import Path
 from isicrt.engine.errors import DataError
 from isicrt.engine.scores import FOREGROUND_ABOVE
 from isicrt.trainer.data_notes import say_left_out
+from isicrt.trainer.groups import Groups, join_groups, read_groups
 from isicrt.trainer.official_test import TEST_IDS
 from isicrt.trainer.pair_check import check_pair
-from isicrt.trainer.twins import TEST_TWINS, group_of, isic_id
+from isicrt.trainer.twins import TEST_TWINS, group_of, image_id
 
 SPLITS = ("train", "test")
 OFFICIAL_FOLDERS = {
@@ -43,7 +43,6 @@ _HIDDEN = (".", "@", "__MACOSX")
 """So begin names of folders that caches, viewers, disk stations and macOS leave beside images."""
 _WRITTEN = (".isicrt-journal.jsonl", ".isicrt-overlays")
 """A folder that holds one of these is isicrt's own, which may lie among images; see `isicrt.engine.image_search`."""
-_MASK_ENDING = re.compile(r"_segmentation$", re.IGNORECASE)
 _OTHER_ENDINGS = re.compile(r"_(lesion|mask|seg|gt)$", re.IGNORECASE)
 """Of masks in data sets of others, such as PH2. Photographs may end so too, hence only where nothing else fits."""
 
@@ -55,6 +54,19 @@ class Pair:
     id: str
     image: Path
     mask: Path
+    group: str | None = None
+    """What of its data set's `groups.csv` stays in one fold with it; None without, see `isicrt.trainer.twins` then."""
+
+
+@dataclass
+class _Scan:
+    """What one data set is found to be."""
+
+    pairs: list[Pair]
+    problems: list[str]
+    """What does not pair up."""
+    left_out: int
+    groups: Groups
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ class DatasetReport:
     problems: list[str]
     """One line for each, with the file and what to do."""
     sha256: str
-    """Of ids and file contents, in order of id: the same data gives the same hash wherever it lies."""
+    """Of ids, file contents and groups, in order of id: the same data gives the same hash wherever it lies."""
     without_lesion: tuple[Path, ...] = ()
     """Masks that are 0 throughout, which is legal and rare."""
     left_out: int = 0
@@ -79,6 +91,10 @@ class DatasetReport:
     """JPEGs that can be decoded and look damaged all the same, such as one that was cut in half."""
     turned: tuple[Path, ...] = ()
     """Images whose EXIF orientation turns them in viewers; here the stored grid counts."""
+    copies: tuple[tuple[Path, Path], ...] = ()
+    """Images that are, byte by byte, the one that stands behind them, and that no group keeps in its fold."""
+    groups: tuple[str, ...] = ()
+    """On each `groups.csv`, for people."""
 
 
 def find_pairs(root: Path | str, split: str = "train", leave_out: Set[str] = LEFT_OUT.keys()) -> list[Pair]:
@@ -93,19 +109,18 @@ def find_pairs(root: Path | str, split: str = "train", leave_out: Set[str] = LEF
     Raises:
         DataError: no such layout, or more than one, or images and masks that do not pair up; every problem is listed.
     """
-    pairs, problems, _ = _scan(Path(root), split, leave_out)
-    if problems:
-        raise DataError(_listed(f"{root}: cannot pair images and masks", problems))
-    return pairs
+    scan = _scan(Path(root), split, leave_out)
+    if scan.problems:
+        raise DataError(_listed(f"{root}: cannot pair images and masks", scan.problems))
+    return _grouped(scan.pairs, scan.groups.group.items())
 
 
 def count_left_out(root: Path | str, split: str = "train", leave_out: Set[str] = LEFT_OUT.keys()) -> int:
     """How many pairs are there that `find_pairs` leaves out. Raises DataError: no such layout."""
-    return _scan(Path(root), split, leave_out)[2]
+    return _scan(Path(root), split, leave_out).left_out
 
 
-def _scan(root: Path, split: str, leave_out: Set[str] = LEFT_OUT.keys()) -> tuple[list[Pair], list[str], int]:
-    """The pairs that there are, what does not pair up, and how many pairs are left out."""
+def _scan(root: Path, split: str, leave_out: Set[str] = LEFT_OUT.keys()) -> _Scan:
     images, masks = find_folders(root, split)
     problems: list[str] = []
     by_id = {"image": _index(images, "image", problems)}
@@ -118,7 +133,14 @@ def _scan(root: Path, split: str, leave_out: Set[str] = LEFT_OUT.keys()) -> tupl
         problems.append(f"{images}: holds no image")
     paired = by_id["image"].keys() & by_id["mask"].keys()
     kept = sorted(paired - leave_out if split == "train" else paired)
-    return [Pair(name, by_id["image"][name], by_id["mask"][name]) for name in kept], problems, len(paired) - len(kept)
+    pairs = [Pair(name, by_id["image"][name], by_id["mask"][name]) for name in kept]
+    groups = read_groups((root, images.parent), by_id["image"])
+    return _Scan(pairs, [*problems, *groups.problems], len(paired) - len(kept), groups)
+
+
+def _grouped(pairs: Sequence[Pair], groups: Collection[tuple[str, str]]) -> list[Pair]:
+    joined = join_groups(groups) if groups else {}
+    return [dataclasses.replace(pair, group=joined.get(pair.id)) for pair in pairs]
 
 
 def find_folders(root: Path, split: str) -> tuple[Path, Path]:
@@ -160,8 +182,7 @@ def _index(folder: Path, kind: str, problems: list[str], of: Container[str] = ()
             if _holds_images(path):
                 problems.append(f"{path}: holds images and is not read: move its files up, or elsewhere")
             continue
-        # macOS and what is unpacked there may write an accent as a character of its own.
-        name = isic_id(path) or _MASK_ENDING.sub("", unicodedata.normalize("NFC", path.stem))
+        name = image_id(path.stem)
         if name not in of and (bare := _OTHER_ENDINGS.sub("", name)) in of:
             name = bare
         preview = path.suffix.lower() in _PREVIEWS
@@ -202,10 +223,16 @@ def check_pairs(pairs: Sequence[Pair]) -> DatasetReport:
     with ThreadPoolExecutor() as threads:
         found = list(threads.map(check_pair, [pair.image for pair in pairs], [pair.mask for pair in pairs]))
     digest = hashlib.sha256()
-    for pair, check in zip(pairs, found, strict=True):
-        # A file's name may be no UTF-8.
-        digest.update(b"".join([pair.id.encode(errors="surrogateescape"), *check.hashes]))
     checked = list(zip(pairs, found, strict=True))
+    first: dict[bytes, Pair] = {}
+    copies = []
+    for pair, check in checked:
+        group = [] if pair.group is None else [b"\0group ", pair.group.encode()]
+        # A file's name may be no UTF-8.
+        digest.update(b"".join([pair.id.encode(errors="surrogateescape"), *check.hashes, *group]))
+        original = first.setdefault(check.hashes[0], pair) if check.hashes else pair
+        if _kept_with(pair) != _kept_with(original):
+            copies.append((pair.image, original.image))
     return DatasetReport(
         len(pairs),
         sum(bool(check.levels - {0, 255}) and max(check.levels) > FOREGROUND_ABOVE for check in found),
@@ -215,6 +242,7 @@ def check_pairs(pairs: Sequence[Pair]) -> DatasetReport:
         corners=sum(check.corners for check in found),
         damaged=tuple(pair.image for pair, check in checked if check.damaged and not check.problems),
         turned=tuple(pair.image for pair, check in checked if check.orientation),
+        copies=tuple(copies),
     )
 
 
@@ -225,12 +253,17 @@ def survey(roots: Sequence[Path | str], split: str = "train") -> tuple[list[Pair
         DataError: a root is no data set at all.
     """
     scans = [_scan(Path(root), split) for root in roots]
-    pairs = sorted((pair for found, _, _ in scans for pair in found), key=lambda pair: pair.id)
-    unpaired = [problem for _, problems, _ in scans for problem in problems]
+    groups = [entry for scan in scans for entry in scan.groups.group.items()]
+    pairs = _grouped(sorted((pair for scan in scans for pair in scan.pairs), key=lambda pair: pair.id), groups)
+    unpaired = [problem for scan in scans for problem in scan.problems]
     twice = [f"{b.image}: {b.id} is also {a.image}" for a, b in itertools.pairwise(pairs) if a.id == b.id]
     report = check_pairs(pairs)
-    left_out = sum(count for _, _, count in scans)
-    return pairs, dataclasses.replace(report, problems=[*unpaired, *twice, *report.problems], left_out=left_out)
+    return pairs, dataclasses.replace(
+        report,
+        problems=[*unpaired, *twice, *report.problems],
+        left_out=sum(scan.left_out for scan in scans),
+        groups=tuple(note for scan in scans for note in scan.groups.notes),
+    )
 
 
 def checked_pairs(roots: Sequence[Path | str], split: str = "train") -> tuple[list[Pair], DatasetReport]:
@@ -252,7 +285,8 @@ def split_fold(pairs: Sequence[Pair], folds: int, fold: int) -> tuple[list[Pair]
     """Training and validation pairs of one cross-validation fold.
 
     A pair's fold depends on the hash of its id alone, so it is the same on every machine and when images are missing;
-    images of one lesion (`isicrt.trainer.twins`) share the fold of the first of them.
+    images of one lesion (`isicrt.trainer.twins`) share the fold of the first of them, and those of a group
+    (`isicrt.trainer.groups`) the fold of its name.
 
     Raises:
         DataError: `fold` is out of range, or a side is empty.
@@ -261,7 +295,7 @@ def split_fold(pairs: Sequence[Pair], folds: int, fold: int) -> tuple[list[Pair]
         raise DataError(f"fold {fold} does not exist: there are {folds}, numbered from 0")
     sides: tuple[list[Pair], list[Pair]] = ([], [])
     for pair in pairs:
-        sides[_bucket(group_of(pair.id), folds) == fold].append(pair)
+        sides[_bucket(_kept_with(pair), folds) == fold].append(pair)
     if not all(sides):
         count = "1 pair is" if len(pairs) == 1 else f"{len(pairs)} pairs are"
         raise DataError(
@@ -274,8 +308,8 @@ def split_fold(pairs: Sequence[Pair], folds: int, fold: int) -> tuple[list[Pair]
 def hold_out(pairs: Sequence[Pair], part: int, parts: int) -> tuple[list[Pair], list[Pair]]:
     """The pairs of all parts but one, and those of that part.
 
-    As in `split_fold`, images of one lesion stay together and a pair's part depends on its id alone; it does not depend
-    on the pair's fold, so that the training pairs of a fold are shared out evenly.
+    As in `split_fold`, images of one lesion or group stay together and a pair's part depends on its id, or its group's
+    name, alone; it does not depend on the pair's fold, so that the training pairs of a fold are shared out evenly.
 
     Raises:
         DataError: there is no such part, or a side is empty.
@@ -284,10 +318,14 @@ def hold_out(pairs: Sequence[Pair], part: int, parts: int) -> tuple[list[Pair], 
         raise DataError(f"part {part} does not exist: there are {parts}, numbered from 0")
     sides: tuple[list[Pair], list[Pair]] = ([], [])
     for pair in pairs:
-        sides[_bucket(f"sub{group_of(pair.id)}", parts) == part].append(pair)
+        sides[_bucket(f"sub{_kept_with(pair)}", parts) == part].append(pair)
     if not all(sides):
         raise DataError(f"{len(pairs)} training pairs are too few for {parts} parts: part {part} or the rest is empty")
     return sides
+
+
+def _kept_with(pair: Pair) -> str:
+    return pair.group or group_of(pair.id)
 
 
 def _bucket(text: str, count: int) -> int:

@@ -8,6 +8,7 @@ with a correlation of at least 0.65 (from 30 on, 0.45). How, and what such a sea
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 TEST_TWINS = {
@@ -105,6 +106,7 @@ TWINS = (
 """Training images that show one lesion. A cross-validation fold keeps them together."""
 
 _ISIC_ID = re.compile(r"ISIC_\d{7}(?!\d)", re.IGNORECASE | re.ASCII)
+_MASK_ENDING = re.compile(r"_segmentation$", re.IGNORECASE)
 _GROUP = {name: group[0] for group in TWINS for name in group}
 
 
@@ -113,7 +115,17 @@ def group_of(name: str) -> str:
     return _GROUP.get(name, name)
 
 
+def image_id(stem: str) -> str:
+    """The id of an image or a mask by its file's name without the extension: the ISIC id, or what is its own in it."""
+    # macOS and what is unpacked there may write an accent as a character of its own.
+    return _isic_id(stem) or _MASK_ENDING.sub("", unicodedata.normalize("NFC", stem))
+
+
 def isic_id(path: Path) -> str | None:
     """The ISIC id in a file's name, in capitals. None without one: a longer number is something else."""
-    match = _ISIC_ID.search(path.stem)
+    return _isic_id(path.stem)
+
+
+def _isic_id(stem: str) -> str | None:
+    match = _ISIC_ID.search(stem)
     return match.group().upper() if match else None

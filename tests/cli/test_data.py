@@ -264,6 +264,11 @@ def test_audit_finds_twins_among_training_images(photographs: Path) -> None:
     assert "ISIC_9900002.jpg" in first
     assert first.endswith("NOT kept in one fold")
     assert summary == "4 images: 1 pairs of one lesion, 1 of them not known"
+    rows = "image,group\nISIC_9900001,lesion 1\nISIC_9900002.jpg,lesion 1\n"
+    (photographs / "train" / "groups.csv").write_text(rows)
+    result = isicrt("audit", "--data", photographs / "train", "--threads", "1")
+    assert result.stdout.splitlines()[0].endswith(", kept in one fold")
+    assert "1 pairs of one lesion, 0 of them not known" in result.stdout
 
 
 def test_audit_says_that_there_is_nothing_to_draw(photographs: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from isicrt.benchmarks.evaluation import Case
+from isicrt.cli.evaluate import _find
 from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.main import group
-from isicrt.trainer.dataset import Pair, check_pairs, find_pairs
+from isicrt.trainer.dataset import Pair, check_pairs, checked_pairs, find_pairs
 from isicrt.trainer.official_test import TEST_IDS
 from isicrt.trainer.twins import TEST_TWINS
 
@@ -61,6 +63,15 @@ def test_test_images_that_were_learned_before_they_were_left_out(cases: list[Cas
     scored = sorted([*cases, Case("ISIC_0000012", cases[0].image, cases[0].truth)], key=lambda case: case.id)
     sha256 = check_pairs([Pair(case.id, case.image, case.truth) for case in scored]).sha256
     (line,) = say_learned_from([("a", {"data": ["x"], "data_sha256": sha256, "training_images": 13})], scored)
+    assert "LEARNED FROM THESE IMAGES" in line
+
+
+def test_groups_are_part_of_what_was_learned(rendered_pairs: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(rendered_pairs, tmp_path / "data"))
+    (data / "groups.csv").write_text("image,group\nISIC_0000001,p1\nISIC_0000002,p1\n")
+    cases, _, _ = _find(data, "test")
+    training = {"data": ["x"], "data_sha256": checked_pairs([data])[1].sha256, "training_images": 12}
+    (line,) = say_learned_from([("a", training)], cases)
     assert "LEARNED FROM THESE IMAGES" in line
 
 

@@ -114,6 +114,17 @@ def test_images_that_viewers_turn_are_named_and_are_no_problem(tmp_path: Path, k
     assert say_turned((b,)).startswith(f"1 image has an EXIF orientation, such as {b}: ")
 
 
+def test_a_mask_is_not_turned(tmp_path: Path) -> None:
+    """Pillow alone turns a TIFF while it loads it."""
+    write_pair(tmp_path / "images", tmp_path / "masks", "a")
+    mask = tmp_path / "masks" / "a_Segmentation.png"
+    with Image.open(mask) as image:
+        image.save(mask.with_suffix(".tif"))
+    mask.unlink()
+    turn(mask.with_suffix(".tif"), 6)
+    assert check_pairs(find_pairs(tmp_path)).problems == []
+
+
 def test_a_mask_of_a_turned_images_other_size_is_told_why(tmp_path: Path) -> None:
     for name in "ab":
         write_pair(tmp_path / "images", tmp_path / "masks", name, mask_size=(6, 8))

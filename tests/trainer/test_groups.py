@@ -1,0 +1,123 @@
+"""A data set may say what belongs together, and copies that nothing keeps together are named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from isicrt.engine.errors import DataError
+from isicrt.trainer.data_notes import notes_on, say_copies
+from isicrt.trainer.dataset import Pair, check_pairs, checked_pairs, find_pairs, hold_out, split_fold, survey
+from isicrt.trainer.groups import join_groups
+from isicrt.trainer.twins import TWINS
+from tests.trainer.test_dataset import write_pair
+
+TWIN, OTHER = TWINS[0]
+NAMES = ["a", "b", "c", "d.1", TWIN, "L\xe4sion"]
+ROWS = ["image,group", "a,p1", "b.jpg,p2", "images/d.1.jpg, p1 ", f"{TWIN.lower()}.jpg,p2", "La\u0308sion,p3"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for n, name in enumerate(NAMES):
+        write_pair(tmp_path / "data/train/images", tmp_path / "data/train/masks", name, size=(8 + n, 6))
+    return tmp_path / "data"
+
+
+def write_groups(folder: Path, *rows: str, encoding: str = "utf-8") -> Path:
+    (folder / "groups.csv").write_text("\n".join(rows) + "\n", encoding=encoding)
+    return folder / "groups.csv"
+
+
+def groups(pairs: list[Pair]) -> dict[str, str | None]:
+    return {pair.id: pair.group for pair in pairs}
+
+
+@pytest.mark.parametrize("place", ["", "train"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_groups_are_read_by_ids_or_by_names_of_files(data: Path, place: str, encoding: str) -> None:
+    plain = survey([data])[1]
+    file = write_groups(data / place, *ROWS, "", "e,p1", encoding=encoding)
+    found = {"a": "p1", "b": "p2", "c": None, "d.1": "p1", TWIN: "p2", "L\xe4sion": "p3"}
+    assert groups(find_pairs(data)) == found
+    pairs, report = checked_pairs([data])
+    assert groups(pairs) == found
+    notes = [
+        f"{file}: 5 images are in 3 groups, each of which stays in one fold",
+        f"{file}: 1 images that it names are not among these, such as e",
+    ]
+    assert (list(report.groups), notes_on(report)) == (notes, notes)
+    assert report.sha256 != plain.sha256, "the folds are others"
+    file.unlink()
+    assert survey([data])[1] == plain
+
+
+def test_a_group_stays_together() -> None:
+    pairs = [Pair(f"{n}", Path("i"), Path("m"), group=f"patient {n // 4}") for n in range(80)]
+    pairs += [Pair(f"{n}", Path("i"), Path("m")) for n in range(80, 120)]
+    alone = [Pair(pair.id, pair.image, pair.mask) for pair in pairs]
+    for split in (split_fold, hold_out):
+        sides = [split(pairs, *order)[1] for k in range(4) for order in [(4, k) if split is split_fold else (k, 4)]]
+        assert sorted(pair.id for side in sides for pair in side) == sorted(pair.id for pair in pairs)
+        fold = {pair.id: k for k, side in enumerate(sides) for pair in side}
+        assert all(len({fold[f"{4 * n + i}"] for i in range(4)}) == 1 for n in range(20))
+        assert {fold[f"{4 * n}"] for n in range(20)} == {0, 1, 2, 3}
+    rest = {pair.id for pair in split_fold(pairs, 4, 0)[1] if pair.group is None}
+    assert rest == {pair.id for pair in split_fold(alone, 4, 0)[1]} & {f"{n}" for n in range(80, 120)}
+
+
+def test_twins_and_several_files_join_groups() -> None:
+    assert join_groups([]) == {}
+    assert join_groups([("a", "p2"), (OTHER, "p2")]) == {"a": "p2", OTHER: "p2", TWIN: "p2"}
+    assert join_groups([("a", "p2"), (OTHER, "p2"), (TWIN, "p1"), ("b", "p3")]) == {
+        **dict.fromkeys(("a", OTHER, TWIN), "p1"),
+        "b": "p3",
+    }
+    assert join_groups([("a", "p2"), ("b", "p2"), ("b", "p1")]) == {"a": "p1", "b": "p1"}
+
+
+def test_a_twin_in_another_data_set_is_of_the_group(data: Path, tmp_path: Path) -> None:
+    write_groups(data, *ROWS)
+    write_pair(tmp_path / "more/images", tmp_path / "more/masks", OTHER)
+    pairs, _ = checked_pairs([data, tmp_path / "more"])
+    assert {pair.id for pair in pairs if pair.group == "p2"} == {"b", TWIN, OTHER}
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (["image,lesion_id", "a,p1"], "its first line is 'image,lesion_id', and has to be image,group"),
+        (["image;group", "a;p1"], "its first line is 'image;group', and has to be image,group"),
+        ([""], "its first line is '', and has to be image,group"),
+        (["image,group", "a,p1", "b"], "line 3 has to be an image, a comma and its group"),
+        (["image,group", "a,"], "line 2 has to be an image, a comma and its group"),
+        (["image,group", "a,p1", "a.jpg,p2"], "line 3: a is in group p1 already, and here in p2; an image has one"),
+    ],
+)
+def test_a_file_that_cannot_be_meant(data: Path, rows: list[str], problem: str) -> None:
+    file = write_groups(data, *rows)
+    assert survey([data])[1].problems == [f"{file}: {problem}"]
+    with pytest.raises(DataError, match=r"groups\.csv: "):
+        find_pairs(data)
+
+
+def test_two_files_and_one_that_is_no_utf8(data: Path) -> None:
+    file = write_groups(data, "image,group", "L\xe4sion,p1", encoding="latin-1")
+    assert survey([data])[1].problems == [f"{file}: is not UTF-8; save it as CSV in UTF-8"]
+    other = write_groups(data / "train", *ROWS)
+    assert survey([data])[1].problems == [f"{other}: {file} is there too; remove one"]
+
+
+def test_copies_are_named_unless_something_keeps_them_together(data: Path) -> None:
+    images, masks = data / "train/images", data / "train/masks"
+    for name in ("a2", OTHER):
+        shutil.copy(masks / f"{'a' if name == 'a2' else TWIN}_Segmentation.png", masks / f"{name}_Segmentation.png")
+        shutil.copy(images / f"{'a' if name == 'a2' else TWIN}.jpg", images / f"{name}.jpg")
+    report = check_pairs(find_pairs(data))
+    assert (report.problems, report.copies) == ([], ((images / "a2.jpg", images / "a.jpg"),))
+    assert say_copies(report.copies) in notes_on(report)
+    assert say_copies(report.copies).startswith(f"1 image is a copy of another, such as {images / 'a2.jpg'} of a.jpg: ")
+    write_groups(data, *ROWS, "a2,p1")
+    assert check_pairs(find_pairs(data)).copies == ()

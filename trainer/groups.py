@@ -1,0 +1,108 @@
+"""Images that belong together, by a data set's own `groups.csv`: of one patient, or of one lesion."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from isicrt.trainer.twins import TWINS, image_id
+
+FILE = "groups.csv"
+"""Beside ``images/`` and ``masks/``, or in the folder that holds the splits."""
+_HEADER = ["image", "group"]
+
+
+@dataclass
+class Groups:
+    """What a data set says of its images."""
+
+    group: dict[str, str] = field(default_factory=dict)
+    """Id of an image -> name of its group; also for images that are not there."""
+    problems: list[str] = field(default_factory=list)
+    """One line for each, with the file and what to do."""
+    notes: list[str] = field(default_factory=list)
+    """For people: how many images and groups there are, and what is named and is not there."""
+
+
+def read_groups(folders: Iterable[Path], ids: Container[str]) -> Groups:
+    """Read the `FILE` that lies in one of the folders; no groups without one.
+
+    Args:
+        folders: where it may lie.
+        ids: of the images that are there.
+    """
+    found = Groups()
+    files = [file for folder in dict.fromkeys(folders) if (file := folder / FILE).is_file()]
+    if len(files) > 1:
+        found.problems.append(f"{files[1]}: {files[0]} is there too; remove one")
+    elif files:
+        try:
+            _read(files[0], ids, found)
+        except OSError as error:
+            found.problems.append(f"{files[0]}: cannot be read: {error.strerror}")
+        except UnicodeDecodeError:
+            found.problems.append(f"{files[0]}: is not UTF-8; save it as CSV in UTF-8")
+        except csv.Error as error:
+            found.problems.append(f"{files[0]}: is no CSV: {error}")
+    return found
+
+
+def _read(file: Path, ids: Container[str], found: Groups) -> None:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        rows = csv.reader(lines)
+        header = [cell.strip() for cell in next(rows, [])]
+        if header != _HEADER:
+            found.problems.append(f"{file}: its first line is {','.join(header)!r}, and has to be {','.join(_HEADER)}")
+            return
+        for row in rows:
+            cells = [cell.strip() for cell in row]
+            if not any(cells):
+                continue
+            if len(cells) != len(_HEADER) or not all(cells):
+                found.problems.append(f"{file}: line {rows.line_num} has to be an image, a comma and its group")
+                return
+            name = _id_of(cells[0], ids)
+            if found.group.setdefault(name, cells[1]) != cells[1]:
+                found.problems.append(
+                    f"{file}: line {rows.line_num}: {name} is in group {found.group[name]} already, and here in "
+                    f"{cells[1]}; an image has one"
+                )
+                return
+    known = [name for name in found.group if name in ids]
+    count = len({found.group[name] for name in known})
+    found.notes.append(f"{file}: {len(known)} images are in {count} groups, each of which stays in one fold")
+    if unknown := [name for name in found.group if name not in ids]:
+        found.notes.append(f"{file}: {len(unknown)} images that it names are not among these, such as {unknown[0]}")
+
+
+def _id_of(cell: str, ids: Container[str]) -> str:
+    """The id of an image that is named by it, or by its file."""
+    name = cell.replace("\\", "/").rpartition("/")[2]
+    bare = image_id(name.rpartition(".")[0])
+    return bare if bare in ids else image_id(name)
+
+
+def join_groups(groups: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Ids and names of groups, with those in one that share an image, or a lesion by `TWINS`, which may add images. One
+    of several that are joined has the first of their names."""
+    parent: dict[tuple[bool, str], tuple[bool, str]] = {}
+
+    def root(node: tuple[bool, str]) -> tuple[bool, str]:
+        while (above := parent.setdefault(node, node)) != node:
+            parent[node] = parent[above]
+            node = above
+        return node
+
+    def join(one: tuple[bool, str], other: tuple[bool, str]) -> None:
+        # Names of groups, which are (False, name), are less than images.
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+
+    for image, name in groups:
+        join((False, name), (True, image))
+    for images in TWINS:
+        for image in images[1:]:
+            join((True, images[0]), (True, image))
+    return {node[1]: top[1] for node in list(parent) if node[0] and not (top := root(node))[0]}
