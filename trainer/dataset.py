@@ -19,7 +19,7 @@ from isicrt.engine.errors import DataError
 from isicrt.engine.scores import FOREGROUND_ABOVE
 from isicrt.trainer.data_notes import say_left_out
 from isicrt.trainer.groups import Groups, join_groups, read_groups
-from isicrt.trainer.official_test import TEST_IDS
+from isicrt.trainer.official_ids import TEST_IDS
 from isicrt.trainer.pair_check import check_pair
 from isicrt.trainer.twins import TEST_TWINS, group_of, image_id
 

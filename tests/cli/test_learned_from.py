@@ -13,7 +13,7 @@ from isicrt.cli.evaluate import _find
 from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.main import group
 from isicrt.trainer.dataset import Pair, check_pairs, checked_pairs, find_pairs
-from isicrt.trainer.official_test import TEST_IDS
+from isicrt.trainer.official_ids import TEST_IDS
 from isicrt.trainer.twins import TEST_TWINS
 
 GENERAL = "learned from {} training images ({}); a score on those, or on others of their lesions, says nothing about"

@@ -23,7 +23,7 @@ from isicrt.trainer.dataset import (
     split_fold,
     survey,
 )
-from isicrt.trainer.official_test import TEST_IDS
+from isicrt.trainer.official_ids import TEST_IDS
 from isicrt.trainer.twins import TEST_TWINS, TWINS
 
 
