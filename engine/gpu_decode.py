@@ -54,8 +54,9 @@ class DeviceImage:
 def suits_gpu(data: bytes) -> tuple[int, int] | None:
     """(height, width) of a JPEG that the GPU decodes as the CPU would; None for everything else.
 
-    The GPU's decoder is content with half a file and has no CMYK: so a file must have its end marker, and be grey or
-    RGB.
+    The GPU's decoder is content with half a file, has no CMYK, and takes three components for YCbCr, also where
+    libjpeg-turbo finds them to be RGB (by Adobe's marker, or components called R, G and B): so a file must have its end
+    marker, and be grey or YCbCr.
     """
     if not data.startswith(_MARKERS[0]) or _MARKERS[1] not in data[-_TAIL:]:
         return None
@@ -63,7 +64,7 @@ def suits_gpu(data: bytes) -> tuple[int, int] | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    if colours not in ("Gray", "RGB", "YCbCr") or width * height > MAX_PIXELS:
+    if colours not in ("Gray", "YCbCr") or width * height > MAX_PIXELS:
         return None
     return height, width
 

@@ -25,6 +25,13 @@ def _jpeg(size: tuple[int, int] = (30, 44), mode: str = "RGB", **options: object
     return buffer.getvalue()
 
 
+def _unmarked(data: bytes) -> bytes:
+    """A JPEG without the markers of applications: what it holds, the names of its components say alone."""
+    while data[2] == 0xFF and 0xE0 <= data[3] <= 0xEF:
+        data = data[:2] + data[4 + int.from_bytes(data[4:6], "big") :]
+    return data
+
+
 def _png() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
@@ -38,6 +45,9 @@ def _png() -> bytes:
         (_jpeg(progressive=True), (30, 44)),
         (_jpeg(mode="L"), (30, 44)),
         (_jpeg() + b"\0" * 100, (30, 44)),
+        (_unmarked(_jpeg()), (30, 44)),
+        (_unmarked(_jpeg(keep_rgb=True)), None),
+        (_jpeg(keep_rgb=True), None),
         (_jpeg(mode="CMYK"), None),
         (_jpeg()[:-400], None),
         (_jpeg()[:100] + b"\xff\xd9", None),
@@ -45,7 +55,21 @@ def _png() -> bytes:
         (b"", None),
         (b"\xff\xd8\xff\xd9", None),
     ],
-    ids=["RGB", "progressive", "grey", "padded", "CMYK", "half", "no frame", "PNG", "empty", "markers"],
+    ids=[
+        "YCbCr",
+        "progressive",
+        "grey",
+        "padded",
+        "unmarked",
+        "named RGB",
+        "RGB by Adobe",
+        "CMYK",
+        "half",
+        "no frame",
+        "PNG",
+        "empty",
+        "markers",
+    ],
 )
 def test_what_is_left_to_the_cpu(data: bytes, size: tuple[int, int] | None) -> None:
     assert suits_gpu(data) == size
