@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +95,7 @@ def command(
     from isicrt.benchmarks.workload import open_workload
     from isicrt.engine import shipped
     from isicrt.engine.gpu_stages import check_decode, open_chain
+    from isicrt.engine.ledger import loaded_sha256
     from isicrt.engine.runtime import open_runtime
 
     if report_path is not None:
@@ -142,10 +142,14 @@ def command(
         for model, runtime in zip(models, (first, second), strict=True):
             model |= _graphs(runtime)
         models[1]["decode"] = decode
+        files = [
+            {"name": path.name, "sha256": loaded_sha256(runtime, path)}
+            for path, runtime in zip(paths, (first, second), strict=True)
+        ]
         if chain is not None:
             models[1]["decoded"] = _checked(chain.decoded)
     if report_path is not None:
-        _write(report_path, command_line(ctx), paths, models, images, limits, problems, agreement)
+        _write(report_path, command_line(ctx), files, models, images, limits, problems, agreement)
     _print(agreement, models, worst, problems)
     if problems:
         ctx.exit(1)
@@ -242,7 +246,7 @@ def _print(agreement: Agreement, models: list[dict[str, Any]], worst: int, probl
 def _write(
     path: Path,
     command_line: str,
-    files: Sequence[Path],
+    files: list[dict[str, str]],
     models: list[dict[str, Any]],
     images: Path,
     limits: Limits,
@@ -257,7 +261,8 @@ def _write(
         "schema": "isicrt-check-parity/1",
         "format": 1,
         "command": command_line,
-        **provenance(*files),
+        **provenance(),
+        "files": files,
         "reference": models[0],
         "candidate": models[1],
         "source": "/".join(images.absolute().parts[-2:]),

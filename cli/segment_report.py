@@ -27,7 +27,7 @@ _PLAIN_SECONDS = 10.0
 def describe_run(model: Path, runtime: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What both JSON files say about a run before it starts."""
     from isicrt.benchmarks.environment import read_environment
-    from isicrt.engine.ledger import file_sha256
+    from isicrt.engine.ledger import loaded_sha256
 
     return {
         "format": 1,
@@ -36,7 +36,7 @@ def describe_run(model: Path, runtime: Any, settings: Mapping[str, Any]) -> dict
         "model": {
             "name": runtime.card.name,
             "file": str(model),
-            "sha256": file_sha256(model),
+            "sha256": loaded_sha256(runtime, model),
             "runtime": runtime.name,
         },
         "versions": dict(read_environment().versions),

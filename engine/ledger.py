@@ -356,6 +356,12 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def loaded_sha256(runtime: object, path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the model's file as it was when `runtime` loaded it; as it is now, where a runtime does not know."""
+    digest = getattr(runtime, "digest", None)
+    return digest if isinstance(digest, str) else file_sha256(path)
+
+
 def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     height, width = entry.get("height"), entry.get("width")
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None

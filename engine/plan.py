@@ -16,6 +16,7 @@ import hashlib
 import os
 import struct
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,7 +48,24 @@ def write_plan(path: str | os.PathLike[str], card: ModelCard, plan: bytes) -> No
     replace_file(path, header + text + plan)
 
 
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan as it was read."""
+
+    card: ModelCard
+    plan: bytes
+    """As the builder gave it."""
+    digest: str
+    """SHA-256 of the whole file, in hexadecimal, whatever lies there by now."""
+
+
 def read_plan(path: str | os.PathLike[str]) -> tuple[ModelCard, bytes]:
+    """Card and plan, see `read_plan_file`."""
+    file = read_plan_file(path)
+    return file.card, file.plan
+
+
+def read_plan_file(path: str | os.PathLike[str]) -> PlanFile:
     """Read a plan and its card, and check both against their SHA-256.
 
     Raises:
@@ -56,9 +74,9 @@ def read_plan(path: str | os.PathLike[str]) -> tuple[ModelCard, bytes]:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            card, plan_bytes = _read_card(file, path, size)
+            # Of the file that is open: another may take its name at any time.
+            card, head, plan_bytes = _read_card(file, path, os.fstat(file.fileno()).st_size)
             plan = file.read(plan_bytes)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
@@ -69,11 +87,13 @@ def read_plan(path: str | os.PathLike[str]) -> tuple[ModelCard, bytes]:
             f"{path}: altered: the plan's SHA-256 is {digest}, its card says {recorded}. "
             f"It is not loaded. {rebuild_advice(card, path)}"
         )
-    return card, plan
+    whole = hashlib.sha256(head)
+    whole.update(plan)
+    return PlanFile(card, plan, whole.hexdigest())
 
 
-def _read_card(file: BinaryIO, path: Path, size: int) -> tuple[ModelCard, int]:
-    """The card, and how many bytes of plan follow it."""
+def _read_card(file: BinaryIO, path: Path, size: int) -> tuple[ModelCard, bytes, int]:
+    """The card, the bytes that it was read from, and how many bytes of plan follow them."""
     card: ModelCard | None = None
 
     def again() -> str:  # looked for only where it is wanted: it reads the ONNX file beside the plan
@@ -104,7 +124,7 @@ def _read_card(file: BinaryIO, path: Path, size: int) -> tuple[ModelCard, int]:
         raise ModelError(f"{path}: altered: {size - expected} bytes follow the plan's end. {again()}")
     if card is None:
         raise ModelError(problem)
-    return card, plan_bytes
+    return card, header + text, plan_bytes
 
 
 def _checked_card(path: Path, text: bytes) -> tuple[ModelCard | None, str]:

@@ -14,13 +14,12 @@ import numpy as np
 
 from isicrt.engine import shipped
 from isicrt.engine.card import ModelCard
-from isicrt.engine.cpu_runtime import CpuRuntime
 from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.engine.geometry import UInt8Array, resize_image, upsample_probability
 from isicrt.engine.gpu_stages import check_decode, open_chain
 from isicrt.engine.images import MAX_PIXELS, decode_image
 from isicrt.engine.isolation import ImageDecoder
-from isicrt.engine.ledger import Ledger, file_sha256, mask_settings
+from isicrt.engine.ledger import Ledger, loaded_sha256, mask_settings
 from isicrt.engine.masks import restore_mask
 from isicrt.engine.overlay import OverlayFolder
 from isicrt.engine.pipeline import Outcome, RunSummary, run_jobs
@@ -63,7 +62,7 @@ class Segmenter:
         # A program may go elsewhere, and another file may lie there, before a folder is segmented.
         self._model = shipped.resolve(model).absolute()
         self.runtime: Runtime = open_runtime(self._model, threads=threads)
-        self._sha256 = self.runtime.digest if isinstance(self.runtime, CpuRuntime) else file_sha256(self._model)
+        self._sha256 = loaded_sha256(self.runtime, self._model)
         most = self.runtime.max_batch
         self._batch_size = min(batch_size or most or 8, most or batch_size or 8)
         self._threads = threads

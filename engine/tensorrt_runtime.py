@@ -17,7 +17,7 @@ from isicrt.engine.cuda_memory import CudaDevice
 from isicrt.engine.errors import ModelError, NoGpuError, OtherGpuError, SettingsError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.in_flight import SlotPool, SlotTicket
-from isicrt.engine.plan import read_plan
+from isicrt.engine.plan import read_plan_file
 from isicrt.engine.rebuild import onnx_advice, rebuild_advice, targets
 from isicrt.engine.runtime import check_batch
 from isicrt.engine.tensorrt_kernels import NEEDS_LESS_MEMORY, KernelCache, make_context
@@ -49,7 +49,8 @@ class TensorRtRuntime:
         if not 1 <= depth <= 8:
             raise SettingsError(f"{depth} batches in flight: expected 1 to 8")
         self.path = Path(path)
-        self.card, plan = read_plan(path)
+        file = read_plan_file(path)
+        self.card, self.digest = file.card, file.digest
         flavour = str(self.card.builder["flavour"])
         self.device = self._find_device(device)
         self._trt = tensorrt_api.load(flavour)
@@ -67,7 +68,7 @@ class TensorRtRuntime:
         try:
             with self.device.errors(f"load {path}"), self.device.current():
                 try:
-                    self._load(plan, depth)
+                    self._load(file.plan, depth)
                 except (TypeError, RuntimeError) as error:  # what pybind11 makes of C++'s null pointers and exceptions
                     raise self._refused(f"failed while it loaded it ({str(error).strip()})") from error
         except BaseException:

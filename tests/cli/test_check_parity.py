@@ -239,6 +239,20 @@ def test_a_plan_is_compared_as_a_run_uses_it_in_full_batches_that_are_graphs(
     assert device.log.count("launch") == (slots + 12 // largest if records else 0)
 
 
+def test_the_report_has_the_hash_of_the_plan_that_was_loaded(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = HostTensorRt(darkness_onnx)
+    host.install(monkeypatch, tmp_path)
+    plan, report = host.write(tmp_path / "model.plan", darkness_onnx), tmp_path / "parity.json"
+    loaded = file_sha256(plan)
+    host.loading = lambda: plan.write_bytes(b"another")
+    result = _run(darkness_onnx, plan, "--images", rendered_pairs / "images", "--limit", "2", "--json", report)
+    assert result.exit_code == 0, result.output
+    expected = [(darkness_onnx.name, file_sha256(darkness_onnx)), ("model.plan", loaded)]
+    assert [(file["name"], file["sha256"]) for file in json.loads(report.read_text())["files"]] == expected
+
+
 def test_too_few_images_for_a_full_batch_are_said(
     darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

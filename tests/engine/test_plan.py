@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import struct
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from isicrt.engine import plan as plan_module
 from isicrt.engine.errors import ModelError
-from isicrt.engine.plan import MAGIC, read_plan, write_plan
+from isicrt.engine.plan import MAGIC, read_plan, read_plan_file, write_plan
 from tests.tiny_models import darkness_card, plan_card
 
 PLAN = bytes(range(256)) * 4
@@ -29,6 +30,30 @@ def test_card_and_plan_come_back(path: Path) -> None:
     assert plan == PLAN
     assert card.builder == BUILDER | {"plan_sha256": hashlib.sha256(PLAN).hexdigest()}
     assert card.replace(builder={}) == darkness_card(precision="fp16")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows replaces no file that is open")
+def test_the_hash_of_a_file_is_that_of_what_was_read(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another takes its name while it is being read: neither its size nor its bytes count."""
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_plan_file(path).digest == expected
+    opened, other = Path.open, tmp_path / "other.plan"
+    write_plan(other, plan_card(), b"another, which is shorter")
+
+    def replaced(self: Path, *arguments: object) -> object:
+        file = opened(self, *arguments)  # type: ignore[call-overload]
+        if self == path and other.exists():
+            other.replace(path)
+        return file
+
+    monkeypatch.setattr(Path, "open", replaced)
+    assert (read_plan_file(path).plan, other.exists()) == (PLAN, False)
+    write_plan(other, plan_card(), b"another, which is shorter")
+    found = read_plan_file(path)
+    assert found.plan == b"another, which is shorter"
+    assert found.digest != expected
 
 
 def test_only_the_plan_is_left_in_the_folder(path: Path) -> None:

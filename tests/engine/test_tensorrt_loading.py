@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,12 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from isicrt.cli.segment_report import describe_run
 from isicrt.engine import tensorrt_api
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import ModelError, OtherGpuError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.gpu_chain import GpuChain
 from isicrt.engine.gpu_decode import GpuDecoder
+from isicrt.engine.journal import JOURNAL_NAME
+from isicrt.engine.plan import read_plan, write_plan
+from isicrt.engine.segmenter import Segmenter
 from isicrt.engine.tensorrt_api import TensorRt
 from isicrt.engine.tensorrt_runtime import TensorRtRuntime
 from tests.engine.cpu_kernels import CpuKernels
@@ -59,6 +64,19 @@ def test_a_plan_runs_and_gives_everything_back(host: HostTensorRt, plan: Path, t
     assert [path.read_bytes() for path in (tmp_path / "cache" / "isicrt").iterdir()] == [b"fresh"]
     with pytest.raises(ModelError, match="this runtime is closed"):
         runtime.infer(_noise(1))
+
+
+def test_the_journal_has_the_hash_of_the_plan_that_was_loaded(
+    plan: Path, rendered_pairs: Path, tmp_path: Path, host: HostTensorRt
+) -> None:
+    """Whatever lies at its path since: what is resumed later was made by this one."""
+    loaded = hashlib.sha256(plan.read_bytes()).hexdigest()
+    host.loading = lambda: write_plan(plan, read_plan(plan)[0], b"another plan")
+    with Segmenter(plan, threads=1) as segmenter:
+        assert describe_run(plan, segmenter.runtime, {})["model"]["sha256"] == loaded
+        segmenter.segment_folder(rendered_pairs / "images", tmp_path / "masks", decode="cpu", processes=0)
+    runs = [json.loads(line) for line in (tmp_path / "masks" / JOURNAL_NAME).read_text().splitlines()]
+    assert [run["model"]["sha256"] for run in runs if "model" in run] == [loaded]
 
 
 def test_who_decodes_on_the_gpu_has_the_slots_alone(
