@@ -27,15 +27,18 @@ def host(darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return host
 
 
-def _try(onnx_file: Path, out: Path, flavour: str = "tensorrt-rtx", **changes: object) -> tuple[Parity | None, str]:
+def _try(
+    onnx_file: Path, out: Path, flavour: str = "tensorrt-rtx", *, images: int = 1, **changes: object
+) -> tuple[Parity | None, str]:
     import onnx
 
     builder = {"flavour": flavour, "version": VERSION, "source": "best.pt", "profile": [1, 4, 8]}
     builder |= {"gpu": "host", "compute_capability": "8.9"}
     card = read_onnx_card(onnx_file).replace(builder=builder | changes)
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (images, 64, 64, 3), dtype=np.uint8)
+    samples = [Sample("noise", image) for image in pixels]
     reference = ("the ONNX file", OnnxLevels(onnx.load(onnx_file)))
-    return plan_parity(card, b"plan", reference, [Sample("noise", pixels)], "noise", out)
+    return plan_parity(card, b"plan", reference, samples, "noise", out)
 
 
 @contextmanager
@@ -119,6 +122,61 @@ def test_parity_is_asked_of_a_plan_of_either_flavour(
     monkeypatch.setattr(OnnxContext, "_compute", wrong)
     with pytest.raises(BuildError, match="differ"):
         _try(darkness_onnx, tmp_path)
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt-rtx", "tensorrt"])
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("refuses", "the plan was built but does not run: .*could not run a batch of 8"),
+        ("loses a row", r"gives other masks in a full batch of 8 than in small ones: .* of image 8 of the batch"),
+        ("loses a row later", r"gives other masks in a full batch of 8 than in small ones: .* of image 8 of the batch"),
+        ("has an old row", r"gives other masks in a full batch of 8 than in small ones: .* of image 8 of the batch"),
+    ],
+)
+def test_the_batch_that_a_run_uses_has_to_give_the_masks_of_small_ones(
+    host: HostTensorRt,
+    darkness_onnx: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flavour: str,
+    how: str,
+    message: str,
+) -> None:
+    """The parity run has batches of 1 and 3 here, and a CUDA graph comes with the second full one."""
+    if flavour == "tensorrt":
+        host.be_plain(monkeypatch)
+    execute, compute, full, old = OnnxContext.execute_async_v3, OnnxContext._compute, [0], []
+
+    def executes(context: OnnxContext, handle: int) -> bool:
+        return not (how == "refuses" and context.shape[0] == 8) and execute(context, handle)
+
+    def computes(context: OnnxContext, shape: tuple[int, ...]) -> None:
+        compute(context, shape)
+        if shape[0] != 8:
+            return
+        full[0] += 1
+        found = memory_at(context._addresses["probability"], shape[:3])
+        if how == "loses a row" or (how == "loses a row later" and full[0] > 6):
+            found[-1] = 0
+        elif how == "has an old row":
+            old.append(found[-1].copy())
+            found[-1] = old[0]
+
+    monkeypatch.setattr(OnnxContext, "execute_async_v3", executes)
+    monkeypatch.setattr(OnnxContext, "_compute", computes)
+    with pytest.raises(BuildError, match=message):
+        _try(darkness_onnx, tmp_path, flavour, images=4)
+    assert host.device.allocated == 0
+
+
+def test_each_context_runs_full_batches_until_they_are_graphs(
+    host: HostTensorRt, darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.be_plain(monkeypatch)
+    assert _try(darkness_onnx, tmp_path, "tensorrt", images=2)[0] is not None
+    assert host.device.log.count("record execute") == 3
+    assert host.device.log.count("launch") == 6
 
 
 def test_an_error_that_is_not_the_plans_is_not_taken_for_it(
