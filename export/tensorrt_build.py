@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,9 @@ def _wait(work: Callable[[], Engine], stop: threading.Event) -> Engine:
         try:
             building = thread.submit(begun)
             begin.set()
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    return building.result(timeout=0.1)
+            while not wait([building], timeout=0.1).done:  # not by `result`: the work may raise TimeoutError itself
+                pass
+            return building.result()
         except BaseException:
             stop.set()
             begin.set()

@@ -143,15 +143,18 @@ def test_ctrl_c_while_the_graph_is_parsed(
         build_engine(trt, tiny_half, PROFILE, half=True)
 
 
-def test_what_the_caller_of_progress_raises_stops_the_builder(trt: tensorrt_api.TensorRt, tiny_half: bytes) -> None:
+@pytest.mark.parametrize("kind", [BrokenPipeError, TimeoutError])
+def test_what_the_caller_of_progress_raises_stops_the_builder(
+    trt: tensorrt_api.TensorRt, tiny_half: bytes, kind: type[OSError]
+) -> None:
     calls = []
 
     def fail(fraction: float) -> None:
         calls.append(fraction)
         if len(calls) == 3:
-            raise BrokenPipeError("nobody reads")
+            raise kind("nobody reads")
 
-    with pytest.raises(BrokenPipeError, match="nobody reads"):
+    with pytest.raises(kind, match="nobody reads"):
         build_engine(trt, tiny_half, PROFILE, half=True, on_progress=fail)
     assert len(calls) == 3
 
