@@ -7,6 +7,7 @@ graph are the types of the engine, and no precision flag (TensorRT 11 has none) 
 from __future__ import annotations
 
 import importlib
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,17 +89,68 @@ def known_capabilities(trt: TensorRt) -> dict[str, str]:
 
 
 def make_logger(trt: TensorRt) -> Any:
-    """A TensorRT logger that prints nothing and keeps errors and warnings in ``problems``, the newest last."""
+    """A TensorRT logger that prints nothing and keeps the last errors and warnings for `Heard`."""
     base = trt.module.ILogger
 
     class Log(base):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
             base.__init__(self)
-            self.problems: list[str] = []
+            self.count = 0
+            self.kept: list[tuple[bool, str]] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (base.INTERNAL_ERROR, base.ERROR, base.WARNING):
-                self.problems.append(message.strip())
-                del self.problems[:-20]
+                self.kept.append((severity != base.WARNING, message.strip()))
+                del self.kept[:-_KEPT]
+                self.count += 1
 
     return Log()
+
+
+def shared_logger(trt: TensorRt) -> Any:
+    """The process's logger for a flavour. TensorRT has one for all of its objects, the first that it is given: another
+    one hears of nothing but that, and one that is gone is called all the same.
+    """
+    with _lock:
+        module, log = _loggers.get(id(trt.module), (trt.module, None))
+        if log is None:
+            log = make_logger(trt)
+            _loggers[id(module)] = module, log
+    return log
+
+
+_KEPT = 20
+_lock = threading.Lock()
+_loggers: dict[int, tuple[Any, Any]] = {}  # the module too: another must not get its number
+
+
+class Heard:
+    """What TensorRT says from now on, in whatever thread; of it the last 20 errors and warnings.
+
+    Args:
+        logger: of `shared_logger`; it is what TensorRT is given.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+        self.forget()
+
+    def forget(self) -> None:
+        """What was said so far is of no matter to what is called next."""
+        self._before = self.logger.count
+
+    @property
+    def problems(self) -> list[str]:
+        """Errors and warnings, the newest last."""
+        return [message for _, message in self._kept()]
+
+    @property
+    def reason(self) -> str:
+        """The newest error; where there is none, the newest warning; where there is none either, empty."""
+        kept = self._kept()
+        said = [message for is_error, message in kept if is_error] or [message for _, message in kept]
+        return said[-1] if said else ""
+
+    def _kept(self) -> list[tuple[bool, str]]:
+        new: int = self.logger.count - self._before
+        return list(self.logger.kept[-new:]) if new else []

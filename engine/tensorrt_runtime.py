@@ -58,7 +58,7 @@ class TensorRtRuntime:
         check_gpu(self.path, self.card, self.device.gpu)
         self.name = f"{flavour}-{self.card.precision}"
         self.max_batch: int | None = None
-        self._log = tensorrt_api.make_logger(self._trt)
+        self._heard = tensorrt_api.Heard(tensorrt_api.shared_logger(self._trt))
         self._runtime: Any = None
         self._engine: Any = None
         self._kernels: KernelCache | None = None
@@ -86,7 +86,7 @@ class TensorRtRuntime:
     def _load(self, plan: bytes, depth: int) -> None:
         trt = self._trt.module
         try:
-            self._runtime = trt.Runtime(self._log)
+            self._runtime = trt.Runtime(self._heard.logger)
         except TypeError as error:  # what pybind11 makes of a null pointer: no driver, or one that is too old
             raise ModelError(
                 f"{self.path}: {self._trt.title} could not start its runtime on {self.device.gpu.name}.{self._said()} "
@@ -115,6 +115,7 @@ class TensorRtRuntime:
             )
             self._slots.append(slot)
         self._pool = SlotPool(self._slots)
+        self._heard.forget()
 
     def _signature(self) -> Signature:
         trt, engine = self._trt.module, self._engine
@@ -163,7 +164,9 @@ class TensorRtRuntime:
         )
 
     def _said(self) -> str:
-        return f" It says: {self._log.problems[-1].rstrip('.')}." if self._log.problems else ""
+        reason = self._heard.reason
+        self._heard.forget()  # else it would be the reason of the next refusal too
+        return f" It says: {reason.rstrip('.')}." if reason else ""
 
     @property
     def depth(self) -> int:
@@ -179,6 +182,7 @@ class TensorRtRuntime:
         with self._lock:
             pool = self._open()
             check_batch(images, self.card, self.max_batch)
+            self._heard.forget()
             return pool.submit(images)
 
     def collect(self, ticket: SlotTicket) -> UInt8Array:
@@ -199,6 +203,7 @@ class TensorRtRuntime:
             check_batch(images, self.card, self.max_batch)
             if pool.busy:
                 raise RuntimeError("collect the batches in flight first: they would be in the figures")
+            self._heard.forget()
             return self._slots[0].time(images)
 
     @property

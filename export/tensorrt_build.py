@@ -15,7 +15,7 @@ from isicrt.engine.cache_folder import cache_file
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import BuildError
 from isicrt.engine.masks import replace_file
-from isicrt.engine.tensorrt_api import TensorRt, known_capabilities, make_logger
+from isicrt.engine.tensorrt_api import Heard, TensorRt, known_capabilities, shared_logger
 from isicrt.export.inspection import Layer, inspect_network, refuse_half, require_half
 
 _SHOWN = 5
@@ -158,15 +158,15 @@ def _build(
     stop: threading.Event,
 ) -> Engine:
     """`build_engine`, until `stop` is set."""
-    module, log = trt.module, make_logger(trt)
+    module, log = trt.module, Heard(shared_logger(trt))
     try:
-        builder = module.Builder(log)
+        builder = module.Builder(log.logger)
     except TypeError:  # what pybind11 makes of a null pointer: no driver, or one that is too old
         raise _failure(trt, log, "could not start its builder") from None
     network = _created(
         builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)), "network", trt, log
     )
-    parser = module.OnnxParser(network, log)
+    parser = module.OnnxParser(network, log.logger)
     if not parser.parse(model):
         errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
         raise BuildError(f"{trt.title} cannot parse the ONNX graph:\n" + "\n".join(errors[:_SHOWN]))
@@ -203,12 +203,12 @@ def _build(
     return Engine(bytes(serialised), layers)
 
 
-def _failure(trt: TensorRt, log: Any, what: str) -> BuildError:
+def _failure(trt: TensorRt, log: Heard, what: str) -> BuildError:
     said = "\n".join(log.problems[-_SHOWN:]) or "it gave no reason"
     return BuildError(f"{trt.title} {what}:\n{said}")
 
 
-def _created(thing: Any, what: str, trt: TensorRt, log: Any) -> Any:
+def _created(thing: Any, what: str, trt: TensorRt, log: Heard) -> Any:
     if thing is None:
         raise _failure(trt, log, f"could not create a {what}")
     return thing
@@ -244,7 +244,7 @@ def require_known(trt: TensorRt, gpu: Gpu) -> None:
         )
 
 
-def _tune(trt: TensorRt, log: Any, config: Any, tuning: Tuning) -> None:
+def _tune(trt: TensorRt, log: Heard, config: Any, tuning: Tuning) -> None:
     module = trt.module
     if tuning.hardware_compatibility != "none":
         level = getattr(module.HardwareCompatibilityLevel, COMPATIBILITIES[tuning.hardware_compatibility])
@@ -264,7 +264,7 @@ def _tune(trt: TensorRt, log: Any, config: Any, tuning: Tuning) -> None:
             raise _failure(trt, log, f"does not take a workspace of {tuning.workspace_mib} MiB")
 
 
-def _add_profile(trt: TensorRt, log: Any, builder: Any, network: Any, config: Any, profile: Profile) -> None:
+def _add_profile(trt: TensorRt, log: Heard, builder: Any, network: Any, config: Any, profile: Profile) -> None:
     if network.num_inputs != 1:
         raise BuildError(f"the ONNX graph has {network.num_inputs} inputs, expected one")
     tensor = network.get_input(0)

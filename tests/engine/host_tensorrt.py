@@ -104,6 +104,8 @@ class HostTensorRt:
         self.loads = True
         self.invalid = 0
         """The bits of why, where a plan is."""
+        self.says: list[tuple[str, str]] = []
+        """To the logger, when a plan's validity is asked: severity and message."""
         self.deaf: set[str] = set()
         self.cache: Any = Cache()
         self.configs: list[Any] = []
@@ -145,9 +147,15 @@ class HostTensorRt:
 
     def _runtime(self, log: Any) -> Any:
         self.starting()
+
+        def validity(header: bytes) -> tuple[str, int]:
+            for said in self.says:
+                log.log(*said)
+            return "INVALID" if self.invalid else "VALID", self.invalid
+
         return SimpleNamespace(
             engine_header_size=64,
-            get_engine_validity=lambda header: ("INVALID" if self.invalid else "VALID", self.invalid),
+            get_engine_validity=validity,
             deserialize_cuda_engine=self._load,
         )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,14 +91,52 @@ def test_the_bindings_have_all_that_isicrt_uses(path: str) -> None:
 def test_the_logger_keeps_warnings_and_errors_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     module = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
     log = tensorrt_api.make_logger(tensorrt_api.load("tensorrt-rtx"))
+    heard = tensorrt_api.Heard(log)
     severity = module.ILogger.Severity
     for level in (severity.VERBOSE, severity.INFO, severity.WARNING, severity.ERROR, severity.INTERNAL_ERROR):
         log.log(level, f"a {level.name} \n")
-    assert log.problems == ["a WARNING", "a ERROR", "a INTERNAL_ERROR"]
+    assert heard.problems == ["a WARNING", "a ERROR", "a INTERNAL_ERROR"]
     for n in range(30):
         log.log(severity.ERROR, str(n))
-    assert log.problems == [str(n) for n in range(10, 30)]
+    assert heard.problems == [str(n) for n in range(10, 30)]
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_reason_is_an_error_and_nothing_from_before() -> None:
+    module = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    log, severity = tensorrt_api.make_logger(tensorrt_api.load("tensorrt-rtx")), module.ILogger.Severity
+    log.log(severity.ERROR, "of another's call")
+    heard = tensorrt_api.Heard(log)
+    assert (heard.problems, heard.reason) == ([], "")
+    log.log(severity.WARNING, "slow")
+    assert heard.reason == "slow"
+    log.log(severity.ERROR, "no memory")
+    log.log(severity.WARNING, "slow")
+    assert (heard.reason, heard.problems) == ("no memory", ["slow", "no memory", "slow"])
+    heard.forget()
+    assert (heard.problems, heard.reason) == ([], "")
+
+
+def test_each_of_several_builders_hears_its_own_errors() -> None:
+    """TensorRT calls the logger that it was given first, and warns of every other one. At the end of the process too,
+    where objects that use it may be left."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra rtx)")
+    program = """
+from isicrt.engine.tensorrt_api import Heard, load, shared_logger
+
+trt = load("tensorrt-rtx")
+kept = []
+for _ in range(2):
+    heard = Heard(shared_logger(trt))
+    builder = trt.module.Builder(heard.logger)
+    network = builder.create_network(1 << int(trt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    print(heard.problems)
+    kept.append((builder, network, trt.module.OnnxParser(network, heard.logger)))
+    assert not kept[-1][-1].parse(b"no graph")
+    print(len(heard.problems), "Failed to parse the ONNX model" in heard.reason)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (0, 2 * ["[]", "1 True"], "")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")

@@ -8,14 +8,12 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from isicrt.cli.segment_report import describe_run
-from isicrt.engine import tensorrt_api
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import ModelError, OtherGpuError
 from isicrt.engine.geometry import UInt8Array
@@ -165,11 +163,10 @@ def test_what_tensorrt_refuses_or_drops_is_an_error_that_says_what_to_do(
     ],
 )
 def test_what_lies_with_the_machine_is_not_to_be_built_again(
-    host: HostTensorRt, plan: Path, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+    host: HostTensorRt, plan: Path, change: dict[str, Any], message: str
 ) -> None:
     if change == {"invalid": 64}:
-        log = SimpleNamespace(problems=["no device"])
-        monkeypatch.setattr(tensorrt_api, "make_logger", lambda trt: log)
+        host.says = [("ERROR", "no device"), ("WARNING", "slow")]
     for name, value in change.items():
         setattr(host, name, value)
     with pytest.raises(ModelError, match=message) as error:
@@ -177,6 +174,24 @@ def test_what_lies_with_the_machine_is_not_to_be_built_again(
     assert str(error.value).startswith(f"{plan}: TensorRT for RTX {VERSION} ")
     assert "build-engine" not in str(error.value)
     assert host.device.allocated == host.device.pushed == 0
+
+
+def test_what_was_said_before_is_not_the_reason(host: HostTensorRt, plan: Path) -> None:
+    """Of the first runtime, while the second is loaded; and of loading, while a batch is run."""
+    host.says, host.invalid = [("ERROR", "no device")], 64
+    with pytest.raises(ModelError, match="It says: no device"):
+        TensorRtRuntime(plan)
+    host.says = []
+    with pytest.raises(ModelError) as error:
+        TensorRtRuntime(plan)
+    assert "It says" not in str(error.value)
+    host.says, host.invalid = [("ERROR", "no cache")], 0
+    with TensorRtRuntime(plan) as runtime:
+        for context in host.contexts:
+            context.refuses = True
+        with pytest.raises(ModelError, match="could not run a batch of 8") as error:
+            runtime.infer(_noise(8))
+        assert "It says" not in str(error.value)
 
 
 def test_why_a_plan_is_invalid_has_the_names_of_tensorrt_for_rtx() -> None:
