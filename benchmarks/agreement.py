@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,8 +17,9 @@ from isicrt.engine.masks import Mask, restore_mask
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.scores import score_mask
 
-Masker = Callable[[Sequence[Path]], list["Mask | ImageError"]]
-"""From image files to masks, bool H x W, in their order; an image that cannot be read gives its error."""
+Masker = Callable[[Sequence[Path]], Iterable["Mask | ImageError"]]
+"""From image files to masks, bool H x W, in their order; an image that cannot be read gives its error. They are best
+made while they are looked at: of a large batch of photographs, all of them have gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class Agreement:
 def cpu_masker(runtime: Runtime) -> Masker:
     """Decode on the CPU, the network on `runtime`, restore on the CPU.
 
-    A plan gets its largest batches, as in a run; a runtime on the CPU one image at a time.
+    A plan gets its largest batches, as in a run; a runtime on the CPU one image at a time. All is inferred at once;
+    each mask is restored when it is its turn.
     """
     card, largest = runtime.card, runtime.max_batch or 1
 
@@ -148,15 +150,16 @@ def cpu_masker(runtime: Runtime) -> Masker:
         for _, probabilities in infer_batches(runtime, batches):
             yield from probabilities
 
-    def segment(files: Sequence[Path]) -> list[Mask | ImageError]:
+    def segment(files: Sequence[Path]) -> Iterator[Mask | ImageError]:
         images = [read(file) for file in files]
-        probabilities = infer([image for image in images if not isinstance(image, ImageError)])
-        return [
-            image
-            if isinstance(image, ImageError)
-            else restore_mask(next(probabilities), image.native_size, threshold=card.threshold, **card.clean_up)
-            for image in images
-        ]
+        probabilities = iter(list(infer([image for image in images if not isinstance(image, ImageError)])))
+        sizes = [image if isinstance(image, ImageError) else image.native_size for image in images]
+        return (
+            size
+            if isinstance(size, ImageError)
+            else restore_mask(next(probabilities), size, threshold=card.threshold, **card.clean_up)
+            for size in sizes
+        )
 
     return segment
 

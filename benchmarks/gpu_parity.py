@@ -55,7 +55,7 @@ def compare(
     with open_runtime(model) as cpu, open_engine() as engine, opened_chain(engine, parts) as chain:
         agreement = measure_agreement(
             cpu_masker(cpu),
-            chain.segment_files,
+            chain.masks_of,
             workload.files,
             workload.names,
             dict(workload.truths),

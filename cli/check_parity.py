@@ -118,7 +118,7 @@ def command(
             )
         candidate_masker = cpu_masker(second)
         if (chain := open_chain(second, decode)) is not None:
-            candidate_masker = stack.enter_context(chain).segment_files
+            candidate_masker = stack.enter_context(chain).masks_of
         _settle(first, len(picks), network_alone=False)
         _settle(second, len(picks), network_alone=chain is not None)
         with _Bar() as bar:

@@ -8,7 +8,7 @@ network's size; so is one that the GPU's decoder refuses. One that cannot be rea
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
@@ -121,13 +121,18 @@ class GpuChain:
         Raises:
             ModelError: the device failed.
         """
-        masks: list[Mask | ImageError | None] = [None] * len(files)
+        return list(self.masks_of(files))
+
+    def masks_of(self, files: Sequence[Path]) -> Iterator[Mask | ImageError]:
+        """As `segment_files`, which it has done when it returns; but a mask has its eight bits a pixel only while it is
+        looked at."""
+        masks: list[PackedMask | ImageError | None] = [None] * len(files)
         tickets: list[tuple[list[int], ChainTicket]] = []
 
         def collect() -> None:
             places, ticket = tickets.pop(0)
             for place, found in zip(places, self.collect(ticket), strict=True):
-                masks[place] = found if isinstance(found, ImageError) else self._clean(found)
+                masks[place] = found
 
         try:
             for start in range(0, len(files), self.largest):
@@ -149,7 +154,7 @@ class GpuChain:
             for _, ticket in tickets:
                 with suppress(Exception):
                     self.collect(ticket)
-        return [mask for mask in masks if mask is not None]
+        return (mask if isinstance(mask, ImageError) else self._clean(mask) for mask in masks if mask is not None)
 
     def _read(self, file: Path) -> ChainImage | ImageError:
         try:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import pytest
 
+from isicrt.benchmarks import agreement as agreement_module
 from isicrt.benchmarks.agreement import Agreement, ImageAgreement, Limits, Masker, cpu_masker, measure_agreement
 from isicrt.engine.errors import DataError, ImageError
-from isicrt.engine.masks import Mask, write_mask
+from isicrt.engine.masks import Mask, restore_mask, write_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from tests.engine.stand_ins import PipelinedOnnx
 from tests.tiny_models import write_darkness_model
@@ -115,7 +118,7 @@ def test_a_plan_gets_full_batches_and_the_masks_stay_in_order(darkness_onnx: Pat
         for slot in plan.slots:
             start = slot.start
             slot.start = lambda images, start=start: (started.append(len(images)), start(images))  # type: ignore
-        expected, found = cpu_masker(onnx)(files), cpu_masker(plan)(files)
+        expected, found = list(cpu_masker(onnx)(files)), list(cpu_masker(plan)(files))
     assert started == [3, 3, 1]
     for one, other in zip(expected, found, strict=True):
         if isinstance(one, ImageError):
@@ -124,3 +127,43 @@ def test_a_plan_gets_full_batches_and_the_masks_stay_in_order(darkness_onnx: Pat
             np.testing.assert_array_equal(one, other)
     assert isinstance(found[2], ImageError)
     assert isinstance(expected[2], ImageError)
+
+
+def test_of_a_large_batch_no_more_than_two_masks_of_each_are_there_at_a_time() -> None:
+    """One that is compared, and the next; 256 photographs of 12 megapixels would have 3 GB of them each."""
+    alive: list[weakref.ref[Mask]] = []
+    most = 0
+
+    def segment(files: Sequence[Path]) -> Iterator[Mask]:
+        nonlocal most
+        for _ in files:
+            mask = _mask(3)
+            alive.append(weakref.ref(mask))
+            most = max(most, sum(one() is not None for one in alive))
+            yield mask
+            del mask
+
+    names = [PurePath(f"{n}.png") for n in range(64)]
+    agreement = measure_agreement(segment, segment, [Path(name) for name in names], names, {}, chunk=64)
+    assert (len(agreement.images), agreement.identical) == (64, 64)
+    assert most <= 4
+
+
+def test_a_mask_is_restored_when_it_is_its_turn(
+    darkness_onnx: Path, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted((rendered_pairs / "images").iterdir())[:5]
+    restored: list[Mask] = []
+
+    def restore(*arguments: Any, **options: Any) -> Mask:
+        restored.append(restore_mask(*arguments, **options))
+        return restored[-1]
+
+    monkeypatch.setattr(agreement_module, "restore_mask", restore)
+    with PipelinedOnnx(darkness_onnx, depth=2, max_batch=3) as plan:
+        masks = iter(cpu_masker(plan)(files))
+        assert restored == []
+        first = plan.infer(np.zeros((3, 64, 64, 3), np.uint8))  # nothing of it is in flight
+    assert len(first) == 3
+    assert next(masks) is restored[0]
+    assert [len(restored), len(list(masks)), len(restored)] == [1, 4, 5]

@@ -92,7 +92,7 @@ def test_the_chain_around_it_gives_the_masks_of_the_cpu(
     broken.write_bytes(files[0].read_bytes()[:2000])
     files.insert(3, broken)
     with OnnxRuntime(model, threads=1) as onnx, opened_chain(runtime, parts) as chain:
-        expected = cpu_masker(onnx)(files)
+        expected = list(cpu_masker(onnx)(files))
         found = chain.segment_files(files)
         assert (chain.decoded.gpu, chain.decoded.refused) == (10, 0)
     assert isinstance(found[3], ImageError)

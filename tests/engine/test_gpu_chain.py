@@ -43,6 +43,22 @@ def test_masks_are_those_of_the_cpu(host: HostPlan, rendered_pairs: Path) -> Non
         assert _jaccard(one, other) > 0.98  # the decoders may differ by a level or two
 
 
+def test_masks_have_eight_bits_a_pixel_only_while_they_are_looked_at(
+    host: HostPlan, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [*sorted((rendered_pairs / "images").iterdir())[:5], rendered_pairs / "no such.jpg"]
+    expected, clean, cleaned = host.chain.segment_files(files), host.chain._clean, []
+    monkeypatch.setattr(host.chain, "_clean", lambda mask: cleaned.append(mask) or clean(mask))
+    masks = host.chain.masks_of(files)
+    assert len(cleaned) == 0
+    for n, (mask, whole) in enumerate(zip(masks, expected, strict=True)):
+        assert len(cleaned) == min(n + 1, 5)
+        if n < 5:
+            np.testing.assert_array_equal(mask, whole)
+        else:
+            assert isinstance(mask, ImageError)
+
+
 def test_what_is_no_jpeg_is_decoded_on_the_cpu_and_equals_it(
     host: HostPlan, rendered_pairs: Path, tmp_path: Path
 ) -> None:
@@ -50,7 +66,7 @@ def test_what_is_no_jpeg_is_decoded_on_the_cpu_and_equals_it(
     files = [source[0], tmp_path / "a.png", tmp_path / "cmyk.jpg"]
     Image.open(source[1]).save(files[1])
     Image.open(source[2]).convert("CMYK").save(files[2])
-    found, expected = host.chain.segment_files(files), cpu_masker(host.onnx)(files)
+    found, expected = host.chain.segment_files(files), list(cpu_masker(host.onnx)(files))
     for index in (1, 2):
         np.testing.assert_array_equal(found[index], expected[index])
 
