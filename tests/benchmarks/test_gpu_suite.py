@@ -212,6 +212,40 @@ def test_without_a_gpu_a_step_that_is_content_with_the_cpu_is_no_success(tmp_pat
         assert (f"{step}: no NVIDIA GPU with a driver here" in done.stdout) is bool(code)
 
 
+@pytest.mark.parametrize(
+    ("built", "said", "tensorrt", "code"),
+    [
+        # What TensorRT for RTX says on a GPU of 9.0, when it is to build for it, and of plans for others.
+        ("has 9.0. Use --target tensorrt for it.", "does not run it (UNSUPPORTED_CC). Build it again", 0, 0),
+        ("has 9.0. Use --target tensorrt for it.", "does not run it (UNSUPPORTED_CC). Build it again", 1, 1),
+        ("has 9.0. Use --target tensorrt for it.", "could not run a batch of 256", 0, 1),
+        ("the plan was built but does not load: (UNSUPPORTED_CC).", "does not run it (UNSUPPORTED_CC).", 0, 1),
+    ],
+    ids=["refused", "nothing runs", "a plan fails", "a build fails"],
+)
+def test_a_gpu_that_tensorrt_for_rtx_does_not_know_is_no_failure_where_a_plan_runs(
+    tmp_path: Path, built: str, said: str, tensorrt: int, code: int
+) -> None:
+    for name in ("tensorrt", "tensorrt-rtx", "tensorrt-rtx-8.0", "tensorrt-rtx-current"):
+        (tmp_path / "work" / f"engine-{name}").mkdir(parents=True)
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\ncase $* in\n"
+        f'*build-engine*"--compute-capability current"*) echo "Error: {built}"; exit 1;;\n'
+        f'*segment*engine-tensorrt-rtx*) echo "Error: {said}"; exit 1;;\n'
+        f"*segment*engine-tensorrt/*) exit {tensorrt};;\nesac\n"
+    )
+    python.chmod(0o755)
+    done = _suite("--out", tmp_path / "out", "engines", PYTHON=str(python), WORK=str(tmp_path / "work"))
+    assert done.returncode == code, done.stdout
+    lines = {line.partition(" rc ")[0].strip(): line for line in done.stdout.splitlines()}
+    assert lines["build tensorrt-rtx-current"].endswith("s") is ("Use --target" not in built)
+    for name in ("run tensorrt-rtx", "run tensorrt-rtx-8.0"):
+        assert lines[name].endswith("refused here: not for this GPU's compute capability") is ("_CC" in said)
+    assert ("engines: NONE runs here" in done.stdout) is bool(tensorrt)
+    assert (tmp_path / "work" / "engine-tensorrt" / "ran").is_file() is not bool(tensorrt)
+
+
 @pytest.mark.parametrize(("name", "found"), [("isic2016", True), ("other", False)])
 def test_the_tests_find_the_data_that_the_suite_is_given(tmp_path: Path, name: str, found: bool) -> None:
     """The suite's commands are replaced by one that says what it sees."""
