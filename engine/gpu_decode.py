@@ -91,6 +91,9 @@ class GpuDecoder:
     ) -> None:
         if not 0 <= hardware_load <= 1:
             raise SettingsError(f"hardware decoder load {hardware_load}: must lie between 0 and 1")
+        # On its own it writes lines in colour to the standard error for each file that it refuses, of which isicrt says
+        # what there is to say. It reads this when it is imported.
+        os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
         try:
             nvimgcodec: Any = importlib.import_module("nvidia.nvimgcodec")
         except (ImportError, OSError) as error:

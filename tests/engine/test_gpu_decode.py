@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,11 +115,30 @@ def test_orientation_is_ignored(decoder: GpuDecoder) -> None:
     np.testing.assert_array_equal(_pixels(turned), _pixels(plain))
 
 
-def test_what_cannot_be_decoded_costs_itself(decoder: GpuDecoder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_decoded_costs_itself(decoder: GpuDecoder) -> None:
     images = decoder.decode([_jpeg(), b"\xff\xd8\xff rubbish", _jpeg()], 0)
     assert [image is None for image in images] == [False, True, False]
     assert decoder.decode([], 0) == []
-    capfd.readouterr()  # nvImageCodec speaks for itself
+
+
+@pytest.mark.parametrize(("wanted", "speaks"), [(None, False), ("2", True)])
+@pytest.mark.usefixtures("decoder")
+def test_what_is_refused_is_for_isicrt_to_say_unless_its_user_asks_for_more(wanted: str | None, speaks: bool) -> None:
+    """nvImageCodec reads the variable when it is imported: hence a process of its own."""
+    program = """
+from isicrt.engine.gpu_decode import GpuDecoder
+
+decoder = GpuDecoder(GpuDecoder.CPU_ONLY, cpu_threads=1)
+print(decoder.decode([bytes.fromhex("ffd8ff") + b" rubbish"], 0))
+decoder.close()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYNVIMGCODEC_VERBOSITY"}
+    if wanted is not None:
+        environment["PYNVIMGCODEC_VERBOSITY"] = wanted
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (0, "[None]\n"), done.stderr
+    assert ("[ERROR]" in done.stderr) is speaks
+    assert bool(done.stderr) is speaks
 
 
 def test_what_a_decoder_keeps_goes_with_it(decoder: GpuDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
