@@ -16,12 +16,12 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -40,16 +40,43 @@ _LEFTOVER = re.compile(r"\.pairs-\d+-[0-9a-f]{24}\.([0-9a-f]{8})\.(\d+)\.[0-9a-f
 """A cache that is being made, or was; with its machine and the number of its process."""
 
 
+class Rows:
+    """Some rows of an array, in place of a copy of them: a map of a file stays one, which parallel runs share.
+
+    It is indexed along its first dimension, by a number, a slice or an array of numbers.
+    """
+
+    def __init__(self, array: UInt8Array, rows: Sequence[int]) -> None:
+        self._array, self._rows = array, np.asarray(rows)
+        self.shape = (len(rows), *array.shape[1:])
+        self.nbytes = math.prod(self.shape) * array.itemsize
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> UInt8Array:
+        chosen: UInt8Array = self._array[self._rows[index]]
+        return chosen
+
+    def __iter__(self) -> Iterator[UInt8Array]:
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> UInt8Array:
+        if copy is False:
+            raise ValueError("rows of an array are no array without a copy of them")
+        return np.asarray(self[:], dtype)
+
+
 @dataclass(frozen=True)
 class ResizedPairs:
     """Images and masks of a list of pairs, in its order.
 
     ``images`` is uint8 N x size x size x 3, RGB; ``masks`` uint8 N x size x size, 0 or 255. Both are read-only maps of
-    files, or the chosen rows of one in memory.
+    files, or the chosen rows of one.
     """
 
-    images: UInt8Array
-    masks: UInt8Array
+    images: UInt8Array | Rows
+    masks: UInt8Array | Rows
     soft: bool = False
     """Whether the masks have all levels from 0 to 255, as shares of 255. They are then resampled bilinearly."""
 
@@ -77,7 +104,7 @@ def resized_pairs(
         whole = resized_pairs(within, size, folder)
         number = {pair.id: i for i, pair in enumerate(within)}
         rows = [number[pair.id] for pair in pairs]
-        return ResizedPairs(np.asarray(whole.images[rows]), np.asarray(whole.masks[rows]))
+        return ResizedPairs(Rows(np.asarray(whole.images), rows), Rows(np.asarray(whole.masks), rows))
     name = f"pairs-{size}-{_key(pairs, size)}"
     place = cache_file(name) if folder is None else folder / name
     if place is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isicrt.engine.card import ModelCard
-from isicrt.trainer.cache import ResizedPairs
+from isicrt.trainer.cache import ResizedPairs, Rows
 from isicrt.trainer.models import SegmentationModel, normalise
 from isicrt.trainer.models.encoder import Features
 from isicrt.trainer.still_batches import fits_on_device
@@ -36,7 +36,7 @@ class FrozenFeatures:
         self, model: SegmentationModel, resized: ResizedPairs, card: ModelCard, *, device: str, batch_size: int = 32
     ) -> None:
         self._device = device
-        self._masks: np.ndarray | Tensor = resized.masks
+        self._masks: np.ndarray | Rows | Tensor = resized.masks
         count = len(resized.images)
         parts: list[Tensor] = []
         kept = device if fits_on_device(self.bytes_of(count, resized.images.shape[1]), device) else "cpu"
@@ -80,7 +80,7 @@ class FeatureBatches:
     """
 
     def __init__(
-        self, parts: list[Tensor], masks: np.ndarray | Tensor, batch_size: int, seed: int, device: str
+        self, parts: list[Tensor], masks: np.ndarray | Rows | Tensor, batch_size: int, seed: int, device: str
     ) -> None:
         self._parts, self._masks, self._size, self._device = parts, masks, batch_size, device
         self.order = np.random.default_rng(seed).permutation(len(masks))

@@ -30,7 +30,7 @@ from isicrt.engine.errors import SettingsError, TrainingError
 from isicrt.engine.geometry import UInt8Array, resize_image
 from isicrt.engine.images import read_image
 from isicrt.trainer import checkpoint
-from isicrt.trainer.cache import ResizedPairs
+from isicrt.trainer.cache import ResizedPairs, Rows
 from isicrt.trainer.dataset import DatasetReport, Pair, hold_out
 from isicrt.trainer.models import normalise
 from isicrt.trainer.recipe import Recipe, load_recipe
@@ -139,7 +139,7 @@ def soften(
     return ResizedPairs(resized.images, soft_masks(resized.masks, levels, soft.share), soft=True)
 
 
-def soft_masks(masks: UInt8Array, levels: UInt8Array, share: float) -> UInt8Array:
+def soft_masks(masks: UInt8Array | Rows, levels: UInt8Array, share: float) -> UInt8Array:
     """Masks of which only a `share` is the truth and the rest is a prediction.
 
     Args:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
+import mmap
 import os
 import socket
 import subprocess
@@ -22,6 +24,8 @@ from isicrt.trainer import cache
 from isicrt.trainer.cache import nearest, resized_pairs
 from isicrt.trainer.dataset import Pair, find_pairs
 from isicrt.trainer.locks import lock
+from isicrt.trainer.loop import RunSettings, train
+from isicrt.trainer.recipe import Recipe, Stage
 
 
 def test_holds_the_pixels_of_the_resize_rule(rendered_pairs: Path, tmp_path: Path) -> None:
@@ -52,6 +56,34 @@ def test_is_made_once_and_again_when_a_file_changes(rendered_pairs: Path, tmp_pa
     assert len(list(caches.iterdir())) == 2
     resized_pairs(pairs, 64, caches)
     assert len(list(caches.iterdir())) == 3
+
+
+def test_parts_of_a_list_share_its_cache_and_copy_nothing(rendered_pairs: Path, tmp_path: Path) -> None:
+    pairs = find_pairs(rendered_pairs)
+    chosen = [4, 0, 7]
+    part = resized_pairs([pairs[i] for i in chosen], 32, tmp_path, within=pairs)
+    whole = resized_pairs(pairs, 32, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    for ours, theirs in ((part.images, whole.images), (part.masks, whole.masks)):
+        expected = np.array(theirs)[chosen]
+        assert (ours.shape, ours.nbytes, len(ours)) == (expected.shape, expected.nbytes, 3)
+        np.testing.assert_array_equal(np.array(ours), expected)
+        np.testing.assert_array_equal(np.stack(list(ours)), expected)
+        np.testing.assert_array_equal(ours[1:], expected[1:])
+        np.testing.assert_array_equal(ours[np.array([2, 0])], expected[[2, 0]])
+        image = ours[0]
+        while isinstance(image, np.ndarray):  # down to what it is a view of
+            image = image.base
+        assert isinstance(image, mmap.mmap)
+
+
+def test_all_folds_share_one_cache(rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISICRT_CACHE", str(tmp_path / "caches"))
+    recipe = Recipe("tiny", "unet", (Stage("tuned", 1, 1e-3, 1e-4),), decoder_channels=(8, 8, 8, 8), input_size=32)
+    recipe = dataclasses.replace(recipe, augmentation=None, batch_size=4, folds=3)
+    for fold in (0, 1, None):
+        train(RunSettings(recipe, (rendered_pairs,), tmp_path / str(fold), fold=fold, pretrained=None))
+    assert len(list((tmp_path / "caches").iterdir())) == 1
 
 
 def _empty(path: Path) -> None:
