@@ -61,7 +61,8 @@ def check_training(
     if not waiting:
         return
     new_figure("")
-    encoder_weights(pretrained)
+    if not all(run.last_checkpoint is not None and run.last_checkpoint.is_file() for run in waiting):
+        encoder_weights(pretrained)
     pairs, report = checked_pairs((data,), "train")
     for run in waiting:
         split_fold(pairs, run.recipe.folds, run.fold)

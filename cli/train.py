@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.segment_report import printable
 from isicrt.engine import shipped
-from isicrt.engine.errors import MissingDependencyError, SettingsError
+from isicrt.engine.errors import MissingDependencyError, ModelError, SettingsError
 
 if TYPE_CHECKING:
     from isicrt.trainer.dataset import DatasetReport
@@ -120,7 +121,7 @@ def command(
         from isicrt.trainer.checkpoint import LAST
         from isicrt.trainer.loop import RunSettings, train
         from isicrt.trainer.run_folder import has_begun, run_name
-        from isicrt.trainer.start import with_network
+        from isicrt.trainer.start import read_card, with_network
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "train", str(error)) from error
 
@@ -146,13 +147,17 @@ def command(
         cache=cache,
         pretrained=None if encoder_weights == "none" else encoder_weights,
         resume=checkpoint,
-        start_from=None if start_from is None else shipped.resolve(start_from),
+        start_from=None if start_from is None else _start(start_from, begun=checkpoint is not None),
     )
     settings = with_network(settings)
     chosen = settings.recipe
     click.echo(
         f"{chosen.name}: {chosen.architecture}, {chosen.input_size} px, {chosen.epochs} epochs on {device} -> {out}"
     )
+    if settings.start_from is not None and fold is not None:
+        # Data are known by the hash of all of them: of a part, only the user knows.
+        for line in say_learned_from([(str(start_from), read_card(settings.start_from).training)], []):
+            click.echo(line)
     if device == "cpu":
         keep_freed_memory()
     with _progress() as listener:
@@ -170,6 +175,16 @@ def command(
             raise
     click.echo(f"Best model: {best}")
     click.echo(f"Next: isicrt build-engine {best} --fp16")
+
+
+def _start(name: str, *, begun: bool) -> Path:
+    """The file that a run starts from."""
+    try:
+        return shipped.resolve(name)
+    except ModelError as error:
+        if begun:
+            raise ModelError(f"{error}. The run began with it, and needs that file to go on") from None
+        raise
 
 
 def _recipe(model: str | None, recipe: str | None, epochs: int | None) -> Recipe:

@@ -79,7 +79,7 @@ def train(
         try:
             return _train(settings, listener or Listener(), checked)
         except RuntimeError as error:  # torch's own kind, and what CUDA and cuDNN say of it
-            if "out of memory" not in str(error):
+            if not any(sign in str(error) for sign in ("out of memory", "_STATUS_ALLOC_FAILED")):
                 raise
             raise TrainingError(
                 f"{settings.out}: the GPU's memory is too small for this: {_first_sentence(error)}. Lower "
@@ -131,8 +131,9 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     weights_source = None if given else settings.pretrained
     model = build_model(recipe.architecture, pretrained=weights_source, **network)
     model = model.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unlearned = min(32, recipe.batch_size)  # a GPU that has room for a batch to learn has room for this one
     if start is not None and resume is None:
-        start.begin(model, training, card)
+        start.begin(model, training, card, unlearned)
     blend = Blend(model, state.get("start", model.state_dict()), recipe.start_share) if recipe.start_share else None
     average = optimisation.make_average(model, recipe.ema_decay) if recipe.ema_decay else None
     history: list[dict[str, Any]] = []
@@ -183,7 +184,6 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     features: FrozenFeatures | None = None
     still: StillPairs | None = None
     still_size = 0
-    unlearned = min(32, recipe.batch_size)  # a GPU that has room for a batch to learn has room for this one
     losses, saves, drawings = LateLosses(), Intervals(), Intervals()
     waiting: Best | None = None
     saved = len(history)

@@ -64,7 +64,8 @@ def check_dali() -> None:
         if platform.system() != "Linux":
             raise SettingsError(
                 "augmentation and --no-cache need NVIDIA DALI, which exists for Linux only. Train there (on Windows: "
-                "in WSL2), or with the cache and a recipe whose augmentation is null, such as report-unet-light"
+                "in WSL2), or with the cache and a copy of the recipe that has `augmentation: null`, as "
+                "report-unet-light does"
             ) from error
         raise MissingDependencyError("NVIDIA DALI", "train", str(error)) from error
 

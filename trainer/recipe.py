@@ -156,7 +156,7 @@ class Recipe:
     decoder_channels: tuple[int, ...] | None = None
     """None: the layout's own; see `build_model`."""
     input_size: int = 192
-    """Pixels; the side of the square that the network sees."""
+    """Pixels; the side of the square that the network sees. 0, of a recipe `FROM_START`: that model's."""
     batch_size: int = 16
     loss: Mapping[str, float] = field(default_factory=lambda: {"bce": 1.0})
     """Weights of bce, iou and dice."""
@@ -189,7 +189,8 @@ class Recipe:
         known = (*ARCHITECTURES, FROM_START)
         _require(self.architecture in known, "architecture", f"is one of {', '.join(known)}")
         _require(self.layout in LAYOUTS, "layout", f"is one of {', '.join(LAYOUTS)}")
-        _require(self.input_size > 0 and self.input_size % STRIDE == 0, "input_size", f"is a multiple of {STRIDE}")
+        fit = self.input_size > 0 or (self.input_size == 0 and self.architecture == FROM_START)
+        _require(fit and self.input_size % STRIDE == 0, "input_size", f"is a multiple of {STRIDE}")
         _require(1 <= self.batch_size <= 4096, "batch_size", "lies from 1 to 4096")
         _require(0 <= self.frozen_layers <= 18, "frozen_layers", "lies from 0 to 18")
         _require(0 <= self.mixstyle <= 1, "mixstyle", "must lie in [0, 1]")
@@ -200,6 +201,9 @@ class Recipe:
         _require(0 <= self.start_share < 1, "start_share", "lies in [0, 1)")
         _require(self.augmented_copies >= 0, "augmented_copies", "must not be negative")
         _require(sum(s.epochs for s in self.stages) > 0, "stages", "need at least one epoch")
+        if self.architecture == FROM_START:
+            own = (self.layout, self.decoder_channels, self.standardise) == ("light", None, 0)
+            _require(own, "architecture: start", "has layout, decoder_channels and standardise of that model")
         names = {stage.name.casefold() for stage in self.stages}
         _require(len(names) == len(self.stages), "stages", "need a name each: a stage leaves a file of its name")
         offline = self.augmented_copies > 0
@@ -268,6 +272,8 @@ class Recipe:
             SettingsError: an unknown, missing or impossible setting; the message names it.
         """
         top = _mapping(data, "a recipe")
+        if top.get("architecture") == FROM_START:
+            top.setdefault("input_size", 0)
         _augment(top, "")
         if not isinstance(top.get("stages"), list):
             raise SettingsError("setting 'stages' must be a list with a mapping for each stage")

@@ -18,6 +18,7 @@ from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import read_image
+from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.trainer import checkpoint, onnx_weights
 from isicrt.trainer.dataset import Pair
 from isicrt.trainer.models import SegmentationModel, normalise
@@ -27,12 +28,11 @@ from isicrt.trainer.run import RunSettings
 
 MEASURED = 128
 """Training images, at most, that say what the batch norms of an ``.onnx`` file's network see."""
-_BATCH = 16
 
 
 def with_network(settings: RunSettings) -> RunSettings:
     """The same run, where its recipe leaves the network to what it starts from with that one's architecture, layout,
-    widths, standardising and input size.
+    widths and standardising, and with its input size unless the recipe has one.
 
     Raises:
         ModelError: see `Start.read`.
@@ -46,25 +46,29 @@ def with_network(settings: RunSettings) -> RunSettings:
         )
     if settings.start_from is None or recipe.architecture != FROM_START:
         return settings
-    card, _, _ = _read(settings.start_from)
+    card = read_card(settings.start_from)
     channels = card.network.get("decoder_channels")
     network: dict[str, Any] = {
         "architecture": card.architecture,
         "layout": card.network.get("layout", "light"),
         "decoder_channels": None if channels is None else tuple(channels),
         "standardise": card.network.get("standardise", 0.0),
-        "input_size": card.input_height,
+        "input_size": recipe.input_size or card.input_height,
     }
     return replace(settings, recipe=replace(recipe, **network))
 
 
-def _read(path: Path) -> tuple[ModelCard, Mapping[str, Tensor], bool]:
-    """Card and weights of a checkpoint, or of an ``.onnx`` file, of which the last is true."""
-    if path.suffix == ".onnx":
-        return *onnx_weights.read_weights(path), True
-    card, state = checkpoint.load(path)
-    # The average lags behind the weights; an optimiser that begins anew wants the weights themselves.
-    return card, state.get("model", state["weights"]), False
+def read_card(path: Path) -> ModelCard:
+    """Of a checkpoint or of an ``.onnx`` file.
+
+    Raises:
+        ModelError: it is neither.
+    """
+    return read_onnx_card(path) if _is_onnx(path) else checkpoint.load(path)[0]
+
+
+def _is_onnx(path: Path) -> bool:
+    return path.suffix.lower() == ".onnx"
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,15 @@ class Start:
             ModelError: neither of them.
             SettingsError: it holds another network than the recipe asks for.
         """
-        card, weights, folded = _read(path)
+        folded = _is_onnx(path)
+        weights: Mapping[str, Tensor]
+        if folded:
+            card, weights = onnx_weights.read_weights(path)
+        else:
+            card, state = checkpoint.load(path)
+            # The average lags behind the weights; an optimiser that begins anew wants the weights themselves. A mean
+            # with the start is one with what was validated.
+            weights = state["weights"] if recipe.start_share else state.get("model", state["weights"])
         channels = None if recipe.decoder_channels is None else list(recipe.decoder_channels)
         then: dict[str, Any] = {name: card.network.get(name) for name in ("layout", "decoder_channels")}
         then |= {"architecture": card.architecture, "standardise": card.network.get("standardise", 0.0)}
@@ -99,8 +111,14 @@ class Start:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         return cls(weights, {"sha256": digest, **card.training}, folded)
 
-    def begin(self, model: SegmentationModel, pairs: Sequence[Pair], card: ModelCard) -> None:
+    def begin(self, model: SegmentationModel, pairs: Sequence[Pair], card: ModelCard, batch_size: int) -> None:
         """Give a model these weights, and batch norms that have seen some of these pairs' images where they need it.
+
+        Args:
+            model: of the run, on its device.
+            pairs: that the run learns from.
+            card: says how images are resized and normalised.
+            batch_size: of the images that the batch norms see at once.
 
         Raises:
             DataError: an image cannot be decoded.
@@ -112,8 +130,8 @@ class Start:
         device = next(model.parameters()).device
 
         def batches() -> Iterator[Tensor]:
-            for start in range(0, len(chosen), _BATCH):
-                some = chosen[start : start + _BATCH]
+            for start in range(0, len(chosen), batch_size):
+                some = chosen[start : start + batch_size]
                 images = np.stack([resize_image(read_image(pair.image), card.input_size) for pair in some])
                 yield normalise(torch.from_numpy(images).to(device), card.mean, card.std)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,14 @@ from PIL import Image
 
 from isicrt import Segmenter
 from isicrt.cli.main import group
-from isicrt.trainer.checkpoint import load_model
+from isicrt.engine import shipped
+from isicrt.engine.errors import SettingsError
+from isicrt.trainer.checkpoint import load, load_model
+from isicrt.trainer.loop import train as run
 from isicrt.trainer.models import normalise
+from isicrt.trainer.recipe import Recipe, load_recipe
+from isicrt.trainer.run import Listener, RunSettings
+from isicrt.trainer.start import with_network
 
 
 def train(data: Path, out: Path, *more: str) -> tuple[int, str]:
@@ -55,11 +63,50 @@ def test_it_begins_with_what_the_start_knows(tuned: Path, rendered_pairs: Path) 
     assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.95
 
 
-def test_it_goes_on_after_a_stop(tuned: Path, rendered_pairs: Path) -> None:
-    options = ("--recipe", "fine-tune", "--start-from", "unet-light", "--resume", "auto")
+def test_it_says_what_the_start_learned_from(rendered_pairs: Path, tmp_path: Path) -> None:
+    options = ("--recipe", "fine-tune", "--start-from", "unet-light-isic2016")
+    _, told = train(rendered_pairs, tmp_path / "run", *options)
+    assert "unet-light-isic2016 learned from 722 training images (isic2016); a score on those" in told
+
+
+class StopAtOnce(Listener):
+    """Ctrl-C after an epoch."""
+
+    def finished(self, row: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_it_goes_on_after_a_stop(rendered_pairs: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(load_recipe("fine-tune").with_epochs(2), batch_size=4)
+    start = shipped.resolve("unet-light")
+    whole = RunSettings(recipe=recipe, data=(rendered_pairs,), out=tmp_path / "whole", fold=None, start_from=start)
+    stopped = dataclasses.replace(whole, out=tmp_path / "stopped")
+    run(whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, StopAtOnce())
+    run(dataclasses.replace(stopped, resume=stopped.out / "last.pt"))
+    expected, found = (load(folder.out / "last.pt")[1]["weights"] for folder in (whole, stopped))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_run_whose_start_is_gone_says_that_it_needs_it(tuned: Path, rendered_pairs: Path) -> None:
+    options = ("--recipe", "fine-tune", "--start-from", "gone.pt", "--resume", "auto")
     code, told = train(rendered_pairs, tuned, *options)
-    assert code == 0, told
-    assert "resuming after epoch 1" in told
+    assert code == 1
+    assert "The run began with it, and needs that file to go on" in told
+
+
+def test_a_recipe_may_have_an_input_size_of_its_own_and_no_network(tmp_path: Path) -> None:
+    settings = RunSettings(
+        recipe=Recipe.from_dict({**load_recipe("fine-tune").to_dict(), "input_size": 256}),
+        data=(),
+        out=tmp_path,
+        start_from=shipped.resolve("unet-light"),
+    )
+    recipe = with_network(settings).recipe
+    assert (recipe.architecture, recipe.input_size, recipe.standardise) == ("unet", 256, 1.0)
+    with pytest.raises(SettingsError, match="architecture: start' has layout, decoder_channels and standardise of"):
+        Recipe.from_dict({**load_recipe("fine-tune").to_dict(), "standardise": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def no_dali(monkeypatch: pytest.MonkeyPatch) -> None:
     ("system", "kind", "message"),
     [
         ("Linux", MissingDependencyError, r"NVIDIA DALI is needed .*pip install"),
-        ("Windows", SettingsError, "NVIDIA DALI, which exists for Linux only.*WSL2.*augmentation is null"),
+        ("Windows", SettingsError, "NVIDIA DALI, which exists for Linux only.*WSL2.*`augmentation: null`"),
     ],
 )
 def test_a_missing_dali_is_told_before_the_data_are_checked(

@@ -79,7 +79,9 @@ def test_a_run_saves_its_mean_with_what_it_began_with_and_goes_on_to_the_same(
     trunk = build_model("unet", decoder_channels=[8, 8, 8, 8])
     checkpoint.save(tmp_path / "trunk.pt", card=card, weights=trunk.state_dict())
     stage = Stage("tuned", epochs=2, decoder_lr=1e-2, encoder_lr=1e-3)
-    recipe = Recipe("r", FROM_START, (stage,), start_share=0.25, batch_size=4, ema_decay=0.5, augmentation=None)
+    recipe = Recipe(
+        "r", FROM_START, (stage,), input_size=0, start_share=0.25, batch_size=4, ema_decay=0.5, augmentation=None
+    )
 
     def run(out: str, listener: Listener | None = None, *, resume: bool = False) -> dict[str, Any]:
         settings = RunSettings(
