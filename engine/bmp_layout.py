@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from PIL import BmpImagePlugin, ImagePalette
 
 _HEADER_AT, _OS2 = 14, 12
@@ -20,9 +19,6 @@ def mend(image: BmpImagePlugin.BmpImageFile, data: bytes) -> None:
     Args:
         image: just opened.
         data: the file.
-
-    Raises:
-        ValueError: it has 8-bit numbers of colours that the file does not have, such as 255 for white.
     """
     size = int.from_bytes(data[_HEADER_AT : _HEADER_AT + 4], "little")
     at = _HEADER_AT + (10 if size == _OS2 else 14)
@@ -38,17 +34,21 @@ def mend(image: BmpImagePlugin.BmpImageFile, data: bytes) -> None:
     image.palette = ImagePalette.raw("BGR" if entry == 3 else "BGRX", colours)
     tile: tuple[Any, ...] = image.tile[0]
     if tile[0] == "raw":
-        if bits == 8 and _highest(image.size, data[tile[2] :]) * entry >= len(colours):
-            raise ValueError(f"it uses more than the {len(colours) // entry} colours that it has; save it as PNG")
         make: Any = getattr(type(tile), "_make", tuple)  # a plain tuple before Pillow 11
         image.tile = [make((tile[0], tile[1], tile[2], (_INDICES[bits], *tile[3][1:])))]
 
 
-def _highest(size: tuple[int, int], data: bytes) -> int:
-    """The highest of 8-bit pixels, whose rows have multiples of four bytes; 0 where the file was cut, which decoding
-    says."""
-    width, height = size
-    row = (width + 3) & ~3
-    if len(data) < row * height:
-        return 0
-    return int(np.frombuffer(data, np.uint8, row * height).reshape(height, row)[:, :width].max(initial=0))
+def load(image: BmpImagePlugin.BmpImageFile) -> None:
+    """Load the pixels, once.
+
+    Raises:
+        ValueError: they are numbers of colours that the file does not have, such as 255 for white where it has two.
+            Decoders make them black, and every lesion of a mask would be lost.
+    """
+    palette: Any = image.palette if image.mode == "P" else None
+    # Loading turns it into 256 colours.
+    colours = 256 if palette is None else len(palette.palette) // len(palette.rawmode)
+    image.load()
+    highest: Any = image.getextrema()[1] if palette is not None else 0
+    if highest >= colours:
+        raise ValueError(f"it uses more than the {colours} colours that it has; save it as PNG")

@@ -356,7 +356,10 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 def _stored_grid(image: ImageFile.ImageFile, notes: list[str] | None = None) -> Image.Image:
     """The loaded image, not turned. Pillow turns a TIFF while it loads it, and only a TIFF."""
     turned = image.getexif().get(_ORIENTATION) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
-    image.load()
+    if isinstance(image, BmpImagePlugin.BmpImageFile):
+        bmp_layout.load(image)
+    else:
+        image.load()
     if notes is not None and not isinstance(image, JpegImagePlugin.JpegImageFile):
         exif = image.info.get("exif")  # of a PNG or a WebP
         notes += orientation_note(turned) or (exif_note(exif) if isinstance(exif, bytes) else [])
