@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import pytest
 
 from isicrt.engine.cuda_driver import Gpu
 from isicrt.engine.errors import BuildError
+from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.export import trials
 from isicrt.export.parity import OnnxLevels, Parity, Sample
 from isicrt.export.trials import plan_parity
+from tests.engine import host_tensorrt
 from tests.engine.host_tensorrt import VERSION, HostTensorRt
 from tests.engine.stand_ins import OnnxContext, memory_at
 
@@ -28,14 +30,21 @@ def host(darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _try(
-    onnx_file: Path, out: Path, flavour: str = "tensorrt-rtx", *, images: int = 1, **changes: object
+    onnx_file: Path,
+    out: Path,
+    flavour: str = "tensorrt-rtx",
+    *,
+    images: int = 1,
+    pixels: UInt8Array | None = None,
+    **changes: object,
 ) -> tuple[Parity | None, str]:
     import onnx
 
     builder = {"flavour": flavour, "version": VERSION, "source": "best.pt", "profile": [1, 4, 8]}
     builder |= {"gpu": "host", "compute_capability": "8.9"}
     card = read_onnx_card(onnx_file).replace(builder=builder | changes)
-    pixels = np.random.default_rng(0).integers(0, 256, (images, 64, 64, 3), dtype=np.uint8)
+    if pixels is None:
+        pixels = np.random.default_rng(0).integers(0, 256, (images, 64, 64, 3), dtype=np.uint8)
     samples = [Sample("noise", image) for image in pixels]
     reference = ("the ONNX file", OnnxLevels(onnx.load(onnx_file)))
     return plan_parity(card, b"plan", reference, samples, "noise", out)
@@ -168,6 +177,90 @@ def test_the_batch_that_a_run_uses_has_to_give_the_masks_of_small_ones(
     with pytest.raises(BuildError, match=message):
         _try(darkness_onnx, tmp_path, flavour, images=4)
     assert host.device.allocated == 0
+
+
+@pytest.mark.parametrize(("images", "largest"), [(1, 8), (2, 8), (3, 8), (4, 8), (6, 8), (12, 8), (1, 3), (6, 3)])
+def test_what_a_context_had_before_shows_however_few_the_images_are(
+    host: HostTensorRt,
+    darkness_onnx: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    images: int,
+    largest: int,
+) -> None:
+    """Here a context's later full batches give what its first gave."""
+    host.be_plain(monkeypatch)
+    monkeypatch.setattr(host_tensorrt, "LARGEST", largest)
+    compute, first = OnnxContext._compute, dict[int, UInt8Array]()
+
+    def computes(context: OnnxContext, shape: tuple[int, ...]) -> None:
+        compute(context, shape)
+        found = memory_at(context._addresses["probability"], shape[:3])
+        if shape[0] == largest:
+            found[:] = first.setdefault(id(context), found.copy())
+
+    monkeypatch.setattr(OnnxContext, "_compute", computes)
+    with pytest.raises(BuildError, match=f"gives other masks in a full batch of {largest} than in small ones"):
+        _try(darkness_onnx, tmp_path, "tensorrt", images=images, profile=[1, 2, largest])
+
+
+def test_an_image_that_the_plan_gets_wrong_lets_no_lost_lesion_pass(
+    host: HostTensorRt, darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan is compared with itself: where it is far from the reference, it is not for that in full batches."""
+    monkeypatch.setattr(host_tensorrt, "LARGEST", 64)
+    pixels = np.full((40, 64, 64, 3), 230, np.uint8)
+    pixels[:, 20:45, 20:45] = 20  # 15 % of the image
+    pixels[7] = 220
+    compute = OnnxContext._compute
+
+    def computes(context: OnnxContext, shape: tuple[int, ...]) -> None:
+        compute(context, shape)
+        found = memory_at(context._addresses["probability"], shape[:3])
+        found[memory_at(context._addresses["image"], shape)[:, 0, 0, 0] == 220, :10] = 255
+        if shape[0] == 64:
+            found[-1] = 0
+
+    monkeypatch.setattr(OnnxContext, "_compute", computes)
+    with pytest.raises(BuildError, match=r": 15\.26% of the pixels of image 64 of the batch differ \(limit 2\.0%\)"):
+        _try(darkness_onnx, tmp_path, pixels=pixels, profile=[1, 64, 64])
+
+
+@pytest.mark.parametrize(
+    ("differs", "passes"), [(lambda row: row == 0, False), (lambda row: False, True)], ids=["place", "image"]
+)
+def test_the_mean_is_that_of_all_images(
+    host: HostTensorRt,
+    darkness_onnx: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    differs: Callable[[int], bool],
+    passes: bool,
+) -> None:
+    """One image differs by 1.1 %, which is 0.55 % of the batches of two that it is in; or a place of the batch does."""
+    monkeypatch.setattr(host_tensorrt, "LARGEST", 2)
+    pixels = np.random.default_rng(0).integers(0, 255, (10, 64, 64, 3), dtype=np.uint8)
+    pixels[3, 0, 0, 0] = 255
+    compute, small = OnnxContext._compute, [0]
+
+    def computes(context: OnnxContext, shape: tuple[int, ...]) -> None:
+        compute(context, shape)
+        small[0] += shape[0] == 1
+        if shape[0] == 1 or small[0] < 12:  # before: parity and what each image gives alone
+            return
+        found = memory_at(context._addresses["probability"], shape[:3])
+        images = memory_at(context._addresses["image"], shape)
+        for row in range(2):
+            if images[row, 0, 0, 0] == 255 or differs(row):
+                found[row].ravel()[:45] ^= 0xFF
+
+    monkeypatch.setattr(OnnxContext, "_compute", computes)
+    if passes:
+        assert _try(darkness_onnx, tmp_path, pixels=pixels, profile=[1, 2, 2])[0] is not None
+        assert small[0] >= 12
+        return
+    with pytest.raises(BuildError, match=r": 0\.\d+% of the pixels in the mean differ \(limit 0\.5%\)"):
+        _try(darkness_onnx, tmp_path, pixels=pixels, profile=[1, 2, 2])
 
 
 def test_each_context_runs_full_batches_until_they_are_graphs(
