@@ -97,7 +97,8 @@ def plan_parity(
                 require_parity(parity)
                 _check_full_batches(runtime, largest, samples)
         except ModelError as error:
-            raise BuildError(f"the plan was built but does not run: {_without_path(error, path)}") from error
+            said = _with_remedy(_without_path(error, path), runtime.max_batch or 1)
+            raise BuildError(f"the plan was built but does not run: {said}") from error
     return parity, ""
 
 
@@ -159,3 +160,10 @@ def _is_for_this_gpu(card: ModelCard) -> bool:
 def _without_path(error: ModelError, path: Path) -> str:
     """What is said of the trial's file, which is gone when it is read: without its name and how to build it again."""
     return str(error).removeprefix(f"{path}: ").split(" Build it again")[0]
+
+
+def _with_remedy(problem: str, largest: int) -> str:
+    if "--batch-size" in problem:
+        return problem
+    remedy = "Try a smaller --batch-size, or --fp32" if largest > 1 else "Try --fp32"
+    return f"{problem.rstrip('.')}. Nothing was written. {remedy}."
