@@ -112,6 +112,7 @@ class TensorRtRuntime:
                 record=not records,
                 few_shapes=self._kernels.compiles,
                 refused=self._refused,
+                forget=self._heard.forget,
             )
             self._slots.append(slot)
         self._pool = SlotPool(self._slots)
@@ -182,7 +183,6 @@ class TensorRtRuntime:
         with self._lock:
             pool = self._open()
             check_batch(images, self.card, self.max_batch)
-            self._heard.forget()
             return pool.submit(images)
 
     def collect(self, ticket: SlotTicket) -> UInt8Array:
@@ -203,7 +203,6 @@ class TensorRtRuntime:
             check_batch(images, self.card, self.max_batch)
             if pool.busy:
                 raise RuntimeError("collect the batches in flight first: they would be in the figures")
-            self._heard.forget()
             return self._slots[0].time(images)
 
     @property

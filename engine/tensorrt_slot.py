@@ -84,6 +84,7 @@ class TensorRtSlot:
         few_shapes: fill partial batches up to a power of two, or to the largest: see `padded`. For TensorRT for RTX,
             which compiles for seconds when it meets a new shape.
         refused: makes the error of a call that TensorRT refuses.
+        forget: called before each batch, whoever begins it: what TensorRT said so far is not the reason of what comes.
     """
 
     def __init__(
@@ -95,7 +96,9 @@ class TensorRtSlot:
         record: bool,
         few_shapes: bool = False,
         refused: Callable[[str], ModelError],
+        forget: Callable[[], None] = lambda: None,
     ) -> None:
+        self._forget_said = forget
         self._device, self._context, self._signature, self._refused = device, context, signature, refused
         self._few_shapes = few_shapes
         self.graphs: GraphCounts | None = GraphCounts() if record else None
@@ -208,6 +211,7 @@ class TensorRtSlot:
     @contextmanager
     def _queueing(self, doing: str) -> Iterator[None]:
         """Context current, errors ours. After an error the stream has come to rest: what it does uses the buffers."""
+        self._forget_said()
         with self._device.errors(doing), self._device.current():
             try:
                 yield

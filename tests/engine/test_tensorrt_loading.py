@@ -194,6 +194,28 @@ def test_what_was_said_before_is_not_the_reason(host: HostTensorRt, plan: Path) 
         assert "It says" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda runtime: runtime.infer(_noise(8)),
+        lambda runtime: runtime.time(_noise(8)),
+        lambda runtime: runtime.slots[1].start_network(8),  # as decoding on the GPU does
+    ],
+    ids=["infer", "time", "network"],
+)
+def test_what_was_said_of_an_earlier_batch_is_not_the_reason(
+    host: HostTensorRt, plan: Path, begin: Callable[[TensorRtRuntime], Any]
+) -> None:
+    with TensorRtRuntime(plan) as runtime:
+        begin(runtime)
+        runtime._heard.logger.log("ERROR", "an old problem")
+        for context in host.contexts:
+            context.refuses = True
+        with pytest.raises(ModelError, match="could not run a batch of 8") as error:
+            begin(runtime)
+        assert "It says" not in str(error.value)
+
+
 def test_why_a_plan_is_invalid_has_the_names_of_tensorrt_for_rtx() -> None:
     module = pytest.importorskip("tensorrt_rtx_bindings", reason="it is not installed", exc_type=ImportError)
     known = module.EngineInvalidityDiagnostics.__members__
