@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ def open_candidates(models: Sequence[str], stack: ExitStack, threads: int | None
     """The models, loaded; closed with the stack. A checkpoint runs on the GPU that torch sees, else as ONNX."""
     from isicrt.benchmarks.evaluation import Candidate, labels
     from isicrt.engine import shipped
+    from isicrt.engine.ledger import file_sha256, loaded_sha256
     from isicrt.engine.runtime import open_runtime
 
     wanted = models or (shipped.DEFAULT,)
@@ -35,6 +35,7 @@ def open_candidates(models: Sequence[str], stack: ExitStack, threads: int | None
     # A shipped model is known by its name; a folder tells one best.pt from the other.
     named = [last_names(path) if Path(w).is_file() else path.name for w, path in zip(wanted, paths, strict=True)]
     runtimes: list[Runtime] = []
+    digests: list[str] = []
     for path, name in zip(paths, named, strict=True):
         file = path
         say_plan_is_code(path)
@@ -42,14 +43,17 @@ def open_candidates(models: Sequence[str], stack: ExitStack, threads: int | None
             if (on_gpu := _open_on_gpu(path)) is not None:
                 click.echo(f"Scoring {name} by torch, on the GPU", err=True)
                 runtimes.append(stack.enter_context(on_gpu))
+                digests.append(file_sha256(path))
                 continue
             click.echo(f"Exporting {name} to ONNX", err=True)
             file = _export(path, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isicrt-evaluate-"))))
         runtimes.append(stack.enter_context(open_runtime(file, threads=threads)))
+        # Of an export the runtime knows its own digest, and not the checkpoint's.
+        digests.append(loaded_sha256(runtimes[-1], path) if file == path else file_sha256(path))
     names = labels([(runtime.card.name, name) for runtime, name in zip(runtimes, named, strict=True)])
     return [
-        Candidate(label, name, hashlib.sha256(path.read_bytes()).hexdigest(), runtime)
-        for label, name, path, runtime in zip(names, named, paths, runtimes, strict=True)
+        Candidate(label, name, digest, runtime)
+        for label, name, digest, runtime in zip(names, named, digests, runtimes, strict=True)
     ]
 
 

@@ -9,13 +9,16 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from isicrt.cli.candidates import open_candidates
 from isicrt.cli.main import group
+from isicrt.engine import runtime
 from tests.tiny_models import write_darkness_model
 
 
@@ -259,6 +262,24 @@ def test_a_checkpoint_needs_the_extra(rendered_pairs: Path, tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
+def test_the_hash_is_that_of_the_model_that_was_loaded(
+    darkness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copy(darkness_onnx, tmp_path / "model.onnx"))
+    loaded = hashlib.sha256(path.read_bytes()).hexdigest()
+    real = runtime.open_runtime
+
+    def open_and_replace(file: Path, *, threads: int | None = None) -> runtime.Runtime:
+        opened = real(file, threads=threads)
+        write_darkness_model(path, (32, 32), name="another")
+        return opened
+
+    monkeypatch.setattr(runtime, "open_runtime", open_and_replace)
+    with ExitStack() as stack:
+        (candidate,) = open_candidates([str(path)], stack, 1)
+    assert (candidate.label, candidate.sha256) == ("darkness", loaded)
+
+
 @pytest.mark.parametrize("gpu", [False, True])
 def test_a_checkpoint_is_scored(
     gpu: bool, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -281,8 +302,8 @@ def test_a_checkpoint_is_scored(
     assert result.exit_code == 0, result.output
     assert ("Exporting run/best.pt to ONNX" in result.output) is not gpu
     (model,) = json.loads((tmp_path / "r.json").read_text())["models"]
-    runtime = "torch-cpu" if gpu else "onnxruntime-cpu"
-    assert (model["label"], model["file"], model["runtime"]) == ("fresh", "run/best.pt", runtime)
+    ran_on = "torch-cpu" if gpu else "onnxruntime-cpu"
+    assert (model["label"], model["file"], model["runtime"]) == ("fresh", "run/best.pt", ran_on)
     assert model["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert model["summary"]["images"] == 12
 
