@@ -65,7 +65,8 @@ def plan_parity(
     """Parity of the plan on this machine's GPU; or None, and why it was not run.
 
     Parity is measured in small batches. What `isicrt segment` runs are full ones, which have kernels and CUDA graphs of
-    their own: they have to give the same masks.
+    their own: they have to give the same masks. Those graphs are of upload, network and download; that of the network
+    alone, which a run records where it decodes on the GPU, is not tried.
 
     A plan of TensorRT for RTX may be for other GPUs than this machine's, and is kept where it is refused for that. One
     of `tensorrt` is for this very GPU.
