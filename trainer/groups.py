@@ -80,8 +80,9 @@ def _read(file: Path, ids: Container[str], found: Groups) -> None:
 def _id_of(cell: str, ids: Container[str]) -> str:
     """The id of an image that is named by it, or by its file."""
     name = cell.replace("\\", "/").rpartition("/")[2]
-    bare = image_id(name.rpartition(".")[0])
-    return bare if bare in ids else image_id(name)
+    exact, bare = image_id(name), image_id(name.rpartition(".")[0])
+    # What follows a dot may be of the id.
+    return bare if exact not in ids and bare in ids else exact
 
 
 def join_groups(groups: Iterable[tuple[str, str]]) -> dict[str, str]:

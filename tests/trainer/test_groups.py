@@ -85,6 +85,13 @@ def test_a_twin_in_another_data_set_is_of_the_group(data: Path, tmp_path: Path) 
     assert {pair.id for pair in pairs if pair.group == "p2"} == {"b", TWIN, OTHER}
 
 
+def test_an_id_that_is_another_with_a_dot(data: Path) -> None:
+    write_pair(data / "train/images", data / "train/masks", "d")
+    write_groups(data, "image,group", "d.1,p1", "d.jpg,p2", "e,p3", "f,p4")
+    found = groups(find_pairs(data))
+    assert (found["d.1"], found["d"]) == ("p1", "p2")
+
+
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [
