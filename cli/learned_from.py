@@ -22,7 +22,7 @@ def say_learned_from(models: Sequence[tuple[str, Mapping[str, Any]]], cases: Seq
 
     labels: dict[tuple[str, int, bool], list[str]] = {}
     learned = {len(some): some for some in _to_learn(cases) if some}
-    hashes: dict[int, str] = {}
+    hashes: dict[int, list[str]] = {}
     for label, training in ((label, part) for label, whole in models for part in trainings(whole)):
         data, images = training.get("data"), training.get("training_images")
         data = [data] if isinstance(data, str) else data
@@ -35,8 +35,8 @@ def say_learned_from(models: Sequence[tuple[str, Mapping[str, Any]]], cases: Seq
         same = False
         if training.get("data_sha256") and count in learned:
             if count not in hashes:
-                hashes[count] = _sha256(learned[count])
-            same = hashes[count] == training["data_sha256"]
+                hashes[count] = _hashes(learned[count])
+            same = training["data_sha256"] in hashes[count]
         named = labels.setdefault((printable(", ".join(names)), images, same), [])
         if label not in named:
             named.append(label)
@@ -58,7 +58,9 @@ def _to_learn(cases: Sequence[Case]) -> list[list[Case]]:
     return [[case for case in cases if case.id not in left_out] for left_out in (LEFT_OUT, TEST_TWINS)]
 
 
-def _sha256(cases: Sequence[Case]) -> str:
+def _hashes(cases: Sequence[Case]) -> list[str]:
+    """With and without their groups, and those of an isicrt before 0.2."""
     from isicrt.trainer.dataset import Pair, check_pairs
 
-    return check_pairs([Pair(case.id, case.image, case.truth, case.group) for case in cases]).sha256
+    report = check_pairs([Pair(case.id, case.image, case.truth, case.group) for case in cases])
+    return [report.sha256, *(alias.sha256 for alias in report.also_known_as)]

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.scores import FOREGROUND_ABOVE
+from isicrt.trainer.data_hash import Alias, Hashed, aliases_of, sha256_of
 from isicrt.trainer.data_notes import say_left_out
 from isicrt.trainer.groups import Groups, join_groups, read_groups
 from isicrt.trainer.official_ids import TEST_IDS
 from isicrt.trainer.pair_check import check_pair
-from isicrt.trainer.twins import TEST_TWINS, group_of, image_id
+from isicrt.trainer.twins import TEST_TWINS, group_of, image_id, raw_id
 
 SPLITS = ("train", "test")
 OFFICIAL_FOLDERS = {
@@ -65,7 +66,7 @@ class _Scan:
     pairs: list[Pair]
     problems: list[str]
     """What does not pair up."""
-    left_out: int
+    left_out: list[Pair]
     groups: Groups
 
 
@@ -95,6 +96,8 @@ class DatasetReport:
     """Images that are, byte by byte, the one that stands behind them, and that no group keeps in its fold."""
     groups: tuple[str, ...] = ()
     """On each `groups.csv`, for people."""
+    also_known_as: tuple[Alias, ...] = ()
+    """Further hashes of the same data."""
 
 
 def find_pairs(root: Path | str, split: str = "train", leave_out: Set[str] = LEFT_OUT.keys()) -> list[Pair]:
@@ -117,7 +120,7 @@ def find_pairs(root: Path | str, split: str = "train", leave_out: Set[str] = LEF
 
 def count_left_out(root: Path | str, split: str = "train", leave_out: Set[str] = LEFT_OUT.keys()) -> int:
     """How many pairs are there that `find_pairs` leaves out. Raises DataError: no such layout."""
-    return _scan(Path(root), split, leave_out).left_out
+    return len(_scan(Path(root), split, leave_out).left_out)
 
 
 def _scan(root: Path, split: str, leave_out: Set[str] = LEFT_OUT.keys()) -> _Scan:
@@ -132,10 +135,15 @@ def _scan(root: Path, split: str, leave_out: Set[str] = LEFT_OUT.keys()) -> _Sca
     if not by_id["image"]:
         problems.append(f"{images}: holds no image")
     paired = by_id["image"].keys() & by_id["mask"].keys()
-    kept = sorted(paired - leave_out if split == "train" else paired)
-    pairs = [Pair(name, by_id["image"][name], by_id["mask"][name]) for name in kept]
+    pairs = [Pair(name, by_id["image"][name], by_id["mask"][name]) for name in sorted(paired)]
+    left_out = paired & leave_out if split == "train" else set()
     groups = read_groups((root, images.parent), by_id["image"])
-    return _Scan(pairs, [*problems, *groups.problems], len(paired) - len(kept), groups)
+    return _Scan(
+        [pair for pair in pairs if pair.id not in left_out],
+        [*problems, *groups.problems],
+        [pair for pair in pairs if pair.id in left_out],
+        groups,
+    )
 
 
 def _grouped(pairs: Sequence[Pair], groups: Collection[tuple[str, str]]) -> list[Pair]:
@@ -217,19 +225,26 @@ def _holds_images(folder: Path) -> bool:
     return False
 
 
-def check_pairs(pairs: Sequence[Pair]) -> DatasetReport:
-    """Decode every image and mask, compare their sizes, and hash them. Problems are reported, not raised."""
+def check_pairs(pairs: Sequence[Pair], left_out: Sequence[Pair] = ()) -> DatasetReport:
+    """Decode every image and mask, compare their sizes, and hash them. Problems are reported, not raised.
+
+    Args:
+        pairs: sorted by id.
+        left_out: further pairs, from which isicrt learned once: for `DatasetReport.also_known_as` alone.
+    """
+    every = [*pairs, *left_out]
     # Decoding releases the GIL.
     with ThreadPoolExecutor() as threads:
-        found = list(threads.map(check_pair, [pair.image for pair in pairs], [pair.mask for pair in pairs]))
-    digest = hashlib.sha256()
+        found = list(threads.map(check_pair, [pair.image for pair in every], [pair.mask for pair in every]))
+    hashed = [
+        Hashed(pair.id, b"".join(check.hashes), pair.group, raw_id(pair.image.stem))
+        for pair, check in zip(every, found, strict=True)
+    ]
+    found, hashed, then = found[: len(pairs)], hashed[: len(pairs)], hashed[len(pairs) :]
     checked = list(zip(pairs, found, strict=True))
     first: dict[bytes, Pair] = {}
     copies = []
     for pair, check in checked:
-        group = [] if pair.group is None else [b"\0group ", pair.group.encode()]
-        # A file's name may be no UTF-8.
-        digest.update(b"".join([pair.id.encode(errors="surrogateescape"), *check.hashes, *group]))
         original = first.setdefault(check.hashes[0], pair) if check.hashes else pair
         if _kept_with(pair) != _kept_with(original):
             copies.append((pair.image, original.image))
@@ -237,12 +252,13 @@ def check_pairs(pairs: Sequence[Pair]) -> DatasetReport:
         len(pairs),
         sum(bool(check.levels - {0, 255}) and max(check.levels) > FOREGROUND_ABOVE for check in found),
         [problem for check in found for problem in check.problems],
-        digest.hexdigest(),
+        sha256_of(hashed),
         without_lesion=tuple(pair.mask for pair, check in checked if check.levels == {0}),
         corners=sum(check.corners for check in found),
         damaged=tuple(pair.image for pair, check in checked if check.damaged and not check.problems),
         turned=tuple(pair.image for pair, check in checked if check.orientation),
         copies=tuple(copies),
+        also_known_as=aliases_of(hashed, then),
     )
 
 
@@ -257,11 +273,12 @@ def survey(roots: Sequence[Path | str], split: str = "train") -> tuple[list[Pair
     pairs = _grouped(sorted((pair for scan in scans for pair in scan.pairs), key=lambda pair: pair.id), groups)
     unpaired = [problem for scan in scans for problem in scan.problems]
     twice = [f"{b.image}: {b.id} is also {a.image}" for a, b in itertools.pairwise(pairs) if a.id == b.id]
-    report = check_pairs(pairs)
+    left_out = [pair for scan in scans for pair in scan.left_out]
+    report = check_pairs(pairs, [pair for pair in left_out if pair.id not in TEST_TWINS])
     return pairs, dataclasses.replace(
         report,
         problems=[*unpaired, *twice, *report.problems],
-        left_out=sum(scan.left_out for scan in scans),
+        left_out=len(left_out),
         groups=tuple(note for scan in scans for note in scan.groups.notes),
     )
 

@@ -20,6 +20,7 @@ from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import read_image
 from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.trainer import checkpoint, onnx_weights
+from isicrt.trainer.data_hash import Alias
 from isicrt.trainer.dataset import Pair
 from isicrt.trainer.models import SegmentationModel, normalise
 from isicrt.trainer.origins import trainings
@@ -137,23 +138,44 @@ class Start:
 
         onnx_weights.measure_batch_norms(model, batches())
 
-    def check_unseen(self, path: Path, data_sha256: str, fold: int, folds: int, validation: int) -> None:
+    def check_unseen(
+        self,
+        path: Path,
+        data_sha256: str,
+        fold: int,
+        folds: int,
+        validation: int,
+        also_known_as: Sequence[Alias] = (),
+    ) -> None:
         """Refuse weights that have learned from what would validate the run, whose scores would then say nothing.
 
-        The same data are known by their hash alone: whoever learned the same images among others is not found.
+        The same data are known by their hashes alone: whoever learned the same images among others, or with other
+        groups, is not found.
 
         Args:
             path: of the checkpoint.
             data_sha256: of the run's data.
             fold: of `folds`, that validates.
             validation: so many pairs are in it.
+            also_known_as: see `DatasetReport`.
 
         Raises:
             SettingsError: the weights, or what they began with, have learned from the same data with another fold held
-                out, or none.
+                out, or none, or with other folds.
         """
+        aliases = {alias.sha256: alias for alias in also_known_as}
         for training in trainings(self.origin):
-            if training.get("data_sha256") != data_sha256 or _held_out(training, fold, folds, validation):
+            sha256 = training.get("data_sha256")
+            alias = aliases.get(sha256) if isinstance(sha256, str) else None
+            if sha256 != data_sha256 and alias is None:
+                continue
+            if alias is not None and not alias.same_folds:
+                raise SettingsError(
+                    f"{path}: has learned from images that would validate this run: {training.get('recipe')} was "
+                    f"trained on the same data, with {alias.because}, so that its folds were others. Give --fold none, "
+                    "which validates nothing"
+                )
+            if _held_out(training, fold, folds, validation):
                 continue
             then = "nothing"
             if training.get("fold") is not None:

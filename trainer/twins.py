@@ -121,6 +121,11 @@ def image_id(stem: str) -> str:
     return _isic_id(stem) or _MASK_ENDING.sub("", unicodedata.normalize("NFC", stem))
 
 
+def raw_id(stem: str) -> str:
+    """What `image_id` was before isicrt 0.2, of an image: accents as the file's name has them."""
+    return _isic_id(stem) or _MASK_ENDING.sub("", stem)
+
+
 def isic_id(path: Path) -> str | None:
     """The ISIC id in a file's name, in capitals. None without one: a longer number is something else."""
     return _isic_id(path.stem)

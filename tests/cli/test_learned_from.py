@@ -73,6 +73,10 @@ def test_groups_are_part_of_what_was_learned(rendered_pairs: Path, tmp_path: Pat
     training = {"data": ["x"], "data_sha256": checked_pairs([data])[1].sha256, "training_images": 12}
     (line,) = say_learned_from([("a", training)], cases)
     assert "LEARNED FROM THESE IMAGES" in line
+    alone = {**training, "data_sha256": checked_pairs([rendered_pairs])[1].sha256}
+    assert alone != training
+    (line,) = say_learned_from([("a", alone)], cases)
+    assert "LEARNED FROM THESE IMAGES" in line, "before there were groups"
 
 
 def test_what_it_went_on_from_and_what_it_is_the_mean_of(cases: list[Case], sha256: str) -> None:

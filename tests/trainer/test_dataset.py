@@ -295,6 +295,41 @@ def test_names_that_are_no_utf8_have_a_hash_and_a_fold(tmp_path: Path) -> None:
     assert sum(len(split_fold(many, 3, fold)[1]) for fold in range(3)) == 20
 
 
+def test_the_same_data_are_known_by_their_hash_before_0_2_and_without_their_groups(tmp_path: Path) -> None:
+    """When names were as the file system has them, and training took the test images and knew no groups."""
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    names = ["La\u0308sion", "ISIC_0000012", "ISIC_0000001", "ISIC_0011082"]
+    for n, name in enumerate(names):
+        write_pair(images, masks, name, size=(8 + n, 6))
+
+    def sha256(*ids: str) -> str:
+        digest = hashlib.sha256()
+        for id in sorted(ids):
+            file = unicodedata.normalize("NFD", id)
+            files = (images / f"{file}.jpg", masks / f"{file}_Segmentation.png")
+            digest.update(b"".join([id.encode(), *(hashlib.sha256(path.read_bytes()).digest() for path in files)]))
+        return digest.hexdigest()
+
+    composed, apart = "L\xe4sion", "La\u0308sion"
+    report = survey([tmp_path])[1]
+    assert (report.sha256, report.left_out) == (sha256("ISIC_0000001", composed), 2)
+    then = {alias.sha256: (alias.same_folds, alias.earlier) for alias in report.also_known_as}
+    both = {sha256("ISIC_0000001", "ISIC_0000012", apart): (False, True), sha256("ISIC_0000001", apart): (False, True)}
+    assert then == {**both, sha256("ISIC_0000001", "ISIC_0000012", composed): (True, True)}
+    (tmp_path / "groups.csv").write_text("image,group\nISIC_0000001,p1\nISIC_0000012,p1\n")
+    grouped = survey([tmp_path])[1]
+    assert grouped.sha256 not in {report.sha256, *then}
+    assert {alias.sha256: (alias.same_folds, alias.earlier) for alias in grouped.also_known_as} == {
+        **dict.fromkeys(then, (False, True)),
+        report.sha256: (False, False),
+    }
+    because = {alias.sha256: alias.because for alias in grouped.also_known_as}
+    assert because[report.sha256] == "no groups.csv"
+    assert because[sha256("ISIC_0000001", "ISIC_0000012", composed)] == (
+        "test images of ISIC 2016 among them, which isicrt leaves out since version 0.2 and no groups.csv"
+    )
+
+
 def test_the_real_training_set(real_data: Path) -> None:
     pairs, report = checked_pairs([real_data / "isic2016"], "train")
     assert len(pairs) == report.pairs == 786

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import pytest
 import torch
 
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import SettingsError
-from isicrt.trainer import checkpoint
+from isicrt.engine.errors import DataError, SettingsError
+from isicrt.trainer import checkpoint, dataset
+from isicrt.trainer.data_hash import Alias
+from isicrt.trainer.dataset import Pair, split_fold, survey
 from isicrt.trainer.loop import train
 from isicrt.trainer.models import build_model
 from isicrt.trainer.recipe import FROM_START, Recipe, Stage
 from isicrt.trainer.run import Listener, RunSettings
 from isicrt.trainer.start import Start
+from isicrt.trainer.twins import TEST_TWINS
 
 SAME = {"data_sha256": "d", "recipe": "r", "fold": 0, "folds": 5, "validation_images": 3}
 OTHER = {"data_sha256": "other", "recipe": "r", "fold": None, "validation_images": 0}
@@ -62,6 +66,59 @@ def test_the_same_fold_and_other_data_are_taken(training: dict[str, Any]) -> Non
 def test_weights_that_have_learned_what_validates_are_refused(training: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=rf"trunk\.pt: has learned from images that would validate .*{message}"):
         check(training)
+
+
+@pytest.mark.parametrize(("same_folds", "fold"), [(True, 0), (True, 1), (False, 0), (False, 1)])
+def test_the_same_data_under_another_hash(*, same_folds: bool, fold: int) -> None:
+    start = Start({}, {"sha256": "0", **OTHER, "start_from": {**SAME, "data_sha256": "before", "fold": fold}})
+    aliases = (Alias("before", "no groups.csv", same_folds=same_folds, earlier=False),)
+
+    def check() -> None:
+        start.check_unseen(Path("trunk.pt"), "d", 0, 5, 3, aliases)
+
+    if same_folds and fold == 0:
+        return check()
+    held_out = "held out fold 1 of 5, not fold 0" if same_folds else r"with no groups\.csv, so that its folds were oth"
+    with pytest.raises(SettingsError, match=rf"would validate this run: .* same data.*{held_out}.* --fold none"):
+        check()
+
+
+def test_groups_that_are_added_or_test_images_that_are_left_out_hide_nothing(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(shutil.copytree(rendered_pairs, tmp_path / "data"))
+    for folder, ending in (("images", ".jpg"), ("masks", "_Segmentation.png")):
+        (data / folder / f"ISIC_0000011{ending}").rename(data / folder / f"ISIC_0000012{ending}")
+    stage = Stage("tuned", epochs=1, decoder_lr=1e-3, encoder_lr=1e-4)
+    recipe = Recipe("r", "unet", (stage,), decoder_channels=(8, 8, 8, 8), input_size=32, augmentation=None)
+
+    def run(out: str, fold: int | None, start: str | None = None) -> Path:
+        start_from = None if start is None else tmp_path / start / "best.pt"
+        settings = RunSettings(recipe, (data,), tmp_path / out, fold=fold, pretrained=None, start_from=start_from)
+        return train(settings)
+
+    with monkeypatch.context() as before:
+        before.setattr(dataset, "LEFT_OUT", dict.fromkeys(TEST_TWINS, ""))
+        before.setattr(dataset._scan, "__defaults__", (TEST_TWINS.keys(),))
+        run("before", 0)
+    assert checkpoint.load(tmp_path / "before/best.pt")[0].training["data_sha256"] != survey([data])[1].sha256
+    with pytest.raises(SettingsError, match="held out fold 0 of 5, not fold 1 of 5"):
+        run("other", 1, "before")
+    run("same", 0, "before")
+    (data / "groups.csv").write_text("image,group\n" + "".join(f"ISIC_{n:07d},p{n // 2}\n" for n in range(11)))
+    pairs, _ = survey([data])
+    fold = next(n for n in range(5) if _validates(pairs, n))
+    for start in ("before", "same"):
+        with pytest.raises(SettingsError, match=r"no groups\.csv, so that its folds were others\. Give --fold none"):
+            run("grouped", fold, start)
+    run("grouped", None, "same")
+
+
+def _validates(pairs: list[Pair], fold: int) -> list[Pair]:
+    try:
+        return split_fold(pairs, 5, fold)[1]
+    except DataError:
+        return []
 
 
 class StopAtOnce(Listener):
