@@ -114,7 +114,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     state: dict[str, Any] = {}
     if resume is not None:
         _, state = checkpoint.load(resume)
-        check_identity(resume, state, identity)
+        check_identity(resume, state, identity, report.also_known_as)
     # Read where the run begins, by itself or its teachers; one that goes on says what it said then.
     encoder: str | None = state.get("encoder_weights")
     if resume is None and (start is None or teacher is not None):

@@ -19,6 +19,7 @@ from isicrt._version import __version__
 from isicrt.engine.card import MAX_NAME, exported_from
 from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.trainer import checkpoint
+from isicrt.trainer.data_hash import Alias
 from isicrt.trainer.recipe import Recipe, recipe_names
 from isicrt.trainer.run import RunSettings
 from isicrt.trainer.start import Start
@@ -144,11 +145,14 @@ def identity_of(
     return identity
 
 
-def check_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with other data or another recipe, and say what differs."""
+def check_identity(
+    path: Path, state: Mapping[str, Any], identity: Mapping[str, Any], also_known_as: Sequence[Alias] = ()
+) -> None:
+    """Refuse to go on with other data or another recipe, and say what differs. What the data are `also_known_as`, see
+    `DatasetReport`, is refused too, and explained."""
     if "identity" not in state:
         raise SettingsError(f"{path}: cannot be resumed; name the {checkpoint.LAST} of a run")
-    _compare(path, state["identity"], identity)
+    _compare(path, state["identity"], identity, also_known_as)
 
 
 def check_config(out: Path, identity: Mapping[str, Any], encoder: str | None) -> None:
@@ -166,14 +170,31 @@ def check_config(out: Path, identity: Mapping[str, Any], encoder: str | None) ->
     _compare(path, then, now)
 
 
-def _compare(path: Path, then: Any, now: Any) -> None:
+def _compare(path: Path, then: Any, now: Any, also_known_as: Sequence[Alias] = ()) -> None:
     differences = _differences(then, now, "")
     if differences:
+        sha256 = then.get("data_sha256") if isinstance(then, Mapping) else None
+        alias = next((alias for alias in also_known_as if alias.sha256 == sha256), None)
         lines = [f"{line} ({option})" if (option := _option(line)) else line for line in differences]
         lines += _about_epochs(path, then, now, differences)
-        raise SettingsError(
-            "\n  ".join([f"{path}: was made with other settings; give the same ones or start anew:", *lines])
-        )
+        title = "was made with other settings; give the same ones or start anew"
+        if alias is not None:
+            lines.append(_about_data(path, alias, now))
+            if alias.earlier and len(differences) == 1:
+                title = "cannot go on with this isicrt"
+        raise SettingsError("\n  ".join([f"{path}: {title}:", *lines]))
+
+
+def _about_data(path: Path, alias: Alias, now: Mapping[str, Any]) -> str:
+    """What to do where a run's data are the same and have another hash."""
+    way = "Finish it with an isicrt before that" if alias.earlier else "Take that file away to go on"
+    line = (
+        f"Its data were these, with {alias.because}. {way}, or begin another run with its weights: --start-from {path} "
+        "and another --out, without --resume"
+    )
+    if alias.same_folds or now.get("fold") is None:
+        return line
+    return f"{line}, and with --fold none, because its folds were others"
 
 
 def _option(difference: str) -> str:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from isicrt.engine.card import MAX_NAME, ModelCard
+from isicrt.engine.errors import SettingsError
 from isicrt.engine.shipped import names
+from isicrt.trainer.data_hash import Alias
 from isicrt.trainer.recipe import load_recipe, recipe_names
 from isicrt.trainer.run import RunSettings
-from isicrt.trainer.run_folder import model_name, run_name
+from isicrt.trainer.run_folder import check_identity, model_name, run_name
 
 RECIPE = load_recipe("unet-light")
 
@@ -59,6 +61,31 @@ def test_a_long_name_leaves_room_for_what_an_export_appends(tmp_path: Path) -> N
 
 def test_a_teacher_is_called_after_the_run_that_it_teaches(tmp_path: Path) -> None:
     assert name_of(tmp_path / "soft" / "teachers" / "2", part=2) == "soft-teacher2"
+
+
+@pytest.mark.parametrize(
+    ("because", "earlier", "same_folds", "change", "says", "never"),
+    [
+        ("X", True, True, {}, ["cannot go on with this isicrt", "with X. Finish it with an isicrt before"], "--fold n"),
+        ("X", True, False, {}, ["and with --fold none, because its folds were others"], "other settings"),
+        ("X", True, False, {"fold": None}, ["other settings", "fold: 0 then", "with X. Finish it"], "--fold none"),
+        ("no groups.csv", False, False, {}, ["other settings", "with no groups.csv. Take that file away"], "Finish"),
+    ],
+)
+def test_data_that_are_the_same_under_another_hash_are_explained(
+    *, because: str, earlier: bool, same_folds: bool, change: dict, says: list[str], never: str
+) -> None:
+    then, now = {"data_sha256": "before", "fold": 0}, {"data_sha256": "now", "fold": 0, **change}
+    aliases = (Alias("another", "Y", same_folds=True, earlier=True), Alias("before", because, same_folds, earlier))
+    with pytest.raises(SettingsError) as caught:
+        check_identity(Path("r/last.pt"), {"identity": then}, now, aliases)
+    message = str(caught.value)
+    for text in (*says, "data_sha256: 'before' then, 'now' now (--data)", "--start-from r/last.pt and another --out"):
+        assert text in message
+    assert never not in message
+    with pytest.raises(SettingsError) as caught:
+        check_identity(Path("r/last.pt"), {"identity": then}, now, aliases[:1])
+    assert "Its data were" not in str(caught.value)
 
 
 def test_names_of_recipes_and_runs() -> None:

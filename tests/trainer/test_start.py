@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,10 @@ def test_groups_that_are_added_or_test_images_that_are_left_out_hide_nothing(
     stage = Stage("tuned", epochs=1, decoder_lr=1e-3, encoder_lr=1e-4)
     recipe = Recipe("r", "unet", (stage,), decoder_channels=(8, 8, 8, 8), input_size=32, augmentation=None)
 
-    def run(out: str, fold: int | None, start: str | None = None) -> Path:
+    def run(out: str, fold: int | None, start: str | None = None, *, resume: bool = False) -> Path:
         start_from = None if start is None else tmp_path / start / "best.pt"
         settings = RunSettings(recipe, (data,), tmp_path / out, fold=fold, pretrained=None, start_from=start_from)
-        return train(settings)
+        return train(replace(settings, resume=tmp_path / out / "last.pt" if resume else None))
 
     with monkeypatch.context() as before:
         before.setattr(dataset, "LEFT_OUT", dict.fromkeys(TEST_TWINS, ""))
@@ -105,6 +106,8 @@ def test_groups_that_are_added_or_test_images_that_are_left_out_hide_nothing(
     with pytest.raises(SettingsError, match="held out fold 0 of 5, not fold 1 of 5"):
         run("other", 1, "before")
     run("same", 0, "before")
+    with pytest.raises(SettingsError, match=r"with this isicrt:\n.*\n.*test images of ISIC 2016 .*Finish it with"):
+        run("before", 0, resume=True)
     (data / "groups.csv").write_text("image,group\n" + "".join(f"ISIC_{n:07d},p{n // 2}\n" for n in range(11)))
     pairs, _ = survey([data])
     fold = next(n for n in range(5) if _validates(pairs, n))
