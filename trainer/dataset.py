@@ -314,12 +314,22 @@ def split_fold(pairs: Sequence[Pair], folds: int, fold: int) -> tuple[list[Pair]
     for pair in pairs:
         sides[_bucket(_kept_with(pair), folds) == fold].append(pair)
     if not all(sides):
-        count = "1 pair is" if len(pairs) == 1 else f"{len(pairs)} pairs are"
-        raise DataError(
-            f"{count} too few for fold {fold} of {folds}: one side would be empty. Have fewer folds, or learn from "
-            "every pair, without validation: isicrt train --fold none"
-        )
+        raise DataError(_say_empty(pairs, folds, fold))
     return sides
+
+
+def _say_empty(pairs: Sequence[Pair], folds: int, fold: int) -> str:
+    """Of a fold with an empty side, and what to do."""
+    together = {_kept_with(pair) for pair in pairs}
+    count, be = ("1 pair", "is") if len(pairs) == 1 else (f"{len(pairs)} pairs", "are")
+    if len(together) < len(pairs):
+        count += f" in {len(together)} group{'s' * (len(together) > 1)}"
+    filled = sorted({_bucket(name, folds) for name in together})
+    other = f"Take another fold, such as --fold {filled[0]}, have" if len(filled) > 1 else "Have"
+    return (
+        f"{count} {be} too few for fold {fold} of {folds}: one side would be empty. {other} fewer folds, or learn from "
+        "every pair, without validation: isicrt train --fold none"
+    )
 
 
 def hold_out(pairs: Sequence[Pair], part: int, parts: int) -> tuple[list[Pair], list[Pair]]:

@@ -9,7 +9,16 @@ import pytest
 
 from isicrt.engine.errors import DataError
 from isicrt.trainer.data_notes import notes_on, say_copies
-from isicrt.trainer.dataset import Pair, check_pairs, checked_pairs, find_pairs, hold_out, split_fold, survey
+from isicrt.trainer.dataset import (
+    Pair,
+    _bucket,
+    check_pairs,
+    checked_pairs,
+    find_pairs,
+    hold_out,
+    split_fold,
+    survey,
+)
 from isicrt.trainer.groups import join_groups
 from isicrt.trainer.twins import TWINS
 from tests.trainer.test_dataset import write_pair
@@ -66,6 +75,26 @@ def test_a_group_stays_together() -> None:
         assert {fold[f"{4 * n}"] for n in range(20)} == {0, 1, 2, 3}
     rest = {pair.id for pair in split_fold(pairs, 4, 0)[1] if pair.group is None}
     assert rest == {pair.id for pair in split_fold(alone, 4, 0)[1]} & {f"{n}" for n in range(80, 120)}
+
+
+def test_an_empty_fold_names_another_and_says_how_many_groups_there_are() -> None:
+    def message(fold: int, names: list[str]) -> str:
+        pairs = [Pair(f"{name}{n}", Path("i"), Path("m"), group=name) for name in names for n in range(2)]
+        with pytest.raises(DataError) as caught:
+            split_fold(pairs, 5, fold)
+        return str(caught.value)
+
+    fold = {name: next(k for k in range(5) if _bucket(name, 5) == k) for name in ("p0", "p1", "p2", "p3", "p4")}
+    one, other = "p0", next(name for name in fold if fold[name] != fold["p0"])
+    empty = next(k for k in range(5) if k not in (fold[one], fold[other]))
+    first = min(fold[one], fold[other])
+    said = message(empty, [one, other])
+    assert said.startswith(f"4 pairs in 2 groups are too few for fold {empty} of 5: one side would be empty. ")
+    assert f" Take another fold, such as --fold {first}, have fewer folds, or " in said
+    for none in (fold[one], empty):
+        said = message(none, [one])
+        assert said.startswith(f"2 pairs in 1 group are too few for fold {none} of 5: ")
+        assert "empty. Have fewer folds" in said
 
 
 def test_twins_and_several_files_join_groups() -> None:
