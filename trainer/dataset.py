@@ -65,7 +65,7 @@ class _Scan:
 
     pairs: list[Pair]
     problems: list[str]
-    """What does not pair up."""
+    """What does not pair up; those of the groups are theirs."""
     left_out: list[Pair]
     groups: Groups
 
@@ -101,7 +101,8 @@ class DatasetReport:
 
 
 def find_pairs(root: Path | str, split: str = "train", leave_out: Set[str] = LEFT_OUT.keys()) -> list[Pair]:
-    """Find the pairs of a data set, sorted by id.
+    """Find the pairs of a data set, sorted by id. A `groups.csv` that `survey` has a problem with counts for nothing:
+    whoever scores has no folds.
 
     Args:
         root: a folder with ``images/`` and ``masks/``; or one with ``train/`` and ``test/`` that hold those; or one
@@ -115,7 +116,7 @@ def find_pairs(root: Path | str, split: str = "train", leave_out: Set[str] = LEF
     scan = _scan(Path(root), split, leave_out)
     if scan.problems:
         raise DataError(_listed(f"{root}: cannot pair images and masks", scan.problems))
-    return _grouped(scan.pairs, scan.groups.group.items())
+    return _grouped(scan.pairs, () if scan.groups.problems else scan.groups.group.items())
 
 
 def count_left_out(root: Path | str, split: str = "train", leave_out: Set[str] = LEFT_OUT.keys()) -> int:
@@ -140,7 +141,7 @@ def _scan(root: Path, split: str, leave_out: Set[str] = LEFT_OUT.keys()) -> _Sca
     groups = read_groups((root, images.parent), by_id["image"])
     return _Scan(
         [pair for pair in pairs if pair.id not in left_out],
-        [*problems, *groups.problems],
+        problems,
         [pair for pair in pairs if pair.id in left_out],
         groups,
     )
@@ -271,7 +272,7 @@ def survey(roots: Sequence[Path | str], split: str = "train") -> tuple[list[Pair
     scans = [_scan(Path(root), split) for root in roots]
     groups = [entry for scan in scans for entry in scan.groups.group.items()]
     pairs = _grouped(sorted((pair for scan in scans for pair in scan.pairs), key=lambda pair: pair.id), groups)
-    unpaired = [problem for scan in scans for problem in scan.problems]
+    unpaired = [problem for scan in scans for problem in (*scan.problems, *scan.groups.problems)]
     twice = [f"{b.image}: {b.id} is also {a.image}" for a, b in itertools.pairwise(pairs) if a.id == b.id]
     left_out = [pair for scan in scans for pair in scan.left_out]
     report = check_pairs(pairs, [pair for pair in left_out if pair.id not in TEST_TWINS])

@@ -136,7 +136,8 @@ def test_a_file_that_cannot_be_meant(data: Path, rows: list[str], problem: str) 
     file = write_groups(data, *rows)
     assert survey([data])[1].problems == [f"{file}: {problem}"]
     with pytest.raises(DataError, match=r"groups\.csv: "):
-        find_pairs(data)
+        checked_pairs([data])
+    assert set(groups(find_pairs(data)).values()) == {None}, "whoever scores has no folds"
 
 
 def test_two_files_and_one_that_is_no_utf8(data: Path) -> None:
