@@ -183,7 +183,7 @@ def _start(name: str, *, begun: bool) -> Path:
         return shipped.resolve(name)
     except ModelError as error:
         if begun:
-            raise ModelError(f"{error}. The run began with it, and needs that file to go on") from None
+            raise ModelError(f"{error}. A run goes on only with the model that it began with") from None
         raise
 
 

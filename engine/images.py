@@ -191,7 +191,7 @@ def decode_mask(path: str | os.PathLike[str], source: Source) -> UInt8Array:
     """
     with _image_errors(path):
         image = _open(source.data, MAX_PIXELS)
-        return mask_levels(path, _stored_grid(image), tiff_layout.grey_levels(image))
+        return mask_levels(path, _stored_grid(image, palette=True), tiff_layout.grey_levels(image))
 
 
 @contextmanager
@@ -353,10 +353,11 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _stored_grid(image: ImageFile.ImageFile, notes: list[str] | None = None) -> Image.Image:
-    """The loaded image, not turned. Pillow turns a TIFF while it loads it, and only a TIFF."""
+def _stored_grid(image: ImageFile.ImageFile, notes: list[str] | None = None, *, palette: bool = False) -> Image.Image:
+    """The loaded image, not turned. Pillow turns a TIFF while it loads it, and only a TIFF. `palette`: a BMP is refused
+    where a pixel has a colour that it lacks, which in a photograph is one black pixel and in a mask the lesion."""
     turned = image.getexif().get(_ORIENTATION) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
-    if isinstance(image, BmpImagePlugin.BmpImageFile):
+    if palette and isinstance(image, BmpImagePlugin.BmpImageFile):
         bmp_layout.load(image)
     else:
         image.load()

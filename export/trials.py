@@ -98,7 +98,7 @@ def plan_parity(
                 require_parity(parity)
                 _check_full_batches(runtime, largest, samples)
         except ModelError as error:
-            said = _with_remedy(_without_path(error, path), runtime.max_batch or 1)
+            said = _with_remedy(_without_path(error, path), runtime.max_batch or 1, card.precision)
             raise BuildError(f"the plan was built but does not run: {said}") from error
     return parity, ""
 
@@ -146,7 +146,7 @@ def _pool(samples: Sequence[Sample], turns: int, largest: int) -> list[UInt8Arra
 def _other_masks(runtime: TensorRtRuntime, largest: int, share: float, which: str, limit: float) -> BuildError:
     return BuildError(
         f"the plan on {runtime.name} gives other masks in a full batch of {largest} than in small ones: {share:.2%} of "
-        f"the pixels {which} differ (limit {limit:.1%}). Nothing was written. Try another --batch-size, or --fp32."
+        f"the pixels {which} differ (limit {limit:.1%}). Nothing was written.{_try(largest, runtime.card.precision)}"
     )
 
 
@@ -163,8 +163,13 @@ def _without_path(error: ModelError, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ").split(" Build it again")[0]
 
 
-def _with_remedy(problem: str, largest: int) -> str:
+def _with_remedy(problem: str, largest: int, precision: str) -> str:
     if "--batch-size" in problem:
         return problem
-    remedy = "Try a smaller --batch-size, or --fp32" if largest > 1 else "Try --fp32"
-    return f"{problem.rstrip('.')}. Nothing was written. {remedy}."
+    return f"{problem.rstrip('.')}. Nothing was written.{_try(largest, precision)}"
+
+
+def _try(largest: int, precision: str) -> str:
+    """What a plan of such batches and such a precision leaves to try."""
+    ways = ["a smaller --batch-size"] * (largest > 1) + ["--fp32"] * (precision != "fp32")
+    return f" Try {', or '.join(ways)}." if ways else ""

@@ -275,7 +275,9 @@ def survey(roots: Sequence[Path | str], split: str = "train") -> tuple[list[Pair
     unpaired = [problem for scan in scans for problem in (*scan.problems, *scan.groups.problems)]
     twice = [f"{b.image}: {b.id} is also {a.image}" for a, b in itertools.pairwise(pairs) if a.id == b.id]
     left_out = [pair for scan in scans for pair in scan.left_out]
-    report = check_pairs(pairs, [pair for pair in left_out if pair.id not in TEST_TWINS])
+    # They are read for the hashes that a training has; where none is left there is none.
+    before = [pair for pair in left_out if pair.id not in TEST_TWINS] if pairs else []
+    report = check_pairs(pairs, before)
     return pairs, dataclasses.replace(
         report,
         problems=[*unpaired, *twice, *report.problems],

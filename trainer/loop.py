@@ -120,7 +120,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     if resume is None and (start is None or teacher is not None):
         encoder = encoder_weights(settings.pretrained)
     if preparing:
-        check_config(out, identity, encoder)
+        check_config(out, identity, encoder, report.also_known_as)
 
     torch.manual_seed(settings.seed)
     channels = {} if recipe.decoder_channels is None else {"decoder_channels": list(recipe.decoder_channels)}

@@ -156,7 +156,8 @@ class Recipe:
     decoder_channels: tuple[int, ...] | None = None
     """None: the layout's own; see `build_model`."""
     input_size: int = 192
-    """Pixels; the side of the square that the network sees. 0, of a recipe `FROM_START`: that model's."""
+    """Pixels; the side of the square that the network sees. 0, of a recipe `FROM_START`: that model's, as of a
+    YAML file that has none."""
     batch_size: int = 16
     loss: Mapping[str, float] = field(default_factory=lambda: {"bce": 1.0})
     """Weights of bce, iou and dice."""

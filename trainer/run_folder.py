@@ -155,7 +155,9 @@ def check_identity(
     _compare(path, state["identity"], identity, also_known_as)
 
 
-def check_config(out: Path, identity: Mapping[str, Any], encoder: str | None) -> None:
+def check_config(
+    out: Path, identity: Mapping[str, Any], encoder: str | None, also_known_as: Sequence[Alias] = ()
+) -> None:
     """`check_identity` of a run that has no checkpoint yet, by its ``config.yaml``; and of the encoder's weights, which
     are read again."""
     path = out / checkpoint.CONFIG
@@ -167,7 +169,7 @@ def check_config(out: Path, identity: Mapping[str, Any], encoder: str | None) ->
     now = _plain(identity)
     if ENCODER in then:  # a run that began before it was noted goes on
         now[ENCODER] = encoder
-    _compare(path, then, now)
+    _compare(path, then, now, also_known_as)
 
 
 def _compare(path: Path, then: Any, now: Any, also_known_as: Sequence[Alias] = ()) -> None:
@@ -188,10 +190,10 @@ def _compare(path: Path, then: Any, now: Any, also_known_as: Sequence[Alias] = (
 def _about_data(path: Path, alias: Alias, now: Mapping[str, Any]) -> str:
     """What to do where a run's data are the same and have another hash."""
     way = "Finish it with an isicrt before that" if alias.earlier else "Take that file away to go on"
-    line = (
-        f"Its data were these, with {alias.because}. {way}, or begin another run with its weights: --start-from {path} "
-        "and another --out, without --resume"
-    )
+    line = f"Its data were these, with {alias.because}. {way}, or begin another run"
+    if path.name == checkpoint.CONFIG:  # there are no weights yet
+        return f"{line} in another --out"
+    line += f" with its weights: --start-from {path} and another --out, without --resume"
     if alias.same_folds or now.get("fold") is None:
         return line
     return f"{line}, and with --fold none, because its folds were others"

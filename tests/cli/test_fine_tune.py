@@ -89,11 +89,11 @@ def test_it_goes_on_after_a_stop(rendered_pairs: Path, tmp_path: Path) -> None:
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_a_run_whose_start_is_gone_says_that_it_needs_it(tuned: Path, rendered_pairs: Path) -> None:
+def test_a_run_goes_on_only_with_the_model_that_it_began_with(tuned: Path, rendered_pairs: Path) -> None:
     options = ("--recipe", "fine-tune", "--start-from", "gone.pt", "--resume", "auto")
     code, told = train(rendered_pairs, tuned, *options)
     assert code == 1
-    assert "The run began with it, and needs that file to go on" in told
+    assert "A run goes on only with the model that it began with" in told
 
 
 def test_a_recipe_may_have_an_input_size_of_its_own_and_no_network(tmp_path: Path) -> None:

@@ -65,6 +65,13 @@ def test_classes_are_refused_as_in_other_formats(tmp_path: Path) -> None:
         read_mask(path)
 
 
+def test_a_photograph_with_a_pixel_of_no_colour_is_read(tmp_path: Path) -> None:
+    indices = np.full((6, 7), 3, np.uint8)
+    indices[2, 2] = 255
+    path = write_bmp(tmp_path / "a.bmp", indices, 8, [10, 20, 30, 200])
+    assert (read_image(path)[..., 0] == 200).sum() == 41
+
+
 @pytest.mark.parametrize("greys", [BLACK_WHITE, [0, 254]])
 @pytest.mark.parametrize(
     ("bits", "run_lengths", "cut"),

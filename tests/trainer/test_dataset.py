@@ -114,6 +114,12 @@ def test_where_all_are_left_out_it_is_said(tmp_path: Path) -> None:
     assert [pair.id for pair in find_pairs(tmp_path, "train", TEST_TWINS.keys())] == ["ISIC_0000012"]
 
 
+def test_what_is_left_out_is_not_decoded_where_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pair(tmp_path / "images", tmp_path / "masks", "ISIC_0000012")
+    monkeypatch.setattr("isicrt.trainer.dataset.check_pair", lambda *files: pytest.fail(f"{files} were decoded"))
+    assert survey([tmp_path], "train")[1].left_out == 1
+
+
 def test_names_without_an_isic_id_pair_by_stem(tmp_path: Path) -> None:
     write_pair(tmp_path / "images", tmp_path / "masks", "lesion a")
     assert [p.id for p in find_pairs(tmp_path)] == ["lesion a"]

@@ -13,7 +13,7 @@ from isicrt.engine.shipped import names
 from isicrt.trainer.data_hash import Alias
 from isicrt.trainer.recipe import load_recipe, recipe_names
 from isicrt.trainer.run import RunSettings
-from isicrt.trainer.run_folder import check_identity, model_name, run_name
+from isicrt.trainer.run_folder import check_config, check_identity, model_name, run_name
 
 RECIPE = load_recipe("unet-light")
 
@@ -86,6 +86,14 @@ def test_data_that_are_the_same_under_another_hash_are_explained(
     with pytest.raises(SettingsError) as caught:
         check_identity(Path("r/last.pt"), {"identity": then}, now, aliases[:1])
     assert "Its data were" not in str(caught.value)
+
+
+def test_they_are_explained_to_a_run_without_a_checkpoint_too(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data_sha256: before\nfold: 0\n")
+    aliases = (Alias("before", "X", same_folds=True, earlier=True),)
+    with pytest.raises(SettingsError, match=r"with X\. Finish it .*, or begin another run in another --out") as caught:
+        check_config(tmp_path, {"data_sha256": "now", "fold": 0}, None, aliases)
+    assert "--start-from" not in str(caught.value)
 
 
 def test_names_of_recipes_and_runs() -> None:
