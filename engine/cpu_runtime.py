@@ -20,7 +20,7 @@ from isicrt.engine.card import ModelCard
 from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import ModelError
 from isicrt.engine.geometry import UInt8Array
-from isicrt.engine.onnx_file import read_onnx_card
+from isicrt.engine.onnx_file import read_onnx_file
 from isicrt.engine.runtime import check_batch
 from isicrt.engine.second_look import looking_again
 
@@ -46,9 +46,11 @@ class CpuRuntime(ABC):
     Args:
         path: the file.
         threads: for the network; None for one a core.
+        digest: SHA-256 that the file must have, in hexadecimal digits; None for whichever it has.
 
     Raises:
-        ModelError: not an ONNX file, weights in other files, no card in it, or inputs and outputs that are not ours.
+        ModelError: not an ONNX file, weights in other files, no card in it, another one than `digest` says, or inputs
+            and outputs that are not ours.
     """
 
     name: str
@@ -61,12 +63,15 @@ class CpuRuntime(ABC):
     """Images in one call of `submit`'s: of a class for a model with one view of an image in its graph, of an object for
     its own. With more, what a layer writes has left the core's cache before the next reads it."""
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None, digest: str | None = None) -> None:
         self.path = Path(path).absolute()  # a program may go elsewhere before the file is needed again
-        # Before any native code sees the file.
-        self.card: ModelCard = read_onnx_card(path)
-        self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        # Before any native code sees the file, and that is given these bytes: another file may lie there by then.
+        found: tuple[ModelCard, bytes] = read_onnx_file(path)
+        self.card, model = found
+        self.digest = hashlib.sha256(model).hexdigest()
         """SHA-256 of the file, as it was when it was loaded."""
+        if digest not in (None, self.digest):
+            raise self._is_another()
         # Each view of an image is an image to the layers.
         self.at_once = max(1, self.at_once // self.card.views)
         self._threads = threads or available_cores()
@@ -82,21 +87,22 @@ class CpuRuntime(ABC):
                 self._turns.put(None)
         self._together: Call | None = None
         """For `infer`: one call on all threads. Loaded when it is first called."""
-        self._alone: Call | None = looking_again(self._load_streams(self._threads), self.card, self.at_once)
+        self._alone: Call | None = looking_again(self._load_streams(model, self._threads), self.card, self.at_once)
         """For `submit` and `infer_alone`: calls of one thread each, by several threads at once."""
 
     @property
     def in_process(self) -> Callable[[], CpuRuntime]:
-        """Opens the same model on the same runtime in another process, which it can be sent to, on one thread."""
-        return partial(type(self), self.path, threads=1)
+        """Opens the same model on the same runtime in another process, which it can be sent to, on one thread. A
+        ModelError where another file lies there by then."""
+        return partial(type(self), self.path, threads=1, digest=self.digest)
 
     @abstractmethod
-    def _load_streams(self, threads: int) -> Call:
-        """A function that so many threads may call at once; each call takes one thread."""
+    def _load_streams(self, model: bytes, threads: int) -> Call:
+        """A function that so many threads may call at once; each call takes one thread. `model`: the file."""
 
     @abstractmethod
-    def _load_one_call(self, threads: int) -> Call:
-        """A function for one caller that spreads each call over so many threads."""
+    def _load_one_call(self, model: bytes, threads: int) -> Call:
+        """A function for one caller that spreads each call over so many threads. `model`: the file."""
 
     def _check_signature(self, inputs: Sides, outputs: Sides) -> None:
         """Raise ModelError unless types and shapes are those of an exported model; a symbolic side is no int."""
@@ -122,7 +128,7 @@ class CpuRuntime(ABC):
         if self._threads == 1 and (len(images) >= self.at_once or not self.pads):
             return self._in_parts(images)
         if self._together is None:
-            self._together = looking_again(self._load_one_call(self._threads), self.card)
+            self._together = looking_again(self._load_one_call(self._read_again(), self._threads), self.card)
         return self._together(images)
 
     @contextmanager
@@ -184,6 +190,18 @@ class CpuRuntime(ABC):
                 raise self._closed()
             parts.append(call(images[i : i + self.at_once]))
         return _joined(parts)
+
+    def _read_again(self) -> bytes:
+        try:
+            model = self.path.read_bytes()
+        except OSError as error:
+            raise ModelError(f"{self.path}: cannot be read any more: {error.strerror}") from error
+        if hashlib.sha256(model).hexdigest() != self.digest:
+            raise self._is_another()
+        return model
+
+    def _is_another(self) -> ModelError:
+        return ModelError(f"{self.path}: was changed since it was first read. Start again")
 
     def _closed(self) -> ModelError:
         return ModelError(f"{self.path}: this runtime is closed")

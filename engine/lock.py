@@ -1,4 +1,4 @@
-"""One run at a time in an output folder. The lock ends with its process, however that ends."""
+"""Advisory locks of the system on files. A lock ends with its process, however that ends."""
 
 from __future__ import annotations
 
@@ -13,19 +13,89 @@ from pathlib import Path
 from isicrt.engine.output import OutputError
 
 LOCK_NAME = ".isicrt-lock"
-_STRANGE = "{path}: it is a link, or no plain file: move it away"
 # What lies under the lock's name came with the folder: neither a FIFO nor a link to somebody's file may be opened.
 _FLAGS = os.O_RDWR | os.O_CREAT
 for _name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
     _FLAGS |= getattr(os, _name, 0)
 _TAKEN = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK})
-_UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+_TRIES = 10
 
 
-class FolderLock:
-    """The lock on a folder: an advisory lock of the system on a file that says who holds it.
+class LockTaken(Exception):
+    """Somebody else holds the lock; the text says who."""
 
-    Where the file system knows no locks, `held` is False and the run goes on without one.
+
+class NoLockFile(Exception):
+    """What lies there is a link, or no plain file; the text says so."""
+
+
+def lock(file: int) -> bool:
+    """Take the lock on an open file; it is given back when the file is closed.
+
+    Returns:
+        Whether it is held; False where the file system has no such locks.
+
+    Raises:
+        BlockingIOError: somebody else holds it, be it in this process.
+    """
+    try:
+        _lock(file)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            raise BlockingIOError(*error.args) from error
+        return False
+    return True
+
+
+class LockFile:
+    """A file that is there while somebody holds the lock on it, and that says who.
+
+    Where the file system knows no locks, `held` is False and it keeps nobody away.
+
+    Args:
+        path: in an existing folder.
+
+    Raises:
+        LockTaken: by another run.
+        NoLockFile: something else lies there.
+        OSError: no file can be made there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        for left in reversed(range(_TRIES)):
+            file = _opened(path)
+            try:
+                self.held = lock(file)
+            except BlockingIOError as error:
+                owner = _owner(file)
+                os.close(file)
+                raise LockTaken(owner) from error
+            # The holder before may have removed the file between our opening and our locking it. Some file systems
+            # number a file anew each time.
+            if not left or not self.held or _is(file, path):
+                break
+            os.close(file)
+        self._file: int | None = file
+        with suppress(OSError):  # it only serves the message; a full disk speaks elsewhere
+            os.ftruncate(file, 0)
+            os.write(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+
+    def release(self) -> None:
+        """Give the lock back and take the file away."""
+        if self._file is None:
+            return
+        file, self._file, self.held = self._file, None, False
+        if os.name == "nt":  # pragma: no cover
+            os.close(file)  # which removes no open file
+        with suppress(OSError):  # the folder may be gone
+            self.path.unlink()
+        if os.name != "nt":
+            os.close(file)
+
+
+class FolderLock(LockFile):
+    """The lock on a folder of masks. See `LockFile`.
 
     Args:
         folder: an existing folder.
@@ -35,50 +105,38 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK_NAME
-        self.held = True
-        while True:
-            try:
-                self._file = os.open(self.path, _FLAGS, 0o644)
-            except OSError as error:
-                if error.errno in (errno.ELOOP, errno.ENXIO):
-                    raise OutputError(_STRANGE.format(path=self.path)) from error
-                raise OutputError(f"{folder}: nothing can be written there: {error.strerror}") from error
-            if not stat.S_ISREG(os.fstat(self._file).st_mode):
-                os.close(self._file)
-                raise OutputError(_STRANGE.format(path=self.path))
-            try:
-                _lock(self._file)
-            except OSError as error:
-                owner = _owner(self._file)
-                os.close(self._file)
-                if error.errno in _UNSUPPORTED:
-                    self.held = False
-                    return
-                if error.errno not in _TAKEN:
-                    raise OutputError(f"{self.path}: cannot be locked: {error.strerror}") from error
-                raise OutputError(
-                    f"{folder}: another run of isicrt is writing there ({owner}). Wait for it, or stop it, "
-                    "or choose another --out"
-                ) from error
-            # The holder before may have removed the file between our opening and our locking it.
-            try:
-                if os.path.samestat(os.fstat(self._file), self.path.stat()):
-                    break
-            except FileNotFoundError:
-                pass
-            os.close(self._file)
-        with suppress(OSError):  # it only serves the message above; a full disk speaks at the journal
-            os.ftruncate(self._file, 0)
-            os.write(self._file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+        try:
+            super().__init__(folder / LOCK_NAME)
+        except LockTaken as owner:
+            raise OutputError(
+                f"{folder}: another run of isicrt is writing there ({owner}). Wait for it, or stop it, "
+                "or choose another --out"
+            ) from owner
+        except NoLockFile as error:
+            raise OutputError(str(error)) from error
+        except OSError as error:
+            raise OutputError(f"{folder}: nothing can be written there: {error.strerror}") from error
 
-    def release(self) -> None:
-        """Give the folder back and take the file away."""
-        if self.held:
-            self.held = False
-            with suppress(OSError):  # the folder may be gone; Windows keeps a file that is open
-                self.path.unlink()
-            os.close(self._file)
+
+def _opened(path: Path) -> int:
+    strange = f"{path}: it is a link, or no plain file: move it away"
+    try:
+        file = os.open(path, _FLAGS, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise NoLockFile(strange) from error
+        raise
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise NoLockFile(strange)
+    return file
+
+
+def _is(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _owner(file: int) -> str:

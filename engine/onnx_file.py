@@ -43,7 +43,14 @@ _ENDLESS = (b"Loop", b"Scan", b"SequenceMap")
 
 
 def read_onnx_card(path: str | os.PathLike[str]) -> ModelCard:
-    """The card of an ``.onnx`` file, after its structure was checked. Nothing of it is executed.
+    """The card of an ``.onnx`` file, after its structure was checked. See `read_onnx_file`."""
+    return read_onnx_file(path)[0]
+
+
+def read_onnx_file(path: str | os.PathLike[str]) -> tuple[ModelCard, bytes]:
+    """The card of an ``.onnx`` file and the whole file, after its structure was checked. Nothing of it is executed.
+
+    Who is to run it loads these bytes: another file may lie there a moment later.
 
     Raises:
         ModelError: not an ONNX file, larger than `MAX_BYTES`, with weights in other files, with a tensor of more than
@@ -54,18 +61,18 @@ def read_onnx_card(path: str | os.PathLike[str]) -> ModelCard:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ModelError(f"{path}: {size / 2**30:.1f} GiB is more than a model of isicrt may have")
-        data = memoryview(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        _check(data, "model", path, 0, itertools.repeat(True, MAX_FIELDS))
-        card = _card(data, path)
+        _check(memoryview(data), "model", path, 0, itertools.repeat(True, MAX_FIELDS))
+        card = _card(memoryview(data), path)
     except (IndexError, ValueError) as error:
         raise ModelError(f"{path}: not an ONNX file, or a damaged one: {error}") from error
     if card is None:
         raise ModelError(f"{path}: carries no model card. isicrt runs models made by `isicrt build-engine`.")
     try:
-        return ModelCard.from_json(card)
+        return ModelCard.from_json(card), data
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
 

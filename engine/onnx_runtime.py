@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from isicrt.engine.cores import has_vnni
@@ -20,13 +19,10 @@ class OnnxRuntime(CpuRuntime):
     at_once = 2
     spare_calls = False  # it computes in the calling threads
 
-    def _load_streams(self, threads: int) -> Call:
-        return self._load(1)  # threads share a session
+    def _load_streams(self, model: bytes, threads: int) -> Call:
+        return self._load_one_call(model, 1)  # threads share a session
 
-    def _load_one_call(self, threads: int) -> Call:
-        return self._load(threads)
-
-    def _load(self, threads: int) -> Call:
+    def _load_one_call(self, model: bytes, threads: int) -> Call:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -37,7 +33,7 @@ class OnnxRuntime(CpuRuntime):
             # int8 sums would overflow; the way round that takes nearly twice the time.
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            session = onnxruntime.InferenceSession(os.fspath(self.path), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common root
             raise ModelError(f"{self.path}: ONNX Runtime cannot load it: {error}") from error
         self._check_signature(_sides(session.get_inputs()), _sides(session.get_outputs()))

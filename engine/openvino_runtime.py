@@ -6,7 +6,6 @@ every other mask it moves the outline; so it is told otherwise (`docs/performanc
 
 from __future__ import annotations
 
-import hashlib
 import io
 import threading
 from collections import deque
@@ -39,10 +38,10 @@ class OpenVinoRuntime(CpuRuntime):
     at_once = 2
     spare_calls = True
 
-    def _load_streams(self, threads: int) -> Call:
+    def _load_streams(self, model: bytes, threads: int) -> Call:
         at_once = self.at_once  # a call that held its runtime would keep it, and all memory, until a full collection
         # A graph of fixed shape is a fifth faster than one of any batch.
-        call = _caller(self._compile(threads, {"NUM_STREAMS": threads}, batch=at_once))
+        call = _caller(self._compile(model, threads, {"NUM_STREAMS": threads}, batch=at_once))
         # Alone for once: where two threads make a process's first call together, OpenVINO's bindings wait for ever, the
         # one for C++ to initialise a static variable, the other, which is to do so, for Python's lock.
         call(np.zeros((at_once, *self.card.input_size, 3), np.uint8))
@@ -54,24 +53,23 @@ class OpenVinoRuntime(CpuRuntime):
 
         return call_full
 
-    def _load_one_call(self, threads: int) -> Call:
-        return _caller(self._compile(threads, {"PERFORMANCE_HINT": "LATENCY"}, batch=None))
+    def _load_one_call(self, model: bytes, threads: int) -> Call:
+        return _caller(self._compile(model, threads, {"PERFORMANCE_HINT": "LATENCY"}, batch=None))
 
-    def _compile(self, threads: int, settings: dict[str, Any], batch: int | None) -> Any:
+    def _compile(self, model: bytes, threads: int, settings: dict[str, Any], batch: int | None) -> Any:
         core = _core()
         # Pinned threads would fight over their cores with the ones that decode.
         settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False, "INFERENCE_PRECISION_HINT": "f32"}
-        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        key = (digest, sorted(settings.items()), batch, *_surroundings(core))
+        key = (self.digest, sorted(settings.items()), batch, *_surroundings(core))
         if (kept := _CACHE.read(*key)) is not None:
             with suppress(RuntimeError):
                 return core.import_model(kept, "CPU", settings)
         try:
-            model = core.read_model(self.path)
-            self._check_signature(_sides(model.inputs), _sides(model.outputs))
+            network = core.read_model(io.BytesIO(model))
+            self._check_signature(_sides(network.inputs), _sides(network.outputs))
             if batch is not None:
-                model.reshape([batch, *self.card.input_size, 3])
-            compiled = core.compile_model(model, "CPU", settings)
+                network.reshape([batch, *self.card.input_size, 3])
+            compiled = core.compile_model(network, "CPU", settings)
         except RuntimeError as error:
             raise ModelError(f"{self.path}: OpenVINO cannot load it: {error}") from error
         with suppress(RuntimeError):

@@ -255,8 +255,7 @@ def _task(runtime: ConcurrentRuntime, decoder: Decode, finishing: Finishing, bat
     # What was loaded may have gone since, or be another file by now.
     with suppress(OSError):
         if hashlib.sha256(runtime.path.read_bytes()).hexdigest() == runtime.digest:
-            opened = runtime.in_process, runtime.path, runtime.digest
-            return SegmentAll(*opened, trusted, finishing, batch_size, os.getpid())
+            return SegmentAll(runtime.in_process, trusted, finishing, batch_size, os.getpid())
     return None
 
 

@@ -6,7 +6,6 @@ the journal has announced their masks, to write those.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isicrt.engine.errors import ImageError, ModelError
+from isicrt.engine.errors import ImageError
 from isicrt.engine.finishing import Finished, Finishing
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import DamagedImageError, Decoded, FileStamp
@@ -64,9 +63,6 @@ class SegmentAll:
     OutputError that was the end of it."""
 
     open: Callable[[], ConcurrentRuntime]
-    model: Path
-    digest: str
-    """SHA-256 of the model's file: another one may lie there by now."""
     decode: TrustedDecoder
     finishing: Finishing
     batch_size: int
@@ -79,8 +75,6 @@ class SegmentAll:
     def __call__(self, question: Sequence[Path] | Sequence[tuple[int, Path]]) -> object:
         self._end_with_run()
         if self._runtime is None:
-            if hashlib.sha256(self.model.read_bytes()).hexdigest() != self.digest:
-                raise ModelError(f"{self.model}: was changed since the run began")
             self._runtime = self.open()
         places = [one for one in question if isinstance(one, tuple)]
         return self._finish(places) if places else self._read([one for one in question if isinstance(one, Path)])

@@ -23,7 +23,7 @@ ALLOWED = {
         f"engine.{module}"
         for module in (
             *("cache_folder", "card", "errors", "geometry", "images"),
-            *("jpeg_notes", "mask_levels", "onnx_file", "scores"),
+            *("jpeg_notes", "lock", "mask_levels", "onnx_file", "scores"),
         )
     ),
     "export": ("engine", "trainer.models", "trainer.checkpoint", "trainer.twins"),

@@ -29,8 +29,8 @@ from isicrt.engine.cache_folder import cache_file
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array, resize_image
 from isicrt.engine.images import read_image, read_mask
+from isicrt.engine.lock import lock
 from isicrt.trainer.dataset import Pair
-from isicrt.trainer.locks import lock
 
 _VERSION = 1
 """Of the content: a new number leaves old caches unused."""

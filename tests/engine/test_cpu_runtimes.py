@@ -99,6 +99,26 @@ def test_a_result_is_the_callers_to_keep(runtime_class: type[CpuRuntime], darkne
     assert (first == 245).all()
 
 
+@pytest.mark.parametrize("change", ["another", "gone"])
+def test_a_file_that_changed_is_not_run_for_the_one_that_was_opened(
+    runtime_class: type[CpuRuntime], tmp_path: Path, darkness_onnx: Path, change: str
+) -> None:
+    """`infer` on several threads loads at its first call, maybe long after the file's digest went into a journal."""
+    own = tmp_path / "own.onnx"
+    own.write_bytes(darkness_onnx.read_bytes())
+    images = np.full((1, 64, 64, 3), 10, np.uint8)
+    with runtime_class(own, threads=2) as runtime:
+        own.unlink()
+        if change == "another":
+            write_darkness_model(own, threshold=0.7)
+        expected = "was changed since it was first read" if change == "another" else "cannot be read any more"
+        with pytest.raises(ModelError, match=expected):
+            runtime.infer(images)
+        assert (runtime.infer_alone(images) == 245).all()
+        own.write_bytes(darkness_onnx.read_bytes())
+        assert (runtime.infer(images) == 245).all()
+
+
 def test_close_twice(runtime_class: type[CpuRuntime], darkness_onnx: Path) -> None:
     runtime = runtime_class(darkness_onnx)
     runtime.close()
@@ -324,8 +344,8 @@ def test_one_image_on_one_thread_is_not_computed_twice(
 
 def test_a_batch_that_was_cancelled_when_its_runtime_was_closed_is_not_waited_for(darkness_onnx: Path) -> None:
     class Slow(OnnxRuntime):
-        def _load_streams(self, threads: int) -> Call:
-            call = super()._load_streams(threads)
+        def _load_streams(self, model: bytes, threads: int) -> Call:
+            call = super()._load_streams(model, threads)
 
             def slow(images: UInt8Array) -> UInt8Array:
                 started.set()

@@ -20,10 +20,10 @@ import pytest
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import read_image, read_mask
+from isicrt.engine.lock import lock
 from isicrt.trainer import cache
 from isicrt.trainer.cache import nearest, resized_pairs
 from isicrt.trainer.dataset import Pair, find_pairs
-from isicrt.trainer.locks import lock
 from isicrt.trainer.loop import RunSettings, train
 from isicrt.trainer.recipe import Recipe, Stage
 
