@@ -65,15 +65,10 @@ class StopAfter(Listener):
 
 def test_run_folder_is_complete(run: Path) -> None:
     assert {p.name for p in run.iterdir() if p.is_file()} == {
-        "best.pt",
-        "config.yaml",
-        "curves.png",
-        "frozen.pt",
-        "last.pt",
-        "metrics.csv",
-        "samples.png",
-        "tuned.pt",
+        *("best.pt", "config.yaml", "curves.png", "frozen.pt", "last.pt"),
+        *("metrics.csv", "samples.png", "tuned.pt", "validation.txt"),
     }
+    assert len((run / "validation.txt").read_text().splitlines()) == 4
     rows = checkpoint.read_metrics(run)
     assert [(r["epoch"], r["stage"]) for r in rows] == [("1", "frozen"), ("2", "tuned"), ("3", "tuned")]
     assert float(rows[-1]["images_per_second"]) > 0
