@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from isicrt.benchmarks.rendered import render
+from isicrt.engine import decode_worker
 from isicrt.engine.errors import ImageError, SettingsError
 from isicrt.engine.images import DamagedImageError, decode_image, may_take_long
 from isicrt.engine.isolation import ImageDecoder
@@ -222,6 +223,19 @@ def test_no_process_is_left(folder: Path) -> None:
 def test_a_worker_that_cannot_be_started(folder: Path) -> None:
     with ImageDecoder("always", command=["/nowhere/python"]) as decoder, pytest.raises(ImageError, match="--isolate"):
         decoder(folder / "a.bmp", SIZE)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limits")
+def test_a_system_that_refuses_the_limit_on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(*arguments: object) -> None:  # as macOS on Apple silicon
+        asked.append(arguments)
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr("resource.setrlimit", refuse)
+    decode_worker._limit_memory()
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(
