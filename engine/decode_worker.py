@@ -18,7 +18,7 @@ import numpy as np
 from isicrt.engine.errors import ImageError
 from isicrt.engine.heap import keep_buffers
 from isicrt.engine.images import DamagedImageError, decode_image
-from isicrt.engine.isolation import receive, send
+from isicrt.engine.isolation import HELLO, receive, send
 from isicrt.engine.pixel_budget import LARGE_PIXELS
 
 MEMORY_BYTES = 12 << 30
@@ -31,9 +31,12 @@ def main() -> None:
     _limit_memory()
     keep_buffers()
     commands, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    # What a codec prints must not get between the messages.
-    os.dup2(2, 1)
+    # What a codec prints must not get between the messages. Until here the run wants to know what went wrong.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
     try:
+        send(replies, HELLO)
         while True:
             _serve(commands, replies)
     except (EOFError, BrokenPipeError):

@@ -14,6 +14,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -43,6 +44,11 @@ DECODE_TIMEOUT = 60.0
 """Seconds for one image, unless said otherwise."""
 LENGTH = struct.Struct("<I")
 """In front of each message between a run and its workers; a message is JSON, pixels follow it as they are."""
+HELLO = {"hello": "isicrt"}
+"""A worker's first message: whatever ends it before is no image's doing."""
+_WITHOUT = "--isolate never decodes in the run's own process"
+_LAST_WORDS = 200
+"""Characters that are told of what a worker wrote which could not be started."""
 
 # Not `-m`: the worker must find the isicrt that this process runs, and nothing in the current folder. Pillow's limit,
 # which refuses what has more than twice as many pixels, is global to a process: only in one of our own is it ours to
@@ -199,18 +205,24 @@ class _Worker:
     def __init__(self, command: Sequence[str]) -> None:
         # A session of its own: Ctrl-C is for the run, which then ends its workers.
         options: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
+        self._errors = _scratch()
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                **options,
             )
         except OSError as error:
+            self._errors.close()
             raise ImageError(
-                f"{command[0]}: cannot be started to decode an image: {error.strerror}. "
-                "--isolate never decodes in the run's own process"
+                f"{command[0]}: cannot be started to decode an image: {error.strerror}. {_WITHOUT}"
             ) from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
+        self._is_ready = False
         self._overdue = False
 
     def decode(self, path: str | os.PathLike[str], size: tuple[int, int], max_pixels: int, timeout: float) -> Decoded:
@@ -228,10 +240,14 @@ class _Worker:
             pixels = np.frombuffer(data, np.uint8).reshape(*reply["shape"], 3)
             return Decoded(pixels, (int(reply["native"][0]), int(reply["native"][1])), stamp, reply.get("note"))
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            last_words = "" if self._is_ready else self._last_words()
             self.kill()
             if self._overdue:
                 raise _WorkerLost(f"it took more than {timeout:g} s (--decode-timeout)", again=True) from None
             code = self._process.returncode
+            if not self._is_ready:
+                reason = f"the decoder's process cannot be started: it {_end(code)}{last_words}"
+                raise _WorkerLost(f"{reason}. {_WITHOUT}", again=True) from error
             raise _WorkerLost(f"its decoder {_end(code)}", again=code == -getattr(signal, "SIGKILL", 0)) from error
 
     def _exchange(self, message: dict[str, Any], timeout: float) -> tuple[dict[str, Any], bytes]:
@@ -240,6 +256,11 @@ class _Worker:
         timer.daemon = True
         timer.start()
         try:
+            if not self._is_ready:
+                if receive(self._from) != HELLO:
+                    raise ValueError("not a worker")
+                self._is_ready = True
+                self._errors.close()
             send(self._to, message)
             reply = receive(self._from)
             height, width = reply.get("shape", (0, 0))
@@ -252,6 +273,13 @@ class _Worker:
         with contextlib.suppress(OSError):
             self._process.kill()
 
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError, ValueError):  # or another thread has ended it
+            self._errors.seek(0)
+            if lines := self._errors.read().decode(errors="replace").rstrip().splitlines():
+                return f": {lines[-1][-_LAST_WORDS:]}"
+        return ""
+
     def is_usable(self) -> bool:
         """Whether it can take another image: it runs, and no timer that came late has told it to end."""
         return self._process.poll() is None and not self._overdue
@@ -260,9 +288,17 @@ class _Worker:
         with contextlib.suppress(OSError):
             self._process.kill()
         self._process.wait()
-        for pipe in (self._to, self._from):
+        for pipe in (self._to, self._from, self._errors):
             with contextlib.suppress(OSError, ValueError):
                 pipe.close()
+
+
+def _scratch() -> IO[bytes]:
+    """For what a worker writes before it is ready: a file, for somebody would have to empty a pipe."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:  # there is no folder for it
+        return Path(os.devnull).open("r+b")
 
 
 def send(stream: IO[bytes], message: dict[str, Any], pixels: bytes = b"") -> None:

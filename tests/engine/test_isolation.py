@@ -225,6 +225,31 @@ def test_a_worker_that_cannot_be_started(folder: Path) -> None:
         decoder(folder / "a.bmp", SIZE)
 
 
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise SystemExit(1)", "ended (exit code 1)"),
+        ("import isicrt_is_gone", "ended (exit code 1): ModuleNotFoundError: No module named 'isicrt_is_gone'"),
+        ("import os; os.abort()", "crashed (SIGABRT)"),
+    ],
+)
+def test_a_worker_that_ends_before_it_has_seen_an_image(folder: Path, code: str, reason: str) -> None:
+    with ImageDecoder("always", command=[sys.executable, "-c", code]) as decoder, pytest.raises(ImageError) as caught:
+        decoder(folder / "a.bmp", SIZE)
+    begin, end = f"{folder / 'a.bmp'}: cannot be decoded: the decoder's process cannot be started: it ", ". --isolate"
+    assert str(caught.value).removeprefix(begin).startswith(reason + end)
+    assert not isinstance(caught.value, DamagedImageError), "it is no damage, and is to be tried again"
+
+
+def test_a_worker_where_nothing_can_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with ImageDecoder("always") as decoder:
+        assert decoder(folder / "a.bmp", SIZE).native_size == (40, 60)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such limits")
 def test_a_system_that_refuses_the_limit_on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
