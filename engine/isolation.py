@@ -13,7 +13,6 @@ import os
 import signal
 import struct
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ from isicrt.engine.images import (
     read_signature,
     read_source,
 )
-from isicrt.engine.import_path import import_path
+from isicrt.engine.import_path import NO_PYTHON, import_path, own_python
 from isicrt.engine.pixel_budget import BUDGET, LARGE_PIXELS
 
 ISOLATE = ("auto", "always", "never")
@@ -106,13 +105,14 @@ class ImageDecoder:
     """Decodes images in this process or in workers. Any thread may call it; close it after the last call.
 
     Args:
-        isolate: ``auto`` (all but JPEG and PNG in workers, and those that may take long), ``always`` or ``never``.
+        isolate: ``auto`` (all but JPEG and PNG in workers, and those that may take long; nothing in a program that has
+            no Python beside it to start them with), ``always`` or ``never``.
         timeout: seconds that a worker may take for one image. In this process nothing can stop a decoder.
         max_pixels: larger images are refused.
         command: starts a worker; None for the one that isicrt has.
 
     Raises:
-        SettingsError: an argument out of its range.
+        SettingsError: an argument out of its range, or ``always`` where no worker can be started.
     """
 
     def __init__(
@@ -127,11 +127,18 @@ class ImageDecoder:
             raise SettingsError(f"isolate {isolate!r}: must be one of {', '.join(ISOLATE)}")
         if not timeout > 0 or max_pixels < 1:
             raise SettingsError(f"timeout ({timeout}) and max_pixels ({max_pixels}) must be above 0")
+        python = own_python()
+        if command is None and python is None:
+            if isolate == "always":
+                raise SettingsError(
+                    f"isolate 'always': {NO_PYTHON}. 'auto' and 'never' decode in the program's own process"
+                )
+            isolate = "never"
         self.timeout = timeout
         self.trusted = None if isolate == "always" else TrustedDecoder(isolate == "never", max_pixels)
         """Of what is decoded without a worker; None where nothing is."""
         self._max_pixels = max_pixels
-        self._command = list(command or (sys.executable, "-c", _START, str(max_pixels), *import_path()))
+        self._command = list(command or (python or "", "-c", _START, str(max_pixels), *import_path()))
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
         self._lock = threading.Lock()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Sized
 from contextlib import nullcontext, suppress
@@ -22,6 +21,7 @@ from isicrt.engine.cpu_runtime import CpuRuntime
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.finishing import Finishing
 from isicrt.engine.images import MAX_PIXELS
+from isicrt.engine.import_path import NO_PYTHON, own_python
 from isicrt.engine.isolation import DECODE_TIMEOUT, ImageDecoder
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.opencv_threads import WITHOUT_OPENCV_THREADS
@@ -157,6 +157,8 @@ def run_jobs(
     writers = writers if write_threads is None else write_threads
     if processes < 0:
         raise SettingsError(f"processes ({processes}): must not be negative")
+    if processes and own_python() is None:
+        raise SettingsError(f"processes ({processes}): {NO_PYTHON}. Use 0 or None")
     if decoders < 1 or writers < 1:
         raise SettingsError("decode and write threads: at least 1 of each is needed")
     if not 0 <= cpu_share <= 1:
@@ -280,7 +282,7 @@ def default_processes(cores: int, *, on_gpu: bool = False) -> int:
     On the CPU one for each core, which segments images. Where a GPU does most of it, one for two cores, which finishes
     masks, and as many that read.
     """
-    if getattr(sys, "frozen", False) or not sys.executable:
+    if own_python() is None:
         return 0
     if on_gpu:
         return 0 if cores < MIN_CORES else cores // 2

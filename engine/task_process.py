@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from isicrt.engine.import_path import import_path
+from isicrt.engine.import_path import import_path, own_python
 
 MIN_CORES = 8
 """Fewer cores are kept busy by threads alone."""
@@ -76,7 +76,8 @@ class TaskProcess:
     def __init__(self, task: Task, command: Sequence[str] | None = None, *, bulk: str) -> None:
         self._task = task
         self._bulk = bulk
-        self._command = list(command or (sys.executable, "-c", _START, *import_path()))
+        python = own_python()
+        self._command = list(command or ((python, "-c", _START, *import_path()) if python else ()))
         self._starts = 0
         self._owes = False
         """Whether an answer is on its way that nobody wants."""
@@ -170,6 +171,8 @@ class TaskProcess:
         # A session of its own: Ctrl-C is for the run, which then ends its processes.
         options: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
         try:
+            if not self._command:
+                raise ProcessLost
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,
