@@ -59,7 +59,7 @@ MIN_SHARE_CORES = 4
 MIN_SHARED_JOBS = 1000
 """Images for which it is worth to start processes: each loads the network in the time of a hundred images."""
 MOST_PROCESSES = 255
-"""That segment images: so many names for their temporary files there are."""
+"""So many names for their temporary files there are."""
 
 
 class FailureLimitError(DataError):
@@ -107,7 +107,7 @@ def run_jobs(
             in stages: that finish masks, each with a write thread that does nothing else, and no other write threads;
             with a `chain` each decode thread has one too, that reads files. 0 for none; None for `default_processes`,
             or none where `write_threads` are given, or for few jobs. With an `overlay`, which is drawn in this
-            process, there are none.
+            process, there are none; of a run in blocks none either where `decode` takes workers for all images.
         mask_bits: 1 or 8, see `write_mask`.
         overlay: called with the job and its mask, bool H x W, after the mask was written, by several threads.
         on_outcome: called for each image as it ends, in no fixed order, in the calling thread.
@@ -155,8 +155,8 @@ def run_jobs(
     decoders, writers = default_threads(cores, on_gpu=on_gpu)
     decoders = decoders if decode_threads is None else decode_threads
     writers = writers if write_threads is None else write_threads
-    if processes < 0:
-        raise SettingsError(f"processes ({processes}): must not be negative")
+    if not 0 <= processes <= MOST_PROCESSES:
+        raise SettingsError(f"processes ({processes}): must be 0 to {MOST_PROCESSES}")
     if processes and own_python() is None:
         raise SettingsError(f"processes ({processes}): {NO_PYTHON}. Use 0 or None")
     if decoders < 1 or writers < 1:
@@ -191,7 +191,7 @@ def run_jobs(
             block_route = BlockRoute(runtime, decoder, batch_size)
             task = _task(runtime, decoder, finishing, batch_size) if processes else None
             if task is not None:
-                pipeline = ShareRun(jobs, block_route, settings, task, min(processes, MOST_PROCESSES))
+                pipeline = ShareRun(jobs, block_route, settings, task, processes)
             else:
                 pipeline = BlockRun(jobs, block_route, settings, default_workers(threads))
         interrupted = False
@@ -284,6 +284,5 @@ def default_processes(cores: int, *, on_gpu: bool = False) -> int:
     """
     if own_python() is None:
         return 0
-    if on_gpu:
-        return 0 if cores < MIN_CORES else cores // 2
-    return 0 if cores < MIN_SHARE_CORES else cores
+    fewest, wanted = (MIN_CORES, cores // 2) if on_gpu else (MIN_SHARE_CORES, cores)
+    return 0 if cores < fewest else min(wanted, MOST_PROCESSES)
