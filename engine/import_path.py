@@ -18,6 +18,11 @@ def own_python() -> str | None:
     return None if getattr(sys, "frozen", False) else sys.executable or None
 
 
+def own_environment() -> dict[str, str]:
+    """For a new process. Libraries would start a thread for every core in it, which it has no use for."""
+    return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
 def import_path() -> list[str]:
     """`sys.path` for a new process, so that it finds the isicrt that this one runs.
 

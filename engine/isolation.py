@@ -35,7 +35,7 @@ from isicrt.engine.images import (
     read_signature,
     read_source,
 )
-from isicrt.engine.import_path import NO_PYTHON, import_path, own_python
+from isicrt.engine.import_path import NO_PYTHON, import_path, own_environment, own_python
 from isicrt.engine.pixel_budget import BUDGET, LARGE_PIXELS
 
 ISOLATE = ("auto", "always", "never")
@@ -49,12 +49,10 @@ _WITHOUT = "--isolate never decodes in the run's own process"
 _LAST_WORDS = 200
 """Characters that are told of what a worker wrote which could not be started."""
 
-# Not `-m`: the worker must find the isicrt that this process runs, and nothing in the current folder. Pillow's limit,
-# which refuses what has more than twice as many pixels, is global to a process: only in one of our own is it ours to
-# move.
+# Not `-m`: the worker must find the isicrt that this process runs, and nothing in the current folder.
 _START = (
-    "import sys; limit, *sys.path[:] = sys.argv[1:]; from PIL import Image; "
-    "Image.MAX_IMAGE_PIXELS = int(limit); from isicrt.engine.decode_worker import main; main()"
+    "import sys; max_pixels, *sys.path[:] = sys.argv[1:]; "
+    "from isicrt.engine.decode_worker import main; main(int(max_pixels))"
 )
 
 
@@ -219,6 +217,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
+                env=own_environment(),
                 **options,
             )
         except OSError as error:

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from isicrt.engine.import_path import import_path, own_python
+from isicrt.engine.import_path import import_path, own_environment, own_python
 
 MIN_CORES = 8
 """Fewer cores are kept busy by threads alone."""
@@ -46,8 +46,6 @@ HAS_TIME_LIMIT = hasattr(select, "poll")
 # Not `-m`: the process must find the isicrt that this one runs. Nothing may be imported before that: Python would look
 # for it in the current folder first, which may be a stranger's images.
 _START = "import sys; sys.path[:] = sys.argv[1:]; from isicrt.engine.task_process import serve; serve()"
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-"""Else each process starts a thread for every core, which it has no use for."""
 
 _HEADER, _MAGIC = struct.Struct("<8sQQ"), b"isicrt\x00\x01"
 """Of a message; the length of its pickle, and the number of parts behind it."""
@@ -178,7 +176,7 @@ class TaskProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, **_ONE_THREAD},
+                env=own_environment(),
                 **options,
             )
             assert self._process.stdin is not None

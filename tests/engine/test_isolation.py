@@ -258,9 +258,30 @@ def test_a_system_that_refuses_the_limit_on_memory(monkeypatch: pytest.MonkeyPat
         asked.append(arguments)
         raise ValueError("current limit exceeds maximum limit")
 
+    decode_worker._limit_memory(sys.maxsize)  # more than there are numbers for
     monkeypatch.setattr("resource.setrlimit", refuse)
-    decode_worker._limit_memory()
+    decode_worker._limit_memory(1)
     assert len(asked) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shows the limits of a process")
+@pytest.mark.parametrize(("max_pixels", "expected"), [(400_000_000, 12 << 30), (4_000_000_000, 128_000_000_000)])
+def test_the_limit_on_memory_goes_with_that_on_pixels(folder: Path, max_pixels: int, expected: int) -> None:
+    import resource
+
+    with ImageDecoder("always", max_pixels=max_pixels) as decoder:
+        decoder(folder / "a.bmp", SIZE)
+        (worker,) = decoder._idle
+        limit, hard = resource.prlimit(worker._process.pid, resource.RLIMIT_AS)
+    assert limit == (expected if hard == resource.RLIM_INFINITY else min(expected, hard))
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"])
+def test_libraries_start_no_thread_for_every_core(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "7")
+    command = [sys.executable, "-c", f"import os; raise SystemExit('threads: ' + os.environ[{name!r}])"]
+    with ImageDecoder("always", command=command) as decoder, pytest.raises(ImageError, match=r"threads: 1\."):
+        decoder(folder / "a.bmp", SIZE)
 
 
 @pytest.mark.parametrize(
