@@ -6,11 +6,10 @@ where it has many, and else in `isicrt.engine.stages`. The calling thread only c
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sized
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -249,16 +248,12 @@ def run_jobs(
 
 
 def _task(runtime: ConcurrentRuntime, decoder: Decode, finishing: Finishing, batch_size: int) -> SegmentAll | None:
-    """What the processes of a run in shares do; None where the network or the decoder is this process's alone, or where
-    a process that hangs would hold the run."""
+    """What the processes of a run in shares do; None where the network or the decoder is this process's alone (another
+    model may lie in its file by now), or where a process that hangs would hold the run."""
     trusted = decoder.trusted if isinstance(decoder, ImageDecoder) else None
-    if trusted is None or not isinstance(runtime, CpuRuntime) or not HAS_TIME_LIMIT:
+    if trusted is None or not isinstance(runtime, CpuRuntime) or not HAS_TIME_LIMIT or not runtime.is_unchanged():
         return None
-    # What was loaded may have gone since, or be another file by now.
-    with suppress(OSError):
-        if hashlib.sha256(runtime.path.read_bytes()).hexdigest() == runtime.digest:
-            return SegmentAll(runtime.in_process, trusted, finishing, batch_size, os.getpid())
-    return None
+    return SegmentAll(runtime.in_process, trusted, finishing, batch_size, os.getpid())
 
 
 def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:
