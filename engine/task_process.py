@@ -329,6 +329,12 @@ def serve() -> None:
     os._exit(0)  # the run waits for it, and everything is written
 
 
+def end_with_run(run: int) -> None:
+    """For a task that writes: end this process if that of the run is gone, and its lock on the folder with it."""
+    if os.name == "posix" and os.getppid() != run:
+        os._exit(1)
+
+
 def _send(stream: IO[bytes], message: Any) -> None:
     """One message: its pickle, and behind that what was large in it, as it lies in memory."""
     # Both sides are this program, and nobody else holds the pipe: pickle is safe here.
