@@ -68,10 +68,11 @@ _IMAGES_UNTIL_GIVEN_BACK = 1000
 )
 @click.option(
     "--processes",
-    type=click.IntRange(0, 256),
-    help="Processes beside this one: that segment images; where a GPU decodes, that finish masks, and as many that "
-    "read files. [default: one a core from 4 cores and 1,000 images on; where a GPU decodes, one for two from 8 cores "
-    "on; none with --overlay]",
+    type=click.IntRange(0, 255),
+    help="Processes beside this one: that segment images, on one thread each, whatever --threads says; where a GPU "
+    "decodes, that finish masks, and as many that read files. None with --overlay, nor where the CPU does everything "
+    "with --isolate always. [default: one a core from 4 cores and 1,000 images on; where a GPU decodes, one for two "
+    "from 8 cores on]",
 )
 @click.option(
     "--mask-bits",

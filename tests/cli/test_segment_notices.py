@@ -163,6 +163,13 @@ def test_options_that_change_nothing(asked: dict[str, Any], expected: str) -> No
     assert [line[: len(expected)] for line in lines] == ([expected] if expected else [])
 
 
+def test_more_processes_than_there_are_names_for(segment) -> None:
+    result = segment("in", "--out", "out", "--processes", "256")
+    assert result.exit_code == 2
+    assert "0<=x<=255" in result.stderr
+    assert not Path("out").exists()
+
+
 def test_processes_where_one_that_hangs_cannot_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("isicrt.engine.task_process.HAS_TIME_LIMIT", False)
     (line,) = idle_lines(processes=4, threads=2, isolate="auto", overlay=False, cpu_alone=True)
