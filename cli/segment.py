@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from isicrt.cli.option_types import NamedPath, Number
 from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson, check_result_names
 from isicrt.cli.plan_notice import say_plan_is_code
-from isicrt.cli.segment_notices import truth_lines
+from isicrt.cli.segment_notices import idle_lines, truth_lines
 from isicrt.cli.segment_report import (
     Progress,
     RunReport,
@@ -227,7 +227,7 @@ def command(
     from isicrt.engine.ledger import Ledger, mask_settings
     from isicrt.engine.overlay import OverlayFolder
     from isicrt.engine.pipeline import available_cores, default_processes, run_jobs
-    from isicrt.engine.runtime import open_runtime
+    from isicrt.engine.runtime import ConcurrentRuntime, open_runtime
     from isicrt.engine.sources import find_jobs
 
     if default_processes(available_cores()):  # many cores, and many threads
@@ -269,6 +269,14 @@ def command(
         for option, given in (("--cpu-share", cpu_share > 0), ("--hardware-decoder-load", loaded)):
             if given and chain is None:
                 click.echo(f"{option} does nothing here: no GPU decodes, and the CPU decodes every image", err=True)
+        for line in idle_lines(
+            processes=processes,
+            threads=threads,
+            isolate=isolate,
+            overlay=overlay is not None,
+            cpu_alone=chain is None and isinstance(runtime, ConcurrentRuntime),
+        ):
+            click.echo(line, err=True)
         about = describe_run(model_path, runtime, settings)
         tally = Tally(len(jobs))
         with (

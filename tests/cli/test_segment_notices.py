@@ -163,6 +163,21 @@ def test_options_that_change_nothing(asked: dict[str, Any], expected: str) -> No
     assert [line[: len(expected)] for line in lines] == ([expected] if expected else [])
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ""),
+        (("--processes", 2, "--overlay", "drawn"), "--processes does nothing here: overlays"),
+        (("--processes", 2, "--isolate", "always"), "--processes does nothing here: with --isolate always"),
+    ],
+)
+def test_processes_that_there_are_not_are_said(segment, options: tuple[object, ...], expected: str) -> None:
+    result = segment("in", "--out", "out", *options)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(expected)
+    assert result.stderr.count("\n") == bool(expected)
+
+
 def test_more_processes_than_there_are_names_for(segment) -> None:
     result = segment("in", "--out", "out", "--processes", "256")
     assert result.exit_code == 2
