@@ -290,6 +290,19 @@ def read_name(value: object) -> str:
     raise DataError(f"journal: {value!r} is no file name")
 
 
+def source_of(entry: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
+    """The absolute path of the image that a line is about.
+
+    Args:
+        run: the first line of its run.
+    """
+    with suppress(DataError):
+        if "source" in entry:
+            return read_name(entry["source"])
+        return os.path.join(read_name(run.get("root")), read_name(entry.get("image")))  # noqa: PTH118
+    return None
+
+
 def read_journal(folder: str | os.PathLike[str]) -> Iterable[Mapping[str, Any]]:
     """Every whole line of a folder's journal, also of one that is being written.
 

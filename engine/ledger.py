@@ -7,8 +7,8 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
-from functools import lru_cache
 from json.encoder import encode_basestring_ascii as encode_string
 from pathlib import Path
 from types import TracebackType
@@ -17,18 +17,26 @@ from typing import Any
 from isicrt._version import __version__
 from isicrt.engine.card import ModelCard
 from isicrt.engine.corrections import find_correction, find_drawn, is_as_written
-from isicrt.engine.errors import DataError, ImageError, SettingsError
+from isicrt.engine.errors import ImageError, SettingsError
 from isicrt.engine.finishing import Finished
 from isicrt.engine.images import FileStamp, read_source
-from isicrt.engine.journal import FORMAT, JOURNAL_NAME, LINES, Journal, JournalIndex, encode_line, read_name, write_name
+from isicrt.engine.journal import (
+    FORMAT,
+    JOURNAL_NAME,
+    LINES,
+    Journal,
+    JournalIndex,
+    encode_line,
+    source_of,
+    write_name,
+)
 from isicrt.engine.lock import FolderLock
-from isicrt.engine.names import KeySet, name_key
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
-from isicrt.engine.output import FSYNC, BackgroundSync, OutputFolder, clean_names, make_folder
-from isicrt.engine.sources import Job, overlay_folder, overlay_path
+from isicrt.engine.output import FSYNC, BackgroundSync, OutputFolder, make_folder
+from isicrt.engine.sources import Job, overlay_path
+from isicrt.engine.survey import survey
 
 EXISTING = ("resume", "overwrite")
-_SHOWN = 10
 
 
 class Ledger:
@@ -102,7 +110,15 @@ class Ledger:
         try:
             self._root = _root(jobs[0], self._out) if jobs else ""
             self._below_root = os.path.join(self._root, "")  # noqa: PTH118 (what most images' paths begin with)
-            self._survey(jobs)
+            survey(
+                jobs,
+                self._known,
+                self._name,
+                out=self._out,
+                root=self._root,
+                overlays=self._overlays,
+                refuse=self._resume,
+            )
             self._journal = Journal(self._out)
         except BaseException:
             self._known.close()
@@ -149,7 +165,7 @@ class Ledger:
             image = os.stat(job.image)  # noqa: PTH116 (once for each image)
         except OSError:
             return None  # to be found out again by reading it
-        same_place = self._source(entry, run) == _absolute(job.image)
+        same_place = source_of(entry, run) == _absolute(job.image)
         same_stat = (entry.get("image_size"), entry.get("image_mtime_ns")) == (image.st_size, image.st_mtime_ns)
         if status == "failed":
             if (drawn := find_drawn(job.mask)) is not None:
@@ -163,7 +179,7 @@ class Ledger:
         changed = not (same_place and same_stat) and not self._is_same_file(job, entry, image.st_size)
         if changed and not same_place:
             raise ImageError(
-                f"{job.image}: {job.mask} is the mask of another image, {self._source(entry, run)}. "
+                f"{job.image}: {job.mask} is the mask of another image, {source_of(entry, run)}. "
                 "Use another --out, or --overwrite"
             )
         size = _size(entry)
@@ -205,7 +221,7 @@ class Ledger:
 
         Raises OutputError.
         """
-        self._journal.append_lines([self._line(outcome, noted) for outcome, noted in ended])
+        self._journal.append_lines([self._line(self._settle(outcome), noted) for outcome, noted in ended])
         self._sync.now_and_then()
 
     def _line(self, outcome: Outcome, noted: Mapping[str, Any] | None) -> str:
@@ -231,7 +247,6 @@ class Ledger:
             entry["kept"] = outcome.kept
         if outcome.damaged is not None:
             entry |= _stamp_fields(outcome.damaged)
-            self._remove_stale(outcome.job, mask)
         return entry
 
     def finish(self, summary: Mapping[str, Any], *, sync: bool = True) -> None:
@@ -262,14 +277,6 @@ class Ledger:
         name = path[len(self._prefix) :]
         return name if os.sep == "/" else name.replace(os.sep, "/")
 
-    def _source(self, entry: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
-        """The absolute path of the image that a line is about."""
-        with suppress(DataError):
-            if "source" in entry:
-                return read_name(entry["source"])
-            return os.path.join(read_name(run.get("root")), read_name(entry.get("image")))  # noqa: PTH118
-        return None
-
     def _is_same_file(self, job: Job, entry: Mapping[str, Any], size: int) -> bool:
         """Whether an image that was moved or touched still has the bytes that its mask was made from."""
         if entry.get("image_size") != size:
@@ -285,59 +292,23 @@ class Ledger:
         except OSError:
             return False
 
-    def _remove_stale(self, job: Job, mask: str) -> None:
-        """The mask of a file that has been replaced by a damaged one is nobody's mask any more."""
-        if self._known.wrote(mask):
-            with suppress(OSError):
-                job.mask.unlink(missing_ok=True)
+    def _settle(self, outcome: Outcome) -> Outcome:
+        """Remove the mask of a file that has been replaced by a damaged one: it is nobody's any more.
 
-    def _survey(self, jobs: Sequence[Job]) -> None:
-        """Look at what lies where masks go: remove what killed runs left, refuse what is not ours."""
-        runs = {str(run["run"]) for run in self._known.runs}
-        moved = any(run.get("root") != write_name(self._root) for run in self._known.runs)
-
-        # Jobs come folder by folder, and a folder may hold a million: hashes of its names tell which are not there.
-        @lru_cache(maxsize=64)
-        def there(folder: Path) -> KeySet:
-            found = KeySet(name_key(name) for name in clean_names(folder, runs))
-            if self._overlays is not None:
-                for _ in clean_names(overlay_folder(folder, self._out, self._overlays), runs):
-                    pass
-            return found
-
-        foreign, count = [], 0
-        for job in jobs:
-            if job.problem is not None or not (names := there(job.mask.parent)) or not self._resume:
-                continue
-            if names.may_hold(name_key(job.mask.name)) and os.path.lexists(job.mask):
-                if self._is_known(job, moved):
-                    continue
-                count += 1
-                if count <= _SHOWN:
-                    foreign.append(str(job.mask))
-        if count:
-            shown = "".join(f"\n  {path}" for path in foreign)
-            more = f"\n  ... and {count - _SHOWN} more" if count > _SHOWN else ""
-            raise DataError(
-                f"{count} files stand where masks go, and the journal of {self._out} does not say that isicrt "
-                f"made them from these images:{shown}{more}\n"
-                "Move them away or choose another --out. --overwrite replaces them, and corrected masks with them."
-            )
-
-    def _is_known(self, job: Job, moved: bool) -> bool:
-        """Whether a run here made the file from this image, or failed to: then `check` says whose it is."""
-        name = self._name(job.mask)
-        if not moved and self._known.wrote(name):
-            return True
+        Returns:
+            The outcome; without its stamp where nothing says that the mask there was made from other bytes: then the
+            failure is not theirs (memory was short, a library is another one), and the mask and its line stay.
+        """
+        name = self._name(outcome.job.mask)
+        if outcome.damaged is None or not self._known.wrote(name):
+            return outcome
         found = self._known.find(name)
-        if found is None:
-            return False
-        entry, run = found
-        if "status" not in entry or self._source(entry, run) == _absolute(job.image):
-            return True
-        with suppress(OSError):  # another path: the same image where size and time agree; its CRC is looked at later
-            return job.image.stat().st_size == entry.get("image_size")
-        return False
+        made_from = None if found is None else found[0].get("image_crc")
+        if not isinstance(made_from, int) or made_from == outcome.damaged.crc:
+            return replace(outcome, damaged=None)
+        with suppress(OSError):
+            outcome.job.mask.unlink(missing_ok=True)
+        return outcome
 
 
 def mask_settings(card: ModelCard, threshold: float | None, mask_bits: int) -> dict[str, Any]:

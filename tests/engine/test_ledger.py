@@ -143,13 +143,6 @@ def test_a_file_that_nobody_here_wrote_is_not_replaced(here: Path, segmenter: Se
     assert Path("out/a.png").read_bytes() == b"drawn by hand"
 
 
-def test_a_damaged_image_has_no_mask_of_its_better_days(here: Path, segmenter: Segmenter) -> None:
-    _run(segmenter)
-    Path("in/a.jpg").write_bytes(b"damaged too")
-    assert "not a JPEG" in _run(segmenter)["a"]
-    assert not Path("out/a.png").exists()
-
-
 def test_what_a_killed_run_left_is_cleaned_and_finished(here: Path, segmenter: Segmenter) -> None:
     _run(segmenter)
     journal = Path("out", JOURNAL_NAME)
