@@ -63,7 +63,8 @@ class Ledger:
         settings: what else decides how a mask looks.
         existing: one of `EXISTING`.
         retry_failed: see above.
-        overlays: the folder of the overlays, if there are to be any; one that is missing is drawn again.
+        overlays: the folder of the overlays, if there are to be any; one that is missing, or that the run that made
+            the mask did not draw, is drawn again.
         fsync: one of `isicrt.engine.output.FSYNC`.
 
     Raises:
@@ -94,6 +95,7 @@ class Ledger:
         self.journal = self._out / JOURNAL_NAME
         """The journal's file."""
         self._overlays = None if overlays is None else Path(overlays)
+        self._drawn = {} if overlays is None else {"overlays": write_name(_from(self._out, overlays))}
         self._resume, self._retry_failed = existing == "resume", retry_failed
         self._key = {"model": dict(model), "settings": dict(settings)}
         make_folder(self._out)
@@ -133,6 +135,7 @@ class Ledger:
                     "version": __version__,
                     **self._key,
                     "root": write_name(self._root),
+                    **self._drawn,
                     "images": len(jobs),
                 }
             )
@@ -187,7 +190,7 @@ class Ledger:
             return None
         outdated = changed or {"model": run.get("model"), "settings": run.get("settings")} != self._key
         if is_as_written(job.mask, size, entry):
-            if outdated or (self._overlays is not None and not self._has_overlay(job)):
+            if outdated or (self._overlays is not None and not self._has_overlay(job, run)):
                 return None
             lesion, sure = (x if isinstance(x := entry.get(n), float) else None for n in ("lesion_share", "confidence"))
             note = n if isinstance(n := entry.get("note"), str) else None
@@ -285,29 +288,35 @@ class Ledger:
             return read_source(job.image).stamp.crc == entry.get("image_crc")
         return False
 
-    def _has_overlay(self, job: Job) -> bool:
+    def _has_overlay(self, job: Job, run: Mapping[str, Any]) -> bool:
+        """Whether the run that wrote a mask drew its overlay there, and it still is."""
         assert self._overlays is not None
+        if run.get("overlays") != self._drawn["overlays"]:  # what lies there may be another mask's
+            return False
         try:
             return overlay_path(job.mask, self._out, self._overlays).stat().st_size > 0
         except OSError:
             return False
 
     def _settle(self, outcome: Outcome) -> Outcome:
-        """Remove the mask of a file that has been replaced by a damaged one: it is nobody's any more.
+        """Remove the mask of a file that has been replaced by a damaged one: it is nobody's any more. Nor is the
+        overlay of such a mask, or of one that was changed.
 
         Returns:
             The outcome; without its stamp where nothing says that the mask there was made from other bytes: then the
             failure is not theirs (memory was short, a library is another one), and the mask and its line stay.
         """
-        name = self._name(outcome.job.mask)
-        if outcome.damaged is None or not self._known.wrote(name):
+        if outcome.damaged is None and outcome.kept is None:
             return outcome
-        found = self._known.find(name)
-        made_from = None if found is None else found[0].get("image_crc")
-        if not isinstance(made_from, int) or made_from == outcome.damaged.crc:
-            return replace(outcome, damaged=None)
-        with suppress(OSError):
-            outcome.job.mask.unlink(missing_ok=True)
+        mask = outcome.job.mask
+        if outcome.damaged is not None and self._known.wrote(name := self._name(mask)):
+            found = self._known.find(name)
+            made_from = None if found is None else found[0].get("image_crc")
+            if not isinstance(made_from, int) or made_from == outcome.damaged.crc:
+                return replace(outcome, damaged=None)
+            _remove(mask)
+        if self._overlays is not None:
+            _remove(overlay_path(mask, self._out, self._overlays))
         return outcome
 
 
@@ -353,6 +362,19 @@ def _root(job: Job, out: Path) -> str:
     for _ in job.mask.parent.relative_to(out).parts:
         folder = os.path.dirname(folder)  # noqa: PTH120
     return folder
+
+
+def _from(out: Path, folder: str | os.PathLike[str]) -> str:
+    """A folder as it lies from another one, which holds where both are moved."""
+    try:
+        return os.path.relpath(folder, out)
+    except ValueError:  # another drive of Windows
+        return os.path.abspath(folder)  # noqa: PTH100
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
 
 
 def _absolute(path: Path) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from isicrt.benchmarks.rendered import render
 from isicrt.engine.errors import DataError
-from isicrt.engine.outcome import Outcome
+from isicrt.engine.outcome import KEPT, Outcome
 from isicrt.engine.output import OVERLAYS_NAME
 from isicrt.engine.segmenter import Segmenter
 
@@ -68,3 +68,48 @@ def test_what_lies_in_a_marked_folder_is_replaced(here: Path, segmenter: Segment
     before = Path("drawn/a.jpg").read_bytes()
     assert _run(segmenter, overlays="drawn")["a"].error is None
     assert Path("drawn/a.jpg").read_bytes() != before
+
+
+def test_an_overlay_is_that_of_the_mask_that_stands_there(
+    here: Path, segmenter: Segmenter, darkness_onnx: Path
+) -> None:
+    drawn = Path("drawn/a.jpg")
+    _run(segmenter, overlays="drawn")
+    before = drawn.read_bytes()
+    assert _run(segmenter, overlays="./drawn")["a"].skipped
+    with Segmenter(darkness_onnx, threads=1, threshold=0.95) as strict:
+        assert not _run(strict)["a"].skipped
+        assert drawn.read_bytes() == before
+        assert not _run(strict, overlays="drawn")["a"].skipped
+        assert drawn.read_bytes() != before
+        assert _run(strict, overlays="drawn")["a"].skipped
+        assert _run(strict)["a"].skipped
+
+
+def test_a_run_that_was_moved_with_its_overlays_draws_none_again(
+    here: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("first").mkdir()
+    shutil.copytree("in", "first/in")
+    monkeypatch.chdir("first")
+    _run(segmenter, overlays="drawn")
+    monkeypatch.chdir(here)
+    Path("first").rename("second")
+    monkeypatch.chdir("second")
+    assert _run(segmenter, overlays="drawn")["a"].skipped
+
+
+def test_no_overlay_outlives_its_mask(here: Path, segmenter: Segmenter) -> None:
+    _run(segmenter, overlays="drawn")
+    _photograph("out/a.png", 1)  # as a program that saves a mask does: of this size, whatever is in it
+    assert _run(segmenter)["a"].kept == KEPT
+    assert Path("drawn/a.jpg").exists()
+    assert _run(segmenter, overlays="drawn")["a"].kept == KEPT
+    assert not Path("drawn/a.jpg").exists()
+    _run(segmenter, overlays="drawn", existing="overwrite")
+    assert Path("drawn/a.jpg").exists()
+    Path("in/a.png").write_bytes(b"damaged")
+    for _ in range(2):
+        assert _run(segmenter, overlays="drawn")["a"].error is not None
+        assert not Path("drawn/a.jpg").exists()
+        Path("drawn/a.jpg").touch()
