@@ -222,9 +222,12 @@ class Ledger:
     def record(self, *ended: tuple[Outcome, Mapping[str, Any] | None]) -> None:
         """Append the lines of images that have ended, with what `note` says of their masks. Any thread.
 
+        Of what is as the line before says there is none: a run that finds all done would add one for each image.
+
         Raises OutputError.
         """
-        self._journal.append_lines([self._line(self._settle(outcome), noted) for outcome, noted in ended])
+        settled = [(self._settle(outcome), noted) for outcome, noted in ended]
+        self._journal.append_lines([self._line(o, noted) for o, noted in settled if _is_news(o)])
         self._sync.now_and_then()
 
     def _line(self, outcome: Outcome, noted: Mapping[str, Any] | None) -> str:
@@ -362,6 +365,10 @@ def _root(job: Job, out: Path) -> str:
     for _ in job.mask.parent.relative_to(out).parts:
         folder = os.path.dirname(folder)  # noqa: PTH120
     return folder
+
+
+def _is_news(outcome: Outcome) -> bool:
+    return outcome.kept is not None or not (outcome.skipped or outcome.untried)
 
 
 def _from(out: Path, folder: str | os.PathLike[str]) -> str:

@@ -111,10 +111,23 @@ def test_other_weights_are_another_model(here: Path, segmenter: Segmenter, darkn
 def test_failures_are_not_tried_again_unless_asked(here: Path, segmenter: Segmenter) -> None:
     _run(segmenter)
     assert _run(segmenter)["c"] == DAMAGED
-    failed = [line for line in read_journal("out") if line.get("status") == "failed"]
-    assert len(failed) == 2
-    assert failed[0]["image_size"] == failed[1]["image_size"] == 7
-    assert _run(segmenter, retry_failed=True)["c"] == DAMAGED
+    for options, lines in ({}, 1), ({"retry_failed": True}, 2), ({}, 2):
+        assert _run(segmenter, **options)["c"] == DAMAGED
+        failed = [line["image_size"] for line in read_journal("out") if line.get("status") == "failed"]
+        assert failed == [7] * lines
+
+
+def test_a_run_that_finds_all_done_adds_two_lines(rendered_pairs: Path, tmp_path: Path, segmenter: Segmenter) -> None:
+    (tmp_path / "in").mkdir()
+    images = sorted((rendered_pairs / "images").iterdir())
+    for n in range(100):
+        (tmp_path / "in" / f"{n}.jpg").symlink_to(images[n % len(images)])
+    (tmp_path / "in" / "damaged.jpg").write_bytes(b"damaged")
+    for skipped in (0, 100):
+        before = len(list(read_journal(tmp_path / "out"))) if skipped else 0
+        assert segmenter.segment_folder(tmp_path / "in", tmp_path / "out").skipped == skipped
+    added = list(read_journal(tmp_path / "out"))[before:]
+    assert ["run" in added[0], "end" in added[-1], len(added), added[-1]["skipped"]] == [True, True, 2, 100]
 
 
 def test_moved_images_are_the_same_images(here: Path, segmenter: Segmenter) -> None:
