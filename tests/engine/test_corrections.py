@@ -94,6 +94,20 @@ def test_a_mask_that_was_corrected_is_kept(here: Path, segmenter: Segmenter, cor
     assert _run(segmenter)["a"].kept is None
 
 
+def test_a_mask_that_became_a_link_to_itself_is_as_it_was(here: Path, segmenter: Segmenter) -> None:
+    """As `git annex add` and DVC make of it."""
+    _run(segmenter)
+    moved = Path("annex.png").resolve()
+    MASK.rename(moved)
+    MASK.symlink_to(moved)
+    written = moved.read_bytes()
+    assert (_run(segmenter)["a"].skipped, _run(segmenter)["a"].kept) == (True, None)
+    again = _run(segmenter, mask_bits=8)["a"]
+    assert (again.skipped, again.error) == (False, None)
+    assert not MASK.is_symlink()
+    assert MASK.read_bytes() != written == moved.read_bytes()
+
+
 def _other_image() -> None:
     Image.fromarray(render(7, (50, 70))[0]).save("in/a.jpg")
 
