@@ -80,7 +80,8 @@ def find_jobs(
     Raises:
         SettingsError: an unknown `on_clash`, or one folder for masks and overlays.
         DataError: no image; an argument that is empty or does not exist, or a folder that isicrt wrote; two images
-            whose masks would have one name (also where only the case differs); a mask or an overlay that would replace
+            whose masks would have one name (also where only the case differs); a pattern that goes up behind a
+            wildcard, out of what it begins with; a mask or an overlay that would replace
             an image, or land in a folder that is read as input; overlays among images that isicrt did not draw.
     """
     if on_clash not in ON_CLASH:
@@ -115,7 +116,7 @@ def find_jobs(
         check_images_safe(jobs, drawn, _overlay_name, "overlay", "--overlay", search.folders)
         check_overlays_apart(jobs, Path(overlays), drawn)
     for folder, reason in left_out.unread.items():
-        jobs.add_failure(Job(Path(folder), out / Path(_normal(folder)).relative_to(root), f"{folder}: {reason}"))
+        jobs.add_failure(Job(Path(folder), out / _below(_normal(folder), root), f"{folder}: {reason}"))
     jobs.left_out = left_out
     return jobs
 
@@ -166,7 +167,7 @@ class _Found:
         self._latest = None
         truths = {folder for folder in self._folders if self._holds_truths(folder)}
         for folder in sorted(self._folders):
-            below = str(Path(folder).relative_to(root))
+            below = str(_below(folder, root))
             for spelling, names in _once(self._folders.pop(folder)):
                 jobs.add_folder(spelling, below, names)
                 for name in names:
@@ -247,6 +248,17 @@ class _Arguments:
 def _normal(path: str | Path) -> str:
     """Absolute and without ``..``, links as they are."""
     return os.path.normpath(Path(path).absolute())
+
+
+def _below(folder: str, root: str) -> Path:
+    """Where a folder lies below the one that the masks mirror; both absolute."""
+    try:
+        return Path(folder).relative_to(root)
+    except ValueError:
+        raise DataError(
+            f"{folder}: a pattern leads there by .. behind a wildcard, and masks are laid out as images lie below "
+            f"{root}. Name what is there by a pattern of its own"
+        ) from None
 
 
 def _common(folders: Iterable[str]) -> str:
