@@ -24,7 +24,7 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -302,22 +302,6 @@ def source_of(entry: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
             return read_name(entry["source"])
         return os.path.join(read_name(run.get("root")), read_name(entry.get("image")))  # noqa: PTH118
     return None
-
-
-def read_journal(folder: str | os.PathLike[str]) -> Iterable[Mapping[str, Any]]:
-    """Every whole line of a folder's journal, also of one that is being written.
-
-    Raises:
-        DataError: there is none, or it cannot be read.
-    """
-    path = Path(folder) / JOURNAL_NAME
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n") and (entry := parse_line(line)):
-                    yield entry
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _number(mask: str) -> int:

@@ -81,8 +81,8 @@ def find_jobs(
         SettingsError: an unknown `on_clash`, or one folder for masks and overlays.
         DataError: no image; an argument that is empty or does not exist, or a folder that isicrt wrote; two images
             whose masks would have one name (also where only the case differs); a pattern that goes up behind a
-            wildcard, out of what it begins with; a mask or an overlay that would replace
-            an image, or land in a folder that is read as input; overlays among images that isicrt did not draw.
+            wildcard, out of what it begins with; a mask or an overlay that would replace an image, or land in a folder
+            that is read as input; overlays among images that isicrt did not draw.
     """
     if on_clash not in ON_CLASH:
         raise SettingsError(f"on_clash {on_clash!r}: must be one of {', '.join(ON_CLASH)}")

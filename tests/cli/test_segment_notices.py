@@ -19,9 +19,9 @@ from PIL import Image
 
 from isicrt.cli.main import group
 from isicrt.cli.segment_notices import idle_lines
-from isicrt.engine.journal import read_journal
 from isicrt.engine.masks import encode_png
 from isicrt.engine.outcome import KEPT, KEPT_OUTDATED
+from tests.journal_lines import read_journal
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from PIL import Image
 
 from isicrt.cli.main import group
 from isicrt.engine.images import read_mask
-from isicrt.engine.journal import JOURNAL_NAME, read_journal
+from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.lock import LOCK_NAME, FolderLock
+from tests.journal_lines import read_journal
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
 

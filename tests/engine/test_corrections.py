@@ -18,10 +18,10 @@ from PIL import Image
 from isicrt.benchmarks.rendered import render
 from isicrt.engine.corrections import Correction, find_correction, is_as_written
 from isicrt.engine.errors import ImageError
-from isicrt.engine.journal import read_journal
 from isicrt.engine.masks import encode_png
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
 from isicrt.engine.segmenter import Segmenter
+from tests.journal_lines import read_journal
 
 SIZE = (40, 60)
 MASK = Path("out/a.png")

@@ -19,13 +19,14 @@ from isicrt.engine import journal
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.finishing import Finished
 from isicrt.engine.images import FileStamp, read_mask
-from isicrt.engine.journal import JOURNAL_NAME, Journal, JournalIndex, encode_line, read_journal, read_name, write_name
+from isicrt.engine.journal import JOURNAL_NAME, Journal, JournalIndex, encode_line, read_name, write_name
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.lock import LOCK_NAME, FolderLock
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.output import OutputError, OutputFolder, is_leftover, sync_file_system
 from isicrt.engine.segmenter import Segmenter
 from isicrt.engine.sources import Job, find_jobs
+from tests.journal_lines import read_journal
 
 
 @pytest.fixture
