@@ -291,19 +291,6 @@ def read_name(value: object) -> str:
     raise DataError(f"journal: {value!r} is no file name")
 
 
-def source_of(entry: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
-    """The absolute path of the image that a line is about.
-
-    Args:
-        run: the first line of its run.
-    """
-    with suppress(DataError):
-        if "source" in entry:
-            return read_name(entry["source"])
-        return os.path.join(read_name(run.get("root")), read_name(entry.get("image")))  # noqa: PTH118
-    return None
-
-
 def _number(mask: str) -> int:
     """64 bits for a name: a million names in a dict would need twenty times the memory."""
     return int.from_bytes(hashlib.blake2b(os.fsencode(mask), digest_size=8).digest(), "little")

@@ -27,9 +27,9 @@ from isicrt.engine.journal import (
     Journal,
     JournalIndex,
     encode_line,
-    source_of,
     write_name,
 )
+from isicrt.engine.journal_fields import native_size, source_of, stamp_fields, stamp_of
 from isicrt.engine.lock import FolderLock
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
 from isicrt.engine.output import FSYNC, BackgroundSync, OutputFolder, make_folder
@@ -176,7 +176,7 @@ class Ledger:
             unchanged = same_place and same_stat and run.get("version") == __version__
             if not unchanged or self._retry_failed:
                 return None
-            return Outcome(job, str(entry.get("reason")), None, None, damaged=_stamp(entry), untried=True)
+            return Outcome(job, str(entry.get("reason")), None, None, damaged=stamp_of(entry), untried=True)
         if status != "done":
             return None
         changed = not (same_place and same_stat) and not self._is_same_file(job, entry, image.st_size)
@@ -185,7 +185,7 @@ class Ledger:
                 f"{job.image}: {job.mask} is the mask of another image, {source_of(entry, run)}. "
                 "Use another --out, or --overwrite"
             )
-        size = _size(entry)
+        size = native_size(entry)
         if size is None:
             return None
         outdated = changed or {"model": run.get("model"), "settings": run.get("settings")} != self._key
@@ -217,7 +217,7 @@ class Ledger:
         if finished.confidence is not None:
             noted["confidence"] = round(float(finished.confidence), 4)
         noted |= {"mask_size": finished.size, "mask_crc": finished.crc}
-        return noted if stamp is None else noted | _stamp_fields(stamp)
+        return noted if stamp is None else noted | stamp_fields(stamp)
 
     def record(self, *ended: tuple[Outcome, Mapping[str, Any] | None]) -> None:
         """Append the lines of images that have ended, with what `note` says of their masks. Any thread.
@@ -252,14 +252,21 @@ class Ledger:
         if outcome.kept is not None:
             entry["kept"] = outcome.kept
         if outcome.damaged is not None:
-            entry |= _stamp_fields(outcome.damaged)
+            entry |= stamp_fields(outcome.damaged)
         return entry
 
+    def sync(self) -> None:
+        """Bring masks and lines to the disk, unless `fsync` is ``never``. Raises OutputError, that of an earlier sync
+        too."""
+        self._sync.finish()
+
     def finish(self, summary: Mapping[str, Any], *, sync: bool = True) -> None:
-        """Append the run's last line and, with `sync`, bring everything to the disk. Raises OutputError."""
-        self._journal.append({"end": self.run, "ended": _now(), **summary})
+        """Append the run's last line; with `sync` once everything is on the disk, as it then is. Raises OutputError."""
         if sync:
-            self.output.sync()
+            self.sync()
+        self._journal.append({"end": self.run, "ended": _now(), **summary})
+        if sync and self.output.syncs:
+            self._journal.sync()
 
     def close(self) -> None:
         """Give the folder back."""
@@ -343,20 +350,6 @@ def loaded_sha256(runtime: object, path: str | os.PathLike[str]) -> str:
     """SHA-256 of the model's file as it was when `runtime` loaded it; as it is now, where a runtime does not know."""
     digest = getattr(runtime, "digest", None)
     return digest if isinstance(digest, str) else file_sha256(path)
-
-
-def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    height, width = entry.get("height"), entry.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
-
-
-def _stamp_fields(stamp: FileStamp) -> dict[str, int]:
-    return {"image_size": stamp.size, "image_mtime_ns": stamp.mtime_ns, "image_crc": stamp.crc}
-
-
-def _stamp(entry: Mapping[str, Any]) -> FileStamp:
-    values = (entry.get(name) for name in ("image_size", "image_mtime_ns", "image_crc"))
-    return FileStamp(*(value if isinstance(value, int) else 0 for value in values))
 
 
 def _root(job: Job, out: Path) -> str:

@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from isicrt.engine.errors import DataError
-from isicrt.engine.journal import JournalIndex, source_of, write_name
+from isicrt.engine.journal import JournalIndex, write_name
+from isicrt.engine.journal_fields import source_of
 from isicrt.engine.names import KeySet, name_key
 from isicrt.engine.output import clean_names
 from isicrt.engine.sources import Job, overlay_folder
