@@ -145,6 +145,11 @@ def abilities(base: list[Component], parts: list[Component]) -> dict[str, Any]:
     run_plans = [key for name, key in flavours.items() if {name, "PyCUDA"} <= usable and gpu]
     # TensorRT for RTX builds for others' GPUs too: one that does not fit this one's, or its driver, still builds.
     builders = usable | {part.name for part in parts if part.name == "TensorRT for RTX" and part.status == "unfit"}
+    # Training on the CPU asks no driver for anything: what was built for a newer CUDA serves there too.
+    trains = {"PyTorch", "ONNX", "DALI"} <= usable | {
+        part.name for part in parts if part.name in ("PyTorch", "DALI") and part.status == "unfit"
+    }
+    torch_sees_gpu = any(part.sees_gpu for part in parts if part.name == "PyTorch")
     decoders = [component for component in parts if component.name == "nvImageCodec" and component.usable]
     return {
         "segment": "shipped model" in usable,
@@ -153,8 +158,8 @@ def abilities(base: list[Component], parts: list[Component]) -> dict[str, Any]:
         "build_plans": [
             key for name, key in flavours.items() if {name, "ONNX"} <= builders and (gpu or key == "tensorrt-rtx")
         ],
-        "train": {"PyTorch", "ONNX", "DALI"} <= usable,
-        "train_on_gpu": {"PyTorch", "ONNX", "DALI"} <= usable and gpu,
+        "train": trains,
+        "train_on_gpu": trains and {"PyTorch", "DALI"} <= usable and torch_sees_gpu,
     }
 
 

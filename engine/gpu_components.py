@@ -46,6 +46,8 @@ class Component:
     """What to do about it; empty where nothing is to be done."""
     capabilities: tuple[str, ...] = ()
     """Compute capabilities of the GPUs that it runs on, as ``"8.9"``; empty where it does not say."""
+    sees_gpu: bool | None = None
+    """Whether it would use a GPU here; None where it was not asked."""
 
     @property
     def usable(self) -> bool:
@@ -67,8 +69,8 @@ class Probe:
     extra: str
     """Of isicrt that installs it; empty for a base dependency."""
     report: str
-    """Python that sets ``version``, and ``cuda``, ``detail`` and ``capabilities`` if it likes; the module is bound to
-    ``m``."""
+    """Python that sets ``version``, and ``cuda``, ``detail``, ``capabilities`` and ``sees_gpu`` if it likes; the module
+    is bound to ``m``."""
     wheel: str = ""
     """Regular expression for the distributions whose name says the CUDA that they were built for."""
 
@@ -79,8 +81,8 @@ PROBES = (
         "PyTorch",
         "torch",
         "train",
-        f"{_VERSION}; cuda = m.version.cuda; gpu = m.cuda.is_available()\n"
-        "detail = 'sees the GPU' if gpu else 'sees no GPU' if cuda else 'built for CPUs only'",
+        f"{_VERSION}; cuda = m.version.cuda; sees_gpu = m.cuda.is_available()\n"
+        "detail = 'sees the GPU' if sees_gpu else 'sees no GPU' if cuda else 'built for CPUs only'",
     ),
     Probe("ONNX", "onnx", "train", _VERSION),
     Probe("DALI", "nvidia.dali", "gpu", _VERSION, r"nvidia-dali-cuda(\d\d)\d"),
@@ -122,7 +124,7 @@ _SCRIPT = """
 import importlib, json, sys, warnings
 sys.path[:] = {path!r}
 warnings.simplefilter("ignore")
-version = cuda = None
+version = cuda = sees_gpu = None
 detail, absent, capabilities, m = "", [], [], None
 for name in {modules!r}:
     try:
@@ -137,6 +139,7 @@ if m is None:
 else:
 {report}
     found = {{"version": str(version), "cuda": cuda, "detail": detail, "capabilities": capabilities}}
+    found["sees_gpu"] = sees_gpu
 print("\\n" + json.dumps(found))
 """
 
@@ -194,7 +197,13 @@ def probe(wanted: Probe, distributions: Iterable[str] = (), *, path: Sequence[st
         return Component(wanted.name, "missing", detail="not installed", advice=install)
     cuda = found["cuda"] or _wheel_cuda(wanted, distributions)
     return Component(
-        wanted.name, "ok", found["version"], cuda, found["detail"], capabilities=tuple(found["capabilities"])
+        wanted.name,
+        "ok",
+        found["version"],
+        cuda,
+        found["detail"],
+        capabilities=tuple(found["capabilities"]),
+        sees_gpu=found["sees_gpu"],
     )
 
 
@@ -270,6 +279,9 @@ def judge(components: Sequence[Component], gpus: Sequence[Gpu]) -> list[Componen
                 detail=f"built for CUDA {own}, but the driver serves CUDA {served} and older",
                 advice=f"install a driver for CUDA {own}, or the packages for CUDA {_major(served)}",
             )
+        elif component.sees_gpu is False and not component.cuda and gpus:
+            advice = f"to train on the GPU: one that is built for CUDA {_major(gpus[0].cuda)} or older"
+            component = replace(component, status="note", advice=advice)
         elif own is not None and (others := _others(majors, component.name, own)):
             component = replace(
                 component, status="note", detail=_joined(component.detail, f"built for CUDA {own}, but {others}")

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from isicrt.cli.doctor import abilities, check_disk, verdict
 from isicrt.cli.main import group
-from isicrt.engine.cuda_driver import find_gpu
-from isicrt.engine.gpu_components import STATUSES, Component
+from isicrt.engine.cuda_driver import Gpu, find_gpu
+from isicrt.engine.gpu_components import STATUSES, Component, describe_driver, judge
 
 
 def _doctor(*arguments: str, path: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -92,10 +92,33 @@ def test_takes_no_arguments() -> None:
 )
 def test_what_can_be_done_with_what(names: list[str], expected: tuple[Any, ...], says: str) -> None:
     everything = ["shipped model", "NVIDIA driver", "TensorRT", "TensorRT for RTX", "PyCUDA", "ONNX", "PyTorch", "DALI"]
-    parts = [Component(name, "ok" if name in names else "broken") for name in everything]
+    parts = [
+        Component(name, "ok" if name in names else "broken", sees_gpu="NVIDIA driver" in names) for name in everything
+    ]
     can = abilities([], parts)
     assert (can["segment"], can["run_plans"], can["build_plans"], can["train"]) == expected
     assert says in "\n".join(verdict(can))
+
+
+ADA = Gpu("NVIDIA GeForce RTX 4090", "8.9", "13.0", "580.1")
+OLD_DRIVER = Gpu("NVIDIA A100", "8.0", "12.4", "550.1")
+DALI = Component("DALI", "ok", "2.4", "13")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "torch", "dali", "says"),
+    [
+        ([ADA], Component("PyTorch", "ok", "2.9", "13.0", sees_gpu=True), DALI, "yes, on the GPU"),
+        ([ADA], Component("PyTorch", "ok", "2.9", None, sees_gpu=False), DALI, "yes, on the CPU"),  # for CPUs only
+        ([OLD_DRIVER], Component("PyTorch", "ok", "2.9", "13.0", sees_gpu=False), DALI, "yes, on the CPU"),
+        ([], Component("PyTorch", "ok", "2.9", "13.0", sees_gpu=False), DALI, "yes, on the CPU"),
+        ([OLD_DRIVER], Component("PyTorch", "broken"), DALI, "no (extra train)"),
+        ([ADA], Component("PyTorch", "ok", "2.9", "13.0", sees_gpu=True), Component("DALI", "missing"), "no"),
+    ],
+)
+def test_where_isicrt_trains(gpus: list[Gpu], torch: Component, dali: Component, says: str) -> None:
+    parts = judge([describe_driver(gpus), torch, dali, Component("ONNX", "ok")], gpus)
+    assert f"isicrt train: {says}" in "\n".join(verdict(abilities([], parts)))
 
 
 def test_where_tensorrt_for_rtx_does_not_fit_the_gpu_it_builds_and_runs_nothing() -> None:

@@ -59,6 +59,15 @@ def test_what_a_package_may_be_like(tmp_path: Path, files: dict[str, str], statu
         assert found.advice == "pip install '.[gpu]' in isicrt's repository"
 
 
+@pytest.mark.parametrize("available", [True, False])
+def test_torch_says_whether_it_would_use_a_gpu(tmp_path: Path, available: bool) -> None:
+    (tmp_path / "torch.py").write_text(
+        f"class version: cuda = None\nclass cuda: is_available = staticmethod(lambda: {available})\n__version__ = '2.9'"
+    )
+    found = probe(next(p for p in PROBES if p.name == "PyTorch"), path=[str(tmp_path), *sys.path])
+    assert found.sees_gpu is available
+
+
 def test_a_package_that_hangs_is_left_alone() -> None:
     assert run_python("import time; time.sleep(60)", seconds=0.5) == (None, "did not answer within 0.5 s")
 
@@ -88,6 +97,10 @@ def test_a_file_in_the_current_folder_is_not_taken_for_a_package(
         (Component("TensorRT for RTX", "ok", "1.0", "13"), [HOPPER], "ok", ""),  # which does not say
         (Component("PyCUDA", "broken", detail="libcuda.so.1"), [], "broken", "libcuda.so.1; it can be imported only"),
         (Component("PyCUDA", "broken", detail="no numpy", advice="pip"), [HOPPER], "broken", "no numpy"),
+        (Component("PyTorch", "ok", "2.9", None, "built for CPUs only", sees_gpu=False), [ADA], "note", "CPUs only"),
+        (Component("PyTorch", "ok", "2.9", None, "built for CPUs only", sees_gpu=False), [], "ok", "CPUs only"),
+        (Component("PyTorch", "ok", "2.9", "13.0", "sees the GPU", sees_gpu=True), [ADA], "ok", "sees the GPU"),
+        (Component("PyTorch", "ok", "2.9", "13.0", sees_gpu=False), [OLD_DRIVER], "unfit", "built for CUDA 13"),
         (Component("ONNX", "missing", detail="not installed"), [HOPPER], "missing", "not installed"),
     ],
 )  # fmt: skip
