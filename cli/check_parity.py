@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.cli.plain_text import printable
 from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, write_result
@@ -206,7 +207,7 @@ def _checked(decoded: DecodeCounts) -> dict[str, int]:
 
 
 def _first(problems: tuple[str, ...]) -> str:
-    return f"The first problem: {problems[0]}" if problems else "Try a larger --limit."
+    return f"The first problem: {printable(problems[0])}" if problems else "Try a larger --limit."
 
 
 def _spread(count: int, limit: int | None) -> list[int]:
@@ -217,7 +218,7 @@ def _spread(count: int, limit: int | None) -> list[int]:
 
 def _print(agreement: Agreement, models: list[dict[str, Any]], worst: int, problems: list[str]) -> None:
     for text in agreement.left_out:
-        click.echo(f"Left out: {text}", err=True)
+        click.echo(f"Left out: {printable(text)}", err=True)
     first, second = (f"{model['model']} ({model['runtime']})" for model in models)
     where = ""
     if (decoded := models[1].get("decoded")) is not None:
@@ -236,7 +237,7 @@ def _print(agreement: Agreement, models: list[dict[str, Any]], worst: int, probl
             f"{agreement.scored} images)"
         )
     for image in agreement.worst(worst):
-        click.echo(f"  {image.jaccard:.5f}  {image.pixels_differing} of {image.pixels} pixels  {image.name}")
+        click.echo(f"  {image.jaccard:.5f}  {image.pixels_differing} of {image.pixels} pixels  {printable(image.name)}")
     if problems:
         click.echo(f"They do NOT agree: {'; '.join(problems)}.", err=True)
     else:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.cli.plain_text import printable
 from isicrt.cli.result_files import check_results, write_result
-from isicrt.cli.segment_report import printable
 from isicrt.engine.errors import DataError, SettingsError
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import click
 
 from isicrt.cli.candidates import last_names, open_candidates
 from isicrt.cli.learned_from import say_learned_from
+from isicrt.cli.plain_text import printable
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, say_written, write_result
-from isicrt.cli.segment_report import printable
 from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
 
 if TYPE_CHECKING:

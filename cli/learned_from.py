@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from isicrt.cli.segment_report import printable
+from isicrt.cli.plain_text import printable
 
 if TYPE_CHECKING:
     from isicrt.benchmarks.evaluation import Case

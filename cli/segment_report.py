@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isicrt.cli.outcome_file import checked_place
+from isicrt.cli.plain_text import printable as printable
 from isicrt.cli.segment_notices import MaskNotices
 from isicrt.engine.errors import SettingsError
 
@@ -41,11 +42,6 @@ def describe_run(model: Path, runtime: Any, settings: Mapping[str, Any]) -> dict
         },
         "versions": dict(read_environment().versions),
     }
-
-
-def printable(text: object) -> str:
-    """File names may hold what a terminal would obey or could not show."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 class RunReport:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isicrt.cli.learned_from import say_learned_from
-from isicrt.cli.segment_report import printable
+from isicrt.cli.plain_text import printable
 from isicrt.engine import shipped
 from isicrt.engine.errors import MissingDependencyError, ModelError, SettingsError
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -92,6 +93,22 @@ def test_a_broken_image_is_left_out_and_named(darkness_onnx: Path, rendered_pair
     assert result.exit_code == 0, result.output
     assert "Left out: " in result.stderr
     assert "broken.jpg" in result.stderr
+
+
+def test_names_that_are_no_text_reach_no_terminal(
+    darkness_onnx: Path, other_onnx: Path, rendered_pairs: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in (os.fsdecode(b"l\xe9sion.jpg"), "bell\a.jpg"):
+        shutil.copy(rendered_pairs / "images" / "ISIC_0000000.jpg", images / name)
+    (images / "red\x1b[31m.jpg").write_bytes(b"broken")
+    result = _run(darkness_onnx, other_onnx, "--images", images)
+    assert result.exit_code == 1, result.output
+    assert not isinstance(result.exception, UnicodeError)
+    assert "  l\\udce9sion" in result.stdout
+    assert "  bell\\x07" in result.stdout
+    assert "red\\x1b[31m.jpg" in result.stderr
 
 
 @pytest.mark.parametrize(
