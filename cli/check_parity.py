@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.cli.option_types import Number
 from isicrt.cli.plain_text import printable
 from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.recording import RecordingCommand, command_line
@@ -39,14 +40,14 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(min=1), help="Compare on at most this many images, spread evenly.")
 @click.option(
     "--min-jaccard",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.995,
     show_default=True,
     help="Smallest mean Jaccard index of the two masks that passes.",
 )
 @click.option(
     "--max-change",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     default=0.001,
     show_default=True,
     help="The mean score must change by less.",

@@ -16,6 +16,7 @@ import click
 
 from isicrt.cli.candidates import last_names, open_candidates
 from isicrt.cli.learned_from import say_learned_from
+from isicrt.cli.option_types import Number
 from isicrt.cli.plain_text import printable
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, say_written, write_result
@@ -76,7 +77,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     help="A pixel whose probability is above it is lesion. [default: the model's]",
 )
 @click.option("--no-clean", is_flag=True, help="Keep every component and hole, whatever the model's card says.")

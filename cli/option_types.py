@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import click
+
+from isicrt._command import Number as Number  # modules' own commands have it too
 
 
 class NamedPath(click.Path):
@@ -15,13 +16,3 @@ class NamedPath(click.Path):
         if value == "":
             self.fail("it is empty; the current folder is .", param, ctx)
         return super().convert(value, param, ctx)
-
-
-class Number(click.FloatRange):
-    """A number in a range; what is not finite is in none."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a number to go by", param, ctx)
-        return number

@@ -4,6 +4,7 @@ people, and no traceback."""
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
 from typing import Any
@@ -46,6 +47,16 @@ def unprinted(error: OSError) -> click.ClickException | None:
         os.close(nowhere)
         return click.ClickException(f"the standard output cannot be written: {error.strerror or error}")
     return None
+
+
+class Number(click.FloatRange):
+    """A number in a range; what is not finite is in none: as a bound, nan would let everything pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number to go by", param, ctx)
+        return number
 
 
 class ModuleCommand(click.Command):
