@@ -24,6 +24,7 @@ from isicrt.benchmarks.result import Protocol, Report, read_report
 from isicrt.benchmarks.tables import Table as Figures
 from isicrt.benchmarks.tables import machine, tables, to_csv, to_markdown
 from isicrt.benchmarks.workload import RENDERED_NOTE
+from isicrt.cli.option_types import NamedPath
 from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, say_written, write_result
@@ -35,7 +36,7 @@ from isicrt.engine.pipeline import available_cores, default_processes
 _FILE_WIDTH = 100
 """Letters a line where the output goes to a file or a pipe, which has no width of its own."""
 _REDRAW = "\r\x1b[K"
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_FILE = NamedPath(dir_okay=False, path_type=Path)
 
 
 @click.command("bench", cls=RecordingCommand)
@@ -49,12 +50,12 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option(
     "--images",
-    type=click.Path(path_type=Path),
+    type=NamedPath(path_type=Path),
     help="Folder, glob pattern or list of images, as for segment. [default: rendered images, made on the spot]",
 )
 @click.option(
     "--masks",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=NamedPath(exists=True, file_okay=False, path_type=Path),
     help="Folder of their ground truth, ISIC_0000000_Segmentation.png (or _lesion, _mask, _seg, _gt) or "
     "ISIC_0000000.png: adds IoU, Dice and the other ISIC scores.",
 )
@@ -97,7 +98,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--compare",
     "old_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=NamedPath(exists=True, dir_okay=False, path_type=Path),
     metavar="OLD.json",
     help="Say what changed beyond noise since an older --json.",
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isicrt.cli.option_types import Number
+from isicrt.cli.option_types import NamedPath, Number
 from isicrt.cli.plain_text import printable
 from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.recording import RecordingCommand, command_line
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 @click.option(
     "--images",
     required=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(path_type=Path),
     help="A folder (searched recursively), a quoted glob pattern, or a .txt file with a path in each line.",
 )
 @click.option(
     "--masks",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=NamedPath(path_type=Path, exists=True, file_okay=False),
     help="Their ground truth: the change of the score counts then too.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Compare on at most this many images, spread evenly.")
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 @click.option(
     "--json",
     "report_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NamedPath(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write every image's figures as JSON.",
 )

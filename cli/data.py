@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.cli.option_types import NamedPath
 from isicrt.cli.plain_text import printable
 from isicrt.cli.result_files import check_results, write_result
 from isicrt.engine.errors import DataError, SettingsError
@@ -26,7 +27,7 @@ def command() -> None:
 
 
 @command.command("isic2016")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the data set.")
+@click.option("--out", required=True, type=NamedPath(file_okay=False, path_type=Path), help="Folder for the data set.")
 @click.option("--keep-zips", is_flag=True, help="Leave the four zip files beside the folders.")
 def isic2016(out: Path, keep_zips: bool) -> None:
     """Download the four official archives of ISIC 2016 Task 1 and unpack them.
@@ -69,7 +70,7 @@ def isic2016(out: Path, keep_zips: bool) -> None:
 
 
 @command.command("check")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=NamedPath(exists=True, file_okay=False, path_type=Path))
 @click.option("--split", type=click.Choice([*_SPLITS, "all"]), default="all", show_default=True, help="What to check.")
 @click.pass_context
 def check(ctx: click.Context, folder: Path, split: str) -> None:
@@ -114,8 +115,8 @@ def _say(line: str) -> None:
     click.echo(printable(line))
 
 
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = NamedPath(exists=True, file_okay=False, path_type=Path)
+_FILE = NamedPath(dir_okay=False, path_type=Path)
 
 
 @command.command("audit")

@@ -16,7 +16,7 @@ import click
 
 from isicrt.cli.candidates import last_names, open_candidates
 from isicrt.cli.learned_from import say_learned_from
-from isicrt.cli.option_types import Number
+from isicrt.cli.option_types import NamedPath, Number
 from isicrt.cli.plain_text import printable
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, say_written, write_result
@@ -31,14 +31,14 @@ _SHOWN = 20
 _PLAIN_SECONDS = 10.0
 _FILE_WIDTH = 120
 """Letters a line where the output goes to a file or a pipe, which has no width of its own."""
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_FILE = NamedPath(dir_okay=False, path_type=Path)
 
 
 @click.command("evaluate", cls=RecordingCommand)
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option(
     "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=NamedPath(exists=True, file_okay=False, path_type=Path),
     required=True,
     help="A data set: images/ and masks/, or train/ and test/ with those, or the official ISIC 2016 folders.",
 )
@@ -61,7 +61,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--json", "json_file", type=_FILE, help="Write everything, with model hashes and versions.")
 @click.option(
     "--figures",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NamedPath(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Draw the best, median and worst cases beside their truth, and the spread of the scores, as PNG.",
 )
@@ -71,7 +71,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--runs",
     multiple=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=NamedPath(exists=True, file_okay=False, path_type=Path),
     metavar="RUN",
     help="Also draw the training curves of this run folder; several times for several runs in one figure.",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.cli.option_types import NamedPath
 from isicrt.engine.errors import IsicrtError, MissingDependencyError, ModelError, install_line
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("models")
 @click.argument("model", required=False, metavar="[MODEL | verify FILE]")
-@click.argument("file", required=False, metavar="", type=click.Path(path_type=Path))
+@click.argument("file", required=False, metavar="", type=NamedPath(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the card, or all cards, as JSON.")
 def command(model: str | None, file: Path | None, as_json: bool) -> None:
     """List the models that ship with isicrt, or show what is known about one: MODEL is a name or a file.

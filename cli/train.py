@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isicrt.cli.learned_from import say_learned_from
+from isicrt.cli.option_types import NamedPath
 from isicrt.cli.plain_text import printable
 from isicrt.engine import shipped
 from isicrt.engine.errors import MissingDependencyError, ModelError, SettingsError
@@ -38,7 +39,7 @@ MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
 @click.command()
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=NamedPath(path_type=Path),
     envvar="ISICRT_DATA",
     required=True,
     multiple=True,
@@ -55,7 +56,7 @@ MODELS = ("unet", "segnet-attention", "segnet-attention-atrous")
 @click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(path_type=Path, file_okay=False),
     help="Run folder, which the model is called after.  [default: runs/RECIPE-foldK, or the folder of --resume PATH]",
 )
 @click.option(

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from isicrt.cli.main import COMMANDS, group
+from isicrt.cli.option_types import NamedPath
 
 
 def _parameters(
@@ -28,10 +29,15 @@ def _parameters(
 PARAMETERS = list(_parameters(group))
 NUMBERS = [(*words, p.opts[0]) for words, p in PARAMETERS if isinstance(p.type, (click.FloatRange, type(click.FLOAT)))]
 
+PATHS = [
+    (*words, *p.opts[:1]) for words, p in PARAMETERS if isinstance(p, click.Option) and isinstance(p.type, NamedPath)
+]
+
 
 def test_every_command_is_walked() -> None:
     assert {words[0] for words, _ in PARAMETERS} == set(COMMANDS)
     assert ("check-parity", "--min-jaccard") in NUMBERS
+    assert ("data", "isic2016", "--out") in PATHS
 
 
 @pytest.mark.parametrize("number", ["nan", "inf"])
@@ -41,3 +47,12 @@ def test_a_number_is_finite(words: tuple[str, ...], number: str) -> None:
     result = CliRunner().invoke(group, [*words, number])
     assert result.exit_code == 2, result.output
     assert f"Invalid value for '{words[-1]}'" in result.stderr
+
+
+@pytest.mark.parametrize("words", PATHS, ids=" ".join)
+def test_a_path_is_not_empty(words: tuple[str, ...]) -> None:
+    """What the shell makes of "$DATA" where that is not set; to `Path` it is the current folder."""
+    result = CliRunner().invoke(group, [*words, ""])
+    assert result.exit_code == 2, result.output
+    assert f"Invalid value for '{words[-1]}'" in result.stderr
+    assert "it is empty; the current folder is ." in result.stderr
