@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isicrt.cli.option_types import NamedPath
-from isicrt.cli.plain_text import printable
+from isicrt.cli.plain_text import printable, shell_word
 from isicrt.cli.result_files import check_results, write_result
 from isicrt.engine.errors import DataError, SettingsError
 
@@ -66,7 +66,7 @@ def isic2016(out: Path, keep_zips: bool) -> None:
         folders = download.install_archives(out, download.ISIC2016, keep_zips=keep_zips, on_progress=show)
     for archive, folder in zip(download.ISIC2016, folders, strict=True):
         click.echo(f"{folder}: {archive.files} files")
-    click.echo(f"Next: isicrt data check {out}")
+    click.echo(f"Next: isicrt data check {shell_word(out)}")
 
 
 @command.command("check")

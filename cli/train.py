@@ -11,7 +11,7 @@ import click
 
 from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.option_types import NamedPath
-from isicrt.cli.plain_text import printable
+from isicrt.cli.plain_text import printable, shell_word
 from isicrt.engine import shipped
 from isicrt.engine.errors import MissingDependencyError, ModelError, SettingsError
 
@@ -153,7 +153,8 @@ def command(
     settings = with_network(settings)
     chosen = settings.recipe
     click.echo(
-        f"{chosen.name}: {chosen.architecture}, {chosen.input_size} px, {chosen.epochs} epochs on {device} -> {out}"
+        f"{chosen.name}: {chosen.architecture}, {chosen.input_size} px, {chosen.epochs} epochs on {device} "
+        f"-> {printable(out)}"
     )
     if settings.start_from is not None and fold is not None:
         # Data are known by the hash of all of them: of a part, only the user knows.
@@ -174,8 +175,8 @@ def command(
             else:
                 click.echo("\nStopped before the first epoch was finished: nothing to resume.", err=True)
             raise
-    click.echo(f"Best model: {best}")
-    click.echo(f"Next: isicrt build-engine {best} --fp16")
+    click.echo(f"Best model: {printable(best)}")
+    click.echo(f"Next: isicrt build-engine {shell_word(best)} --fp16")
 
 
 def _start(name: str, *, begun: bool) -> Path:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from isicrt.benchmarks.rendered import render
 from isicrt.cli.main import group
+from isicrt.cli.plain_text import shell_word
 from isicrt.trainer import download
 from isicrt.trainer.download import ISIC2016, Archive
 
@@ -65,12 +66,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_what_isic2016_brings_passes_check(site: Path, tmp_path: Path) -> None:
-    out = tmp_path / "isic2016"
+    out = tmp_path / "ISIC 2016"
     result = isicrt("isic2016", "--out", out)
     assert result.exit_code == 0, result.output
     assert f"{out / 'ISBI2016_ISIC_Part1_Training_Data'}: 2 files" in result.stdout
     assert f"{out / 'ISBI2016_ISIC_Part1_Test_GroundTruth'}: 1 files" in result.stdout
-    assert f"isicrt data check {out}" in result.stdout
+    assert f"isicrt data check {shell_word(out)}" in result.stdout
     assert sorted(path.name for path in out.iterdir()) == sorted(archive.folder for archive in ISIC2016)
 
     result = isicrt("check", out)

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from isicrt.cli.main import group
+from isicrt.cli.plain_text import shell_word
 
 RECIPE = """
 name: tiny
@@ -33,16 +34,16 @@ def recipe(tmp_path: Path) -> str:
 
 
 def test_trains_refuses_to_overwrite_and_resumes(rendered_pairs: Path, tmp_path: Path, recipe: str) -> None:
-    out = tmp_path / "run"
+    out = tmp_path / "a run"
     arguments = ["train", "--data", str(rendered_pairs), "--recipe", recipe, "--out", str(out)]
     arguments += ["--encoder-weights", "none", "--device", "cpu", "--epochs", "1"]
     result = CliRunner().invoke(group, arguments)
     assert result.exit_code == 0, result.output
     assert "validation: loss" in result.output
     assert "images/s" in result.output
-    assert f"isicrt build-engine {out / 'best.pt'}" in result.output
+    assert f"Next: isicrt build-engine {shell_word(out / 'best.pt')} --fp16" in result.output
     shown = CliRunner().invoke(group, ["models", "verify", str(out / "best.pt")])
-    assert "the card: run, unet, 64 x 64, fp32" in shown.output  # as the run folder is called
+    assert "the card: a run, unet, 64 x 64, fp32" in shown.output  # as the run folder is called
 
     again = CliRunner().invoke(group, arguments)
     assert again.exit_code == 2
