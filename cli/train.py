@@ -13,6 +13,7 @@ from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.option_types import NamedPath
 from isicrt.cli.plain_text import printable, shell_word
 from isicrt.engine import shipped
+from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.errors import MissingDependencyError, ModelError, SettingsError
 
 if TYPE_CHECKING:
@@ -176,7 +177,8 @@ def command(
                 click.echo("\nStopped before the first epoch was finished: nothing to resume.", err=True)
             raise
     click.echo(f"Best model: {printable(best)}")
-    click.echo(f"Next: isicrt build-engine {shell_word(best)} --fp16")
+    compiled_for = "--fp16" if find_gpu() is not None else "--target onnx --fp32"  # which is the faster one on a CPU
+    click.echo(f"Next: isicrt build-engine {shell_word(best)} {compiled_for}")
 
 
 def _start(name: str, *, begun: bool) -> Path:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from isicrt.cli.main import group
 from isicrt.cli.plain_text import shell_word
+from isicrt.engine.cuda_driver import Gpu
 
 RECIPE = """
 name: tiny
@@ -33,17 +34,33 @@ def recipe(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_trains_refuses_to_overwrite_and_resumes(rendered_pairs: Path, tmp_path: Path, recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("gpu", "options"),
+    [(None, "--target onnx --fp32"), (Gpu("NVIDIA GeForce RTX 4090", "8.9", "13.0"), "--fp16")],
+    ids=["CPU", "GPU"],
+)
+def test_the_next_command_is_for_what_is_here(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, gpu: Gpu | None, options: str
+) -> None:
+    monkeypatch.setattr("isicrt.cli.train.find_gpu", lambda: gpu)
     out = tmp_path / "a run"
+    arguments = ["train", "--data", str(rendered_pairs), "--recipe", recipe, "--out", str(out)]
+    arguments += ["--encoder-weights", "none", "--device", "cpu", "--epochs", "1"]
+    result = CliRunner().invoke(group, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.output.endswith(f"Next: isicrt build-engine {shell_word(out / 'best.pt')} {options}\n")
+
+
+def test_trains_refuses_to_overwrite_and_resumes(rendered_pairs: Path, tmp_path: Path, recipe: str) -> None:
+    out = tmp_path / "run"
     arguments = ["train", "--data", str(rendered_pairs), "--recipe", recipe, "--out", str(out)]
     arguments += ["--encoder-weights", "none", "--device", "cpu", "--epochs", "1"]
     result = CliRunner().invoke(group, arguments)
     assert result.exit_code == 0, result.output
     assert "validation: loss" in result.output
     assert "images/s" in result.output
-    assert f"Next: isicrt build-engine {shell_word(out / 'best.pt')} --fp16" in result.output
     shown = CliRunner().invoke(group, ["models", "verify", str(out / "best.pt")])
-    assert "the card: a run, unet, 64 x 64, fp32" in shown.output  # as the run folder is called
+    assert "the card: run, unet, 64 x 64, fp32" in shown.output  # as the run folder is called
 
     again = CliRunner().invoke(group, arguments)
     assert again.exit_code == 2
