@@ -46,7 +46,7 @@ _FILE = NamedPath(dir_okay=False, path_type=Path)
     multiple=True,
     metavar="FILE|NAME",
     help="An .onnx or .plan file, or a shipped model's name (see: isicrt models). Several times for several models. "
-    "[default: the shipped model]",
+    "[default: unet-light-int8]",
 )
 @click.option(
     "--images",
@@ -148,7 +148,7 @@ def command(
 ) -> None:
     """Measure latency, throughput and accuracy of one or several models, side by side.
 
-    With no arguments: the shipped model on rendered images.
+    With no arguments: unet-light-int8 on rendered images.
 
     isicrt bench --model a.onnx --model b.plan --images DIR --masks DIR --html report.html
 

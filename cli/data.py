@@ -1,4 +1,4 @@
-"""`isicrt data`: download the ISIC 2016 data set, check a copy of it, or look for images of one lesion."""
+"""`isicrt data`: download ISIC 2016, check a data set, or look for images of one lesion."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SPLITS = ("train", "test")
 
 @click.group("data")
 def command() -> None:
-    """Download the ISIC 2016 data set, check a copy of it, or look for images of one lesion."""
+    """Download ISIC 2016; check a data set, ISIC's or your own; look for one lesion in two images."""
 
 
 @command.command("isic2016")

@@ -102,8 +102,8 @@ def command(
 ) -> None:
     """Score one or several models against true masks.
 
-    MODEL is a shipped model's name, an .onnx or .plan file, or a checkpoint of `isicrt train` (best.pt). Default: the
-    model that ships. Of several, each is compared with the first by a paired bootstrap.
+    MODEL is a shipped model's name, an .onnx or .plan file, or a checkpoint of `isicrt train` (best.pt). Default:
+    unet-light-int8. Of several, each is compared with the first by a paired bootstrap.
 
     An image that cannot be scored is listed, the others are scored, and the exit code is 1.
 

@@ -20,7 +20,7 @@ from isicrt.engine.errors import IsicrtError
 
 # name -> (module, one-line help). The help stands here so that `isicrt --help` imports no command.
 COMMANDS = {
-    "train": ("isicrt.cli.train", "Train a lesion segmentation model on ISIC 2016."),
+    "train": ("isicrt.cli.train", "Train a segmentation model on pairs of images and masks."),
     "build-engine": ("isicrt.cli.build_engine", "Compile a trained model to ONNX and to a TensorRT plan."),
     "segment": ("isicrt.cli.segment", "Turn a folder of images into a folder of lesion masks."),
     "bench": ("isicrt.cli.bench", "Measure latency, throughput and accuracy side by side."),
@@ -28,7 +28,7 @@ COMMANDS = {
     "reproduce": ("isicrt.cli.reproduce", "Train and score the rows of the report's table."),
     "check-parity": ("isicrt.cli.check_parity", "Compare the masks of two models, image by image."),
     "doctor": ("isicrt.cli.doctor", "Say what this machine has, what is missing and how to get it."),
-    "data": ("isicrt.cli.data", "Download the ISIC 2016 data set, or check a copy of it."),
+    "data": ("isicrt.cli.data", "Download ISIC 2016; check a data set; find lesions seen twice."),
     "models": ("isicrt.cli.models", "List the models that ship with isicrt."),
 }
 

@@ -110,7 +110,7 @@ def command(
     threads: int | None,
     encoder_weights: str,
 ) -> None:
-    """Train a lesion segmentation model on ISIC 2016.
+    """Train a lesion segmentation model on pairs of images and masks.
 
     Writes a run folder: config.yaml, metrics.csv, curves.png, samples.png, best.pt (highest validation Jaccard) and
     last.pt (to resume). A run that is stopped goes on with the same command and --resume auto. A recipe with soft

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from isicrt import __version__
 from isicrt.cli import main
 from isicrt.cli.main import COMMANDS, group
 from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
+from isicrt.engine.shipped import DEFAULT
 from tests.conftest import REPOSITORY
 
 
@@ -25,7 +27,13 @@ def test_help_lists_every_command(option: str) -> None:
     assert result.exit_code == 0
     for name, (_, text) in COMMANDS.items():
         assert f"  {name}" in result.output
-        assert text in result.output
+        assert text in result.output  # on one line
+
+
+@pytest.mark.parametrize("name", ["bench", "evaluate", "segment"])
+def test_help_names_the_default_model(name: str) -> None:
+    result = CliRunner().invoke(group, [name, "--help"])
+    assert re.search(rf"default:\s+{DEFAULT}\b", result.output, re.IGNORECASE)
 
 
 def test_version() -> None:
@@ -120,6 +128,7 @@ def test_the_process_ends_while_a_thread_of_a_run_is_in_native_code() -> None:
     code = """
 import sys, threading, time, click
 from isicrt.cli import main
+from isicrt.engine.shipped import DEFAULT
 from isicrt.engine.errors import DataError
 from isicrt.engine.run_threads import THREAD_PREFIX
 
