@@ -29,12 +29,13 @@ from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, say_written, write_result
 from isicrt.cli.stopping import sigterm_as_ctrl_c
+from isicrt.cli.tables import open_console, print_table
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.heap import keep_buffers, share_heaps
 from isicrt.engine.pipeline import available_cores, default_processes
 
 _FILE_WIDTH = 100
-"""Letters a line where the output goes to a file or a pipe, which has no width of its own."""
+"""Letters a line where the output goes to a file or a pipe, and from which on a table's columns are two apart."""
 _REDRAW = "\r\x1b[K"
 _FILE = NamedPath(dir_okay=False, path_type=Path)
 
@@ -237,31 +238,12 @@ def _print_comparison(report: Report, old: Report, gates: Sequence[Gate]) -> lis
 
 
 def _print_tables(found: Sequence[Figures], notes: Sequence[str]) -> None:
-    # Imported here: it is slow, and `isicrt bench --help` does not need it.
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, _FILE_WIDTH)
-    gap = 2 if console.width >= _FILE_WIDTH else 1
+    console = open_console(_FILE_WIDTH)
     for table in found:
-        grid = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False)
-        for n, name in enumerate(table.header):
-            word = n < table.labels
-            grid.add_column(
-                Text(name, style="bold"),
-                justify="left" if word else "right",
-                no_wrap=not word,
-                overflow="fold",
-                min_width=8 if word else len(name),
-            )
-        for row in table.rows:
-            grid.add_row(*map(Text, row))
-        console.print(Text(f"\n{table.title}", style="bold cyan"))
-        console.print(grid)
-        console.print(Text(table.note, style="dim"))
+        console.print()
+        print_table(console, table, gap=2 if console.width >= _FILE_WIDTH else 1)
     if notes:
         console.print()
     for note in notes:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,8 +17,10 @@ from isicrt.cli.candidates import last_names, open_candidates
 from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.option_types import NamedPath, Number
 from isicrt.cli.plain_text import printable
+from isicrt.cli.progress import Progress
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, say_written, write_result
+from isicrt.cli.tables import open_console, print_table
 from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
 
 if TYPE_CHECKING:
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
     from isicrt.benchmarks.scoring_protocol import ScoringProtocol
 
 _SHOWN = 20
-_PLAIN_SECONDS = 10.0
 _FILE_WIDTH = 120
-"""Letters a line where the output goes to a file or a pipe, which has no width of its own."""
+"""Letters a line where the output goes to a file or a pipe, and from which on a table has all its columns."""
 _FILE = NamedPath(dir_okay=False, path_type=Path)
 
 
@@ -129,9 +129,9 @@ def command(
             check_batch_size(batch_size, candidate.runtime)
         scored = []
         for candidate in candidates:
-            with _progress(candidate.label, len(pairs)) as advance:
+            with Progress(len(pairs), f"Scoring {candidate.label}", candidate.label) as progress:
                 result = score_model(
-                    candidate, pairs, protocol, batch_size=batch_size, threads=threads, on_image=advance
+                    candidate, pairs, protocol, batch_size=batch_size, threads=threads, on_image=progress.advance
                 )
             inside = [
                 dataclasses.replace(problem, reason=problem.reason.replace(f"{data}{os.sep}", ""))
@@ -202,65 +202,17 @@ def _find(data: Path, split: str) -> tuple[list[Case], str, int]:
     return [Case(pair.id, pair.image, pair.mask, pair.group) for pair in pairs], label, left_out
 
 
-@contextmanager
-def _progress(label: str, total: int) -> Iterator[Any]:
-    """Yields what to call for each image: a bar on a terminal; elsewhere a line now and then, which a log can hold."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("Scoring {task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-    task = bar.add_task(label, total=total)
-    done, spoken = 0, time.monotonic()
-
-    def advance() -> None:
-        nonlocal done, spoken
-        done += 1
-        bar.advance(task)
-        if bar.disable and time.monotonic() - spoken >= _PLAIN_SECONDS:
-            spoken = time.monotonic()
-            click.echo(f"{label}: {done} of {total} images", err=True)
-
-    with bar:
-        yield advance
-
-
 def _print(evaluation: Evaluation, cases: Sequence[Case]) -> None:
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from isicrt.benchmarks.evaluation_result import tables
     from isicrt.benchmarks.scoring_protocol import NEVER_COMPARE
     from isicrt.trainer.data_notes import say_inverted, say_left_out, say_without_lesion
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, _FILE_WIDTH)
+    console = open_console(_FILE_WIDTH)
     for table in tables(evaluation, wide=console.width >= _FILE_WIDTH):
-        grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        for n, name in enumerate(table.header):
-            word = n < table.labels
-            grid.add_column(
-                Text(name, style="bold"),
-                justify="left" if word else "right",
-                no_wrap=not word,
-                overflow="fold",
-                min_width=8 if word else len(name),
-            )
-        for row in table.rows:
-            grid.add_row(*map(Text, row))
-        console.print(Text(table.title, style="bold cyan"))
-        console.print(grid)
-        console.print(Text(f"{table.note}\n" if table.note else "", style="dim"))
+        print_table(console, table)
+        console.print()
     console.print(Text(NEVER_COMPARE, style="yellow"))
     for line in say_learned_from([(model.label, model.card.training) for model in evaluation.models], cases):
         console.print(Text(line, style="yellow"))

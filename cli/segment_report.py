@@ -1,20 +1,19 @@
-"""What `isicrt segment` says of a run: progress, the first failures, and a summary in JSON."""
+"""What `isicrt segment` says of a run: the first failures, and a summary in JSON."""
 
 from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from isicrt.cli.outcome_file import checked_place
 from isicrt.cli.plain_text import printable as printable
+from isicrt.cli.progress import Progress as Progress
 from isicrt.cli.segment_notices import MaskNotices
 from isicrt.engine.errors import SettingsError
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from isicrt.engine.outcome import DecodeCounts, Outcome, RunSummary
 
 _SHOWN = 20
-_PLAIN_SECONDS = 10.0
 
 
 def describe_run(model: Path, runtime: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,48 +218,3 @@ def say_end(summary: RunSummary, out: Path, about: str) -> None:
         f"{summary.seconds:.1f} s: {summary.images_per_second:.1f} images/s, "
         f"{summary.megapixels_per_second:.1f} MP/s ({about})"
     )
-
-
-class Progress:
-    """A bar on a terminal; elsewhere a line now and then, which a log can hold."""
-
-    def __init__(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        console = Console(stderr=True)
-        self._total, self._done = total, 0
-        self._started = self._spoken = time.monotonic()
-        self._bar = Bar(
-            TextColumn("Segmenting"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=total, speed="")
-
-    def advance(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        speed = f"{self._done / max(now - self._started, 1e-9):.1f} images/s"
-        self._bar.update(self._task, completed=self._done, speed=speed)
-        if self._bar.disable and now - self._spoken >= _PLAIN_SECONDS:
-            self._spoken = now
-            click.echo(f"{self._done} of {self._total} images, {speed}", err=True)
-
-    def close(self) -> None:
-        self._bar.stop()
-
-    def __enter__(self) -> Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
