@@ -12,15 +12,17 @@ if TYPE_CHECKING:
 
 
 def say_learned_from(models: Sequence[tuple[str, Mapping[str, Any]]], cases: Sequence[Case]) -> list[str]:
-    """A line for people for each training that models name, and a stronger one where its data are what is scored.
+    """A line for people for each training that models name, and a stronger one where its data are what is scored, or
+    are among it: those of the models that ship are known image by image.
 
     Args:
         models: label and the card's `training` of each model.
         cases: what is scored.
     """
+    from isicrt.trainer.learned_ids import learned_ids
     from isicrt.trainer.origins import trainings
 
-    labels: dict[tuple[str, int, bool], list[str]] = {}
+    said: dict[str, list[str]] = {}
     learned = {len(some): some for some in _to_learn(cases) if some}
     hashes: dict[int, list[str]] = {}
     for label, training in ((label, part) for label, whole in models for part in trainings(whole)):
@@ -28,7 +30,7 @@ def say_learned_from(models: Sequence[tuple[str, Mapping[str, Any]]], cases: Seq
         data = [data] if isinstance(data, str) else data
         if not data or not isinstance(data, (list, tuple)) or not isinstance(images, int):
             continue
-        names = [str(name).removeprefix("data/") for name in data]
+        names = printable(", ".join(str(name).removeprefix("data/") for name in data))
         # Whoever trained hashed all images, those for validation too, but not those that `find_pairs` leaves out.
         held_out = training.get("validation_images")
         count = images + (held_out if isinstance(held_out, int) else 0)
@@ -37,17 +39,26 @@ def say_learned_from(models: Sequence[tuple[str, Mapping[str, Any]]], cases: Seq
             if count not in hashes:
                 hashes[count] = _hashes(learned[count])
             same = training["data_sha256"] in hashes[count]
-        named = labels.setdefault((printable(", ".join(names)), images, same), [])
-        if label not in named:
+        ids = learned_ids(training.get("data_sha256"))
+        known = sum(case.id in ids for case in cases)
+        if same:
+            line = (
+                f"LEARNED FROM THESE IMAGES ({names}; their hash is in the card): "
+                "the scores say nothing about new ones."
+            )
+        elif known:
+            line = (
+                f"LEARNED FROM {'OR WAS CHOSEN BY ' if held_out else ''}{known:,} OF THESE {len(cases):,} IMAGES "
+                f"({names}; by their ISIC numbers): the scores are no measure of new ones."
+            )
+        else:
+            line = (
+                f"learned from {images:,} training images ({names}); a score on those, or on others of their lesions, "
+                "says nothing about new ones."
+            )
+        if label not in (named := said.setdefault(line, [])):
             named.append(label)
-    return [
-        f"{', '.join(models)} LEARNED FROM THESE IMAGES ({names}; their hash is in the card): "
-        "the scores say nothing about new ones."
-        if same
-        else f"{', '.join(models)} learned from {images:,} training images ({names}); a score on those, or on others "
-        "of their lesions, says nothing about new ones."
-        for (names, images, same), models in labels.items()
-    ]
+    return [f"{', '.join(labels)} {line}" for line, labels in said.items()]
 
 
 def _to_learn(cases: Sequence[Case]) -> list[list[Case]]:

@@ -12,8 +12,12 @@ from isicrt.benchmarks.evaluation import Case
 from isicrt.cli.evaluate import _find
 from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.main import group
-from isicrt.trainer.dataset import Pair, check_pairs, checked_pairs, find_pairs
+from isicrt.engine import shipped
+from isicrt.engine.onnx_file import read_onnx_card
+from isicrt.trainer.dataset import LEFT_OUT, Pair, check_pairs, checked_pairs, find_pairs
+from isicrt.trainer.learned_ids import learned_ids
 from isicrt.trainer.official_ids import TEST_IDS
+from isicrt.trainer.origins import trainings
 from isicrt.trainer.twins import TEST_TWINS
 
 GENERAL = "learned from {} training images ({}); a score on those, or on others of their lesions, says nothing about"
@@ -94,8 +98,46 @@ def test_what_it_went_on_from_and_what_it_is_the_mean_of(cases: list[Case], sha2
     assert len(say_learned_from([("a", {**other, "mean_of": "x", "start_from": 7})], cases)) == 1
 
 
+def _shipped(name: str) -> dict:
+    return dict(read_onnx_card(shipped.resolve(name)).training)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("unet-light", "a LEARNED FROM 3 OF THESE 5 IMAGES (isic2016, isic2018-extra; by their ISIC numbers): "),
+        (
+            "unet-light-isic2016",
+            "a LEARNED FROM OR WAS CHOSEN BY 1 OF THESE 5 IMAGES (isic2016; by their ISIC numbers): ",
+        ),
+    ],
+)
+def test_some_of_what_a_shipped_model_learned_from(cases: list[Case], name: str, said: str) -> None:
+    """As in all of ISIC 2018 Task 1, which has what it learned from, and more."""
+    ids = ("ISIC_0000000", "ISIC_0016072", "ISIC_0016066", "ISIC_0000012", "ISIC_0009998")  # the last two: of the test
+    mixed = [Case(image, cases[0].image, cases[0].truth) for image in ids]
+    (line,) = say_learned_from([("a", _shipped(name))], mixed)
+    assert line == f"{said}the scores are no measure of new ones."
+    (line,) = say_learned_from([("a", _shipped(name))], mixed[3:])
+    assert " learned from " in line
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_the_images_of_every_shipped_model_are_known(name: str) -> None:
+    for training in trainings(_shipped(name)):
+        ids = learned_ids(training["data_sha256"])
+        assert len(ids) == training["training_images"] + training["validation_images"]
+        assert not ids & LEFT_OUT.keys()
+
+
+def test_they_are_those_of_the_data(real_data: Path) -> None:
+    pairs, report = checked_pairs([real_data / "isic2016", real_data / "isic2018-extra"])
+    assert learned_ids(report.sha256) == {pair.id for pair in pairs}
+
+
 def test_it_stands_under_the_table(rendered_pairs: Path) -> None:
+    """Rendered images have numbers of real ones here."""
     result = CliRunner().invoke(group, ["evaluate", "unet-light-int8", "--data", str(rendered_pairs)])
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert f"unet-light-int8 {GENERAL.format('1,772', 'isic2016, isic2018-extra')}" in said
+    assert "unet-light-int8 LEARNED FROM 8 OF THESE 12 IMAGES (isic2016, isic2018-extra; by their ISIC numbers)" in said
