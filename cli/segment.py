@@ -238,6 +238,8 @@ def command(
         if decode == "gpu":
             raise SettingsError("--isolate always keeps every decoder out of this process, and --decode gpu runs in it")
         decode = "cpu"
+    if on_error == "fail" and max_failures is not None:
+        raise SettingsError("--on-error fail ends the run at the first failure: leave --max-failures away")
     check_result_names({"--json": report_path, "--csv": table_path, "--report": summary_path})
     jobs = find_jobs(images, out, overlays=overlay, on_clash=on_clash)
     for line in (*jobs.left_out.lines(), *truth_lines(jobs)):

@@ -247,6 +247,9 @@ def test_options_reach_the_masks(segment, images: Path, tmp_path: Path) -> None:
         pytest.param(["IN", "--out", "FILE"], 2, "'--out'", id="out_is_a_file"),
         pytest.param(["IN", "--out", "OUT", "--overlay", "OUT"], 2, "different folders", id="overlay_is_out"),
         pytest.param(["IN", "--out", "OUT", "--json", "NONE/r.json"], 2, "--json", id="report_nowhere"),
+        pytest.param(
+            ["IN", "--out", "OUT", "--on-error", "fail", "--max-failures", "10"], 2, "leave --max", id="two_limits"
+        ),
         pytest.param(["NONE", "--out", "OUT"], 1, "no such file or folder", id="no_images"),
         pytest.param(["EMPTY", "--out", "OUT"], 1, "no image found", id="empty_folder"),
         pytest.param(["IN", "--out", "IN"], 1, "taken for images next time", id="out_is_in"),
