@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from isicrt._command import ModuleCommand
+from isicrt._command import ModuleCommand, Number
 from isicrt.benchmarks.agreement import Agreement, ImageAgreement, Limits
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case, infer
@@ -327,7 +327,7 @@ def _named(path: Path | str) -> str:
 )
 @click.option("--split", type=click.Choice(("train", "test")), default="test", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="So many images, spread evenly over the data set.")
-@click.option("--max-change", type=click.FloatRange(min=0, min_open=True), default=Limits.max_change, show_default=True)
+@click.option("--max-change", type=Number(min=0, min_open=True), default=Limits.max_change, show_default=True)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything.")
 @click.pass_context
 def command(

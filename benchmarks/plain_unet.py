@@ -21,7 +21,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from isicrt._command import ModuleCommand
+from isicrt._command import ModuleCommand, Number
 from isicrt.benchmarks.macs import count_macs, count_parameters
 from isicrt.engine.card import METADATA_KEY, ModelCard
 from isicrt.engine.errors import MissingDependencyError, SettingsError
@@ -210,7 +210,7 @@ class _Builder:
 
 @click.command(cls=ModuleCommand)
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--gmac", type=click.FloatRange(min=0, min_open=True), default=4.0, show_default=True)
+@click.option("--gmac", type=Number(min=0, min_open=True), default=4.0, show_default=True)
 @click.option("--size", type=int, default=192, show_default=True, help="Side of the input, pixels.")
 def main(out: Path, gmac: float, size: int) -> None:
     """Write an untrained plain U-Net of about so many GMAC to OUT, for `isicrt bench`."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt.cli.option_types import NamedPath
+from isicrt.cli.plain_text import shell_word
 from isicrt.cli.stopping import sigterm_as_ctrl_c
 from isicrt.engine.errors import DataError, MissingDependencyError
 
@@ -88,12 +90,12 @@ def parse_compute_capabilities(ctx: click.Context, param: click.Parameter, value
 )
 @click.option(
     "--images",
-    type=click.Path(path_type=Path),
+    type=NamedPath(path_type=Path),
     help="Images of the parity gate.  [default: those of $ISICRT_DATA, else rendered ones]",
 )
 @click.option(
     "--masks",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=NamedPath(path_type=Path, exists=True, file_okay=False),
     help="Their ground truth: the gate then also compares Jaccard indices.",
 )
 @click.option(
@@ -104,7 +106,7 @@ def parse_compute_capabilities(ctx: click.Context, param: click.Parameter, value
     help="Compare on at most this many, spread evenly.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Folder.  [default: this one]"
+    "--out", type=NamedPath(path_type=Path, file_okay=False), default=Path(), help="Folder.  [default: this one]"
 )
 def command(
     checkpoint: str | None,
@@ -123,7 +125,7 @@ def command(
     """Compile a trained model to ONNX and to a TensorRT plan, and prove that they agree with it.
 
     CHECKPOINT is a best.pt of `isicrt train`, an .onnx with a model card, or the name of a shipped model. Default: the
-    run under ./runs with the best validation Jaccard index, else the model that ships.
+    run under ./runs with the best validation Jaccard index, else `unet-light`.
 
     Writes model.onnx and model.plan. Nothing is written if the masks of what was built differ from the model's: in more
     than 0.5 % of the pixels, or by more than 0.005 of the Jaccard index.
@@ -300,7 +302,7 @@ def _print(built: Built, destination: Destination, batch_size: tuple[int, int, i
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in built.seconds.items())
     click.echo(f"{sum(built.seconds.values()):.1f} s ({stages})")
     best = built.plan if built.plan is not None and built.plan_parity is not None else built.onnx
-    click.echo(f"Next: isicrt segment ./images --out ./masks --model {best}")
+    click.echo(f"Next: isicrt segment ./images --out ./masks --model {shell_word(best)}")
 
 
 def _print_parity(parity: Parity) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isicrt.cli.candidates import open_candidates
+from isicrt.cli.option_types import NamedPath
+from isicrt.cli.plain_text import shell_word
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
 
@@ -25,7 +27,7 @@ SEARCHED = ROWS[0]
 """The row of `--search-lr` without a name."""
 SHORT_EPOCHS = 40
 TABLE, PAGE = "report-table.json", "results.md"
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_FILE = NamedPath(dir_okay=False, path_type=Path)
 
 
 class RowsType(click.ParamType):  # type: ignore[type-arg]
@@ -48,7 +50,7 @@ class RowsType(click.ParamType):  # type: ignore[type-arg]
 @click.command("reproduce", cls=RecordingCommand)
 @click.option(
     "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=NamedPath(exists=True, file_okay=False, path_type=Path),
     envvar="ISICRT_DATA",
     required=True,
     help="ISIC 2016 with its train and test split, see `isicrt data isic2016`. Default: $ISICRT_DATA.",
@@ -75,7 +77,7 @@ class RowsType(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(path_type=Path, file_okay=False),
     default=Path("runs/report"),
     show_default=True,
     help="Folder of the runs.",
@@ -118,7 +120,7 @@ class RowsType(click.ParamType):  # type: ignore[type-arg]
 @click.option("--label", help="What the test split is, for the table.  [default: its folder and number of images]")
 @click.option(
     "--figures",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NamedPath(file_okay=False, path_type=Path),
     metavar="DIR",
     help="With --score: draw cases of each row that is scored now, frozen beside tuned, as PNG.",
 )
@@ -358,5 +360,6 @@ def _say_next(
     for missing in table.not_run:
         click.echo(f"Not run: {missing.name}, {missing.layout}: {missing.reason}")
     if unscored:
-        places = "".join(f" {option} {path}" for option, path in (("--out", out), *named))
-        click.echo(f"Next: isicrt reproduce --data {data}{places} --rows none --score  (scores {', '.join(unscored)})")
+        places = "".join(f" {option} {shell_word(path)}" for option, path in (("--out", out), *named))
+        offered = f"isicrt reproduce --data {shell_word(data)}{places} --rows none --score"
+        click.echo(f"Next: {offered}  (scores {', '.join(unscored)})")

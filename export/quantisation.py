@@ -25,7 +25,7 @@ from typing import Any
 import click
 import numpy as np
 
-from isicrt._command import ModuleCommand
+from isicrt._command import ModuleCommand, Number
 from isicrt._version import __version__
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import BuildError, MissingDependencyError
@@ -286,7 +286,7 @@ def _quiet() -> Iterator[None]:
 @click.option("--parity-images", type=click.IntRange(min=1), default=256, show_default=True, help="Compare on so many.")
 @click.option(
     "--max-loss",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.005,
     show_default=True,
     help="Write nothing if the mean Jaccard index against --masks falls by more.",

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from isicrt.cli.build_engine import command, parse_batch_sizes
 from isicrt.cli.main import group
+from isicrt.cli.plain_text import shell_word
 from isicrt.engine import tensorrt_api
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cuda_driver import find_gpu
@@ -93,12 +94,14 @@ def test_the_best_run_becomes_fp16_onnx_and_plan(
 
 
 def test_an_onnx_file_on_rendered_images(darkness_onnx: Path, tmp_path: Path) -> None:
-    result = _run(darkness_onnx, "--fp16", "--target", "onnx", "--parity-images", "3", "--out", tmp_path)
+    out = tmp_path / "my models"
+    result = _run(darkness_onnx, "--fp16", "--target", "onnx", "--parity-images", "3", "--out", out)
     assert result.exit_code == 0, result.output
     assert "comparing on 3 rendered images" in result.stdout
     assert "Parity on 3 rendered images: the fp32 ONNX file against the FP16 graph" in result.stdout
-    assert not (tmp_path / "model.plan").exists()
-    assert result.stdout.endswith(f"Next: isicrt segment ./images --out ./masks --model {tmp_path / 'model.onnx'}\n")
+    assert not (out / "model.plan").exists()
+    model = shell_word(out / "model.onnx")
+    assert result.stdout.endswith(f"Next: isicrt segment ./images --out ./masks --model {model}\n")
 
 
 def test_an_fp32_file_stays_as_it_is_and_says_so(darkness_onnx: Path, tmp_path: Path) -> None:

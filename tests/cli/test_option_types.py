@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 
 import click
@@ -9,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from isicrt.cli.main import COMMANDS, group
-from isicrt.cli.option_types import NamedPath
+from isicrt.cli.option_types import NamedPath, Number
 
 
 def _parameters(
@@ -38,6 +39,32 @@ def test_every_command_is_walked() -> None:
     assert {words[0] for words, _ in PARAMETERS} == set(COMMANDS)
     assert ("check-parity", "--min-jaccard") in NUMBERS
     assert ("data", "isic2016", "--out") in PATHS
+
+
+def test_every_path_and_every_number_is_of_these_types() -> None:
+    of_click = (click.Path, click.FloatRange, type(click.FLOAT))
+    assert [(*words, p.name) for words, p in PARAMETERS if isinstance(p.type, of_click) and not _is_checked(p)] == []
+
+
+def _is_checked(parameter: click.Parameter) -> bool:
+    return isinstance(parameter.type, (NamedPath, Number))
+
+
+@pytest.mark.parametrize(
+    ("module", "option"),
+    [
+        ("isicrt.export.quantisation", "--max-loss"),
+        ("isicrt.export.second_look", "--below"),
+        ("isicrt.export.second_look", "--zoom"),
+        ("isicrt.benchmarks.decoding", "--max-change"),
+        ("isicrt.benchmarks.plain_unet", "--gmac"),
+    ],
+)
+def test_a_number_of_a_modules_own_command_is_finite(module: str, option: str) -> None:
+    loaded = importlib.import_module(module)
+    result = CliRunner().invoke(getattr(loaded, "main", None) or loaded.command, [option, "nan"])
+    assert result.exit_code == 2, result.output
+    assert f"Invalid value for '{option}': nan is not a number to go by" in result.stderr
 
 
 @pytest.mark.parametrize("number", ["nan", "inf"])

@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from isicrt.cli.main import group
+from isicrt.cli.plain_text import shell_word
 from isicrt.cli.reproduce import _collect
 from isicrt.engine.errors import DataError, IsicrtError, SettingsError, TrainingError
 from isicrt.trainer import checkpoint, loop
@@ -53,7 +54,7 @@ def read(out: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One row, trained and not scored; its table is in the folder."""
-    folder = tmp_path_factory.mktemp("runs") / "report"
+    folder = tmp_path_factory.mktemp("runs") / "the report"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder.parent)
         result = reproduce(data, folder, "--rows", "unet", "--epochs", 2, "--device", "cpu")
@@ -61,7 +62,7 @@ def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "unet  to do, 2 epochs" in result.output
     assert "unet: epoch 2 of 2, tuned, loss" in result.output
     assert "images/s" in result.output
-    assert f"Next: isicrt reproduce --data {data} --out {folder} --rows none --score" in result.output
+    assert f"Next: isicrt reproduce --data {data} --out {shell_word(folder)} --rows none --score" in result.output
     return folder
 
 
@@ -248,7 +249,7 @@ def test_the_next_command_names_what_was_named(data: Path, out: Path, tmp_path: 
     result = reproduce(data, out, "--rows", "none", *places)
     assert result.exit_code == 0, result.output
     named = " ".join(map(str, places))
-    assert f"isicrt reproduce --data {data} --out {out} {named} --rows none --score" in result.output
+    assert f"isicrt reproduce --data {data} --out {shell_word(out)} {named} --rows none --score" in result.output
     assert "| `unet` | light |" in (tmp_path / "page.md").read_text()
 
 
