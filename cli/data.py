@@ -153,7 +153,7 @@ def audit(
 
     from isicrt.trainer.duplicates import find_twins
 
-    check_results([] if json_file is None else [json_file], pictures=[] if sheet is None else [sheet])
+    check_results({"--json": json_file}, pictures={"--sheet": sheet})
     if sheet and sheet.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise SettingsError(f"{sheet}: a sheet is a .jpg or a .png")
     images = [path for folder in folders for path in _images(folder, "train")]

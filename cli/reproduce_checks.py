@@ -25,8 +25,7 @@ def check_places(table_file: Path, page: Path, figures: Path | None) -> None:
     from isicrt.benchmarks.report_markdown import check_page
 
     check_page(page)
-    check_results((), [folder for folder in (table_file.parent, page.parent, figures) if folder is not None])
-    check_results((table_file, page))
+    check_results({"--table": table_file, "--markdown": page}, (table_file.parent, page.parent, figures))
 
 
 def check_training(

@@ -12,17 +12,18 @@ import click
 from click.core import ParameterSource
 
 from isicrt.cli.option_types import NamedPath, Number
-from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson, check_result_names
+from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson
 from isicrt.cli.plan_notice import say_plan_is_code
+from isicrt.cli.result_files import check_results
 from isicrt.cli.segment_notices import truth_lines
 from isicrt.cli.segment_report import (
     Progress,
-    RunReport,
     Tally,
     count_run,
     describe_run,
     printable,
     say_end,
+    write_report,
 )
 from isicrt.cli.stopping import leave_if_stuck, stop_signals
 from isicrt.engine.errors import IsicrtError, SettingsError
@@ -237,7 +238,7 @@ def command(
         if decode == "gpu":
             raise SettingsError("--isolate always keeps every decoder out of this process, and --decode gpu runs in it")
         decode = "cpu"
-    check_result_names({"--json": report_path, "--csv": table_path, "--report": summary_path})
+    check_results({"--json": report_path, "--csv": table_path, "--report": summary_path}, (out, overlay), make=False)
     jobs = find_jobs(images, out, overlays=overlay, on_clash=on_clash)
     for line in (*jobs.left_out.lines(), *truth_lines(jobs)):
         click.echo(printable(line), err=True)
@@ -282,13 +283,14 @@ def command(
                 fsync=fsync,
             ) as ledger,
             ImageDecoder(isolate, timeout=decode_timeout, max_pixels=round(max_megapixels * 1e6)) as decoder,
+            nullcontext(
+                None if overlay is None else OverlayFolder(out, overlay, run=ledger.run, decode=decoder)
+            ) as draw,  # before the lists, which may go there
             OutcomeJson(report_path, about) as file,
             OutcomeCsv(table_path) as table,
             Progress(len(jobs)) as progress,
             stop_signals() as should_stop,
         ):
-            report = RunReport(summary_path)  # only now is there the folder of the masks, which it may go to
-            draw = None if overlay is None else OverlayFolder(out, overlay, run=ledger.run, decode=decoder)
             if not ledger.locked:
                 click.echo(f"{printable(out)}: this file system has no locks; start no second run there", err=True)
 
@@ -309,7 +311,7 @@ def command(
                     table.finish({})
                 finally:
                     asked = {"settings": {**settings, **extra}, "journal": str(ledger.journal), "reason": reason}
-                    report.write({**about, **asked, **counts, **left_out})
+                    write_report(summary_path, {**about, **asked, **counts, **left_out})
                     # "status" in the journal is an image's.
                     ledger.finish(
                         {"result": status} | {k: v for k, v in counts.items() if k != "status"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isicrt.cli.outcome_file import checked_place
+from isicrt.cli.result_files import write_result
 from isicrt.cli.segment_notices import MaskNotices
-from isicrt.engine.errors import SettingsError
+from isicrt.engine.errors import DataError
 
 if TYPE_CHECKING:
     from isicrt.engine.outcome import DecodeCounts, Outcome, RunSummary
@@ -48,43 +47,14 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-class RunReport:
-    """The ``--report`` file: one summary of a run, written at its end, however that came. Without a path, nothing.
-
-    Raises:
-        SettingsError: it cannot be written there.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._stream = False
-        if path is None:
-            return
-        path, self._stream = checked_place("--report", path)
-        self._path = path
-        if self._stream:
-            return
-        probe = path.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
+def write_report(path: Path | None, data: Mapping[str, Any]) -> None:
+    """Write the ``--report`` file: one summary of a run, at its end, however that came. A problem is said on the
+    standard error, where the run's own outcome matters more."""
+    if path is not None:
         try:
-            probe.touch(exist_ok=False)
-            probe.unlink()
-        except OSError as error:
-            raise SettingsError(f"--report {path}: cannot be written: {error.strerror}") from error
-
-    def write(self, data: Mapping[str, Any]) -> None:
-        """Write it; a problem is said on the standard error, where the run's own outcome matters more."""
-        from isicrt.engine.masks import replace_file
-
-        if self._path is None:
-            return
-        text = json.dumps(data, indent=1).encode("ascii") + b"\n"
-        try:
-            if self._stream:
-                self._path.write_bytes(text)
-            else:
-                replace_file(self._path, text)
-        except OSError as error:
-            click.echo(f"--report {self._path}: cannot be written: {error.strerror}", err=True)
+            write_result(path, json.dumps(data, indent=1) + "\n", quiet=True)
+        except DataError as error:
+            click.echo(f"--report {error}", err=True)
 
 
 class Tally:
