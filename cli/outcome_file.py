@@ -24,7 +24,9 @@ class OutcomeFile(ABC):
     """A list of outcomes, written as they come. Without a path nothing is written."""
 
     def __init__(self, option: str, path: Path | None) -> None:
+        self.path = path
         self._name, self._file = f"{option} {path}", None
+        self._problem: DataError | None = None
         if path is None:
             return
         try:
@@ -40,10 +42,11 @@ class OutcomeFile(ABC):
                 raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> DataError:
-        return DataError(
+        self._problem = DataError(
             f"{self._name}: cannot be written: {error.strerror}. Masks that are there are whole. Put that right and "
             "run the same command again: it goes on where this one stopped"
         )
+        return self._problem
 
     @abstractmethod
     def _entry(self, outcome: Outcome) -> str:
@@ -59,9 +62,11 @@ class OutcomeFile(ABC):
             self._write(self._entry(outcome))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Give the file its name. Raises DataError where it cannot be written."""
+        """Give the file its name. Raises DataError where it cannot be written, or something of it could not."""
         if self._file is None:
             return
+        if self._problem is not None:
+            raise self._problem
         self._write(self._end(summary))
         try:
             self._file.finish()

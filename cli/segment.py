@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,9 @@ from isicrt.cli.segment_report import (
     Tally,
     count_run,
     describe_run,
+    finish_run,
     printable,
     say_end,
-    write_report,
 )
 from isicrt.cli.stopping import leave_if_stuck, stop_signals
 from isicrt.engine.errors import IsicrtError, SettingsError
@@ -302,21 +302,16 @@ def command(
                 if tally.reached % _IMAGES_UNTIL_GIVEN_BACK == 0:
                     give_back()
 
-            def end(status: str, reason: str | None, summary: RunSummary | None) -> None:
+            def end(
+                status: str, problem: IsicrtError | None = None, summary: RunSummary | None = None
+            ) -> tuple[IsicrtError | None, Path | None]:
                 decoded = None if chain is None else chain.decoded
                 counts = count_run(tally, status, time.perf_counter() - started, summary, decoded)
+                asked = {"settings": {**settings, **extra}, "journal": str(ledger.journal)}
                 left_out = {"left_out": jobs.left_out.describe()}
-                try:
-                    file.finish({**counts, **left_out})
-                    table.finish({})
-                finally:
-                    asked = {"settings": {**settings, **extra}, "journal": str(ledger.journal), "reason": reason}
-                    write_report(summary_path, {**about, **asked, **counts, **left_out})
-                    # "status" in the journal is an image's.
-                    ledger.finish(
-                        {"result": status} | {k: v for k, v in counts.items() if k != "status"},
-                        sync=status != "interrupted",
-                    )
+                return finish_run(
+                    counts, problem, (table, file), ledger, summary_path, about={**about, **asked}, left_out=left_out
+                )
 
             extra = {
                 "resume": resume,
@@ -332,6 +327,7 @@ def command(
                 "fsync": fsync,
                 "processes": processes,
             }
+            status, stopped, summary = "stopped", None, None
             try:
                 summary = run_jobs(
                     jobs,
@@ -353,9 +349,10 @@ def command(
                     cpu_share=cpu_share,
                 )
             except KeyboardInterrupt:
-                with suppress(IsicrtError):
-                    end("interrupted", None, None)
+                unwritten, _ = end("interrupted")
                 progress.close()
+                if unwritten is not None:
+                    click.echo(str(unwritten), err=True)
                 again = "the same command goes on from here"
                 if not resume:
                     again = "the same command without --overwrite does what has no mask of these settings yet"
@@ -363,15 +360,16 @@ def command(
                 leave_if_stuck(decoder.close)
                 raise
             except IsicrtError as error:
-                progress.close()
-                with suppress(IsicrtError):  # a full disk is what is being said already
-                    end("stopped", str(error), None)
-                tally.list_failures(table_path or report_path)
-                tally.say_notices()
-                raise
-            end("failed" if tally.failed else "done", None, summary)
-    tally.list_failures(table_path or report_path)
-    tally.say_notices()
-    say_end(summary, out, f"model {card.name}, {runtime.name}")
-    if summary.failed:
+                stopped = error
+            else:
+                status = "failed" if tally.failed else "done"
+            stopped, where = end(status, stopped, summary)
+            progress.close()
+            tally.list_failures(where)
+            tally.say_notices()
+            if stopped is not None:
+                raise stopped
+    if summary is not None:
+        say_end(summary, out, f"model {card.name}, {runtime.name}")
+    if tally.failed:
         ctx.exit(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -14,9 +14,11 @@ import click
 
 from isicrt.cli.result_files import write_result
 from isicrt.cli.segment_notices import MaskNotices
-from isicrt.engine.errors import DataError
+from isicrt.engine.errors import DataError, IsicrtError
 
 if TYPE_CHECKING:
+    from isicrt.cli.outcome_file import OutcomeFile
+    from isicrt.engine.ledger import Ledger
     from isicrt.engine.outcome import DecodeCounts, Outcome, RunSummary
 
 _SHOWN = 20
@@ -168,6 +170,54 @@ def count_run(
             "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
         }
     return counts
+
+
+def finish_run(
+    counts: dict[str, Any],
+    problem: IsicrtError | None,
+    lists: Sequence[OutcomeFile],
+    ledger: Ledger,
+    report: Path | None,
+    *,
+    about: Mapping[str, Any],
+    left_out: Mapping[str, Any],
+) -> tuple[IsicrtError | None, Path | None]:
+    """Finish a run's files, each whatever becomes of the others. What cannot be written stops a run, be it at its end.
+
+    Args:
+        counts: of `count_run`; changed where the run is stopped here.
+        problem: what has stopped the run so far.
+        lists: of its images; one that says how the run ended behind one that does not.
+        ledger: of the run.
+        report: the ``--report`` file.
+        about: what that says beside.
+        left_out: what lists and report say of files that are no images of the run.
+
+    Returns:
+        What stopped the run, and the first list that is whole.
+    """
+    whole: list[Path] = []
+
+    def stop(error: IsicrtError) -> IsicrtError:
+        if not counts["interrupted"]:
+            counts.update(status="stopped", exit_code=1)
+        return problem or error
+
+    for one in lists:
+        try:
+            one.finish({**counts, **left_out})
+            whole += [one.path] if one.path is not None else []
+        except IsicrtError as error:
+            problem = stop(error)
+    try:
+        # "status" in the journal is an image's.
+        ended = {"result": counts["status"]} | {k: v for k, v in counts.items() if k != "status"}
+        ledger.finish(ended, sync=not counts["interrupted"])
+    except IsicrtError as error:
+        problem = stop(error)
+    reason = {"reason": None if problem is None else str(problem)}
+    write_report(report, {**about, **reason, **counts, **left_out})
+    return problem, whole[0] if whole else None
 
 
 def say_end(summary: RunSummary, out: Path, about: str) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from isicrt.cli.main import group
 from isicrt.cli.outcome_file import OutcomeJson
 from isicrt.cli.segment_report import write_report
 from isicrt.engine.errors import DataError
+from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.sources import Job
 
@@ -56,7 +60,10 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path, write) -> None:
     assert pipe.is_fifo()
 
 
-@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+needs_full = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+
+
+@needs_full
 def test_a_full_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     device = tmp_path / "full"  # a link: the device itself would not come back
     device.symlink_to("/dev/full")
@@ -66,3 +73,51 @@ def test_a_full_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         _json(device)
     assert Path("/dev/full").is_char_device()
     assert device.is_symlink()
+
+
+@needs_full
+@pytest.mark.parametrize(("full", "whole"), [("--json", "--csv"), ("--csv", "--json")])
+def test_a_list_that_cannot_be_written_at_the_end_costs_no_other_and_is_said(
+    rendered_pairs: Path, darkness_onnx: Path, tmp_path: Path, full: str, whole: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(rendered_pairs / "images" / "ISIC_0000000.jpg", tmp_path / "in")
+    (tmp_path / "in" / "bad.jpg").touch()
+    places = {full: "/dev/full", whole: tmp_path / "list", "--report": tmp_path / "r.json"}
+    options = [str(part) for pair in places.items() for part in pair]
+    command = ["segment", tmp_path / "in", "--out", tmp_path / "out", "--model", darkness_onnx, *options]
+    result = CliRunner().invoke(group, [str(part) for part in command])
+    assert result.exit_code == 1
+    assert f"{full} /dev/full: cannot be written: No space left on device" in result.stderr
+    assert f"1 of 2 images failed:\n  {tmp_path / 'in' / 'bad.jpg'}: the file is empty" in result.stderr
+    assert "bad.jpg" in (tmp_path / "list").read_text()
+    report = json.loads((tmp_path / "r.json").read_text())
+    ended = json.loads((tmp_path / "out" / JOURNAL_NAME).read_text().splitlines()[-1])
+    assert (report["status"], ended["result"]) == ("stopped", "stopped")
+    assert (report["exit_code"], ended["exit_code"]) == (1, 1)
+    assert f"{full} /dev/full: cannot be written" in report["reason"]
+    assert (report["done"], report["failed"]) == (1, 1)
+    if whole == "--json":
+        assert json.loads((tmp_path / "list").read_text())["summary"]["status"] == "stopped"
+
+
+@needs_full
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--csv", "/dev/full"], "(--csv FILE or --json FILE lists all)"),
+        (["--csv", "/dev/full", "--json", "LIST"], "(all in LIST)"),
+        (["--csv", "LIST", "--json", "/dev/full"], "(all in LIST)"),
+    ],
+)
+def test_a_list_that_is_not_whole_is_not_named(
+    darkness_onnx: Path, tmp_path: Path, options: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # short names: all of it stays in a file's buffer until the end
+    for n in range(23):
+        Path(f"{n}.jpg").touch()
+    command = ["segment", ".", "--out", "out", "--model", str(darkness_onnx), *options]
+    result = CliRunner().invoke(group, command)
+    assert result.exit_code == 1
+    assert "23 of 23 images failed:" in result.stderr
+    assert f"... and 3 more {said}" in result.stderr
