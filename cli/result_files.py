@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -9,7 +10,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import IO
 
@@ -136,8 +137,7 @@ class ResultFile:
         self._target, stream = _target(path)
         self._temporary: Path | None = None
         if isinstance(self._target, Path) and not stream:
-            self._temporary = self._target.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
-            self._file = _opened(self._temporary, "x")
+            self._temporary, self._file = _open_temporary(self._target)
         else:
             self._file = _opened(self._target, "w")
 
@@ -146,28 +146,66 @@ class ResultFile:
 
     def finish(self) -> None:
         """Give the file its name."""
-        self._file.close()
+        if self._temporary is None or os.name == "nt":  # which renames no open file
+            self._file.close()
+        else:  # its lock is kept until it has its name
+            self._file.flush()
+            os.close(os.dup(self._file.fileno()))  # a network file system may say only now that it is full
         if self._temporary is not None and isinstance(self._target, Path):
             self._temporary.replace(self._target)
+            self._temporary = None  # another run's from here on
 
     def close(self) -> None:
         """Leave nothing behind of what was not finished."""
+        if os.name == "nt":  # which removes no open file
+            with suppress(OSError):
+                self._file.close()
+        with suppress(OSError):
+            if self._temporary is not None:
+                self._temporary.unlink(missing_ok=True)
         with suppress(OSError):  # of a full disk `finish` has spoken already
             self._file.close()
-        if self._temporary is not None:
-            with suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
+
+
+def _open_temporary(target: Path) -> tuple[Path, IO[str]]:
+    """A name that is the target's, so that the next run writes over what a killed one left; where that is taken, one
+    that nobody else has."""
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    path = target.with_name(f".isicrt-{name}.tmp")
+    # Windows renames no open file, and a closed one has no lock.
+    if os.name != "nt" and (file := _open_locked(path)) is not None:
+        return path, file
+    path = target.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
+    return path, _opened(path, "x")
+
+
+def _open_locked(path: Path) -> IO[str] | None:
+    """The emptied file, whose lock this process has; None where another has it, or no lock or file can be had."""
+    from isicrt.engine.lock import lock
+
+    with suppress(OSError), ExitStack() as stack:
+        file = stack.enter_context(_opened(path, "a"))
+        if not lock(file.fileno()):
+            path.unlink()
+        # The holder before may have given the file its name between our opening and our locking it.
+        elif os.path.samestat(os.fstat(file.fileno()), path.lstat()):
+            file.truncate(0)
+            stack.pop_all()
+            return file
+    return None
 
 
 def _opened(target: Path | int, mode: str) -> IO[str]:
-    # A file's name may be no UTF-8.
+    # Under a known name a link or a FIFO may lie, which came with the folder.
+    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) if mode == "a" else 0
     return open(
         target,
         mode,
         encoding="utf-8",
-        errors="surrogateescape",
+        errors="surrogateescape",  # a file's name may be no UTF-8
         newline="\n",
         closefd=isinstance(target, Path),
+        opener=lambda name, flags: os.open(name, flags | careful, 0o666),
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from isicrt.cli.result_files import check_results, write_result
+from isicrt.cli.result_files import ResultFile, check_results, write_result
 from isicrt.engine.errors import DataError, SettingsError
+from isicrt.engine.lock import lock
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
 
@@ -110,3 +114,93 @@ def test_a_folder_is_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="cannot be written"):
         check_results({}, [tmp_path / "file" / "figures"])
+
+
+_KILLED = """
+import os, sys
+from pathlib import Path
+from isicrt.cli.result_files import ResultFile
+
+file = ResultFile(Path(sys.argv[1]))
+file.write("half of a line, and " + "more" * 10_000)
+os.kill(os.getpid(), 9)
+"""
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows renames no open file")
+
+
+@posix
+def test_what_a_killed_run_left_the_next_one_replaces(tmp_path: Path) -> None:
+    list_file = tmp_path / "list.csv"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", _KILLED, str(list_file)], check=False)
+    left = list(tmp_path.iterdir())
+    assert [path.name.startswith(".isicrt-") for path in left] == [True]
+    assert left[0].stat().st_size > 0
+    file = ResultFile(list_file)
+    file.write("whole\n")
+    file.finish()
+    file.close()
+    assert list_file.read_text() == "whole\n"
+    assert list(tmp_path.iterdir()) == [list_file]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_runs_at_a_time_each_write_a_whole_result(tmp_path: Path, order: tuple[int, int]) -> None:
+    list_file = tmp_path / "list.csv"
+    files = [ResultFile(list_file) for _ in range(2)]
+    for n, file in enumerate(files):
+        file.write(f"run {n}\n")
+    for n in order:
+        files[n].finish()
+        another = ResultFile(list_file)  # begins where that one has ended, and is given up
+        another.write("another")
+        files[n].close()
+        another.close()
+        assert list_file.read_text() == f"run {n}\n"
+    assert list(tmp_path.iterdir()) == [list_file]
+
+
+@posix
+def test_what_lies_under_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
+    list_file, others = tmp_path / "list.csv", tmp_path / "others"
+    others.write_text("kept")
+    subprocess.run([sys.executable, "-c", _KILLED, str(list_file)], check=False)
+    (left,) = (path for path in tmp_path.iterdir() if path != others)
+    left.unlink()
+    left.symlink_to(others)
+    file = ResultFile(list_file)
+    file.write("whole\n")
+    file.finish()
+    file.close()
+    assert (list_file.read_text(), others.read_text()) == ("whole\n", "kept")
+    assert left.is_symlink()
+
+
+@posix
+def test_a_file_that_got_its_name_before_it_was_locked_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    list_file = tmp_path / "list.csv"
+    first = ResultFile(list_file)
+    first.write("first\n")
+
+    def lock_late(file: int) -> bool:
+        first.finish()
+        first.close()
+        return lock(file)
+
+    monkeypatch.setattr("isicrt.engine.lock.lock", lock_late)
+    second = ResultFile(list_file)
+    assert list_file.read_text() == "first\n"
+    second.write("second\n")
+    second.finish()
+    second.close()
+    assert list_file.read_text() == "second\n"
+
+
+@posix
+def test_without_locks_no_run_writes_where_another_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isicrt.engine.lock._lock", _no_locks)
+    test_two_runs_at_a_time_each_write_a_whole_result(tmp_path, (0, 1))
+
+
+def _no_locks(_: int) -> None:
+    raise OSError(errno.ENOLCK, "no locks here")
