@@ -288,7 +288,7 @@ def command(
             ) as draw,  # before the lists, which may go there
             OutcomeJson(report_path, about) as file,
             OutcomeCsv(table_path) as table,
-            Progress(len(jobs)) as progress,
+            Progress(tally) as progress,
             stop_signals() as should_stop,
         ):
             if not ledger.locked:

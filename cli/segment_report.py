@@ -249,13 +249,13 @@ def say_end(summary: RunSummary, out: Path, about: str) -> None:
 class Progress:
     """A bar on a terminal; elsewhere a line now and then, which a log can hold."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, tally: Tally) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         console = Console(stderr=True)
-        self._total, self._done = total, 0
+        self._tally = tally
         self._started = self._spoken = time.monotonic()
         self._bar = Bar(
             TextColumn("Segmenting"),
@@ -267,16 +267,17 @@ class Progress:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("", total=total, speed="")
+        self._task = self._bar.add_task("", total=tally.total, speed="")
 
     def advance(self) -> None:
-        self._done += 1
+        """The tally has grown."""
+        reached, total = self._tally.reached, self._tally.total
         now = time.monotonic()
-        speed = f"{self._done / max(now - self._started, 1e-9):.1f} images/s"
-        self._bar.update(self._task, completed=self._done, speed=speed)
+        speed = f"{self._tally.done / max(now - self._started, 1e-9):.1f} images/s"
+        self._bar.update(self._task, completed=reached, speed=speed)
         if self._bar.disable and now - self._spoken >= _PLAIN_SECONDS:
             self._spoken = now
-            click.echo(f"{self._done} of {self._total} images, {speed}", err=True)
+            click.echo(f"{reached} of {total} images, {speed}", err=True)
 
     def close(self) -> None:
         self._bar.stop()

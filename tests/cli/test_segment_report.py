@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 
 from isicrt.cli.main import group
 from isicrt.cli.outcome_file import OutcomeJson
-from isicrt.cli.segment_report import write_report
+from isicrt.cli.segment_report import Progress, Tally, write_report
 from isicrt.engine.errors import DataError
 from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.outcome import Outcome
@@ -121,3 +122,18 @@ def test_a_list_that_is_not_whole_is_not_named(
     assert result.exit_code == 1
     assert "23 of 23 images failed:" in result.stderr
     assert f"... and 3 more {said}" in result.stderr
+
+
+def test_what_was_there_before_is_no_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("isicrt.cli.segment_report._PLAIN_SECONDS", 0.0)
+    tally = Tally(1000)
+    with Progress(tally) as progress:
+        for _ in range(3):
+            tally.add(replace(OUTCOME, error=None, skipped=True))
+        tally.add(OUTCOME)
+        progress.advance()
+        assert capsys.readouterr().err == "4 of 1000 images, 0.0 images/s\n"
+        tally.add(replace(OUTCOME, error=None))
+        progress.advance()
+        speed = capsys.readouterr().err.removeprefix("5 of 1000 images, ")
+        assert float(speed.removesuffix(" images/s\n")) > 0
