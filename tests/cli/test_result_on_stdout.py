@@ -20,15 +20,14 @@ _PARITY = ("check-parity", "MODEL", "MODEL", "--images", "in")
 _BENCH = ("bench", "--quick", "--model", "MODEL", "--repeats", "1", "--batch-size", "1", "--images", "in")
 
 
-@pytest.fixture
-def here(rendered_pairs: Path, tmp_path: Path, darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def here(rendered_pairs: Path, tmp_path: Path, darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     for n in range(2):
         shutil.copy(rendered_pairs / "images" / f"ISIC_{n:07d}.jpg", "in")
     Path("link").symlink_to("/dev/stdout")
     shutil.copy(darkness_onnx, "model.onnx")
-    return tmp_path
 
 
 def _run(arguments: tuple[str, ...], mode: str) -> tuple[str, str]:
@@ -46,7 +45,6 @@ def _rows(text: str) -> list[Mapping[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link"])
 def test_a_list(place: str) -> None:
     if not Path(place).exists():
@@ -56,7 +54,6 @@ def test_a_list(place: str) -> None:
     assert "2 masks in out, 0 failed" in messages
 
 
-@pytest.mark.usefixtures("here")
 def test_behind_what_is_in_a_log() -> None:
     text, _ = _run((*_SEGMENT, "--csv", "/dev/stdout"), "ab")
     first, _, rest = text.partition("\n")
@@ -64,7 +61,6 @@ def test_behind_what_is_in_a_log() -> None:
     assert len(_rows(rest)) == 2
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("arguments", "said", "part"),
     [
@@ -86,7 +82,6 @@ def test_json(arguments: tuple[str, ...], said: str, part: tuple[str, str], mode
     assert said in messages
 
 
-@pytest.mark.usefixtures("here")
 def test_what_is_said_is_on_the_standard_output_where_no_result_is() -> None:
     text, messages = _run((*_SEGMENT, "--csv", "list.csv"), "wb")
     assert "2 masks in out, 0 failed" in text

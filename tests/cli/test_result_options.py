@@ -29,16 +29,22 @@ _OPTIONS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_splits(tmp_path_factory.mktemp("isic"))
+
+
 @pytest.fixture(autouse=True)
-def here(rendered_pairs: Path, tmp_path: Path, darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(
+    rendered_pairs: Path, splits: Path, tmp_path: Path, darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for kind in ("images", "masks"):
         Path("pairs", kind).mkdir(parents=True)
         for file in sorted((rendered_pairs / kind).iterdir())[:3]:
             shutil.copy(file, Path("pairs", kind))
-    make_splits(Path("splits"))
+    Path("splits").symlink_to(splits)
     shutil.copy(darkness_onnx, "model.onnx")
-    return tmp_path
 
 
 def _run(command: str, *options: str) -> Result:
