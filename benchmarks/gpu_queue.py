@@ -3,12 +3,12 @@
     python -m isicrt.benchmarks.gpu_queue unet-light.onnx --plan model.plan --json queue.json
 
 One thread decodes each batch and queues what follows. Alone it supplies the GPU at the decoder's rate; in a run, beside
-the threads and the processes that read files and finish masks, an H200 has seen half of that (docs/gpu.md). So the same
-calls are timed in both, by number of processes, of nvImageCodec's own CPU threads and by the hardware decoder's share:
-where `decode` takes longer in a run by the clock and not by its thread's CPU time, it waits. The kernel knows for how
-long threads were ready to run and had no core: the chain's own, and all of this process, nvImageCodec's among them,
-for which the chain's may have waited. Where these are small, there were cores enough, and what is waited for is the
-GPU, Python's lock, or a core that is slower because its other thread is busy.
+the threads and the processes that read files and finish masks, an H200 has seen half of that
+(docs/gpu-measurements.md). So the same calls are timed in both, by number of processes, of nvImageCodec's own CPU
+threads and by the hardware decoder's share: where `decode` takes longer in a run by the clock and not by its thread's
+CPU time, it waits. The kernel knows for how long threads were ready to run and had no core: the chain's own, and all of
+this process, nvImageCodec's among them, for which the chain's may have waited. Where these are small, there were cores
+enough, and what is waited for is the GPU, Python's lock, or a core that is slower because its other thread is busy.
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@
 # disk and 26 in memory, of the compiled engine 19 and at 1022 x 767 27, each other section 2 to 6; so 165 s end in the
 # middle of 1022 x 767, and 60 s before the stages on the GPU.
 #
-# A third lease had plans of TensorRT 8.6.0, the last one whose libraries are on the public index (one wheel of 819 MB, for
-# CPython 3.6 to 3.10; docs/gpu.md). With CPython 3.10 there, its own bindings would do, with OLDEST_TENSORRT of
+# A third session had plans of TensorRT 8.6.0, the last one whose libraries are on the public index (one wheel of 819 MB, for
+# CPython 3.6 to 3.10; docs/gpu-measurements.md). With CPython 3.10 there, its own bindings would do, with OLDEST_TENSORRT of
 # engine/tensorrt_api.py lowered, each layer told its type (8.6 has no strong typing) and an engine for each context. Its
 # library of kernels checks its own SHA-256 when a builder is made, so it is not to be cut: all of it is 333 MB packed (xz
 # with a dictionary of 512 MiB), six calls. Of each call of 62 MiB the transfer took 5 s. What took how long: unpacking 23 s, a first build 130 s (batch of 8) and then 73 s (of 256, --opt-level 2), the same again 26 s,

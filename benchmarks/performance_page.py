@@ -23,12 +23,23 @@ from isicrt.engine.errors import DataError
 from isicrt.engine.masks import replace_file
 from isicrt.engine.pipeline import STAGES
 
+CROPS, FRAMES, PHOTOGRAPHS = ("339 crops of 512 px", 1.05), ("300 of 1022 x 767", 1.10), ("48 of 10 to 12 MP", 1.15)
+"""What the images are, and the ratio to L that was wanted."""
 PIPELINE = (
-    ("performance-512.json", "339 crops of 512 px", 1.05),
-    ("performance-1022.json", "300 of 1022 x 767", 1.10),
-    ("performance-12mp.json", "48 of 10 to 12 MP", 1.15),
+    ("performance-512.json", "Xeon", CROPS),
+    ("performance-512-2.json", "Xeon, again", CROPS),
+    ("performance-512-3.json", "Xeon, again", CROPS),
+    ("performance-1022.json", "Xeon", FRAMES),
+    ("performance-12mp.json", "Xeon, older weights", PHOTOGRAPHS),
+    ("performance-512-epyc.json", "EPYC", CROPS),
+    ("performance-1022-epyc.json", "EPYC", FRAMES),
+    ("performance-12mp-epyc.json", "EPYC", PHOTOGRAPHS),
 )
-"""Result, what its images are, and the ratio to L that was wanted."""
+"""Result, the machine, and the images."""
+LIMITS = (
+    *("images", "machine", "model", "L, ms", "measured, ms", "ratio", "wanted", "crowding"),
+    *("images/s", "MP/s", "peak MB"),
+)
 PEERS = ("peers-512", "peers-512-float", "peers-512-load", "peers-12mp", "peers-baseline")
 
 
@@ -41,7 +52,7 @@ def sections(results: Path) -> dict[str, str]:
     Raises:
         DataError: one is missing, or is no such result.
     """
-    reports = [(read_report(results / file), what, goal) for file, what, goal in PIPELINE]
+    reports = [(read_report(results / file), machine, images) for file, machine, images in PIPELINE]
     found = {"limits": _limits(reports), "stages": _stages(reports), "memory": _memory(_read(results / "memory.json"))}
     return found | {name: race_markdown(_read(results / f"{name}.json")).rstrip("\n") for name in PEERS}
 
@@ -61,31 +72,33 @@ def fill(page: str, tables: Mapping[str, str]) -> str:
     return page
 
 
-def _limits(reports: Sequence[tuple[Report, str, float]]) -> str:
-    rows = [_limit_row(model, what, goal) for report, what, goal in reports for model in report.models]
-    header = "| images | model | L, ms | measured, ms | ratio | goal | crowding | images/s | MP/s | peak MB |"
-    notes = [f"> - {what}: {warning}" for report, what, _ in reports for warning in report.warnings]
-    return "\n".join([header, "|---" * 10 + "|", *rows, *(["", *notes] if notes else [])])
+Measured = Sequence[tuple[Report, str, tuple[str, float]]]
 
 
-def _limit_row(model: ModelResult, what: str, goal: float) -> str:
+def _limits(reports: Measured) -> str:
+    rows = [_limit_row(model, machine, *images) for report, machine, images in reports for model in report.models]
+    notes = [f"> - {machine}, {what}: {w}" for report, machine, (what, _) in reports for w in report.warnings]
+    return "\n".join([f"| {' | '.join(LIMITS)} |", "|---" * len(LIMITS) + "|", *rows, *(["", *notes] if notes else [])])
+
+
+def _limit_row(model: ModelResult, machine: str, what: str, wanted: float) -> str:
     run, stages = model.end_to_end, model.stages
     crowding = "" if stages.crowding is None else f"{stages.crowding:.2f}"
     peak = model.process.peak_rss_mb if model.process is not None else None
     return (
-        f"| {what} | `{model.label}` | {_ms(stages.limit_ms)} | {_ms(run.ms_per_image)} | {model.limit_ratio:.2f} | "
-        f"{goal:.2f} | {crowding} | {run.images_per_second:.0f} | {run.megapixels_per_second:.0f} | "
-        f"{'' if peak is None else f'{peak:.0f}'} |"
+        f"| {what} | {machine} | `{model.label}` | {_ms(stages.limit_ms)} | {_ms(run.ms_per_image)} | "
+        f"{model.limit_ratio:.2f} | {wanted:.2f} | {crowding} | {run.images_per_second:.0f} | "
+        f"{run.megapixels_per_second:.0f} | {'' if peak is None else f'{peak:.0f}'} |"
     )
 
 
-def _stages(reports: Sequence[tuple[Report, str, float]]) -> str:
+def _stages(reports: Measured) -> str:
     rows = []
-    for report, what, _ in reports:
+    for report, machine, (what, _) in reports:
         for model in report.models:
             cells = [f"{_ms(model.stages.cpu(s))} ({100 * model.stages.share(s):.0f} %)" for s in STAGES]
-            rows.append(f"| {what} | `{model.label}` | {' | '.join(cells)} |")
-    return "\n".join([f"| images | model | {' | '.join(STAGES)} |", "|---" * 6 + "|", *rows])
+            rows.append(f"| {what} | {machine} | `{model.label}` | {' | '.join(cells)} |")
+    return "\n".join([f"| images | machine | model | {' | '.join(STAGES)} |", "|---" * 7 + "|", *rows])
 
 
 def _ms(value: float) -> str:

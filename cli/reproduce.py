@@ -180,7 +180,7 @@ def command(
 
     gpu = torch.cuda.is_available()
     if device == "cuda" and not gpu:
-        raise SettingsError("--device cuda: torch finds no GPU here. Use --device cpu, or see docs/gpu.md.")
+        raise SettingsError("--device cuda: torch finds no GPU here. Use --device cpu, or see docs/training.md.")
     trains = layout == "light" or gpu or device == "cpu"
     if threads is not None:
         torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ from isicrt.cli.option_types import NamedPath, Number
 from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson
 from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.result_files import check_results
-from isicrt.cli.segment_notices import truth_lines
+from isicrt.cli.segment_notices import idle_lines, truth_lines
 from isicrt.cli.segment_report import (
     Progress,
     Tally,
@@ -69,10 +69,11 @@ _IMAGES_UNTIL_GIVEN_BACK = 1000
 )
 @click.option(
     "--processes",
-    type=click.IntRange(0, 256),
-    help="Processes beside this one: that segment images; where a GPU decodes, that finish masks, and as many that "
-    "read files. [default: one a core from 4 cores and 1,000 images on; where a GPU decodes, one for two from 8 cores "
-    "on; none with --overlay]",
+    type=click.IntRange(0, 255),
+    help="Processes beside this one: that segment images, on one thread each, whatever --threads says; where a GPU "
+    "decodes, that finish masks, and as many that read files. None with --overlay, nor where the CPU does everything "
+    "with --isolate always. [default: one a core from 4 cores and 1,000 images on; where a GPU decodes, one for two "
+    "from 8 cores on]",
 )
 @click.option(
     "--mask-bits",
@@ -227,7 +228,7 @@ def command(
     from isicrt.engine.ledger import Ledger, mask_settings
     from isicrt.engine.overlay import OverlayFolder
     from isicrt.engine.pipeline import available_cores, default_processes, run_jobs
-    from isicrt.engine.runtime import open_runtime
+    from isicrt.engine.runtime import ConcurrentRuntime, open_runtime
     from isicrt.engine.sources import find_jobs
 
     if default_processes(available_cores()):  # many cores, and many threads
@@ -269,6 +270,14 @@ def command(
         for option, given in (("--cpu-share", cpu_share > 0), ("--hardware-decoder-load", loaded)):
             if given and chain is None:
                 click.echo(f"{option} does nothing here: no GPU decodes, and the CPU decodes every image", err=True)
+        for line in idle_lines(
+            processes=processes,
+            threads=threads,
+            isolate=isolate,
+            overlay=overlay is not None,
+            cpu_alone=chain is None and isinstance(runtime, ConcurrentRuntime),
+        ):
+            click.echo(line, err=True)
         about = describe_run(model_path, runtime, settings)
         tally = Tally(len(jobs))
         with (

@@ -24,6 +24,22 @@ def truth_lines(jobs: Jobs) -> Iterator[str]:
         )
 
 
+def idle_lines(
+    *, processes: int | None, threads: int | None, isolate: str, overlay: bool, cpu_alone: bool
+) -> Iterator[str]:
+    """What was asked for and changes nothing. `cpu_alone`: whether no GPU and no plan takes part."""
+    from isicrt.engine.task_process import HAS_TIME_LIMIT
+
+    if processes and overlay:
+        yield "--processes does nothing here: overlays, and with them the masks, are made in the run's own process"
+    elif processes and cpu_alone and isolate == "always":
+        yield "--processes does nothing here: with --isolate always processes decode, and the run's own does the rest"
+    elif processes and cpu_alone and not HAS_TIME_LIMIT:
+        yield "--processes does nothing here: this system cannot give up one that hangs, and threads do it all"
+    elif processes and cpu_alone and threads:
+        yield "--threads does nothing here but for what no process takes: each of the --processes has one thread"
+
+
 class Some:
     """Files of one kind: how many, and the first few of them."""
 

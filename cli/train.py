@@ -127,7 +127,7 @@ def command(
 
     chosen = _recipe(model, recipe, epochs)
     if device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("--device cuda: torch finds no GPU here. Use --device cpu, or see docs/gpu.md.")
+        raise SettingsError("--device cuda: torch finds no GPU here. Use --device cpu, or see docs/training.md.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if threads is not None:

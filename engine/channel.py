@@ -75,14 +75,6 @@ class Channel(Generic[T]):
             if self._held_up and not self._is_full():  # of several who wait, each wakes the next while there is room
                 self._emptied.notify()
 
-    def poll(self, seconds: float) -> T | None:
-        """Take an item; None where none came for so long. Raises `Ended` after the last one."""
-        with self._lock:
-            if not self._items:
-                self._wait(seconds)
-            items = self._take(1)
-        return items[0] if items else None
-
     def poll_all(self, seconds: float, most: int) -> list[T]:
         """Take up to `most` items: what is there when `wake_at` have come, or after so long. Raises `Ended` after the
         last one."""

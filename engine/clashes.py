@@ -13,8 +13,10 @@ from itertools import islice
 from pathlib import Path
 
 from isicrt.engine.errors import DataError
+from isicrt.engine.image_search import EXTENSIONS
 from isicrt.engine.jobs import Jobs
 from isicrt.engine.names import equal_keys, name_key, shared_keys
+from isicrt.engine.output import OVERLAYS_NAME, clean_names
 
 SHOWN = 10
 """Lines of a list in a message."""
@@ -116,6 +118,24 @@ def check_images_safe(
             f"{_listed(paths(n for numbers in inside for n in numbers), count)}\n"
             f"Choose a folder of its own for {option}."
         )
+
+
+def check_overlays_apart(jobs: Jobs, overlays: Path, place: Callable[[Path], Path]) -> None:
+    """Raise DataError where overlays would come among images that isicrt did not draw, and might replace them.
+
+    Args:
+        overlays: their folder. What lies in one that is marked is isicrt's.
+        place: folder of the masks -> that of their overlays.
+    """
+    if os.path.lexists(overlays / OVERLAYS_NAME):
+        return
+    for folder in dict.fromkeys([overlays, *(place(f.masks) for f in jobs.folders())]):
+        for name in clean_names(folder, set()):
+            if Path(name).suffix.lower() in EXTENSIONS:
+                raise DataError(
+                    f"{folder}: holds images of which nothing says that isicrt drew them, such as {name}, and overlays "
+                    "replace what has their names. Choose another folder for --overlay, or move these images away."
+                )
 
 
 def _clashes(jobs: Jobs) -> list[list[int]]:

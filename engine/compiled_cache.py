@@ -48,9 +48,10 @@ class CompiledCache:
             data = path.read_bytes()
             if hashlib.sha256(data[_DIGEST_BYTES:]).digest() != data[:_DIGEST_BYTES]:
                 return None
-            os.utime(path)  # the latest that was used is the last to go
         except OSError:
             return None
+        with suppress(OSError):  # it may be somebody else's, as in a container's image
+            os.utime(path)  # the latest that was used is the last to go
         return data[_DIGEST_BYTES:]
 
     def write(self, data: bytes, *key: object) -> None:

@@ -35,7 +35,8 @@ class Correction:
 
 
 def is_as_written(path: Path, size: tuple[int, int], entry: Mapping[str, Any]) -> bool:
-    """Whether a mask is the PNG that was written: length, CRC, signature, height x width and end.
+    """Whether a mask is the PNG that was written: length, CRC, signature, height x width and end. It may have become a
+    link, as `git annex add` and DVC make of it.
 
     Args:
         path: of the mask.
@@ -46,7 +47,7 @@ def is_as_written(path: Path, size: tuple[int, int], entry: Mapping[str, Any]) -
         ImageError: it is there and cannot be read, so that nobody knows.
     """
     try:
-        if path.is_symlink() or path.stat().st_size != entry.get("mask_size"):
+        if path.stat().st_size != entry.get("mask_size"):
             return False
         data = path.read_bytes()
     except OSError as error:

@@ -8,7 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -199,6 +199,13 @@ class CpuRuntime(ABC):
         if hashlib.sha256(model).hexdigest() != self.digest:
             raise self._is_another()
         return model
+
+    def is_unchanged(self) -> bool:
+        """Whether the file is still the one that was loaded, which another process can load then."""
+        with suppress(ModelError):
+            self._read_again()
+            return True
+        return False
 
     def _is_another(self) -> ModelError:
         return ModelError(f"{self.path}: was changed since it was first read. Start again")

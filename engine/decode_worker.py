@@ -9,31 +9,43 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import IO
 
 import numpy as np
+from PIL import Image
 
 from isicrt.engine.errors import ImageError
 from isicrt.engine.heap import keep_buffers
-from isicrt.engine.images import DamagedImageError, decode_image
-from isicrt.engine.isolation import receive, send
+from isicrt.engine.images import MAX_PIXELS, DamagedImageError, decode_image
+from isicrt.engine.isolation import HELLO, receive, send
 from isicrt.engine.pixel_budget import LARGE_PIXELS
 
-MEMORY_BYTES = 12 << 30
-"""Address space of a worker, where the system can limit it: four times what the largest image needs."""
+_MEMORY_BYTES, _PIXEL_BYTES = 12 << 30, 32
+"""Address space of a worker, where the system can limit it: at least, and for each pixel that an image may have. A TIFF
+takes 17 bytes a pixel, a WebP 22 (looks)."""
 
 
-def main() -> None:
-    """Serve until the input ends."""
+def main(max_pixels: int = MAX_PIXELS) -> None:
+    """Serve until the input ends.
+
+    Args:
+        max_pixels: that an image may have.
+    """
     warnings.simplefilter("ignore")
-    _limit_memory()
+    # Pillow refuses what has more than twice as many. That is global to a process: only in one of our own is it ours to
+    # move.
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    _limit_memory(max_pixels)
     keep_buffers()
     commands, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    # What a codec prints must not get between the messages.
-    os.dup2(2, 1)
+    # What a codec prints must not get between the messages. Until here the run wants to know what went wrong.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
     try:
+        send(replies, HELLO)
         while True:
             _serve(commands, replies)
     except (EOFError, BrokenPipeError):
@@ -62,11 +74,15 @@ def _serve(commands: IO[bytes], replies: IO[bytes]) -> None:
     send(replies, {"native": native, "shape": pixels.shape[:2], "stamp": stamp, "note": image.note}, pixels.tobytes())
 
 
-def _limit_memory() -> None:
+def _limit_memory(max_pixels: int) -> None:
     try:
         import resource
     except ImportError:  # Windows
         return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    needed = max(_MEMORY_BYTES, _PIXEL_BYTES * max_pixels)
+    limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    # macOS on Apple silicon has mapped more before a program begins, and refuses to take it away. Nor can it be more
+    # than the system counts.
+    with suppress(ValueError, OSError, OverflowError):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

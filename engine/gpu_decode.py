@@ -23,7 +23,8 @@ from isicrt.engine.images import MAX_PIXELS
 
 HARDWARE_LOAD = 0.35
 """Share of a batch for the hardware decoder of data-centre GPUs; the CUDA cores take the rest. Of rendered
-JPEGs of 512 px an H200 decodes a fifth more so than with 0.65, DALI's default, with all or with none (docs/gpu.md)."""
+JPEGs of 512 px an H200 decodes a fifth more so than with 0.65, DALI's default, with all or with none
+(docs/gpu-measurements.md)."""
 KEPT_BYTES = 3 << 30
 """Of decoded images that were freed, until the decoder closes: what three full batches have, see
 `isicrt.engine.gpu_batch.BATCH_PIXELS`."""

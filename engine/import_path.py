@@ -1,4 +1,4 @@
-"""Where a process of isicrt's own is to find modules."""
+"""What starts a process of isicrt's own, and where that is to find modules."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from pathlib import Path
 
 _OWN = str(Path(__file__).absolute().parents[2])
 """The folder that holds the isicrt which runs here; found out early, for a program may go to another folder."""
+
+NO_PYTHON = "this program has no Python beside it that could start a process (it is frozen, or Python is within it)"
+
+
+def own_python() -> str | None:
+    """The Python that runs here; None where there is none that could start another: in a frozen program, whose
+    ``sys.executable`` is the program itself, and in one that has Python within it."""
+    return None if getattr(sys, "frozen", False) else sys.executable or None
+
+
+def own_environment() -> dict[str, str]:
+    """For a new process. Libraries would start a thread for every core in it, which it has no use for."""
+    return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def import_path() -> list[str]:

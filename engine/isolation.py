@@ -13,7 +13,7 @@ import os
 import signal
 import struct
 import subprocess
-import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -35,7 +35,7 @@ from isicrt.engine.images import (
     read_signature,
     read_source,
 )
-from isicrt.engine.import_path import import_path
+from isicrt.engine.import_path import NO_PYTHON, import_path, own_environment, own_python
 from isicrt.engine.pixel_budget import BUDGET, LARGE_PIXELS
 
 ISOLATE = ("auto", "always", "never")
@@ -43,13 +43,16 @@ DECODE_TIMEOUT = 60.0
 """Seconds for one image, unless said otherwise."""
 LENGTH = struct.Struct("<I")
 """In front of each message between a run and its workers; a message is JSON, pixels follow it as they are."""
+HELLO = {"hello": "isicrt"}
+"""A worker's first message: whatever ends it before is no image's doing."""
+_WITHOUT = "--isolate never decodes in the run's own process"
+_LAST_WORDS = 200
+"""Characters that are told of what a worker wrote which could not be started."""
 
-# Not `-m`: the worker must find the isicrt that this process runs, and nothing in the current folder. Pillow's limit,
-# which refuses what has more than twice as many pixels, is global to a process: only in one of our own is it ours to
-# move.
+# Not `-m`: the worker must find the isicrt that this process runs, and nothing in the current folder.
 _START = (
-    "import sys; limit, *sys.path[:] = sys.argv[1:]; from PIL import Image; "
-    "Image.MAX_IMAGE_PIXELS = int(limit); from isicrt.engine.decode_worker import main; main()"
+    "import sys; max_pixels, *sys.path[:] = sys.argv[1:]; "
+    "from isicrt.engine.decode_worker import main; main(int(max_pixels))"
 )
 
 
@@ -100,13 +103,14 @@ class ImageDecoder:
     """Decodes images in this process or in workers. Any thread may call it; close it after the last call.
 
     Args:
-        isolate: ``auto`` (all but JPEG and PNG in workers, and those that may take long), ``always`` or ``never``.
+        isolate: ``auto`` (all but JPEG and PNG in workers, and those that may take long; nothing in a program that has
+            no Python beside it to start them with), ``always`` or ``never``.
         timeout: seconds that a worker may take for one image. In this process nothing can stop a decoder.
         max_pixels: larger images are refused.
         command: starts a worker; None for the one that isicrt has.
 
     Raises:
-        SettingsError: an argument out of its range.
+        SettingsError: an argument out of its range, or ``always`` where no worker can be started.
     """
 
     def __init__(
@@ -121,11 +125,18 @@ class ImageDecoder:
             raise SettingsError(f"isolate {isolate!r}: must be one of {', '.join(ISOLATE)}")
         if not timeout > 0 or max_pixels < 1:
             raise SettingsError(f"timeout ({timeout}) and max_pixels ({max_pixels}) must be above 0")
+        python = own_python()
+        if command is None and python is None:
+            if isolate == "always":
+                raise SettingsError(
+                    f"isolate 'always': {NO_PYTHON}. 'auto' and 'never' decode in the program's own process"
+                )
+            isolate = "never"
         self.timeout = timeout
         self.trusted = None if isolate == "always" else TrustedDecoder(isolate == "never", max_pixels)
         """Of what is decoded without a worker; None where nothing is."""
         self._max_pixels = max_pixels
-        self._command = list(command or (sys.executable, "-c", _START, str(max_pixels), *import_path()))
+        self._command = list(command or (python or "", "-c", _START, str(max_pixels), *import_path()))
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
         self._lock = threading.Lock()
@@ -199,18 +210,25 @@ class _Worker:
     def __init__(self, command: Sequence[str]) -> None:
         # A session of its own: Ctrl-C is for the run, which then ends its workers.
         options: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
+        self._errors = _scratch()
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=own_environment(),
+                **options,
             )
         except OSError as error:
+            self._errors.close()
             raise ImageError(
-                f"{command[0]}: cannot be started to decode an image: {error.strerror}. "
-                "--isolate never decodes in the run's own process"
+                f"{command[0]}: cannot be started to decode an image: {error.strerror}. {_WITHOUT}"
             ) from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
+        self._is_ready = False
         self._overdue = False
 
     def decode(self, path: str | os.PathLike[str], size: tuple[int, int], max_pixels: int, timeout: float) -> Decoded:
@@ -228,10 +246,14 @@ class _Worker:
             pixels = np.frombuffer(data, np.uint8).reshape(*reply["shape"], 3)
             return Decoded(pixels, (int(reply["native"][0]), int(reply["native"][1])), stamp, reply.get("note"))
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            last_words = "" if self._is_ready else self._last_words()
             self.kill()
             if self._overdue:
                 raise _WorkerLost(f"it took more than {timeout:g} s (--decode-timeout)", again=True) from None
             code = self._process.returncode
+            if not self._is_ready:
+                reason = f"the decoder's process cannot be started: it {_end(code)}{last_words}"
+                raise _WorkerLost(f"{reason}. {_WITHOUT}", again=True) from error
             raise _WorkerLost(f"its decoder {_end(code)}", again=code == -getattr(signal, "SIGKILL", 0)) from error
 
     def _exchange(self, message: dict[str, Any], timeout: float) -> tuple[dict[str, Any], bytes]:
@@ -240,6 +262,11 @@ class _Worker:
         timer.daemon = True
         timer.start()
         try:
+            if not self._is_ready:
+                if receive(self._from) != HELLO:
+                    raise ValueError("not a worker")
+                self._is_ready = True
+                self._errors.close()
             send(self._to, message)
             reply = receive(self._from)
             height, width = reply.get("shape", (0, 0))
@@ -252,6 +279,13 @@ class _Worker:
         with contextlib.suppress(OSError):
             self._process.kill()
 
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError, ValueError):  # or another thread has ended it
+            self._errors.seek(0)
+            if lines := self._errors.read().decode(errors="replace").rstrip().splitlines():
+                return f": {lines[-1][-_LAST_WORDS:]}"
+        return ""
+
     def is_usable(self) -> bool:
         """Whether it can take another image: it runs, and no timer that came late has told it to end."""
         return self._process.poll() is None and not self._overdue
@@ -260,9 +294,17 @@ class _Worker:
         with contextlib.suppress(OSError):
             self._process.kill()
         self._process.wait()
-        for pipe in (self._to, self._from):
+        for pipe in (self._to, self._from, self._errors):
             with contextlib.suppress(OSError, ValueError):
                 pipe.close()
+
+
+def _scratch() -> IO[bytes]:
+    """For what a worker writes before it is ready: a file, for somebody would have to empty a pipe."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:  # there is no folder for it
+        return Path(os.devnull).open("r+b")
 
 
 def send(stream: IO[bytes], message: dict[str, Any], pixels: bytes = b"") -> None:

@@ -2,15 +2,16 @@
 
 A line is one JSON object, appended whole, several with one call, so that it can be read while a run goes on. In order:
 
-    {"run": ID, "format": 1, "started": ..., "version": ..., "model": {...}, "settings": {...}, "root": ...}
+    {"run": ID, "format": 1, "started": ..., "version": ..., "model": {...}, "settings": {...}, "root": ..., ...}
     {"writing": [MASK, ...]}                                         these masks are about to be written
-    {"status": "done", "image": ..., "mask": ..., ...}               or "failed" with "reason", or "skipped"
+    {"status": "done", "image": ..., "mask": ..., ...}               or "failed" with "reason", or "skipped" with "kept"
     {"end": ID, "done": N, "failed": N, "skipped": N, ...}           absent where a run was killed
 
-``image`` is relative to the run's ``root`` and ``mask`` to this folder. A name that is not UTF-8 is
-``{"base64": ...}`` of its bytes. Of several lines about one mask the last counts, but for a failure that left the mask
-of before alone. A line of what was skipped has ``kept`` where the mask is not the one that was written. A torn last
-line, of a machine that lost its power, is passed over.
+``image`` is relative to the run's ``root``, and ``mask`` to this folder, as is the run's ``overlays``, if it drew any.
+A name that is not UTF-8 is ``{"base64": ...}`` of its bytes. Of several lines about one mask the last counts, but for a
+failure that left the mask of before alone. What was skipped has a line only where its mask is not the one that was
+written, and a failure that an earlier run found has none: the last line is as the earlier one. (isicrt wrote one for
+every image until 28 November 2026.) A torn last line, of a machine that lost its power, is passed over.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -288,22 +289,6 @@ def read_name(value: object) -> str:
     except (KeyError, TypeError, ValueError):
         pass
     raise DataError(f"journal: {value!r} is no file name")
-
-
-def read_journal(folder: str | os.PathLike[str]) -> Iterable[Mapping[str, Any]]:
-    """Every whole line of a folder's journal, also of one that is being written.
-
-    Raises:
-        DataError: there is none, or it cannot be read.
-    """
-    path = Path(folder) / JOURNAL_NAME
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n") and (entry := parse_line(line)):
-                    yield entry
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _number(mask: str) -> int:

@@ -7,8 +7,8 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
-from functools import lru_cache
 from json.encoder import encode_basestring_ascii as encode_string
 from pathlib import Path
 from types import TracebackType
@@ -17,18 +17,26 @@ from typing import Any
 from isicrt._version import __version__
 from isicrt.engine.card import ModelCard
 from isicrt.engine.corrections import find_correction, find_drawn, is_as_written
-from isicrt.engine.errors import DataError, ImageError, SettingsError
+from isicrt.engine.errors import ImageError, SettingsError
 from isicrt.engine.finishing import Finished
 from isicrt.engine.images import FileStamp, read_source
-from isicrt.engine.journal import FORMAT, JOURNAL_NAME, LINES, Journal, JournalIndex, encode_line, read_name, write_name
+from isicrt.engine.journal import (
+    FORMAT,
+    JOURNAL_NAME,
+    LINES,
+    Journal,
+    JournalIndex,
+    encode_line,
+    write_name,
+)
+from isicrt.engine.journal_fields import native_size, source_of, stamp_fields, stamp_of
 from isicrt.engine.lock import FolderLock
-from isicrt.engine.names import KeySet, name_key
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
-from isicrt.engine.output import FSYNC, BackgroundSync, OutputFolder, clean_names, make_folder
-from isicrt.engine.sources import Job, overlay_folder, overlay_path
+from isicrt.engine.output import FSYNC, BackgroundSync, OutputFolder, make_folder
+from isicrt.engine.sources import Job, overlay_path
+from isicrt.engine.survey import survey
 
 EXISTING = ("resume", "overwrite")
-_SHOWN = 10
 
 
 class Ledger:
@@ -55,7 +63,8 @@ class Ledger:
         settings: what else decides how a mask looks.
         existing: one of `EXISTING`.
         retry_failed: see above.
-        overlays: the folder of the overlays, if there are to be any; one that is missing is drawn again.
+        overlays: the folder of the overlays, if there are to be any; one that is missing, or that the run that made
+            the mask did not draw, is drawn again.
         fsync: one of `isicrt.engine.output.FSYNC`.
 
     Raises:
@@ -86,6 +95,7 @@ class Ledger:
         self.journal = self._out / JOURNAL_NAME
         """The journal's file."""
         self._overlays = None if overlays is None else Path(overlays)
+        self._drawn = {} if overlays is None else {"overlays": write_name(_from(self._out, overlays))}
         self._resume, self._retry_failed = existing == "resume", retry_failed
         self._key = {"model": dict(model), "settings": dict(settings)}
         make_folder(self._out)
@@ -102,7 +112,15 @@ class Ledger:
         try:
             self._root = _root(jobs[0], self._out) if jobs else ""
             self._below_root = os.path.join(self._root, "")  # noqa: PTH118 (what most images' paths begin with)
-            self._survey(jobs)
+            survey(
+                jobs,
+                self._known,
+                self._name,
+                out=self._out,
+                root=self._root,
+                overlays=self._overlays,
+                refuse=self._resume,
+            )
             self._journal = Journal(self._out)
         except BaseException:
             self._known.close()
@@ -117,6 +135,7 @@ class Ledger:
                     "version": __version__,
                     **self._key,
                     "root": write_name(self._root),
+                    **self._drawn,
                     "images": len(jobs),
                 }
             )
@@ -149,7 +168,7 @@ class Ledger:
             image = os.stat(job.image)  # noqa: PTH116 (once for each image)
         except OSError:
             return None  # to be found out again by reading it
-        same_place = self._source(entry, run) == _absolute(job.image)
+        same_place = source_of(entry, run) == _absolute(job.image)
         same_stat = (entry.get("image_size"), entry.get("image_mtime_ns")) == (image.st_size, image.st_mtime_ns)
         if status == "failed":
             if (drawn := find_drawn(job.mask)) is not None:
@@ -157,21 +176,21 @@ class Ledger:
             unchanged = same_place and same_stat and run.get("version") == __version__
             if not unchanged or self._retry_failed:
                 return None
-            return Outcome(job, str(entry.get("reason")), None, None, damaged=_stamp(entry), untried=True)
+            return Outcome(job, str(entry.get("reason")), None, None, damaged=stamp_of(entry), untried=True)
         if status != "done":
             return None
         changed = not (same_place and same_stat) and not self._is_same_file(job, entry, image.st_size)
         if changed and not same_place:
             raise ImageError(
-                f"{job.image}: {job.mask} is the mask of another image, {self._source(entry, run)}. "
+                f"{job.image}: {job.mask} is the mask of another image, {source_of(entry, run)}. "
                 "Use another --out, or --overwrite"
             )
-        size = _size(entry)
+        size = native_size(entry)
         if size is None:
             return None
         outdated = changed or {"model": run.get("model"), "settings": run.get("settings")} != self._key
         if is_as_written(job.mask, size, entry):
-            if outdated or (self._overlays is not None and not self._has_overlay(job)):
+            if outdated or (self._overlays is not None and not self._has_overlay(job, run)):
                 return None
             lesion, sure = (x if isinstance(x := entry.get(n), float) else None for n in ("lesion_share", "confidence"))
             note = n if isinstance(n := entry.get("note"), str) else None
@@ -198,14 +217,17 @@ class Ledger:
         if finished.confidence is not None:
             noted["confidence"] = round(float(finished.confidence), 4)
         noted |= {"mask_size": finished.size, "mask_crc": finished.crc}
-        return noted if stamp is None else noted | _stamp_fields(stamp)
+        return noted if stamp is None else noted | stamp_fields(stamp)
 
     def record(self, *ended: tuple[Outcome, Mapping[str, Any] | None]) -> None:
         """Append the lines of images that have ended, with what `note` says of their masks. Any thread.
 
+        Of what is as the line before says there is none: a run that finds all done would add one for each image.
+
         Raises OutputError.
         """
-        self._journal.append_lines([self._line(outcome, noted) for outcome, noted in ended])
+        settled = [(self._settle(outcome), noted) for outcome, noted in ended]
+        self._journal.append_lines([self._line(o, noted) for o, noted in settled if _is_news(o)])
         self._sync.now_and_then()
 
     def _line(self, outcome: Outcome, noted: Mapping[str, Any] | None) -> str:
@@ -230,15 +252,21 @@ class Ledger:
         if outcome.kept is not None:
             entry["kept"] = outcome.kept
         if outcome.damaged is not None:
-            entry |= _stamp_fields(outcome.damaged)
-            self._remove_stale(outcome.job, mask)
+            entry |= stamp_fields(outcome.damaged)
         return entry
 
+    def sync(self) -> None:
+        """Bring masks and lines to the disk, unless `fsync` is ``never``. Raises OutputError, that of an earlier sync
+        too."""
+        self._sync.finish()
+
     def finish(self, summary: Mapping[str, Any], *, sync: bool = True) -> None:
-        """Append the run's last line and, with `sync`, bring everything to the disk. Raises OutputError."""
-        self._journal.append({"end": self.run, "ended": _now(), **summary})
+        """Append the run's last line; with `sync` once everything is on the disk, as it then is. Raises OutputError."""
         if sync:
-            self.output.sync()
+            self.sync()
+        self._journal.append({"end": self.run, "ended": _now(), **summary})
+        if sync and self.output.syncs:
+            self._journal.sync()
 
     def close(self) -> None:
         """Give the folder back."""
@@ -262,14 +290,6 @@ class Ledger:
         name = path[len(self._prefix) :]
         return name if os.sep == "/" else name.replace(os.sep, "/")
 
-    def _source(self, entry: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
-        """The absolute path of the image that a line is about."""
-        with suppress(DataError):
-            if "source" in entry:
-                return read_name(entry["source"])
-            return os.path.join(read_name(run.get("root")), read_name(entry.get("image")))  # noqa: PTH118
-        return None
-
     def _is_same_file(self, job: Job, entry: Mapping[str, Any], size: int) -> bool:
         """Whether an image that was moved or touched still has the bytes that its mask was made from."""
         if entry.get("image_size") != size:
@@ -278,66 +298,36 @@ class Ledger:
             return read_source(job.image).stamp.crc == entry.get("image_crc")
         return False
 
-    def _has_overlay(self, job: Job) -> bool:
+    def _has_overlay(self, job: Job, run: Mapping[str, Any]) -> bool:
+        """Whether the run that wrote a mask drew its overlay there, and it still is."""
         assert self._overlays is not None
+        if run.get("overlays") != self._drawn["overlays"]:  # what lies there may be another mask's
+            return False
         try:
             return overlay_path(job.mask, self._out, self._overlays).stat().st_size > 0
         except OSError:
             return False
 
-    def _remove_stale(self, job: Job, mask: str) -> None:
-        """The mask of a file that has been replaced by a damaged one is nobody's mask any more."""
-        if self._known.wrote(mask):
-            with suppress(OSError):
-                job.mask.unlink(missing_ok=True)
+    def _settle(self, outcome: Outcome) -> Outcome:
+        """Remove the mask of a file that has been replaced by a damaged one: it is nobody's any more. Nor is the
+        overlay of such a mask, or of one that was changed.
 
-    def _survey(self, jobs: Sequence[Job]) -> None:
-        """Look at what lies where masks go: remove what killed runs left, refuse what is not ours."""
-        runs = {str(run["run"]) for run in self._known.runs}
-        moved = any(run.get("root") != write_name(self._root) for run in self._known.runs)
-
-        # Jobs come folder by folder, and a folder may hold a million: hashes of its names tell which are not there.
-        @lru_cache(maxsize=64)
-        def there(folder: Path) -> KeySet:
-            found = KeySet(name_key(name) for name in clean_names(folder, runs))
-            if self._overlays is not None:
-                for _ in clean_names(overlay_folder(folder, self._out, self._overlays), runs):
-                    pass
-            return found
-
-        foreign, count = [], 0
-        for job in jobs:
-            if job.problem is not None or not (names := there(job.mask.parent)) or not self._resume:
-                continue
-            if names.may_hold(name_key(job.mask.name)) and os.path.lexists(job.mask):
-                if self._is_known(job, moved):
-                    continue
-                count += 1
-                if count <= _SHOWN:
-                    foreign.append(str(job.mask))
-        if count:
-            shown = "".join(f"\n  {path}" for path in foreign)
-            more = f"\n  ... and {count - _SHOWN} more" if count > _SHOWN else ""
-            raise DataError(
-                f"{count} files stand where masks go, and the journal of {self._out} does not say that isicrt "
-                f"made them from these images:{shown}{more}\n"
-                "Move them away or choose another --out. --overwrite replaces them, and corrected masks with them."
-            )
-
-    def _is_known(self, job: Job, moved: bool) -> bool:
-        """Whether a run here made the file from this image, or failed to: then `check` says whose it is."""
-        name = self._name(job.mask)
-        if not moved and self._known.wrote(name):
-            return True
-        found = self._known.find(name)
-        if found is None:
-            return False
-        entry, run = found
-        if "status" not in entry or self._source(entry, run) == _absolute(job.image):
-            return True
-        with suppress(OSError):  # another path: the same image where size and time agree; its CRC is looked at later
-            return job.image.stat().st_size == entry.get("image_size")
-        return False
+        Returns:
+            The outcome; without its stamp where nothing says that the mask there was made from other bytes: then the
+            failure is not theirs (memory was short, a library is another one), and the mask and its line stay.
+        """
+        if outcome.damaged is None and outcome.kept is None:
+            return outcome
+        mask = outcome.job.mask
+        if outcome.damaged is not None and self._known.wrote(name := self._name(mask)):
+            found = self._known.find(name)
+            made_from = None if found is None else found[0].get("image_crc")
+            if not isinstance(made_from, int) or made_from == outcome.damaged.crc:
+                return replace(outcome, damaged=None)
+            _remove(mask)
+        if self._overlays is not None:
+            _remove(overlay_path(mask, self._out, self._overlays))
+        return outcome
 
 
 def mask_settings(card: ModelCard, threshold: float | None, mask_bits: int) -> dict[str, Any]:
@@ -362,26 +352,29 @@ def loaded_sha256(runtime: object, path: str | os.PathLike[str]) -> str:
     return digest if isinstance(digest, str) else file_sha256(path)
 
 
-def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    height, width = entry.get("height"), entry.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
-
-
-def _stamp_fields(stamp: FileStamp) -> dict[str, int]:
-    return {"image_size": stamp.size, "image_mtime_ns": stamp.mtime_ns, "image_crc": stamp.crc}
-
-
-def _stamp(entry: Mapping[str, Any]) -> FileStamp:
-    values = (entry.get(name) for name in ("image_size", "image_mtime_ns", "image_crc"))
-    return FileStamp(*(value if isinstance(value, int) else 0 for value in values))
-
-
 def _root(job: Job, out: Path) -> str:
     """The folder below which an image lies as its mask does below `out`."""
     folder = os.path.dirname(_absolute(job.image))  # noqa: PTH120
     for _ in job.mask.parent.relative_to(out).parts:
         folder = os.path.dirname(folder)  # noqa: PTH120
     return folder
+
+
+def _is_news(outcome: Outcome) -> bool:
+    return outcome.kept is not None or not (outcome.skipped or outcome.untried)
+
+
+def _from(out: Path, folder: str | os.PathLike[str]) -> str:
+    """A folder as it lies from another one, which holds where both are moved."""
+    try:
+        return os.path.relpath(folder, out)
+    except ValueError:  # another drive of Windows
+        return os.path.abspath(folder)  # noqa: PTH100
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
 
 
 def _absolute(path: Path) -> str:

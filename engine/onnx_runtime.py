@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from isicrt.engine.cores import has_vnni
@@ -36,6 +37,10 @@ class OnnxRuntime(CpuRuntime):
             session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common root
             raise ModelError(f"{self.path}: ONNX Runtime cannot load it: {error}") from error
+        # It would keep the file for ever, to load it again on another provider where this one fails.
+        session.disable_fallback()
+        with suppress(AttributeError):
+            session._model_bytes = None
         self._check_signature(_sides(session.get_inputs()), _sides(session.get_outputs()))
         name = session.get_inputs()[0].name
 

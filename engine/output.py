@@ -76,6 +76,15 @@ class BackgroundSync:
                 self._thread = threading.Thread(target=self._run, name="isicrt-sync", daemon=True)
                 self._thread.start()
 
+    def finish(self) -> None:
+        """Sync now, after one that is under way. Raises its OutputError, or that of an earlier one: the system tells of
+        what could not be written once."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        self._output.sync()
+
     def _run(self) -> None:
         try:
             self._output.sync()

@@ -6,12 +6,10 @@ where it has many, and else in `isicrt.engine.stages`. The calling thread only c
 
 from __future__ import annotations
 
-import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Sized
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +20,7 @@ from isicrt.engine.cpu_runtime import CpuRuntime
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.finishing import Finishing
 from isicrt.engine.images import MAX_PIXELS
+from isicrt.engine.import_path import NO_PYTHON, own_python
 from isicrt.engine.isolation import DECODE_TIMEOUT, ImageDecoder
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.opencv_threads import WITHOUT_OPENCV_THREADS
@@ -59,7 +58,7 @@ MIN_SHARE_CORES = 4
 MIN_SHARED_JOBS = 1000
 """Images for which it is worth to start processes: each loads the network in the time of a hundred images."""
 MOST_PROCESSES = 255
-"""That segment images: so many names for their temporary files there are."""
+"""So many names for their temporary files there are."""
 
 
 class FailureLimitError(DataError):
@@ -107,7 +106,7 @@ def run_jobs(
             in stages: that finish masks, each with a write thread that does nothing else, and no other write threads;
             with a `chain` each decode thread has one too, that reads files. 0 for none; None for `default_processes`,
             or none where `write_threads` are given, or for few jobs. With an `overlay`, which is drawn in this
-            process, there are none.
+            process, there are none; of a run in blocks none either where `decode` takes workers for all images.
         mask_bits: 1 or 8, see `write_mask`.
         overlay: called with the job and its mask, bool H x W, after the mask was written, by several threads.
         on_outcome: called for each image as it ends, in no fixed order, in the calling thread.
@@ -155,8 +154,10 @@ def run_jobs(
     decoders, writers = default_threads(cores, on_gpu=on_gpu)
     decoders = decoders if decode_threads is None else decode_threads
     writers = writers if write_threads is None else write_threads
-    if processes < 0:
-        raise SettingsError(f"processes ({processes}): must not be negative")
+    if not 0 <= processes <= MOST_PROCESSES:
+        raise SettingsError(f"processes ({processes}): must be 0 to {MOST_PROCESSES}")
+    if processes and own_python() is None:
+        raise SettingsError(f"processes ({processes}): {NO_PYTHON}. Use 0 or None")
     if decoders < 1 or writers < 1:
         raise SettingsError("decode and write threads: at least 1 of each is needed")
     if not 0 <= cpu_share <= 1:
@@ -189,7 +190,7 @@ def run_jobs(
             block_route = BlockRoute(runtime, decoder, batch_size)
             task = _task(runtime, decoder, finishing, batch_size) if processes else None
             if task is not None:
-                pipeline = ShareRun(jobs, block_route, settings, task, min(processes, MOST_PROCESSES))
+                pipeline = ShareRun(jobs, block_route, settings, task, processes)
             else:
                 pipeline = BlockRun(jobs, block_route, settings, default_workers(threads))
         interrupted = False
@@ -247,16 +248,12 @@ def run_jobs(
 
 
 def _task(runtime: ConcurrentRuntime, decoder: Decode, finishing: Finishing, batch_size: int) -> SegmentAll | None:
-    """What the processes of a run in shares do; None where the network or the decoder is this process's alone, or where
-    a process that hangs would hold the run."""
+    """What the processes of a run in shares do; None where the network or the decoder is this process's alone (another
+    model may lie in its file by now), or where a process that hangs would hold the run."""
     trusted = decoder.trusted if isinstance(decoder, ImageDecoder) else None
-    if trusted is None or not isinstance(runtime, CpuRuntime) or not HAS_TIME_LIMIT:
+    if trusted is None or not isinstance(runtime, CpuRuntime) or not HAS_TIME_LIMIT or not runtime.is_unchanged():
         return None
-    # What was loaded may have gone since, or be another file by now.
-    with suppress(OSError):
-        if hashlib.sha256(runtime.path.read_bytes()).hexdigest() == runtime.digest:
-            return SegmentAll(runtime.in_process, trusted, finishing, batch_size, os.getpid())
-    return None
+    return SegmentAll(runtime.in_process, trusted, finishing, batch_size, os.getpid())
 
 
 def default_threads(cores: int, *, on_gpu: bool = False) -> tuple[int, int]:
@@ -280,8 +277,7 @@ def default_processes(cores: int, *, on_gpu: bool = False) -> int:
     On the CPU one for each core, which segments images. Where a GPU does most of it, one for two cores, which finishes
     masks, and as many that read.
     """
-    if getattr(sys, "frozen", False) or not sys.executable:
+    if own_python() is None:
         return 0
-    if on_gpu:
-        return 0 if cores < MIN_CORES else cores // 2
-    return 0 if cores < MIN_SHARE_CORES else cores
+    fewest, wanted = (MIN_CORES, cores // 2) if on_gpu else (MIN_SHARE_CORES, cores)
+    return 0 if cores < fewest else min(wanted, MOST_PROCESSES)

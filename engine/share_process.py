@@ -6,7 +6,6 @@ the journal has announced their masks, to write those.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,7 +21,8 @@ from isicrt.engine.images import DamagedImageError, Decoded, FileStamp
 from isicrt.engine.isolation import TrustedDecoder
 from isicrt.engine.output import OutputError
 from isicrt.engine.runtime import ConcurrentRuntime
-from isicrt.engine.task_process import MOST_AT_ONCE, ProcessLost, TaskProcess
+from isicrt.engine.task_process import MOST_AT_ONCE, ProcessLost, TaskProcess, end_with_run
+from isicrt.engine.write_process import Answer, ask_to_finish, finish_all
 
 _READ_SECONDS = 0.15
 """After so long a process says what it has read: with large images a whole share would keep the end waiting."""
@@ -59,8 +59,7 @@ class Share:
 @dataclass
 class SegmentAll:
     """The task of a process. It answers to an empty question once its network is loaded, to paths of images with a
-    `Share`, and to places in that share, with the masks to write, with what was finished and the message of the
-    OutputError that was the end of it."""
+    `Share`, and to places in that share, with the masks to write, with an `Answer`."""
 
     open: Callable[[], ConcurrentRuntime]
     decode: TrustedDecoder
@@ -73,15 +72,11 @@ class SegmentAll:
     _maps: dict[int, tuple[tuple[int, int], UInt8Array]] | None = None
 
     def __call__(self, question: Sequence[Path] | Sequence[tuple[int, Path]]) -> object:
-        self._end_with_run()
+        end_with_run(self.run)
         if self._runtime is None:
             self._runtime = self.open()
         places = [one for one in question if isinstance(one, tuple)]
         return self._finish(places) if places else self._read([one for one in question if isinstance(one, Path)])
-
-    def _end_with_run(self) -> None:
-        if os.name == "posix" and os.getppid() != self.run:  # it is gone, and its lock on the folder with it
-            os._exit(1)
 
     def _read(self, paths: Sequence[Path]) -> Share:
         assert self._runtime is not None
@@ -123,16 +118,10 @@ class SegmentAll:
             self._maps[place] = image.native_size, probability
         return replace(share, infer_seconds=share.infer_seconds + time.perf_counter() - started)
 
-    def _finish(self, places: Sequence[tuple[int, Path]]) -> tuple[list[Finished], str | None]:
+    def _finish(self, places: Sequence[tuple[int, Path]]) -> Answer:
         assert self._maps is not None
-        finished: list[Finished] = []
-        for place, mask in places:
-            self._end_with_run()
-            try:
-                finished.append(self.finishing.finish(mask, *self._maps.pop(place)))
-            except OutputError as error:
-                return finished, str(error)
-        return finished, None
+        maps = self._maps
+        return finish_all(self.finishing, self.run, ((mask, *maps.pop(place)) for place, mask in places))
 
 
 class ShareProcess:
@@ -196,13 +185,11 @@ class ShareProcess:
         """
         results: list[Finished | None] = [None] * len(places)
         try:
-            finished, problem = self.process.ask(list(places))
+            masks = [mask for _, mask in places]
+            finished, self.error = ask_to_finish(self.process, list(places), self._output, masks)
         except ProcessLost:
-            if self._output is not None:
-                self._output.remove_temporary({mask.parent for _, mask in places})
             self._start()
             return results
-        self.error = None if problem is None else OutputError(problem)
         results[: len(finished)] = finished
         return results
 

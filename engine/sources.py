@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from isicrt.engine.clashes import REMEMBERED, SHOWN, check_images_safe, fail_long_names, settle_clashes
+from isicrt.engine.clashes import (
+    REMEMBERED,
+    SHOWN,
+    check_images_safe,
+    check_overlays_apart,
+    fail_long_names,
+    settle_clashes,
+)
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.image_search import EXTENSIONS, ImageSearch
 from isicrt.engine.jobs import Job, Jobs
@@ -58,7 +65,8 @@ def find_jobs(
             those of several arguments and of a list as below the folder that all of them share. Folders of masks and
             overlays that isicrt wrote before are left out where a folder is searched or a pattern matched.
         out: the folder for the masks. It may lie inside a folder of images and is not searched.
-        overlays: a folder for overlays (see `overlay_path`), which is kept apart in the same way.
+        overlays: a folder for overlays (see `overlay_path`), which is kept apart in the same way. One that holds images
+            must bear the mark of an earlier run.
         on_clash: where two images claim one mask (``a.jpg`` beside ``a.png``, or names that differ in case or Unicode
             normal form only), or a mask the name of a folder (``a.jpg`` beside ``a.png/b.jpg``), ``refuse`` raises;
             ``fail`` gives these images a `Job.problem` and leaves the others alone; ``extension`` keeps the extension
@@ -72,8 +80,9 @@ def find_jobs(
     Raises:
         SettingsError: an unknown `on_clash`, or one folder for masks and overlays.
         DataError: no image; an argument that is empty or does not exist, or a folder that isicrt wrote; two images
-            whose masks would have one name (also where only the case differs); a mask or an overlay that would replace
-            an image, or land in a folder that is read as input.
+            whose masks would have one name (also where only the case differs); a pattern that goes up behind a
+            wildcard, out of what it begins with; a mask or an overlay that would replace an image, or land in a folder
+            that is read as input; overlays among images that isicrt did not draw.
     """
     if on_clash not in ON_CLASH:
         raise SettingsError(f"on_clash {on_clash!r}: must be one of {', '.join(ON_CLASH)}")
@@ -105,8 +114,9 @@ def find_jobs(
     if overlays is not None:
         drawn = partial(overlay_folder, out=out, overlays=overlays)
         check_images_safe(jobs, drawn, _overlay_name, "overlay", "--overlay", search.folders)
+        check_overlays_apart(jobs, Path(overlays), drawn)
     for folder, reason in left_out.unread.items():
-        jobs.add_failure(Job(Path(folder), out / Path(_normal(folder)).relative_to(root), f"{folder}: {reason}"))
+        jobs.add_failure(Job(Path(folder), out / _below(_normal(folder), root), f"{folder}: {reason}"))
     jobs.left_out = left_out
     return jobs
 
@@ -157,7 +167,7 @@ class _Found:
         self._latest = None
         truths = {folder for folder in self._folders if self._holds_truths(folder)}
         for folder in sorted(self._folders):
-            below = str(Path(folder).relative_to(root))
+            below = str(_below(folder, root))
             for spelling, names in _once(self._folders.pop(folder)):
                 jobs.add_folder(spelling, below, names)
                 for name in names:
@@ -238,6 +248,17 @@ class _Arguments:
 def _normal(path: str | Path) -> str:
     """Absolute and without ``..``, links as they are."""
     return os.path.normpath(Path(path).absolute())
+
+
+def _below(folder: str, root: str) -> Path:
+    """Where a folder lies below the one that the masks mirror; both absolute."""
+    try:
+        return Path(folder).relative_to(root)
+    except ValueError:
+        raise DataError(
+            f"{folder}: a pattern leads there by .. behind a wildcard, and masks are laid out as images lie below "
+            f"{root}. Name what is there by a pattern of its own"
+        ) from None
 
 
 def _common(folders: Iterable[str]) -> str:

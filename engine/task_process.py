@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from isicrt.engine.import_path import import_path
+from isicrt.engine.import_path import import_path, own_environment, own_python
 
 MIN_CORES = 8
 """Fewer cores are kept busy by threads alone."""
@@ -46,8 +46,6 @@ HAS_TIME_LIMIT = hasattr(select, "poll")
 # Not `-m`: the process must find the isicrt that this one runs. Nothing may be imported before that: Python would look
 # for it in the current folder first, which may be a stranger's images.
 _START = "import sys; sys.path[:] = sys.argv[1:]; from isicrt.engine.task_process import serve; serve()"
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-"""Else each process starts a thread for every core, which it has no use for."""
 
 _HEADER, _MAGIC = struct.Struct("<8sQQ"), b"isicrt\x00\x01"
 """Of a message; the length of its pickle, and the number of parts behind it."""
@@ -76,7 +74,8 @@ class TaskProcess:
     def __init__(self, task: Task, command: Sequence[str] | None = None, *, bulk: str) -> None:
         self._task = task
         self._bulk = bulk
-        self._command = list(command or (sys.executable, "-c", _START, *import_path()))
+        python = own_python()
+        self._command = list(command or ((python, "-c", _START, *import_path()) if python else ()))
         self._starts = 0
         self._owes = False
         """Whether an answer is on its way that nobody wants."""
@@ -170,12 +169,14 @@ class TaskProcess:
         # A session of its own: Ctrl-C is for the run, which then ends its processes.
         options: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
         try:
+            if not self._command:
+                raise ProcessLost
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, **_ONE_THREAD},
+                env=own_environment(),
                 **options,
             )
             assert self._process.stdin is not None
@@ -326,6 +327,12 @@ def serve() -> None:
         while True:
             _send(answers, task(_receive(questions)))
     os._exit(0)  # the run waits for it, and everything is written
+
+
+def end_with_run(run: int) -> None:
+    """For a task that writes: end this process if that of the run is gone, and its lock on the folder with it."""
+    if os.name == "posix" and os.getppid() != run:
+        os._exit(1)
 
 
 def _send(stream: IO[bytes], message: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from isicrt.engine.finishing import Content, Finished, Finishing
-from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.gpu_batch import PackedMask
-from isicrt.engine.output import OutputError
+from isicrt.engine.output import OutputError, OutputFolder
 from isicrt.engine.pixel_budget import LARGE_PIXELS
-from isicrt.engine.task_process import MOST_AT_ONCE, START_AFTER, HandOver, ProcessLost, TaskProcess
+from isicrt.engine.task_process import MOST_AT_ONCE, START_AFTER, HandOver, ProcessLost, TaskProcess, end_with_run
 
 Todo = tuple[Path, tuple[int, int], Content]
 """As the arguments of `Finishing.finish`."""
@@ -25,6 +24,35 @@ Sent = tuple[str, tuple[int, int], Any, "int | None"]
 """The same on its way, plain: path, size, and a probability map, or the buffer of a packed mask and the bytes of a
 row."""
 
+Answer = tuple[list[Finished], "str | None"]
+"""What a process has finished, and the message of the OutputError that was the end of it."""
+
+
+def finish_all(finishing: Finishing, run: int, todo: Iterable[Todo]) -> Answer:
+    """In a process: finish masks until the process of the run, `run`, is gone or nothing can be written any more."""
+    finished: list[Finished] = []
+    for one in todo:
+        end_with_run(run)
+        try:
+            finished.append(finishing.finish(*one))
+        except OutputError as error:
+            return finished, str(error)
+    return finished, None
+
+
+def ask_to_finish(
+    process: TaskProcess, question: object, output: OutputFolder | None, masks: Iterable[Path]
+) -> tuple[list[Finished], OutputError | None]:
+    """In the run: ask a process that answers with an `Answer`. Where it is lost (ProcessLost), what it has left beside
+    these masks in its `output` is removed."""
+    try:
+        finished, problem = process.ask(question)
+    except ProcessLost:
+        if output is not None:
+            output.remove_temporary({mask.parent for mask in masks})
+        raise
+    return finished, None if problem is None else OutputError(problem)
+
 
 @dataclass(frozen=True)
 class _FinishAll:
@@ -32,18 +60,8 @@ class _FinishAll:
     run: int
     """The process of the run."""
 
-    def __call__(self, todo: Sequence[Sent]) -> tuple[list[Finished], str | None]:
-        """What was finished, and the message of the OutputError that was the end of it."""
-        finished: list[Finished] = []
-        for path, size, content, width in todo:
-            if os.name == "posix" and os.getppid() != self.run:  # it is gone, and its lock on the folder with it
-                os._exit(1)
-            try:
-                arrived = content if width is None else PackedMask(_rows(content, width), size)
-                finished.append(self.finishing.finish(Path(path), size, arrived))
-            except OutputError as error:
-                return finished, str(error)
-        return finished, None
+    def __call__(self, sent: Sequence[Sent]) -> Answer:
+        return finish_all(self.finishing, self.run, map(_arrived, sent))
 
 
 class WriteProcess:
@@ -93,13 +111,11 @@ class WriteProcess:
         small = [n for n, (_, size, _) in enumerate(todo) if not is_large(size)]
         if not is_due or not small:
             return results
+        sent = [_sent(*todo[n]) for n in small]
         try:
-            finished, problem = self.process.ask([_sent(*todo[n]) for n in small])
+            finished, self.error = ask_to_finish(self.process, sent, self._output, [todo[n][0] for n in small])
         except ProcessLost:
-            if self._output is not None:
-                self._output.remove_temporary({todo[n][0].parent for n in small})
             return results
-        self.error = None if problem is None else OutputError(problem)
         for n, done in zip(small, finished, strict=False):
             results[n] = done
         return results
@@ -115,8 +131,11 @@ def _sent(path: Path, size: tuple[int, int], content: Content) -> Sent:
     return str(path), size, pickle.PickleBuffer(np.ascontiguousarray(content.bits).data), content.bits.shape[1]
 
 
-def _rows(buffer: Any, width: int) -> UInt8Array:
-    return np.frombuffer(buffer, np.uint8).reshape(-1, width)
+def _arrived(sent: Sent) -> Todo:
+    path, size, content, width = sent
+    if width is not None:
+        content = PackedMask(np.frombuffer(content, np.uint8).reshape(-1, width), size)
+    return Path(path), size, content
 
 
 def is_large(size: tuple[int, int]) -> bool:

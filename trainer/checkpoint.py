@@ -21,6 +21,7 @@ FORMAT = 1
 _LONGEST_REASON = 500
 """Characters: torch lists every weight that is missing."""
 BEST, LAST, METRICS, CONFIG = "best.pt", "last.pt", "metrics.csv", "config.yaml"
+VALIDATION = "validation.txt"
 
 
 def save(path: Path, *, card: ModelCard, weights: Mapping[str, Tensor], **state: Any) -> None:

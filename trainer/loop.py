@@ -37,6 +37,7 @@ from isicrt.trainer.run_folder import (
     identity_of,
     write_config,
     write_metrics,
+    write_validation,
 )
 from isicrt.trainer.saving import Best, Intervals
 from isicrt.trainer.start import Blend, Start, encoder_weights, with_network
@@ -148,6 +149,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
 
     try:
         write_config(settings, identity, encoder)
+        write_validation(validation, out)
         if history:  # a kill may have come between the checkpoint and its row
             write_metrics(history, out / checkpoint.METRICS)
         else:  # one that was stopped before its first save may have had other settings

@@ -20,6 +20,7 @@ from isicrt.engine.card import MAX_NAME, exported_from
 from isicrt.engine.errors import ModelError, SettingsError
 from isicrt.trainer import checkpoint
 from isicrt.trainer.data_hash import Alias
+from isicrt.trainer.dataset import Pair
 from isicrt.trainer.recipe import Recipe, recipe_names
 from isicrt.trainer.run import RunSettings
 from isicrt.trainer.start import Start
@@ -247,6 +248,19 @@ def write_config(settings: RunSettings, identity: Mapping[str, Any], encoder: st
     replace_text(settings.out / checkpoint.CONFIG, yaml.safe_dump(content, sort_keys=False))
 
 
+def write_validation(validation: Sequence[Pair], out: Path) -> None:
+    """``validation.txt``: the ids of the images that the run validates on, one a line, as `isicrt evaluate --ids` takes
+    them; no such file where there are none.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if validation:
+        replace_text(out / checkpoint.VALIDATION, "".join(f"{pair.id}\n" for pair in validation))
+    else:  # of a run that was stopped before its first save
+        (out / checkpoint.VALIDATION).unlink(missing_ok=True)
+
+
 def _plain(value: Any) -> Any:
     """The value in YAML's own types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -270,5 +284,5 @@ def write_metrics(history: Sequence[Mapping[str, Any]], path: Path) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", newline="")
+    temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")  # ids are names of files
     temporary.replace(path)

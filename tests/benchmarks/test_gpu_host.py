@@ -17,9 +17,9 @@ from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import DataError
 from isicrt.engine.gpu_batch import ChainImage, read_chain_image
 from isicrt.engine.images import read_mask
-from isicrt.engine.journal import read_journal
 from isicrt.engine.read_process import ReadProcess
 from isicrt.engine.task_process import START_AFTER
+from tests.journal_lines import read_journal
 from tests.tiny_models import darkness_card
 
 

@@ -56,6 +56,6 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 
 def test_the_table_in_the_documentation_is_that_of_the_committed_figures() -> None:
     data = json.loads((REPOSITORY / "benchmarks" / "results" / "plans.json").read_text())
-    page = (REPOSITORY / "docs" / "gpu.md").read_text()
+    page = (REPOSITORY / "docs" / "gpu-measurements.md").read_text()
     for line in to_markdown(data["rows"]).splitlines():
         assert line in page

@@ -10,10 +10,10 @@ from PIL import Image
 
 from isicrt.benchmarks.other_work import OtherWork
 from isicrt.benchmarks.throughput import EndToEnd, TimedRun, run_once
-from isicrt.engine.journal import read_journal
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.sources import Job, find_jobs
 from tests.benchmarks.sample_report import BUSY
+from tests.journal_lines import read_journal
 
 
 def test_figures_are_medians_of_the_runs() -> None:

@@ -7,8 +7,10 @@ import errno
 import json
 import os
 import re
+import select
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from isicrt.cli.main import group
-from isicrt.engine.journal import read_journal
+from isicrt.cli.segment_notices import idle_lines
 from isicrt.engine.masks import encode_png
 from isicrt.engine.outcome import KEPT, KEPT_OUTDATED
+from tests.journal_lines import read_journal
 
 
 @pytest.fixture
@@ -137,6 +140,55 @@ def test_a_share_for_the_cpu_of_what_only_the_cpu_does(segment, option: str) -> 
         f"{option} does nothing here: no GPU decodes, and the CPU decodes every image"
     ]
     assert segment("in", "--out", "out", "--cpu-share", "0").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        pytest.param({}, "", id="processes"),
+        pytest.param({"overlay": True, "threads": 2}, "--processes does nothing here: overlays", id="overlay"),
+        pytest.param({"overlay": True, "cpu_alone": False}, "--processes does nothing here: overlays", id="on_gpu"),
+        pytest.param({"isolate": "always"}, "--processes does nothing here: with --isolate always", id="isolate"),
+        pytest.param({"isolate": "always", "cpu_alone": False}, "", id="plan"),
+        pytest.param({"isolate": "always", "processes": 0}, "", id="none"),
+        pytest.param({"isolate": "always", "processes": None, "threads": 2}, "", id="the_default"),
+        pytest.param({"threads": 2}, "--threads does nothing here but for what no process takes", id="threads"),
+        pytest.param({"threads": 2, "cpu_alone": False}, "", id="threads_beside_a_gpu"),
+    ],
+)
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="has no such processes")
+def test_options_that_change_nothing(asked: dict[str, Any], expected: str) -> None:
+    usual = {"processes": 4, "threads": None, "isolate": "auto", "overlay": False, "cpu_alone": True}
+    lines = list(idle_lines(**(usual | asked)))
+    assert [line[: len(expected)] for line in lines] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ""),
+        (("--processes", 2, "--overlay", "drawn"), "--processes does nothing here: overlays"),
+        (("--processes", 2, "--isolate", "always"), "--processes does nothing here: with --isolate always"),
+    ],
+)
+def test_processes_that_there_are_not_are_said(segment, options: tuple[object, ...], expected: str) -> None:
+    result = segment("in", "--out", "out", *options)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(expected)
+    assert result.stderr.count("\n") == bool(expected)
+
+
+def test_more_processes_than_there_are_names_for(segment) -> None:
+    result = segment("in", "--out", "out", "--processes", "256")
+    assert result.exit_code == 2
+    assert "0<=x<=255" in result.stderr
+    assert not Path("out").exists()
+
+
+def test_processes_where_one_that_hangs_cannot_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isicrt.engine.task_process.HAS_TIME_LIMIT", False)
+    (line,) = idle_lines(processes=4, threads=2, isolate="auto", overlay=False, cpu_alone=True)
+    assert line.startswith("--processes does nothing here: this system")
 
 
 def test_a_clash_that_extensions_do_not_settle_is_not_told_what_was_said(segment) -> None:

@@ -48,6 +48,15 @@ def test_the_latest_used_are_kept(cache: CompiledCache, tmp_path: Path) -> None:
     assert cache.read(0) == b"0"
 
 
+def test_a_folder_of_somebody_else_is_read(cache: CompiledCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError
+
+    cache.write(b"data", "a")
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.read("a") == b"data"
+
+
 def test_a_folder_that_cannot_be_written_is_no_cache(
     cache: CompiledCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

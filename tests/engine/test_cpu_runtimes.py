@@ -11,6 +11,7 @@ import time
 import weakref
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,6 +28,7 @@ from isicrt.engine.in_flight import infer_batches
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.openvino_runtime import OpenVinoRuntime
 from isicrt.engine.runtime import CPU_RUNTIME_VARIABLE, PipelinedRuntime, Runtime, open_runtime
+from isicrt.engine.silent_imports import import_onnxruntime
 from tests.tiny_models import darkness_card, write_darkness_model
 
 
@@ -108,15 +110,34 @@ def test_a_file_that_changed_is_not_run_for_the_one_that_was_opened(
     own.write_bytes(darkness_onnx.read_bytes())
     images = np.full((1, 64, 64, 3), 10, np.uint8)
     with runtime_class(own, threads=2) as runtime:
+        assert runtime.is_unchanged()
         own.unlink()
         if change == "another":
             write_darkness_model(own, threshold=0.7)
         expected = "was changed since it was first read" if change == "another" else "cannot be read any more"
         with pytest.raises(ModelError, match=expected):
             runtime.infer(images)
+        assert not runtime.is_unchanged()
         assert (runtime.infer_alone(images) == 245).all()
         own.write_bytes(darkness_onnx.read_bytes())
+        assert runtime.is_unchanged()
         assert (runtime.infer(images) == 245).all()
+
+
+def test_no_session_keeps_the_file(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime, sessions = import_onnxruntime(), []
+    make = onnxruntime.InferenceSession
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        sessions.append(make(*arguments, **options))
+        return sessions[-1]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    images = np.full((1, 64, 64, 3), 10, np.uint8)
+    with OnnxRuntime(darkness_onnx, threads=2) as runtime:
+        assert (runtime.infer(images) == runtime.infer_alone(images)).all()
+    assert len(sessions) == 2
+    assert darkness_onnx.read_bytes() not in [kept for one in sessions for kept in vars(one).values()]
 
 
 def test_close_twice(runtime_class: type[CpuRuntime], darkness_onnx: Path) -> None:

@@ -23,7 +23,7 @@ from isicrt.cli.main import group
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.errors import ModelError
 from isicrt.engine.images import read_mask
-from isicrt.engine.journal import JOURNAL_NAME, read_journal
+from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.outcome import DecodeCounts, Outcome
 from isicrt.engine.plan import write_plan
 from isicrt.engine.scores import score_mask
@@ -34,6 +34,7 @@ from tests.benchmarks.host_parts import write_convolution_model
 from tests.conftest import REPOSITORY
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.torch_plan import LARGEST, PLACES, put_torch_behind_plans
+from tests.journal_lines import read_journal
 from tests.tiny_models import darkness_card
 
 pytest.importorskip("torch", reason="torch is not installed (extra train)")

@@ -19,7 +19,7 @@ from isicrt.engine.gpu_chain import GpuChain
 from isicrt.engine.gpu_stages import GpuRoute
 from isicrt.engine.images import Decoded, decode_image, read_mask
 from isicrt.engine.isolation import ImageDecoder
-from isicrt.engine.journal import JOURNAL_NAME, read_journal, read_name
+from isicrt.engine.journal import JOURNAL_NAME, read_name
 from isicrt.engine.ledger import Ledger, mask_settings
 from isicrt.engine.outcome import STAGES, DecodeCounts, Outcome
 from isicrt.engine.pipeline import THREAD_PREFIX, run_jobs
@@ -27,6 +27,7 @@ from isicrt.engine.sources import Job, find_jobs
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.host_plan import HostPlan
 from tests.engine.hostile_files import CASES, make_folder
+from tests.journal_lines import read_journal
 
 
 @pytest.fixture

@@ -16,13 +16,14 @@ from isicrt.engine import images
 from isicrt.engine.errors import ImageError
 from isicrt.engine.images import DamagedImageError, decode_image, read_mask
 from isicrt.engine.isolation import ImageDecoder
-from isicrt.engine.journal import read_journal, read_name
+from isicrt.engine.journal import read_name
 from isicrt.engine.ledger import Ledger, mask_settings
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.pipeline import run_jobs
 from isicrt.engine.sources import find_jobs
 from tests.engine.hostile_files import CASES, JPEG, PNG, make_folder, png
+from tests.journal_lines import read_journal
 
 SIZE = (32, 32)
 

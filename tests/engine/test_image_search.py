@@ -206,6 +206,15 @@ def test_a_folder_that_cannot_be_read_costs_what_is_in_it(
     ]
 
 
+@pytest.mark.parametrize(("images", "locked"), [("in/*/../../other/*.jpg", None), ("in/*/../../*/*.jpg", "other")])
+def test_a_pattern_that_goes_up(here: Path, images: str, locked: str | None, lock: Callable[[str, int], None]) -> None:
+    _touch("in/x/a.jpg", "in/b.jpg", "other/a.jpg")
+    if locked is not None:
+        lock(locked, errno.EACCES)
+    with pytest.raises(DataError, match=r"other: a pattern leads there by \.\. behind a wildcard"):
+        find_jobs(images, "out")
+
+
 def test_an_unreadable_folder_has_no_mask_to_clash_with(here: Path, lock: Callable[[str, int], None]) -> None:
     _touch("in/lost.jpg", "in/lost/a.jpg")
     lock("lost", errno.EACCES)

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from isicrt.benchmarks.rendered import render
+from isicrt.engine import decode_worker
 from isicrt.engine.errors import ImageError, SettingsError
 from isicrt.engine.images import DamagedImageError, decode_image, may_take_long
 from isicrt.engine.isolation import ImageDecoder
@@ -221,6 +222,65 @@ def test_no_process_is_left(folder: Path) -> None:
 
 def test_a_worker_that_cannot_be_started(folder: Path) -> None:
     with ImageDecoder("always", command=["/nowhere/python"]) as decoder, pytest.raises(ImageError, match="--isolate"):
+        decoder(folder / "a.bmp", SIZE)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise SystemExit(1)", "ended (exit code 1)"),
+        ("import isicrt_is_gone", "ended (exit code 1): ModuleNotFoundError: No module named 'isicrt_is_gone'"),
+        ("import os; os.abort()", "crashed (SIGABRT)"),
+    ],
+)
+def test_a_worker_that_ends_before_it_has_seen_an_image(folder: Path, code: str, reason: str) -> None:
+    with ImageDecoder("always", command=[sys.executable, "-c", code]) as decoder, pytest.raises(ImageError) as caught:
+        decoder(folder / "a.bmp", SIZE)
+    begin, end = f"{folder / 'a.bmp'}: cannot be decoded: the decoder's process cannot be started: it ", ". --isolate"
+    assert str(caught.value).removeprefix(begin).startswith(reason + end)
+    assert not isinstance(caught.value, DamagedImageError), "it is no damage, and is to be tried again"
+
+
+def test_a_worker_where_nothing_can_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with ImageDecoder("always") as decoder:
+        assert decoder(folder / "a.bmp", SIZE).native_size == (40, 60)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limits")
+def test_a_system_that_refuses_the_limit_on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(*arguments: object) -> None:  # as macOS on Apple silicon
+        asked.append(arguments)
+        raise ValueError("current limit exceeds maximum limit")
+
+    decode_worker._limit_memory(sys.maxsize)  # more than there are numbers for
+    monkeypatch.setattr("resource.setrlimit", refuse)
+    decode_worker._limit_memory(1)
+    assert len(asked) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shows the limits of a process")
+@pytest.mark.parametrize(("max_pixels", "expected"), [(400_000_000, 12 << 30), (4_000_000_000, 128_000_000_000)])
+def test_the_limit_on_memory_goes_with_that_on_pixels(folder: Path, max_pixels: int, expected: int) -> None:
+    import resource
+
+    with ImageDecoder("always", max_pixels=max_pixels) as decoder:
+        decoder(folder / "a.bmp", SIZE)
+        (worker,) = decoder._idle
+        limit, hard = resource.prlimit(worker._process.pid, resource.RLIMIT_AS)
+    assert limit == (expected if hard == resource.RLIM_INFINITY else min(expected, hard))
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"])
+def test_libraries_start_no_thread_for_every_core(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "7")
+    command = [sys.executable, "-c", f"import os; raise SystemExit('threads: ' + os.environ[{name!r}])"]
+    with ImageDecoder("always", command=command) as decoder, pytest.raises(ImageError, match=r"threads: 1\."):
         decoder(folder / "a.bmp", SIZE)
 
 

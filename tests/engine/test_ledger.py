@@ -19,13 +19,14 @@ from isicrt.engine import journal
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.finishing import Finished
 from isicrt.engine.images import FileStamp, read_mask
-from isicrt.engine.journal import JOURNAL_NAME, Journal, JournalIndex, encode_line, read_journal, read_name, write_name
+from isicrt.engine.journal import JOURNAL_NAME, Journal, JournalIndex, encode_line, read_name, write_name
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.lock import LOCK_NAME, FolderLock
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.output import OutputError, OutputFolder, is_leftover, sync_file_system
 from isicrt.engine.segmenter import Segmenter
 from isicrt.engine.sources import Job, find_jobs
+from tests.journal_lines import read_journal
 
 
 @pytest.fixture
@@ -111,10 +112,23 @@ def test_other_weights_are_another_model(here: Path, segmenter: Segmenter, darkn
 def test_failures_are_not_tried_again_unless_asked(here: Path, segmenter: Segmenter) -> None:
     _run(segmenter)
     assert _run(segmenter)["c"] == DAMAGED
-    failed = [line for line in read_journal("out") if line.get("status") == "failed"]
-    assert len(failed) == 2
-    assert failed[0]["image_size"] == failed[1]["image_size"] == 7
-    assert _run(segmenter, retry_failed=True)["c"] == DAMAGED
+    for options, lines in ({}, 1), ({"retry_failed": True}, 2), ({}, 2):
+        assert _run(segmenter, **options)["c"] == DAMAGED
+        failed = [line["image_size"] for line in read_journal("out") if line.get("status") == "failed"]
+        assert failed == [7] * lines
+
+
+def test_a_run_that_finds_all_done_adds_two_lines(rendered_pairs: Path, tmp_path: Path, segmenter: Segmenter) -> None:
+    (tmp_path / "in").mkdir()
+    images = sorted((rendered_pairs / "images").iterdir())
+    for n in range(100):
+        (tmp_path / "in" / f"{n}.jpg").symlink_to(images[n % len(images)])
+    (tmp_path / "in" / "damaged.jpg").write_bytes(b"damaged")
+    for skipped in (0, 100):
+        before = len(list(read_journal(tmp_path / "out"))) if skipped else 0
+        assert segmenter.segment_folder(tmp_path / "in", tmp_path / "out").skipped == skipped
+    added = list(read_journal(tmp_path / "out"))[before:]
+    assert ["run" in added[0], "end" in added[-1], len(added), added[-1]["skipped"]] == [True, True, 2, 100]
 
 
 def test_moved_images_are_the_same_images(here: Path, segmenter: Segmenter) -> None:
@@ -141,13 +155,6 @@ def test_a_file_that_nobody_here_wrote_is_not_replaced(here: Path, segmenter: Se
     with pytest.raises(DataError, match=r"1 files stand where masks go(.|\n)*Move them away"):
         _run(segmenter)
     assert Path("out/a.png").read_bytes() == b"drawn by hand"
-
-
-def test_a_damaged_image_has_no_mask_of_its_better_days(here: Path, segmenter: Segmenter) -> None:
-    _run(segmenter)
-    Path("in/a.jpg").write_bytes(b"damaged too")
-    assert "not a JPEG" in _run(segmenter)["a"]
-    assert not Path("out/a.png").exists()
 
 
 def test_what_a_killed_run_left_is_cleaned_and_finished(here: Path, segmenter: Segmenter) -> None:

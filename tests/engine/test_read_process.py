@@ -20,7 +20,7 @@ from PIL import Image
 from isicrt.engine import read_process, stages
 from isicrt.engine.gpu_batch import SourceView, read_chain_image
 from isicrt.engine.images import decode_image
-from isicrt.engine.journal import JOURNAL_NAME, read_journal
+from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.outcome import Outcome, RunSummary
 from isicrt.engine.pipeline import run_jobs
@@ -28,6 +28,7 @@ from isicrt.engine.read_process import ReadAll, ReadFile, ReadProcess
 from isicrt.engine.sources import find_jobs
 from isicrt.engine.task_process import HAS_TIME_LIMIT, MOST_ON_GPU, TaskProcess
 from tests.engine.host_plan import HostPlan
+from tests.journal_lines import read_journal
 
 TASK = ReadAll(10**8, 0.0)
 

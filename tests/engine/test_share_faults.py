@@ -50,7 +50,7 @@ def test_a_process_whose_run_is_gone_writes_no_more(
 
     def write_and_lose(self: Finishing, mask: Path, *_: Any) -> Finished:
         mask.touch()
-        task.run = -1
+        monkeypatch.setattr(os, "getppid", lambda: 1)
         return Finished(None, 0.5, 10, 1, 0.1, 0.1)
 
     monkeypatch.setattr(os, "_exit", leave)

@@ -140,7 +140,7 @@ def test_links_are_followed_and_loops_end(here: Path) -> None:
 
 
 def test_masks_and_overlays_inside_the_images_are_not_images(here: Path) -> None:
-    _touch("in/a.jpg", "in/masks/a.png", "in/masks/x/b.png", "in/overlays/a.jpg")
+    _touch("in/a.jpg", "in/masks/a.png", "in/masks/x/b.png", "in/overlays/earlier/a.jpg")
     for images in ("in", "in/**/*", "in/**"):
         assert _pairs(images, "in/masks", overlays="in/overlays") == {"in/a.jpg": "in/masks/a.png"}
 

@@ -312,13 +312,17 @@ def test_overlays_are_drawn_here_and_so_are_their_masks(
 def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [default_processes(cores, on_gpu=True) for cores in (1, 2, 7, 16)] == [0, 0, 0, 8]
     assert [default_processes(cores) for cores in (1, 3, 4, 16)] == [0, 0, 4, 16]
+    assert default_processes(1024) == default_processes(1024, on_gpu=True) == 255
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     assert default_processes(16) == default_processes(16, on_gpu=True) == 0
 
 
-def test_not_fewer_than_none(rendered_pairs: Path, tmp_path: Path, runtime: OnnxRuntime) -> None:
-    with pytest.raises(SettingsError, match="processes"):
-        run_jobs(find_jobs(rendered_pairs / "images", tmp_path / "out"), runtime, processes=-1)
+@pytest.mark.parametrize("number", [-1, 256])
+def test_not_fewer_than_none_or_more_than_names(
+    rendered_pairs: Path, tmp_path: Path, runtime: OnnxRuntime, number: int
+) -> None:
+    with pytest.raises(SettingsError, match=rf"processes \({number}\): must be 0 to 255"):
+        run_jobs(find_jobs(rendered_pairs / "images", tmp_path / "out"), runtime, processes=number)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pipes have a size on Linux")

@@ -65,15 +65,11 @@ class StopAfter(Listener):
 
 def test_run_folder_is_complete(run: Path) -> None:
     assert {p.name for p in run.iterdir() if p.is_file()} == {
-        "best.pt",
-        "config.yaml",
-        "curves.png",
-        "frozen.pt",
-        "last.pt",
-        "metrics.csv",
-        "samples.png",
-        "tuned.pt",
+        *("best.pt", "config.yaml", "curves.png", "frozen.pt", "last.pt"),
+        *("metrics.csv", "samples.png", "tuned.pt", "validation.txt"),
     }
+    ids = (run / "validation.txt").read_text().splitlines()
+    assert len(set(ids)) == checkpoint.load(run / "best.pt")[0].training["validation_images"] > 1
     rows = checkpoint.read_metrics(run)
     assert [(r["epoch"], r["stage"]) for r in rows] == [("1", "frozen"), ("2", "tuned"), ("3", "tuned")]
     assert float(rows[-1]["images_per_second"]) > 0

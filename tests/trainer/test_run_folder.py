@@ -11,9 +11,10 @@ from isicrt.engine.card import MAX_NAME, ModelCard
 from isicrt.engine.errors import SettingsError
 from isicrt.engine.shipped import names
 from isicrt.trainer.data_hash import Alias
+from isicrt.trainer.dataset import Pair
 from isicrt.trainer.recipe import load_recipe, recipe_names
 from isicrt.trainer.run import RunSettings
-from isicrt.trainer.run_folder import check_config, check_identity, model_name, run_name
+from isicrt.trainer.run_folder import check_config, check_identity, model_name, run_name, write_validation
 
 RECIPE = load_recipe("unet-light")
 
@@ -99,3 +100,12 @@ def test_they_are_explained_to_a_run_without_a_checkpoint_too(tmp_path: Path) ->
 def test_names_of_recipes_and_runs() -> None:
     assert {"unet-light", "report-unet"} <= set(recipe_names())
     assert (run_name(RECIPE, 3), run_name(RECIPE, None)) == ("unet-light-fold3", "unet-light-all")
+
+
+def test_the_images_of_the_validation_by_their_ids(tmp_path: Path) -> None:
+    names = ["ISIC_0000001", "naïve", os.fsdecode(b"caf\xe9")]
+    write_validation([Pair(name, tmp_path / "image", tmp_path / "mask") for name in names], tmp_path)
+    file = tmp_path / "validation.txt"
+    assert file.read_bytes() == "ISIC_0000001\nnaïve\n".encode() + b"caf\xe9\n"
+    write_validation([], tmp_path)
+    assert not file.exists()

@@ -1,0 +1,42 @@
+"""What a line of the journal says of an image, whoever wrote it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from isicrt.engine.errors import DataError
+from isicrt.engine.images import FileStamp
+from isicrt.engine.journal import read_name
+
+
+def source_of(entry: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
+    """The absolute path of the image that a line is about.
+
+    Args:
+        run: the first line of its run.
+    """
+    with suppress(DataError):
+        if "source" in entry:
+            return read_name(entry["source"])
+        return os.path.join(read_name(run.get("root")), read_name(entry.get("image")))  # noqa: PTH118
+    return None
+
+
+def native_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width) of image and mask; None where the line does not say."""
+    height, width = entry.get("height"), entry.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def stamp_fields(stamp: FileStamp) -> dict[str, int]:
+    """What is noted of the image's file."""
+    return {"image_size": stamp.size, "image_mtime_ns": stamp.mtime_ns, "image_crc": stamp.crc}
+
+
+def stamp_of(entry: Mapping[str, Any]) -> FileStamp:
+    """The inverse of `stamp_fields`, with 0 for what is no number."""
+    values = (entry.get(name) for name in ("image_size", "image_mtime_ns", "image_crc"))
+    return FileStamp(*(value if isinstance(value, int) else 0 for value in values))

@@ -1,0 +1,77 @@
+"""Images that had masks and fail now: only the mask of one that was replaced by a damaged file is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from isicrt.benchmarks.rendered import render
+from isicrt.engine import segmenter as segmenter_module
+from isicrt.engine.isolation import ImageDecoder
+from isicrt.engine.masks import encode_png
+from isicrt.engine.outcome import Outcome
+from isicrt.engine.segmenter import Segmenter
+
+MASK = Path("out/a.png")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A TIFF in ``in``."""
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    Image.fromarray(render(0, (40, 60))[0]).save("in/a.tif")
+    return tmp_path
+
+
+@pytest.fixture
+def strict(darkness_onnx: Path) -> Iterator[Segmenter]:
+    """With another threshold than `segmenter`."""
+    with Segmenter(darkness_onnx, threads=1, threshold=0.4) as segmenter:
+        yield segmenter
+
+
+def _run(segmenter: Segmenter, **options: object) -> Outcome:
+    ended: list[Outcome] = []
+    segmenter.segment_folder("in", "out", on_outcome=ended.append, **options)
+    return ended[0]
+
+
+def _lose_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a library that was updated, or a memory that is short, does: the same file cannot be decoded any more."""
+    command = ["sh", "-c", "exit 1"]
+    monkeypatch.setattr(segmenter_module, "ImageDecoder", lambda **options: ImageDecoder(**options, command=command))
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_a_mask_outlives_a_failure_that_is_not_its_images(
+    here: Path, segmenter: Segmenter, strict: Segmenter, monkeypatch: pytest.MonkeyPatch, corrected: bool
+) -> None:
+    first = _run(segmenter)
+    assert first.error is None
+    if corrected:
+        MASK.write_bytes(encode_png(np.eye(40, 60, dtype=bool)))
+    mask = MASK.read_bytes()
+    with monkeypatch.context() as patched:
+        _lose_the_decoder(patched)
+        for existing in ("overwrite",) if corrected else ("overwrite", "resume"):
+            assert "exit code 1" in (_run(strict, existing=existing).error or "")
+            assert MASK.read_bytes() == mask
+    again = _run(segmenter)  # what was noted of the mask still holds
+    assert (again.error, again.skipped, again.kept is not None) == (None, True, corrected)
+    assert MASK.read_bytes() == mask
+    assert not _run(strict, existing="overwrite").skipped
+    assert MASK.read_bytes() != mask
+
+
+@pytest.mark.parametrize("existing", ["resume", "overwrite"])
+def test_a_damaged_image_has_no_mask_of_its_better_days(here: Path, segmenter: Segmenter, existing: str) -> None:
+    _run(segmenter)
+    Path("in/a.tif").write_bytes(b"damaged")
+    assert "not a JPEG" in (_run(segmenter, existing=existing).error or "")
+    assert not MASK.exists()
+    assert _run(segmenter).untried
