@@ -9,7 +9,6 @@ from typing import Any
 from isicrt.benchmarks.report_table import PUBLISHED, STAGES, Cell, ReportTable, Row, Trials
 from isicrt.benchmarks.scoring_protocol import NEVER_COMPARE
 from isicrt.engine.errors import DataError
-from isicrt.engine.masks import replace_file
 
 BEGIN, END = "<!-- report-table:begin -->", "<!-- report-table:end -->"
 _NOTHING = "not scored"
@@ -25,21 +24,18 @@ def render(table: ReportTable) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write_page(page: Path, table: ReportTable) -> None:
-    """Put the tables between the markers of a page; the rest of it is kept. A page that is not there is made.
+def render_page(page: Path, table: ReportTable) -> str:
+    """A page with the tables between its markers; the rest of it is as it is. Of a page that is not there, a new one.
 
     Raises:
-        DataError: the page has not exactly one pair of markers, or cannot be written.
+        DataError: the page cannot be read, or has not exactly one pair of markers.
     """
     before, after = check_page(page)
-    try:
-        replace_file(page, f"{before}{BEGIN}\n\n{render(table)}\n{END}{after}".encode())
-    except OSError as error:
-        raise DataError(f"{page}: cannot be written: {error}") from error
+    return f"{before}{BEGIN}\n\n{render(table)}\n{END}{after}"
 
 
 def check_page(page: Path) -> tuple[str, str]:
-    """What stands before the markers of a page and after them. Raises DataError, see `write_page`."""
+    """What stands before the markers of a page and after them. Raises DataError, see `render_page`."""
     try:
         text = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
     except (OSError, UnicodeDecodeError) as error:

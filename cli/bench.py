@@ -169,7 +169,7 @@ def command(
     old = read_report(old_file) if old_file is not None else None
     wanted = [(json_file, Report.to_json), (csv_file, to_csv), (markdown_file, to_markdown), (html_file, to_html)]
     files = [(path, text) for path, text in wanted if path is not None]
-    check_results([path for path, _ in files])
+    check_results({"--json": json_file, "--csv": csv_file, "--markdown": markdown_file, "--html": html_file})
     protocol = Protocol(
         batch_sizes=tuple(sorted(set(batch_sizes))),
         repeats=repeats,

@@ -100,8 +100,7 @@ def command(
     from isicrt.engine.ledger import loaded_sha256
     from isicrt.engine.runtime import open_runtime
 
-    if report_path is not None:
-        check_results([report_path])
+    check_results({"--json": report_path})
     paths = [shipped.resolve(model) for model in (reference, candidate)]
     check_decode(decode, paths[1])
     for path in paths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -154,7 +155,7 @@ def audit(
 
     from isicrt.trainer.duplicates import find_twins
 
-    check_results([] if json_file is None else [json_file], pictures=[] if sheet is None else [sheet])
+    check_results({"--json": json_file}, pictures={"--sheet": sheet})
     if sheet and sheet.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise SettingsError(f"{sheet}: a sheet is a .jpg or a .png")
     images = [path for folder in folders for path in _images(folder, "train")]
@@ -262,9 +263,9 @@ def _write_sheet(twins: Sequence[Twin], file: Path) -> str:
 
     from isicrt.trainer.twin_sheet import MAX_PAIRS, draw_sheet
 
-    try:
-        Image.fromarray(draw_sheet(twins)).save(file, quality=90)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
+    drawn = io.BytesIO()
+    kind = "PNG" if file.suffix.lower() == ".png" else "JPEG"
+    Image.fromarray(draw_sheet(twins)).save(drawn, kind, quality=90)
+    write_result(file, drawn.getvalue(), quiet=True)
     more = f", of {len(twins)}" if len(twins) > MAX_PAIRS else ""
     return f"{min(len(twins), MAX_PAIRS)} pairs{more}"

@@ -115,7 +115,7 @@ def command(
 
     if runs and figures is None:
         raise SettingsError("--runs needs --figures: the folder that their curves are drawn into")
-    check_results([path for path in (csv_file, json_file) if path is not None], () if figures is None else (figures,))
+    check_results({"--csv": csv_file, "--json": json_file}, (figures,))
     _check_runs(runs)
     protocol = _protocol(protocol_name, threshold, clean=not no_clean)
     pairs, label, left_out = _find(data, split)

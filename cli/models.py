@@ -57,10 +57,31 @@ class CannotCheckError(click.ClickException):
 
 
 def _verify(file: Path, as_json: bool) -> None:
+    checked: list[str] = []
+    problem: IsicrtError | CannotCheckError | None = None
+    try:
+        checked = _check(file)
+    except (IsicrtError, CannotCheckError) as error:
+        problem = error
+    if as_json:
+        passed = None if isinstance(problem, CannotCheckError) else problem is None
+        reason = None if problem is None else str(problem)
+        found = {"file": str(file), "passed": passed, "checked": checked, "reason": reason}
+        click.echo(json.dumps(found, indent=2))
+    if problem is not None:
+        raise problem
+    if not as_json:
+        click.echo(f"{file}: passed")
+        for line in checked:
+            click.echo(f"  {line}")
+
+
+def _check(file: Path) -> list[str]:
+    """What was checked. Raises IsicrtError where it did not pass, and CannotCheckError."""
     from isicrt.cli.model_check import verify
 
     try:
-        checked = verify(file)
+        return verify(file)
     except MissingDependencyError as error:
         raise CannotCheckError(f"{file}: cannot be checked here: {error}") from error
     except IsicrtError:
@@ -73,12 +94,6 @@ def _verify(file: Path, as_json: bool) -> None:
     except Exception as error:  # the libraries that read it raise whatever a stranger's file makes them run into
         reason = str(error).strip() or "no reason given"
         raise ModelError(f"{file}: did not pass: {type(error).__name__}: {reason}") from error
-    if as_json:
-        click.echo(json.dumps({"file": str(file), "passed": True, "checked": checked}, indent=2))
-        return
-    click.echo(f"{file}: passed")
-    for line in checked:
-        click.echo(f"  {line}")
 
 
 def _read_card(path: Path) -> ModelCard:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import secrets
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from isicrt.cli.result_files import ResultFile
 from isicrt.engine.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -22,74 +20,33 @@ if TYPE_CHECKING:
 COLUMNS = ("image", "mask", "status", "height", "width", "lesion_share", "kept", "error", "confidence", "note")
 
 
-def checked_place(option: str, path: Path) -> tuple[Path, bool]:
-    """Where links lead, and whether that is a device or a pipe (`/dev/stdout`), which is written to and not replaced.
-
-    Raises:
-        SettingsError: what stands there must not be replaced.
-    """
-    from isicrt.engine.sources import EXTENSIONS
-
-    if path.suffix.lower() in EXTENSIONS:
-        raise SettingsError(
-            f"{option} {path}: that is an image's name, and the result would replace it. Choose another"
-        )
-    if path.name.startswith(".isicrt-"):
-        raise SettingsError(f"{option} {path}: isicrt keeps its own files under such names. Choose another")
-    try:
-        mode = path.stat().st_mode
-    except OSError:  # nothing there, or nothing that can be seen: writing tells
-        return (path, False)
-    if stat.S_ISDIR(mode):
-        raise SettingsError(f"{option} {path}: cannot be written: it is a folder")
-    stream = not stat.S_ISREG(mode) or path.parent == Path("/dev")
-    return (path if stream else path.resolve(), stream)
-
-
-def check_result_names(named: Mapping[str, Path | None]) -> None:
-    """Of the options, by their names. Raise SettingsError where one is ``-``, or two name one file and no device or
-    pipe."""
-    given: dict[Path, str] = {}
-    for option, path in named.items():
-        if path is None:
-            continue
-        if path == Path("-"):  # which others take for the standard output
-            raise SettingsError(f"{option} -: the standard output is /dev/stdout; a file of that name is not written")
-        other = given.setdefault(path.resolve(), option)
-        if other != option and (path.is_file() or not path.exists()):
-            raise SettingsError(f"{other} and {option}: both are {path}; one would overwrite the other")
-
-
 class OutcomeFile(ABC):
-    """A list of outcomes. They are written as they come, so that a million of them need no memory; the file has a
-    temporary name until `finish`. Without a path nothing is written."""
+    """A list of outcomes, written as they come. Without a path nothing is written."""
 
     def __init__(self, option: str, path: Path | None) -> None:
-        self._option, self._path = option, path
+        self.path = path
+        self._name, self._file = f"{option} {path}", None
+        self._problem: DataError | None = None
         if path is None:
             return
-        path, self._stream = checked_place(option, path)
-        self._path = path
-        self._temporary = path if self._stream else path.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
         try:
-            # A file's name may be no UTF-8.
-            self._file = self._temporary.open(
-                "w" if self._stream else "x", encoding="utf-8", errors="surrogateescape", newline="\n"
-            )
+            self._file = ResultFile(path)
         except OSError as error:
-            raise SettingsError(f"{option} {path}: cannot be written: {error.strerror}") from error
+            raise SettingsError(f"{self._name}: cannot be written: {error.strerror}") from error
 
     def _write(self, text: str) -> None:
-        try:
-            self._file.write(text)
-        except OSError as error:
-            raise self._unwritable(error) from error
+        if self._file is not None:
+            try:
+                self._file.write(text)
+            except OSError as error:
+                raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> DataError:
-        return DataError(
-            f"{self._option} {self._path}: cannot be written: {error.strerror}. Masks that are there are whole. Put "
-            "that right and run the same command again: it goes on where this one stopped"
+        self._problem = DataError(
+            f"{self._name}: cannot be written: {error.strerror}. Masks that are there are whole. Put that right and "
+            "run the same command again: it goes on where this one stopped"
         )
+        return self._problem
 
     @abstractmethod
     def _entry(self, outcome: Outcome) -> str:
@@ -101,18 +58,18 @@ class OutcomeFile(ABC):
 
     def add(self, outcome: Outcome) -> None:
         """Append what became of an image. Raises DataError where it cannot be written."""
-        if self._path is not None:
+        if self._file is not None:
             self._write(self._entry(outcome))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Give the file its name. Raises DataError where it cannot be written."""
-        if self._path is None:
+        """Give the file its name. Raises DataError where it cannot be written, or something of it could not."""
+        if self._file is None:
             return
+        if self._problem is not None:
+            raise self._problem
         self._write(self._end(summary))
         try:
-            self._file.close()
-            if not self._stream:
-                self._temporary.replace(self._path)
+            self._file.finish()
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -122,12 +79,8 @@ class OutcomeFile(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._path is not None:
-            with suppress(OSError):  # of a full disk `finish` has spoken already
-                self._file.close()
-            if not self._stream:
-                with suppress(OSError):
-                    self._temporary.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.close()
 
 
 class OutcomeJson(OutcomeFile):

@@ -25,7 +25,7 @@ class Progress:
         from rich.progress import Progress as Bar
 
         console = Console(stderr=True)
-        self._total, self._done = total, 0
+        self._total, self._done, self._computed = total, 0, 0
         self._label = f"{label}: " if label else ""
         self._started = self._spoken = time.monotonic()
         self._bar = Bar(
@@ -40,10 +40,12 @@ class Progress:
         )
         self._task = self._bar.add_task(title, total=total, speed="")
 
-    def advance(self) -> None:
+    def advance(self, *, computed: bool = True) -> None:
+        """An image has ended; not `computed`: an earlier run did it, and it says nothing of the speed."""
         self._done += 1
+        self._computed += computed
         now = time.monotonic()
-        speed = f"{self._done / max(now - self._started, 1e-9):.1f} images/s"
+        speed = f"{self._computed / max(now - self._started, 1e-9):.1f} images/s"
         self._bar.update(self._task, completed=self._done, speed=speed)
         if self._bar.disable and now - self._spoken >= _PLAIN_SECONDS:
             self._spoken = now

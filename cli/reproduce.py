@@ -15,7 +15,8 @@ from isicrt.cli.candidates import open_candidates
 from isicrt.cli.option_types import NamedPath
 from isicrt.cli.plain_text import shell_word
 from isicrt.cli.recording import RecordingCommand, command_line
-from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
+from isicrt.cli.result_files import write_result
+from isicrt.engine.errors import MissingDependencyError, SettingsError
 
 if TYPE_CHECKING:
     from isicrt.benchmarks.evaluation import Case
@@ -186,7 +187,7 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     pretrained = None if encoder_weights == "none" else encoder_weights
-    from isicrt.benchmarks.report_markdown import write_page
+    from isicrt.benchmarks.report_markdown import render_page
     from isicrt.benchmarks.report_table import merge, read_table
     from isicrt.cli.reproduce_checks import check_places, check_training, find_test_split
     from isicrt.cli.run_queue import RunQueue
@@ -194,6 +195,7 @@ def command(
     training = RunQueue(data, "cuda" if gpu and device != "cpu" else "cpu", pretrained)
     named = [(name, path) for name, path in (("--table", table_file), ("--markdown", page)) if path is not None]
     table_file, page = table_file or out / TABLE, page or out / PAGE
+    check_places(table_file, page, figures, make=False)
     table = read_table(table_file)
     test = find_test_split(data, label, table) if score else None
 
@@ -236,10 +238,8 @@ def command(
     problems = 0
     if test is not None:
         table, problems = _score(table, folders, test, threads=threads, figures=figures, file=table_file)
-    _write(table_file, table)
-    click.echo(f"Wrote {table_file}")
-    write_page(page, table)
-    click.echo(f"Wrote {page}")
+    write_result(table_file, table.to_json())
+    write_result(page, render_page(page, table))
     _draw_runs(out, [*folders.values()], fold_runs)
     _say_next(table, folders, data, out, named)
     if training.failures or problems:
@@ -324,18 +324,8 @@ def _score(
                     for path in draw_panels(candidates[::-1], scored[::-1], protocol, panels):
                         click.echo(f"Wrote {path}")
         table = with_scores(table, test_set, scores)
-        _write(file, table)
+        write_result(file, table.to_json(), quiet=True)
     return table, problems
-
-
-def _write(file: Path, table: ReportTable) -> None:
-    from isicrt.engine.masks import replace_file
-
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, table.to_json().encode())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be written: {error.strerror}") from error
 
 
 def _draw_runs(out: Path, rows: Sequence[Path], folds: Sequence[Run]) -> None:

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from isicrt.trainer.report_runs import Run
 
 
-def check_places(table_file: Path, page: Path, figures: Path | None) -> None:
-    """Make the folders that results go to, and try to write into them.
+def check_places(table_file: Path, page: Path, figures: Path | None, *, make: bool = True) -> None:
+    """Whether results can be written there. With `make`, make their folders and try to write into them.
 
     Raises:
-        SettingsError: nothing can be written there.
+        SettingsError: nothing can be written there, or nothing that is read again.
         DataError: the page has no place for the table.
     """
     from isicrt.benchmarks.report_markdown import check_page
 
+    folders = (table_file.parent, page.parent, figures)
+    check_results({"--table": table_file, "--markdown": page}, folders, make=make, streams=False)
     check_page(page)
-    check_results((), [folder for folder in (table_file.parent, page.parent, figures) if folder is not None])
-    check_results((table_file, page))
 
 
 def check_training(

@@ -1,55 +1,102 @@
-"""The files that a command is told to write its results to: checked before the work begins, and written whole."""
+"""The files that a command is told to write its results to: checked before anything is made, and written whole."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+import secrets
+import stat
+import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
+from typing import IO
 
 import click
 
 from isicrt.engine.errors import DataError, SettingsError
 
+_STDOUT = 1
+_OPEN_FILE = re.compile(r"/(?:dev|proc/(?:self|thread-self))/fd/([0-9]{1,9})")
+_MOST_LINKS = 40
 
-def check_results(files: Sequence[Path], folders: Sequence[Path] = (), *, pictures: Sequence[Path] = ()) -> None:
-    """Refuse now what would fail after minutes of work.
+
+def check_results(
+    named: Mapping[str, Path | None],
+    folders: Sequence[Path | None] = (),
+    *,
+    pictures: Mapping[str, Path | None] | None = None,
+    make: bool = True,
+    streams: bool = True,
+) -> None:
+    """Refuse now what would fail after minutes of work. Where a result is the standard output, what the command prints
+    goes to the standard error from here on: the result alone is in the file or the pipe.
 
     Args:
-        files: to be written into folders that are there; for each of a command's options, where it was given.
-        folders: to be made.
-        pictures: as `files`, and images.
+        named: files to be written, by their options; None where an option was not given.
+        folders: to be made; `named` may lie in them.
+        pictures: as `named`, and images.
+        make: make `folders` here; else the command does.
+        streams: whether a device, a pipe or the standard output will do.
 
     Raises:
-        SettingsError: one file given twice, a folder that is not there, a place where nothing can be written, or text
-            in a file that is named like an image.
+        SettingsError: a file is ``-``, was given twice, is named like an image or like isicrt's own files, or nothing
+            can be written there. Nothing was made, but for folders that can be made.
     """
     from isicrt.engine.sources import EXTENSIONS
 
-    for path in files:
-        if path.suffix.lower() in EXTENSIONS:
-            raise SettingsError(f"{path}: that is an image's name, and the result would replace it. Choose another")
-    files = [*files, *pictures]
-    places = [path.resolve() for path in files]
-    for n, path in enumerate(files):
-        if places[n] in places[:n]:
-            raise SettingsError(f"{path}: given for two kinds of result; one would overwrite the other")
-        if _is_stream(path):
+    to_make = [Path(os.path.realpath(folder)) for folder in folders if folder is not None]
+    given: dict[Path | int, str] = {}
+    places: list[Path] = []
+    for option, path in {**named, **(pictures or {})}.items():
+        if path is None:
             continue
-        if path.is_dir():
-            raise SettingsError(f"{path}: cannot be written: it is a folder")
-        if not path.parent.is_dir():
-            raise SettingsError(f"{path}: there is no folder {path.parent} to write it to")
+        name = f"{option} {path}"
+        if path == Path("-"):  # which others take for the standard output
+            raise SettingsError(f"{name}: the standard output is /dev/stdout; a file of that name is not written")
+        target, stream = _target(path)
+        if (other := given.setdefault(target, option)) != option and not (stream and isinstance(target, Path)):
+            raise SettingsError(f"{other} and {option}: both are {path}; one would overwrite the other")
+        if option in named and path.suffix.lower() in EXTENSIONS:
+            raise SettingsError(f"{name}: that is an image's name, and the result would replace it. Choose another")
+        if stream and not streams:
+            raise SettingsError(f"{name}: it is read again later, and must be a file. Choose another")
+        try:
+            if isinstance(target, int):
+                os.write(target, b"")
+            elif not stream:
+                _check_file(name, path, target, to_make)
+                places.append(target.parent)
+        except OSError as error:
+            raise SettingsError(f"{name}: cannot be written: {error.strerror}") from error
     try:
-        for folder in folders:
+        for folder in to_make if make else ():
             folder.mkdir(parents=True, exist_ok=True)
-        for folder in [*(path.parent for path in files if not _is_stream(path)), *folders]:
+            places.append(folder)
+        for folder in filter(Path.is_dir, places):
             with tempfile.TemporaryFile(dir=folder):
                 pass
     except OSError as error:
         raise SettingsError(f"{error.filename or 'result'}: cannot be written: {error.strerror}") from error
+    context = click.get_current_context(silent=True)
+    if _STDOUT in given and context is not None:
+        sys.stdout.flush()
+        context.with_resource(redirect_stdout(sys.stderr))
 
 
-def write_result(path: Path, text: str, *, quiet: bool = False) -> None:
+def _check_file(name: str, path: Path, target: Path, to_make: Sequence[Path]) -> None:
+    if path.name.startswith(".isicrt-"):
+        raise SettingsError(f"{name}: isicrt keeps its own files under such names. Choose another")
+    if target.is_dir() or target in to_make:
+        raise SettingsError(f"{name}: cannot be written: it is a folder")
+    parents = {parent for folder in to_make for parent in (folder, *folder.parents)}
+    if not target.parent.is_dir() and target.parent not in parents:
+        raise SettingsError(f"{name}: there is no folder {path.parent} to write it to")
+
+
+def write_result(path: Path, data: str | bytes, *, quiet: bool = False) -> None:
     """Write a file, whole or not at all, and say so unless `quiet`. A device or a pipe is written to, not replaced.
 
     Raises:
@@ -57,12 +104,15 @@ def write_result(path: Path, text: str, *, quiet: bool = False) -> None:
     """
     from isicrt.engine.masks import replace_file
 
-    data = text.encode("utf-8", "surrogateescape")  # a file's name may be no UTF-8
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogateescape")  # a file's name may be no UTF-8
+    target, stream = _target(path)
     try:
-        if _is_stream(path):
-            path.write_bytes(data)
+        if isinstance(target, Path) and not stream:
+            replace_file(target, data)
         else:
-            replace_file(path.resolve(), data)  # where a link leads, and not in its place
+            with open(target, "wb", closefd=isinstance(target, Path)) as file:
+                file.write(data)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}") from error
     if not quiet:
@@ -75,6 +125,112 @@ def say_written(paths: Iterable[Path]) -> None:
         click.echo(f"Wrote {path}")
 
 
-def _is_stream(path: Path) -> bool:
-    """Whether a device or a pipe stands there, such as `/dev/stdout`, whatever that is at the moment."""
-    return path.parent == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir())
+class ResultFile:
+    """A result that is written as it comes, so that a million lines need no memory. The file has a temporary name until
+    `finish`; a device or a pipe is written to, not replaced.
+
+    Raises, as its methods do:
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._target, stream = _target(path)
+        self._temporary: Path | None = None
+        if isinstance(self._target, Path) and not stream:
+            self._temporary, self._file = _open_temporary(self._target)
+        else:
+            self._file = _opened(self._target, "w")
+
+    def write(self, text: str) -> None:
+        self._file.write(text)
+
+    def finish(self) -> None:
+        """Give the file its name."""
+        if self._temporary is None or os.name == "nt":  # which renames no open file
+            self._file.close()
+        else:  # its lock is kept until it has its name
+            self._file.flush()
+            os.close(os.dup(self._file.fileno()))  # a network file system may say only now that it is full
+        if self._temporary is not None and isinstance(self._target, Path):
+            self._temporary.replace(self._target)
+            self._temporary = None  # another run's from here on
+
+    def close(self) -> None:
+        """Leave nothing behind of what was not finished."""
+        if os.name == "nt":  # which removes no open file
+            with suppress(OSError):
+                self._file.close()
+        with suppress(OSError):
+            if self._temporary is not None:
+                self._temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a full disk `finish` has spoken already
+            self._file.close()
+
+
+def _open_temporary(target: Path) -> tuple[Path, IO[str]]:
+    """A name that is the target's, so that the next run writes over what a killed one left; where that is taken, one
+    that nobody else has."""
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    path = target.with_name(f".isicrt-{name}.tmp")
+    # Windows renames no open file, and a closed one has no lock.
+    if os.name != "nt" and (file := _open_locked(path)) is not None:
+        return path, file
+    path = target.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
+    return path, _opened(path, "x")
+
+
+def _open_locked(path: Path) -> IO[str] | None:
+    """The emptied file, whose lock this process has; None where another has it, or no lock or file can be had."""
+    from isicrt.engine.lock import lock
+
+    with suppress(OSError), ExitStack() as stack:
+        file = stack.enter_context(_opened(path, "a"))
+        if not lock(file.fileno()):
+            path.unlink()
+        # The holder before may have given the file its name between our opening and our locking it.
+        elif os.path.samestat(os.fstat(file.fileno()), path.lstat()):
+            file.truncate(0)
+            stack.pop_all()
+            return file
+    return None
+
+
+def _opened(target: Path | int, mode: str) -> IO[str]:
+    # Under a known name a link or a FIFO may lie, which came with the folder.
+    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) if mode == "a" else 0
+    return open(
+        target,
+        mode,
+        encoding="utf-8",
+        errors="surrogateescape",  # a file's name may be no UTF-8
+        newline="\n",
+        closefd=isinstance(target, Path),
+        opener=lambda name, flags: os.open(name, flags | careful, 0o666),
+    )
+
+
+def _target(path: Path) -> tuple[Path | int, bool]:
+    """Where links lead, and whether that is written to as it is: a device, a pipe, or a file that this process has
+    open, such as ``/dev/stdout``, by its number. Opened by its name, that would be written from its start on, over
+    what else is printed to it."""
+    if (number := _descriptor(path)) is not None:
+        return number, True
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # nothing there, or nothing that can be seen: writing tells
+        mode = stat.S_IFREG
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return Path(os.path.realpath(path)), False
+    return path, True
+
+
+def _descriptor(path: Path) -> int | None:
+    path = path.absolute()
+    for _ in range(_MOST_LINKS):
+        if (match := _OPEN_FILE.fullmatch(str(path))) is not None:
+            return int(match[1])
+        try:
+            path = path.parent / path.readlink()
+        except OSError:  # no link
+            return None
+    return None

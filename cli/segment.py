@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,18 +12,13 @@ import click
 from click.core import ParameterSource
 
 from isicrt.cli.option_types import NamedPath, Number
-from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson, check_result_names
+from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson
+from isicrt.cli.plain_text import printable
 from isicrt.cli.plan_notice import say_plan_is_code
+from isicrt.cli.progress import Progress
+from isicrt.cli.result_files import check_results
 from isicrt.cli.segment_notices import idle_lines, truth_lines
-from isicrt.cli.segment_report import (
-    Progress,
-    RunReport,
-    Tally,
-    count_run,
-    describe_run,
-    printable,
-    say_end,
-)
+from isicrt.cli.segment_report import Tally, count_run, describe_run, finish_run, say_end
 from isicrt.cli.stopping import leave_if_stuck, stop_signals
 from isicrt.engine.errors import IsicrtError, SettingsError
 
@@ -240,7 +235,7 @@ def command(
         decode = "cpu"
     if on_error == "fail" and max_failures is not None:
         raise SettingsError("--on-error fail ends the run at the first failure: leave --max-failures away")
-    check_result_names({"--json": report_path, "--csv": table_path, "--report": summary_path})
+    check_results({"--json": report_path, "--csv": table_path, "--report": summary_path}, (out, overlay), make=False)
     jobs = find_jobs(images, out, overlays=overlay, on_clash=on_clash)
     for line in (*jobs.left_out.lines(), *truth_lines(jobs)):
         click.echo(printable(line), err=True)
@@ -293,13 +288,14 @@ def command(
                 fsync=fsync,
             ) as ledger,
             ImageDecoder(isolate, timeout=decode_timeout, max_pixels=round(max_megapixels * 1e6)) as decoder,
+            nullcontext(
+                None if overlay is None else OverlayFolder(out, overlay, run=ledger.run, decode=decoder)
+            ) as draw,  # before the lists, which may go there
             OutcomeJson(report_path, about) as file,
             OutcomeCsv(table_path) as table,
-            Progress(len(jobs)) as progress,
+            Progress(tally.total) as progress,
             stop_signals() as should_stop,
         ):
-            report = RunReport(summary_path)  # only now is there the folder of the masks, which it may go to
-            draw = None if overlay is None else OverlayFolder(out, overlay, run=ledger.run, decode=decoder)
             if not ledger.locked:
                 click.echo(f"{printable(out)}: this file system has no locks; start no second run there", err=True)
 
@@ -307,25 +303,20 @@ def command(
                 tally.add(outcome)
                 file.add(outcome)
                 table.add(outcome)
-                progress.advance()
+                progress.advance(computed=not outcome.skipped and outcome.error is None)
                 if tally.reached % _IMAGES_UNTIL_GIVEN_BACK == 0:
                     give_back()
 
-            def end(status: str, reason: str | None, summary: RunSummary | None) -> None:
+            def end(
+                status: str, problem: IsicrtError | None = None, summary: RunSummary | None = None
+            ) -> tuple[IsicrtError | None, Path | None]:
                 decoded = None if chain is None else chain.decoded
                 counts = count_run(tally, status, time.perf_counter() - started, summary, decoded)
+                asked = {"settings": {**settings, **extra}, "journal": str(ledger.journal)}
                 left_out = {"left_out": jobs.left_out.describe()}
-                try:
-                    file.finish({**counts, **left_out})
-                    table.finish({})
-                finally:
-                    asked = {"settings": {**settings, **extra}, "journal": str(ledger.journal), "reason": reason}
-                    report.write({**about, **asked, **counts, **left_out})
-                    # "status" in the journal is an image's.
-                    ledger.finish(
-                        {"result": status} | {k: v for k, v in counts.items() if k != "status"},
-                        sync=status != "interrupted",
-                    )
+                return finish_run(
+                    counts, problem, (table, file), ledger, summary_path, about={**about, **asked}, left_out=left_out
+                )
 
             extra = {
                 "resume": resume,
@@ -341,6 +332,7 @@ def command(
                 "fsync": fsync,
                 "processes": processes,
             }
+            status, stopped, summary = "stopped", None, None
             try:
                 summary = run_jobs(
                     jobs,
@@ -362,9 +354,10 @@ def command(
                     cpu_share=cpu_share,
                 )
             except KeyboardInterrupt:
-                with suppress(IsicrtError):
-                    end("interrupted", None, None)
+                unwritten, _ = end("interrupted")
                 progress.close()
+                if unwritten is not None:
+                    click.echo(str(unwritten), err=True)
                 again = "the same command goes on from here"
                 if not resume:
                     again = "the same command without --overwrite does what has no mask of these settings yet"
@@ -372,15 +365,16 @@ def command(
                 leave_if_stuck(decoder.close)
                 raise
             except IsicrtError as error:
-                progress.close()
-                with suppress(IsicrtError):  # a full disk is what is being said already
-                    end("stopped", str(error), None)
-                tally.list_failures(table_path or report_path)
-                tally.say_notices()
-                raise
-            end("failed" if tally.failed else "done", None, summary)
-    tally.list_failures(table_path or report_path)
-    tally.say_notices()
-    say_end(summary, out, f"model {card.name}, {runtime.name}")
-    if summary.failed:
+                stopped = error
+            else:
+                status = "failed" if tally.failed else "done"
+            stopped, where = end(status, stopped, summary)
+            progress.close()
+            tally.list_failures(where)
+            tally.say_notices()
+            if stopped is not None:
+                raise stopped
+    if summary is not None:
+        say_end(summary, out, f"model {card.name}, {runtime.name}")
+    if tally.failed:
         ctx.exit(1)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from isicrt.cli.outcome_file import checked_place
-from isicrt.cli.plain_text import printable as printable
-from isicrt.cli.progress import Progress as Progress
+from isicrt.cli.plain_text import printable
+from isicrt.cli.result_files import write_result
 from isicrt.cli.segment_notices import MaskNotices
-from isicrt.engine.errors import SettingsError
+from isicrt.engine.errors import DataError, IsicrtError
 
 if TYPE_CHECKING:
+    from isicrt.cli.outcome_file import OutcomeFile
+    from isicrt.engine.ledger import Ledger
     from isicrt.engine.outcome import DecodeCounts, Outcome, RunSummary
 
 _SHOWN = 20
@@ -42,43 +42,14 @@ def describe_run(model: Path, runtime: Any, settings: Mapping[str, Any]) -> dict
     }
 
 
-class RunReport:
-    """The ``--report`` file: one summary of a run, written at its end, however that came. Without a path, nothing.
-
-    Raises:
-        SettingsError: it cannot be written there.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._stream = False
-        if path is None:
-            return
-        path, self._stream = checked_place("--report", path)
-        self._path = path
-        if self._stream:
-            return
-        probe = path.with_name(f".isicrt-{secrets.token_hex(8)}.tmp")
+def write_report(path: Path | None, data: Mapping[str, Any]) -> None:
+    """Write the ``--report`` file: one summary of a run, at its end, however that came. A problem is said on the
+    standard error, where the run's own outcome matters more."""
+    if path is not None:
         try:
-            probe.touch(exist_ok=False)
-            probe.unlink()
-        except OSError as error:
-            raise SettingsError(f"--report {path}: cannot be written: {error.strerror}") from error
-
-    def write(self, data: Mapping[str, Any]) -> None:
-        """Write it; a problem is said on the standard error, where the run's own outcome matters more."""
-        from isicrt.engine.masks import replace_file
-
-        if self._path is None:
-            return
-        text = json.dumps(data, indent=1).encode("ascii") + b"\n"
-        try:
-            if self._stream:
-                self._path.write_bytes(text)
-            else:
-                replace_file(self._path, text)
-        except OSError as error:
-            click.echo(f"--report {self._path}: cannot be written: {error.strerror}", err=True)
+            write_result(path, json.dumps(data, indent=1) + "\n", quiet=True)
+        except DataError as error:
+            click.echo(f"--report {error}", err=True)
 
 
 class Tally:
@@ -192,6 +163,59 @@ def count_run(
             "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
         }
     return counts
+
+
+def finish_run(
+    counts: dict[str, Any],
+    problem: IsicrtError | None,
+    lists: Sequence[OutcomeFile],
+    ledger: Ledger,
+    report: Path | None,
+    *,
+    about: Mapping[str, Any],
+    left_out: Mapping[str, Any],
+) -> tuple[IsicrtError | None, Path | None]:
+    """Finish a run's files, each whatever becomes of the others. What cannot be written stops a run, be it at its end.
+
+    Args:
+        counts: of `count_run`; changed where the run is stopped here.
+        problem: what has stopped the run so far.
+        lists: of its images; one that says how the run ended behind one that does not.
+        ledger: of the run.
+        report: the ``--report`` file.
+        about: what that says beside.
+        left_out: what lists and report say of files that are no images of the run.
+
+    Returns:
+        What stopped the run, and the first list that is whole.
+    """
+    whole: list[Path] = []
+
+    def stop(error: IsicrtError) -> IsicrtError:
+        if not counts["interrupted"]:
+            counts.update(status="stopped", exit_code=1)
+        return problem or error
+
+    if not counts["interrupted"]:  # the lists say what is on the disk
+        try:
+            ledger.sync()
+        except IsicrtError as error:
+            problem = stop(error)
+    for one in lists:
+        try:
+            one.finish({**counts, **left_out})
+            whole += [one.path] if one.path is not None else []
+        except IsicrtError as error:
+            problem = stop(error)
+    try:
+        # "status" in the journal is an image's.
+        ended = {"result": counts["status"]} | {k: v for k, v in counts.items() if k != "status"}
+        ledger.finish(ended, sync=not counts["interrupted"])
+    except IsicrtError as error:
+        problem = stop(error)
+    reason = {"reason": None if problem is None else str(problem)}
+    write_report(report, {**about, **reason, **counts, **left_out})
+    return problem, whole[0] if whole else None
 
 
 def say_end(summary: RunSummary, out: Path, about: str) -> None:

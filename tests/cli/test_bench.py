@@ -81,7 +81,7 @@ def test_a_failed_image_is_exit_code_1(darkness_onnx: Path, rendered_pairs: Path
         (["--batch-size", "0"], 2, "not in the range"),
         (["--repeats", "0"], 2, "not in the range"),
         (["--json", "no-folder/report.json"], 2, "there is no folder no-folder"),
-        (["--json", "a", "--html", "a"], 2, "two kinds of result"),
+        (["--json", "a", "--html", "a"], 2, "one would overwrite the other"),
         (["--compare", "none.json"], 2, "does not exist"),
         (["--fail-under", "jacard=0.8"], 2, "no figure has that name. There are images_per_second"),
         (["--fail-under", "p99_ms=40"], 2, "lower is better; use --fail-over"),

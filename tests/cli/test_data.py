@@ -284,6 +284,8 @@ def test_audit_says_that_there_is_nothing_to_draw(photographs: Path) -> None:
 def test_audit_fails_on_a_leak_and_writes_what_it_found(photographs: Path) -> None:
     found, sheet = photographs / "found.json", photographs / "sheet.png"
     arguments = ("--data", photographs / "train", "--against", photographs / "test", "--json", found, "--sheet", sheet)
+    sheet.write_bytes(b"an older one")
+    (photographs / "older.png").hardlink_to(sheet)
     result = isicrt("audit", *arguments)
     assert result.exit_code == 1
     assert "NOT left out of training" in result.stdout
@@ -299,6 +301,7 @@ def test_audit_fails_on_a_leak_and_writes_what_it_found(photographs: Path) -> No
     assert not pair["known"]
     with Image.open(sheet) as picture:
         assert picture.size == (408, 216)
+    assert (photographs / "older.png").read_bytes() == b"an older one"  # replaced whole, not written over
 
 
 def test_audit_passes_what_training_leaves_out(photographs: Path) -> None:

@@ -321,7 +321,7 @@ def test_a_checkpoint_is_scored(
         (["--threshold", "1"], 2, "not in the range"),
         (["--batch-size", "0"], 2, "not in the range"),
         (["--json", "no-folder/r.json"], 2, "there is no folder no-folder"),
-        (["--json", "a", "--csv", "./a"], 2, "two kinds of result"),
+        (["--json", "a", "--csv", "./a"], 2, "one would overwrite the other"),
         (["--runs", "."], 2, "--runs needs --figures"),
         (["--runs", ".", "--figures", "f"], 1, "metrics.csv: cannot be read"),
         (["--figures", "file"], 2, "is a file"),

@@ -32,7 +32,8 @@ def test_an_onnx_file(darkness_onnx: Path) -> None:
     assert output.startswith(f"{darkness_onnx}: passed\n")
     assert "the card: darkness, test, 64 x 64, fp32" in output
     code, output = _verify(darkness_onnx, "--json")
-    assert json.loads(output)["passed"] is True
+    found = json.loads(output)
+    assert (found["passed"], found["reason"]) == (True, None)
 
 
 def test_a_plan(tmp_path: Path) -> None:
@@ -125,6 +126,11 @@ def test_what_does_not_pass(
     code, output = _verify(tmp_path / name)
     assert code == 1
     assert message in output
+    result = CliRunner().invoke(group, ["models", "verify", str(tmp_path / name), "--json"])
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["passed"], found["checked"]) == (1, False, [])
+    assert message in found["reason"]
+    assert message in result.stderr
     assert not Path("exploded").exists()
 
 
@@ -142,6 +148,7 @@ main()
     ("arguments", "code", "message"),
     [
         (["verify", "best.pt"], 3, "best.pt: cannot be checked here: torch is not installed."),
+        (["verify", "best.pt", "--json"], 3, "best.pt: cannot be checked here: torch is not installed."),
         (["verify", "recipe.yaml"], 3, "recipe.yaml: cannot be checked here: "),
         (["best.pt"], 1, "torch is needed for this"),
     ],
@@ -157,6 +164,10 @@ def test_without_torch_a_file_is_not_called_bad(tmp_path: Path, arguments: list[
     assert "pip install '.[train]'" in done.stderr
     assert "did not pass" not in done.stderr
     assert "Traceback" not in done.stderr
+    if "--json" in arguments:
+        found = json.loads(done.stdout)
+        assert found["passed"] is None
+        assert message in found["reason"]
 
 
 @pytest.mark.parametrize("name", ["unet-light", "unet-light-int8"])

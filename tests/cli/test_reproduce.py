@@ -246,11 +246,16 @@ def test_what_would_be_refused_at_the_end_is_refused_before_training(
 
 def test_the_next_command_names_what_was_named(data: Path, out: Path, tmp_path: Path) -> None:
     places = ("--table", tmp_path / "t.json", "--markdown", tmp_path / "page.md")
+    for place, file in (("t.json", "kept.json"), ("page.md", "kept.md")):
+        (tmp_path / place).symlink_to(file)  # to a file that is to be made
     result = reproduce(data, out, "--rows", "none", *places)
     assert result.exit_code == 0, result.output
     named = " ".join(map(str, places))
     assert f"isicrt reproduce --data {data} --out {shell_word(out)} {named} --rows none --score" in result.output
-    assert "| `unet` | light |" in (tmp_path / "page.md").read_text()
+    assert "| `unet` | light |" in (tmp_path / "kept.md").read_text()
+    assert json.loads((tmp_path / "kept.json").read_text())["rows"]
+    assert (tmp_path / "t.json").is_symlink()
+    assert (tmp_path / "page.md").is_symlink()
 
 
 def test_images_that_were_learned_from_are_not_scored(rendered_pairs: Path, tmp_path: Path) -> None:

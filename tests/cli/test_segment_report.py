@@ -1,18 +1,25 @@
-"""The JSON files of a run: where they may go, and what they must not replace."""
+"""The JSON files of a run: what they replace, and what they write to."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from isicrt.cli.main import group
 from isicrt.cli.outcome_file import OutcomeJson
-from isicrt.cli.segment_report import RunReport
-from isicrt.engine.errors import DataError, SettingsError
+from isicrt.cli.progress import Progress
+from isicrt.cli.segment_report import write_report
+from isicrt.engine import output
+from isicrt.engine.errors import DataError
+from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.sources import Job
 
@@ -20,7 +27,7 @@ OUTCOME = Outcome(Job(Path("a.jpg"), Path("a.png")), "a.jpg: the file is empty",
 
 
 def _report(path: Path) -> None:
-    RunReport(path).write({"done": 1})
+    write_report(path, {"done": 1})
 
 
 def _json(path: Path) -> None:
@@ -30,16 +37,6 @@ def _json(path: Path) -> None:
 
 
 WRITERS = pytest.mark.parametrize("write", [_report, _json])
-
-
-@WRITERS
-@pytest.mark.parametrize("name", ["a.jpg", "A.PNG", "a.tiff", ".isicrt-journal.jsonl", ".isicrt-lock", "folder"])
-def test_what_is_not_replaced(tmp_path: Path, write, name: str) -> None:
-    (tmp_path / "folder").mkdir()
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(SettingsError, match=rf"--(report|json) .*{name}: "):
-        write(tmp_path / name)
-    assert sorted(tmp_path.iterdir()) == before
 
 
 @WRITERS
@@ -66,7 +63,10 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path, write) -> None:
     assert pipe.is_fifo()
 
 
-@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+needs_full = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+
+
+@needs_full
 def test_a_full_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     device = tmp_path / "full"  # a link: the device itself would not come back
     device.symlink_to("/dev/full")
@@ -76,3 +76,80 @@ def test_a_full_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         _json(device)
     assert Path("/dev/full").is_char_device()
     assert device.is_symlink()
+
+
+@needs_full
+@pytest.mark.parametrize(("full", "whole"), [("--json", "--csv"), ("--csv", "--json")])
+def test_a_list_that_cannot_be_written_at_the_end_costs_no_other_and_is_said(
+    rendered_pairs: Path, darkness_onnx: Path, tmp_path: Path, full: str, whole: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(rendered_pairs / "images" / "ISIC_0000000.jpg", tmp_path / "in")
+    (tmp_path / "in" / "bad.jpg").touch()
+    places = {full: "/dev/full", whole: tmp_path / "list", "--report": tmp_path / "r.json"}
+    options = [str(part) for pair in places.items() for part in pair]
+    command = ["segment", tmp_path / "in", "--out", tmp_path / "out", "--model", darkness_onnx, *options]
+    result = CliRunner().invoke(group, [str(part) for part in command])
+    assert result.exit_code == 1
+    assert f"{full} /dev/full: cannot be written: No space left on device" in result.stderr
+    assert f"1 of 2 images failed:\n  {tmp_path / 'in' / 'bad.jpg'}: the file is empty" in result.stderr
+    assert "bad.jpg" in (tmp_path / "list").read_text()
+    report = json.loads((tmp_path / "r.json").read_text())
+    ended = json.loads((tmp_path / "out" / JOURNAL_NAME).read_text().splitlines()[-1])
+    assert (report["status"], ended["result"]) == ("stopped", "stopped")
+    assert (report["exit_code"], ended["exit_code"]) == (1, 1)
+    assert f"{full} /dev/full: cannot be written" in report["reason"]
+    assert (report["done"], report["failed"]) == (1, 1)
+    if whole == "--json":
+        assert json.loads((tmp_path / "list").read_text())["summary"]["status"] == "stopped"
+
+
+@needs_full
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--csv", "/dev/full"], "(--csv FILE or --json FILE lists all)"),
+        (["--csv", "/dev/full", "--json", "LIST"], "(all in LIST)"),
+        (["--csv", "LIST", "--json", "/dev/full"], "(all in LIST)"),
+    ],
+)
+def test_a_list_that_is_not_whole_is_not_named(
+    darkness_onnx: Path, tmp_path: Path, options: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # short names: all of it stays in a file's buffer until the end
+    for n in range(23):
+        Path(f"{n}.jpg").touch()
+    command = ["segment", ".", "--out", "out", "--model", str(darkness_onnx), *options]
+    result = CliRunner().invoke(group, command)
+    assert result.exit_code == 1
+    assert "23 of 23 images failed:" in result.stderr
+    assert f"... and 3 more {said}" in result.stderr
+
+
+def test_what_was_there_before_is_no_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("isicrt.cli.progress._PLAIN_SECONDS", 0.0)
+    with Progress(1000) as progress:
+        for n in range(4):
+            progress.advance(computed=False)
+            assert capsys.readouterr().err == f"{n + 1} of 1000 images, 0.0 images/s\n"
+        progress.advance()
+        speed = capsys.readouterr().err.removeprefix("5 of 1000 images, ")
+        assert float(speed.removesuffix(" images/s\n")) > 0
+
+
+def test_no_list_says_done_of_what_did_not_reach_the_disk(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(_: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(output, "sync_file_system", sync)
+    results = ["--json", str(tmp_path / "list.json"), "--report", str(tmp_path / "report.json")]
+    command = ["segment", str(rendered_pairs / "images"), "--out", str(tmp_path / "out"), "--model", str(darkness_onnx)]
+    result = CliRunner().invoke(group, [*command, *results])
+    assert result.exit_code == 1
+    for name in ("list.json", "report.json"):
+        said = json.loads((tmp_path / name).read_text())
+        counts = said.get("summary", said)
+        assert (counts["status"], counts["exit_code"], counts["done"]) == ("stopped", 1, 12)
+    assert os.strerror(errno.EIO) in json.loads((tmp_path / "report.json").read_text())["reason"]
