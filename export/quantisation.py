@@ -44,6 +44,7 @@ from isicrt.export.calibration import read_samples
 from isicrt.export.half import is_anchor
 from isicrt.export.normalisation import fuse_normalisation
 from isicrt.export.onnx_graph import set_card, strip
+from isicrt.export.output_file import check_output
 from isicrt.export.parity import Compute, Levels, Parity, Sample, measure_parity
 from isicrt.export.rounding import round_weights
 
@@ -303,6 +304,7 @@ def main(
     max_loss: float,
 ) -> None:
     """Quantise MODEL, a float32 .onnx with a card, to int8; give it training images, never test images."""
+    check_output(out, model)
     with OnnxRuntime(model) as runtime:
         size = runtime.card.input_size
     calibration, samples, source = read_samples(

@@ -24,6 +24,7 @@ from isicrt.engine.images import decode_image
 from isicrt.engine.masks import replace_file
 from isicrt.engine.sources import find_jobs
 from isicrt.export.build import Built, Destination, build, open_source
+from isicrt.export.output_file import check_output
 from isicrt.export.parity import Sample
 from isicrt.export.tensorrt_build import Profile
 
@@ -73,8 +74,10 @@ def resize_model(
 
     Raises:
         SettingsError: see `resized_card`.
-        BuildError, ModelError: see `build` and `open_source`; or the file is no checkpoint. Nothing is written then.
+        BuildError, ModelError: see `check_output`, `build` and `open_source`; or the file is no checkpoint. Nothing is
+            written then.
     """
+    check_output(out, checkpoint)
     source = open_source(checkpoint, str(checkpoint))
     if source.deployed is None:
         raise BuildError(f"{checkpoint}: give the checkpoint (.pt), an ONNX file has its size built in")

@@ -19,6 +19,7 @@ from isicrt.engine.errors import BuildError
 from isicrt.engine.masks import replace_file
 from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.export.onnx_graph import set_card
+from isicrt.export.output_file import check_output
 
 
 def with_second_look(card: ModelCard, confidence: float, zoom: float = 0.0) -> ModelCard:
@@ -68,6 +69,7 @@ def look_again_below(model: Path, confidence: float, zoom: float = 0.0) -> bytes
 )
 def main(model: Path, out: Path, below: float, zoom: float) -> None:
     """Write MODEL as OUT, a model that looks again at images of whose masks it is less confident than that."""
+    check_output(out, model)
     replace_file(out, look_again_below(model, below, zoom))
     click.echo(f"Wrote {out}  a second look below a confidence of {below:g}" + (f", zoom {zoom:g}" if zoom else ""))
 

@@ -40,6 +40,7 @@ except ImportError as error:
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from isicrt.export.onnx_graph import check_batch_is_symbolic, set_card
+from isicrt.export.output_file import check_output
 from isicrt.export.trials import check_batches
 
 _PREFIX = "views."
@@ -308,8 +309,7 @@ def _check_mean(one_view: Runtime, several: Runtime, views: tuple[View, ...]) ->
 )
 def main(model: Path, out: Path, views: str) -> None:
     """Write MODEL, an .onnx with a card, as OUT, an .onnx that gives the mean over several views of each image."""
-    if out.exists() and out.samefile(model):
-        raise BuildError(f"{out}: would be replaced by its own views. Choose another OUT")
+    check_output(out, model)
     card, data = average_file(model, int(views))
     replace_file(out, data)
     click.echo(f"Wrote {out}  {card.name}: {views} views, {views} times the arithmetic, {len(data) / 1e6:.2f} MB")
