@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image, read_mask
-from isicrt.engine.sources import find_jobs
+from isicrt.engine.photographs import find_photographs
 from isicrt.export.parity import Sample
 from isicrt.trainer.twins import TEST_TWINS, isic_id
 
@@ -35,9 +36,9 @@ def read_samples(
         The pixels to calibrate with, the samples to compare on, and what they are, for people.
 
     Raises:
-        DataError: too few images, or one that cannot be read.
+        DataError: too few images, or ground truth among them, or one that cannot be read.
     """
-    found = find_jobs([*images], Path(tempfile.gettempdir()) / "isicrt-no-masks").images
+    found = find_photographs(images, partial(click.echo, err=True)).images
     files = [file for file in found if isic_id(file) not in TEST_TWINS]
     if len(files) <= calibrate:
         raise DataError(

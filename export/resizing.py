@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ from isicrt.engine.errors import BuildError, SettingsError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import decode_image
 from isicrt.engine.masks import replace_file
-from isicrt.engine.sources import find_jobs
+from isicrt.engine.photographs import find_photographs
 from isicrt.export.build import Built, Destination, build, open_source
 from isicrt.export.output_file import check_output
 from isicrt.export.parity import Sample
@@ -117,7 +118,7 @@ def main(checkpoint: Path, size: int, out: Path, images: Path | None) -> None:
     """Write CHECKPOINT, a best.pt of `isicrt train`, as an ONNX file for another input size."""
     samples, origin = None, ""
     if images is not None:
-        files = find_jobs(images, out.parent / "isicrt-no-masks").images
+        files = find_photographs(images, partial(click.echo, err=True)).images
         picks = np.unique(np.linspace(0, len(files) - 1, 32).astype(int))
         samples = [Sample(files[n].name, decode_image(files[n], (size, size)).pixels) for n in picks]
         origin = f"{len(samples)} of {len(files)} images of {'/'.join(images.absolute().parts[-2:])}"

@@ -129,6 +129,17 @@ def test_a_broken_image_is_left_out_of_the_gate(darkness_onnx: Path, tmp_path: P
     assert "ISIC_0000001.jpg" in result.stderr
 
 
+def test_what_is_no_photograph_is_not_compared_on(darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path) -> None:
+    options = ("--fp16", "--target", "onnx", "--parity-images", "2", "--out", tmp_path / "out")
+    result = _run(darkness_onnx, *options, "--images", rendered_pairs)
+    assert (result.exit_code, "12 of the 24 images have the name of a ground truth" in result.stderr) == (1, True)
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(rendered_pairs / "images", tmp_path / "images")
+    (tmp_path / "images" / "x.heic").touch()
+    result = _run(darkness_onnx, *options, "--images", tmp_path / "images")
+    assert (result.exit_code, "passed over 1 files" in result.stderr) == (0, True), result.output
+
+
 def test_a_gate_that_fails_exits_with_1_and_writes_nothing(tmp_path: Path) -> None:
     import numpy as np
     import onnx

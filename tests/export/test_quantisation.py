@@ -158,6 +158,11 @@ def test_too_few_images(rendered_pairs: Path) -> None:
         read_samples([rendered_pairs / "images"], [], (64, 96), calibrate=12, compare=1)
 
 
+def test_ground_truth_neither_calibrates_nor_compares(rendered_pairs: Path) -> None:
+    with pytest.raises(DataError, match="12 of the 24 images have the name of a ground truth"):
+        read_samples([rendered_pairs], [], (64, 96), calibrate=2, compare=2)
+
+
 def test_masks_that_belong_to_nothing(rendered_pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no ground truth for any image, such as ISIC_"):
         read_samples([rendered_pairs / "images"], [tmp_path], (64, 96), calibrate=2, compare=2)
