@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from isicrt.export.build import Built, Destination, Source
     from isicrt.export.parity import Parity, Sample
 
+Pair = tuple[Path, Path | None]
+"""An image and its ground truth."""
 TARGETS = ("auto", "tensorrt", "tensorrt-rtx", "onnx")
 COMPATIBILITIES = ("none", "ampere-plus", "same-compute-capability")
 RENDERED_SIZE = (384, 512)
@@ -101,7 +103,7 @@ def parse_compute_capabilities(ctx: click.Context, param: click.Parameter, value
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="Compare on at most this many, spread evenly.",
+    help="Compare on at most this many, spread evenly; on those with ground truth first.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Folder.  [default: this one]"
@@ -192,8 +194,6 @@ def _samples(images: Path | None, masks: Path | None, count: int, source: Source
     import os
     import tempfile
 
-    import numpy as np
-
     from isicrt.engine.geometry import resize_image
     from isicrt.export.parity import Sample
 
@@ -223,8 +223,19 @@ def _samples(images: Path | None, masks: Path | None, count: int, source: Source
         return [
             Sample(f"rendered {n}", resize_image(i, size), m > 0) for n, (i, m) in enumerate(drawn)
         ], f"{count} rendered images"
-    picks = np.unique(np.linspace(0, len(pairs) - 1, count).astype(int))
-    return _decode([pairs[pick] for pick in picks], size), f"{len(picks)} of {len(pairs)} images of {origin}"
+    picks = _spread([pair for pair in pairs if pair[1] is not None], count)
+    picks += _spread([pair for pair in pairs if pair[1] is None], count - len(picks))
+    samples = _decode(picks, size)
+    if masks is not None and all(sample.truth is None for sample in samples):
+        raise DataError(f"{masks}: no ground truth that can be read belongs to an image that can be")
+    return samples, f"{len(picks)} of {len(pairs)} images of {origin}"
+
+
+def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """At most `count` of them, spread evenly."""
+    import numpy as np
+
+    return [pairs[n] for n in np.unique(np.linspace(0, len(pairs) - 1, count).astype(int))] if pairs else []
 
 
 def _last_names(path: Path) -> str:
@@ -232,7 +243,7 @@ def _last_names(path: Path) -> str:
     return "/".join(path.absolute().parts[-2:])
 
 
-def _decode(pairs: Sequence[tuple[Path, Path | None]], size: tuple[int, int]) -> list[Sample]:
+def _decode(pairs: Sequence[Pair], size: tuple[int, int]) -> list[Sample]:
     from isicrt.engine.images import decode_image, read_mask
     from isicrt.export.parity import Sample
 
