@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from isicrt.engine.clashes import ClashError
 from isicrt.engine.errors import DataError
 from isicrt.engine.jobs import Jobs
 from isicrt.engine.sources import Images, find_jobs
@@ -21,9 +22,16 @@ def find_photographs(images: Images, say: Callable[[str], None], *, out: Path | 
         out: see `find_jobs`; None where no masks are written.
 
     Raises:
-        DataError: see `find_jobs`; or images are ground truth by their folder or their names.
+        DataError: see `find_jobs`; or images are ground truth by their folder or their names, or may be: ``a.png``
+            beside ``a.jpg``.
     """
-    jobs = find_jobs(images, out or Path(tempfile.gettempdir()) / "isicrt-no-masks")
+    try:
+        jobs = find_jobs(images, out or Path(tempfile.gettempdir()) / "isicrt-no-masks")
+    except ClashError as error:
+        raise DataError(
+            f"{' and '.join(map(str, error.images))}: such a name is there twice, as if one were the ground truth of "
+            "the other: name those that are photographs, by a pattern such as 'data/**/*.jpg', or rename them"
+        ) from None
     if jobs.truths:
         raise DataError(
             f"{jobs.truths} of the {len(jobs.images)} images have the name of a ground truth, such as "

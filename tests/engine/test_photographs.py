@@ -30,6 +30,17 @@ def test_ground_truth_is_refused(tmp_path: Path, names: tuple[str, ...], message
         find_photographs(tmp_path, print)
 
 
+@pytest.mark.parametrize("out", [None, Path("out")])
+@pytest.mark.parametrize(("other", "named"), [("x.png", "x.jpg and .*x.png"), ("x.png/y.jpg", "x.jpg")])
+def test_what_may_be_ground_truth_is_refused_without_options_of_another_command(
+    tmp_path: Path, out: Path | None, other: str, named: str
+) -> None:
+    _touch(tmp_path, "x.jpg", other)
+    with pytest.raises(DataError, match=f"{named}: such a name is there twice") as caught:
+        find_photographs(tmp_path, print, out=out)
+    assert "--" not in str(caught.value)
+
+
 def test_what_is_not_taken_is_said(tmp_path: Path) -> None:
     _touch(tmp_path, "b.jpg", "a.png", "c.heic", "d.heic")
     said: list[str] = []
