@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import onnx
 
 from isicrt.engine.card import METADATA_KEY, ModelCard
+from isicrt.engine.cpu_runtime import CpuRuntime
 from isicrt.engine.errors import BuildError
+from isicrt.engine.onnx_file import read_onnx_file
+from isicrt.engine.onnx_runtime import OnnxRuntime
 
 INPUT, OUTPUT, BATCH = "image", "probability", "batch"
 """Names in the graphs that `onnx_export` makes."""
+
+
+@contextmanager
+def open_model(path: Path) -> Iterator[tuple[CpuRuntime, bytes]]:
+    """A file on ONNX Runtime, which checks its card and its signature; and the file itself, as it runs there.
+
+    Raises:
+        ModelError: not a file of ours, or another one lies there a moment later.
+    """
+    _, content = read_onnx_file(path)
+    with OnnxRuntime(path, digest=hashlib.sha256(content).hexdigest()) as runtime:
+        yield runtime, content
 
 
 def set_card(model: onnx.ModelProto, card: ModelCard) -> None:

@@ -43,7 +43,7 @@ except ImportError as error:
 from isicrt.export.calibration import read_samples
 from isicrt.export.half import is_anchor
 from isicrt.export.normalisation import fuse_normalisation
-from isicrt.export.onnx_graph import set_card, strip
+from isicrt.export.onnx_graph import open_model, set_card, strip
 from isicrt.export.output_file import check_output
 from isicrt.export.parity import Compute, Levels, Parity, Sample, measure_parity
 from isicrt.export.rounding import round_weights
@@ -152,11 +152,11 @@ def quantise_file(
         ModelError: not such a file.
         BuildError: the file is not float32; see `quantise`; or the result does not run.
     """
-    with OnnxRuntime(path) as runtime:  # checks card and signature
+    with open_model(path) as (runtime, content):
         card = runtime.card
         if card.precision != "fp32":
             raise BuildError(f"{path}: is {card.precision}. Int8 is made from the float32 file (build-engine --fp32).")
-        graph = quantise(onnx.load(str(path)), calibration, method, rounding)
+        graph = quantise(onnx.load_from_string(content), calibration, method, rounding)
         versions = dict(card.versions) | {"isicrt": __version__, "onnx": onnx.__version__}
         # The scores are another file's: this one has not been scored.
         scores = {f"{data_set}, before the conversion to int8": value for data_set, value in card.scores.items()}

@@ -39,7 +39,7 @@ except ImportError as error:
 
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from isicrt.export.onnx_graph import check_batch_is_symbolic, set_card
+from isicrt.export.onnx_graph import check_batch_is_symbolic, open_model, set_card
 from isicrt.export.output_file import check_output
 from isicrt.export.trials import check_batches
 
@@ -272,10 +272,10 @@ def average_file(path: Path, views: int) -> tuple[ModelCard, bytes]:
         ModelError: not such a file.
         BuildError: see `views_card` and `average_views`; or the result does not compute the mean.
     """
-    with OnnxRuntime(path) as one_view, tempfile.TemporaryDirectory(prefix="isicrt-views-") as folder:
+    with open_model(path) as (one_view, content), tempfile.TemporaryDirectory(prefix="isicrt-views-") as folder:
         try:
             card = views_card(one_view.card, views)
-            graph = average_views(onnx.load(str(path)), views)
+            graph = average_views(onnx.load_from_string(content), views)
         except BuildError as error:
             raise BuildError(f"{path}: {error}") from error
         set_card(graph, card)
