@@ -41,7 +41,7 @@ except ImportError as error:
     raise MissingDependencyError("onnx", "train", str(error)) from error
 
 from isicrt.export.calibration import read_samples
-from isicrt.export.half import is_anchor
+from isicrt.export.half import around_anchors, is_anchor
 from isicrt.export.normalisation import fuse_normalisation
 from isicrt.export.onnx_graph import open_model, set_card, strip
 from isicrt.export.output_file import check_output
@@ -218,22 +218,8 @@ def _inner_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
     A node before every convolution belongs to the normalisation, one that leads to no further convolution to the head.
     """
-    nodes = list(model.graph.node)
-    after: set[str] = set()
-    downstream = set()
-    for index, node in enumerate(nodes):
-        if is_anchor(node) or after.intersection(node.input):
-            downstream.add(index)
-            after.update(node.output)
-    before: set[str] = set()
-    inner = []
-    for index, node in reversed(list(enumerate(nodes))):
-        leads_to_anchor = bool(before.intersection(node.output))
-        if leads_to_anchor and index in downstream:
-            inner.append(node)
-        if leads_to_anchor or is_anchor(node):
-            before.update(node.input)
-    return inner[::-1]
+    reached, leading = around_anchors(model.graph.node)
+    return [model.graph.node[index] for index in sorted(reached & leading)]
 
 
 def _counts(model: onnx.ModelProto) -> tuple[int, int]:

@@ -39,7 +39,14 @@ except ImportError as error:
 
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from isicrt.export.onnx_graph import check_batch_is_symbolic, open_model, set_card
+from isicrt.export.onnx_graph import (
+    before_rounding,
+    check_batch_is_symbolic,
+    copy_node,
+    drop_unused,
+    open_model,
+    set_card,
+)
 from isicrt.export.output_file import check_output
 from isicrt.export.trials import check_batches
 
@@ -138,18 +145,21 @@ def average_views(model: onnx.ModelProto, views: int) -> onnx.ModelProto:
     del graph.value_info[:]  # the batch inside is another one
     nodes = list(graph.node)
     cast = _first_cast(nodes, graph.input[0].name)
-    levels, tail = _end(nodes, graph.output[0].name)
+    output = graph.output[0].name
+    levels, tail = before_rounding(nodes, output)
+    if not tail:
+        raise BuildError(f"views: the graph does not end with a Cast to '{output}', as those of isicrt do")
     height, width = (dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim[1:3])
     parts = _Parts(graph, height, width)
     front = parts.take(cast.output[0], VIEWS[views])
     body = [node for node in nodes if node is not cast and node not in tail]
     for node in body:
         node.input[:] = [f"{_PREFIX}batch" if name == cast.output[0] else name for name in node.input]
-    back = parts.average(levels, VIEWS[views], graph.output[0].name)
-    kept = [_copy(node) for node in (cast, *front, *body, *back)]
+    back = parts.average(levels, VIEWS[views], output)
+    kept = [copy_node(node) for node in (cast, *front, *body, *back)]
     del graph.node[:]
     graph.node.extend(kept)
-    _drop_unused(graph)
+    drop_unused(graph)
     try:
         onnx.checker.check_model(result, full_check=True)
     except Exception as error:  # ValidationError, InferenceError
@@ -225,12 +235,6 @@ def _node(kind: str, inputs: list[str], output: str, **settings: Any) -> NodePro
     return helper.make_node(kind, inputs, [output], name=f"{_PREFIX}{kind} {output}", **settings)
 
 
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
-
-
 def _first_cast(nodes: list[NodeProto], image: str) -> NodeProto:
     """What makes floats of the pixels, and is all that reads them."""
     readers = [node for node in nodes if image in node.input]
@@ -238,24 +242,6 @@ def _first_cast(nodes: list[NodeProto], image: str) -> NodeProto:
     if len(readers) == 1 and kinds == [TensorProto.FLOAT]:
         return readers[0]
     raise BuildError(f"views: the graph does not begin with one Cast of '{image}' to float, as those of isicrt do")
-
-
-def _end(nodes: list[NodeProto], output: str) -> tuple[str, list[NodeProto]]:
-    """The float tensor before rounding, and the nodes that round it."""
-    producers = {name: node for node in nodes for name in node.output}
-    name, tail = output, []
-    while name in producers and producers[name].op_type in ("Cast", "Round"):
-        tail.append(producers[name])
-        name = producers[name].input[0]
-    if not tail:
-        raise BuildError(f"views: the graph does not end with a Cast to '{output}', as those of isicrt do")
-    return name, tail
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
 
 
 def average_file(path: Path, views: int) -> tuple[ModelCard, bytes]:
