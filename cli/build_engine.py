@@ -12,6 +12,7 @@ import click
 
 from isicrt.cli.stopping import sigterm_as_ctrl_c
 from isicrt.engine.errors import DataError, MissingDependencyError
+from isicrt.engine.last_names import last_names
 
 if TYPE_CHECKING:
     from isicrt.export.build import Built, Destination, Source
@@ -205,14 +206,14 @@ def _samples(images: Path | None, masks: Path | None, count: int, source: Source
         with tempfile.TemporaryDirectory() as folder:
             workload = open_workload(images, masks, Path(folder))
         pairs = [(f, workload.truths.get(n)) for n, f in zip(workload.names, workload.files, strict=True)]
-        origin = _last_names(images)
+        origin = last_names(images)
     elif data:
         from isicrt.trainer.dataset import find_pairs
 
         # As `isicrt train` reads it: it may name several.
         roots = data.split(os.pathsep)
         pairs = [(pair.image, pair.mask) for root in roots for pair in find_pairs(root)]
-        origin = f"{', '.join(_last_names(Path(root)) for root in roots)} ($ISICRT_DATA)"
+        origin = f"{', '.join(last_names(Path(root)) for root in roots)} ($ISICRT_DATA)"
     else:
         from isicrt.benchmarks.rendered import render
 
@@ -236,11 +237,6 @@ def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
     import numpy as np
 
     return [pairs[n] for n in np.unique(np.linspace(0, len(pairs) - 1, count).astype(int))] if pairs else []
-
-
-def _last_names(path: Path) -> str:
-    """What the card says of a place: enough to know the data by, and nothing of this machine."""
-    return "/".join(path.absolute().parts[-2:])
 
 
 def _decode(pairs: Sequence[Pair], size: tuple[int, int]) -> list[Sample]:

@@ -12,6 +12,7 @@ import numpy as np
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image, read_mask
+from isicrt.engine.last_names import last_names
 from isicrt.engine.photographs import find_photographs
 from isicrt.export.parity import Sample
 from isicrt.trainer.twins import TEST_TWINS, isic_id
@@ -56,9 +57,8 @@ def read_samples(
     if masks and all(sample.truth is None for sample in samples):
         raise DataError(f"{', '.join(map(str, masks))}: no ground truth for any image, such as {samples[0].name}")
     calibration = [decode_image(files[index], size).pixels for index in sorted(first)]
-    # Two names of a path tell data sets apart and tell nothing of the machine.
     folders = [path.parent if path.name == "images" else path for path in images]
-    names = ", ".join("/".join(folder.absolute().parts[-2:]) for folder in folders)
+    names = ", ".join(last_names(folder) for folder in folders)
     left_out = f" ({len(found) - len(files)} twins of test images left out)" if len(files) < len(found) else ""
     what = f"{len(samples)} of {len(files)} images of {names}{left_out}, none of which calibrated"
     return calibration, samples, what

@@ -22,6 +22,7 @@ from isicrt.engine.card import MAX_SIDE, ModelCard
 from isicrt.engine.errors import BuildError, SettingsError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import decode_image
+from isicrt.engine.last_names import last_names
 from isicrt.engine.masks import replace_file
 from isicrt.engine.photographs import find_photographs
 from isicrt.export.build import Built, Destination, build, open_source
@@ -121,7 +122,7 @@ def main(checkpoint: Path, size: int, out: Path, images: Path | None) -> None:
         files = find_photographs(images, partial(click.echo, err=True)).images
         picks = np.unique(np.linspace(0, len(files) - 1, 32).astype(int))
         samples = [Sample(files[n].name, decode_image(files[n], (size, size)).pixels) for n in picks]
-        origin = f"{len(samples)} of {len(files)} images of {'/'.join(images.absolute().parts[-2:])}"
+        origin = f"{len(samples)} of {len(files)} images of {last_names(images)}"
     built = resize_model(checkpoint, (size, size), out, samples, images=origin)
     assert built.parity is not None  # a checkpoint is always compared
     click.echo(
