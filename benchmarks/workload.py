@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
+import click
 import numpy as np
 from PIL import Image
 
@@ -17,7 +19,7 @@ from isicrt.benchmarks.rendered import render
 from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image
-from isicrt.engine.sources import find_jobs
+from isicrt.engine.photographs import find_photographs
 
 RENDERED_SIZE = (767, 1022)
 RENDERED_QUALITY = 90
@@ -31,7 +33,7 @@ class Workload:
     """Images, with ground truth or without."""
 
     images: Path
-    """Whatever `find_jobs` takes: a folder, a pattern, a list."""
+    """Whatever `isicrt.engine.sources.find_jobs` takes: a folder, a pattern, a list."""
     truths: Mapping[PurePath, Path]
     """Ground truth by the mask's path in its folder; empty where no scores are wanted."""
     names: tuple[PurePath, ...]
@@ -108,15 +110,15 @@ class WorkloadSummary:
 
 
 def open_workload(images: Path, masks: Path | None, out: Path) -> Workload:
-    """The user's images, and their truth if `masks` is given.
+    """The user's images, and their truth if `masks` is given. What was found and not taken is said.
 
     Args:
-        images: whatever `find_jobs` takes.
+        images: whatever `isicrt.engine.sources.find_jobs` takes.
         masks: folder of ground truth.
         out: a folder that masks could be written to; nothing is.
 
     Raises:
-        DataError: no images, or no truth for any of them.
+        DataError: no images, or ground truth among them, or no truth for any of them.
     """
     return _workload(images, masks, out, rendered=False)
 
@@ -134,7 +136,7 @@ def render_workload(folder: Path, count: int) -> Workload:
 
 
 def _workload(images: Path, masks: Path | None, out: Path, *, rendered: bool) -> Workload:
-    jobs = find_jobs(images, out)
+    jobs = find_photographs(images, partial(click.echo, err=True), out=out)
     files = tuple(jobs.images)
     names = tuple(PurePath(jobs[n].mask.relative_to(out)) for n in range(len(files)))
     return Workload(

@@ -14,11 +14,14 @@ from isicrt.cli.option_types import NamedPath
 from isicrt.cli.plain_text import shell_word
 from isicrt.cli.stopping import sigterm_as_ctrl_c
 from isicrt.engine.errors import DataError, MissingDependencyError
+from isicrt.engine.last_names import last_names
 
 if TYPE_CHECKING:
     from isicrt.export.build import Built, Destination, Source
     from isicrt.export.parity import Parity, Sample
 
+Pair = tuple[Path, Path | None]
+"""An image and its ground truth."""
 TARGETS = ("auto", "tensorrt", "tensorrt-rtx", "onnx")
 COMPATIBILITIES = ("none", "ampere-plus", "same-compute-capability")
 RENDERED_SIZE = (384, 512)
@@ -103,7 +106,7 @@ def parse_compute_capabilities(ctx: click.Context, param: click.Parameter, value
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="Compare on at most this many, spread evenly.",
+    help="Compare on at most this many, spread evenly; on those with ground truth first.",
 )
 @click.option(
     "--out", type=NamedPath(path_type=Path, file_okay=False), default=Path(), help="Folder.  [default: this one]"
@@ -194,8 +197,6 @@ def _samples(images: Path | None, masks: Path | None, count: int, source: Source
     import os
     import tempfile
 
-    import numpy as np
-
     from isicrt.engine.geometry import resize_image
     from isicrt.export.parity import Sample
 
@@ -207,14 +208,14 @@ def _samples(images: Path | None, masks: Path | None, count: int, source: Source
         with tempfile.TemporaryDirectory() as folder:
             workload = open_workload(images, masks, Path(folder))
         pairs = [(f, workload.truths.get(n)) for n, f in zip(workload.names, workload.files, strict=True)]
-        origin = _last_names(images)
+        origin = last_names(images)
     elif data:
         from isicrt.trainer.dataset import find_pairs
 
         # As `isicrt train` reads it: it may name several.
         roots = data.split(os.pathsep)
         pairs = [(pair.image, pair.mask) for root in roots for pair in find_pairs(root)]
-        origin = f"{', '.join(_last_names(Path(root)) for root in roots)} ($ISICRT_DATA)"
+        origin = f"{', '.join(last_names(Path(root)) for root in roots)} ($ISICRT_DATA)"
     else:
         from isicrt.benchmarks.rendered import render
 
@@ -225,16 +226,22 @@ def _samples(images: Path | None, masks: Path | None, count: int, source: Source
         return [
             Sample(f"rendered {n}", resize_image(i, size), m > 0) for n, (i, m) in enumerate(drawn)
         ], f"{count} rendered images"
-    picks = np.unique(np.linspace(0, len(pairs) - 1, count).astype(int))
-    return _decode([pairs[pick] for pick in picks], size), f"{len(picks)} of {len(pairs)} images of {origin}"
+    picks = _spread([pair for pair in pairs if pair[1] is not None], count)
+    picks += _spread([pair for pair in pairs if pair[1] is None], count - len(picks))
+    samples = _decode(picks, size)
+    if masks is not None and all(sample.truth is None for sample in samples):
+        raise DataError(f"{masks}: no ground truth that can be read belongs to an image that can be")
+    return samples, f"{len(picks)} of {len(pairs)} images of {origin}"
 
 
-def _last_names(path: Path) -> str:
-    """What the card says of a place: enough to know the data by, and nothing of this machine."""
-    return "/".join(path.absolute().parts[-2:])
+def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """At most `count` of them, spread evenly."""
+    import numpy as np
+
+    return [pairs[n] for n in np.unique(np.linspace(0, len(pairs) - 1, count).astype(int))] if pairs else []
 
 
-def _decode(pairs: Sequence[tuple[Path, Path | None]], size: tuple[int, int]) -> list[Sample]:
+def _decode(pairs: Sequence[Pair], size: tuple[int, int]) -> list[Sample]:
     from isicrt.engine.images import decode_image, read_mask
     from isicrt.export.parity import Sample
 

@@ -12,15 +12,11 @@ import click
 
 from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.engine.errors import MissingDependencyError
+from isicrt.engine.last_names import last_names
 
 if TYPE_CHECKING:
     from isicrt.benchmarks.evaluation import Candidate
     from isicrt.engine.runtime import Runtime
-
-
-def last_names(path: Path) -> str:
-    """The last two names of a path: they tell files apart and tell nothing of the machine."""
-    return "/".join(path.absolute().parts[-2:])
 
 
 def open_candidates(models: Sequence[str], stack: ExitStack, threads: int | None) -> list[Candidate]:

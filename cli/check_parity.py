@@ -16,6 +16,7 @@ from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, write_result
 from isicrt.engine.errors import DataError, ModelError
+from isicrt.engine.last_names import last_names
 
 if TYPE_CHECKING:
     from isicrt.benchmarks.agreement import Agreement, Limits
@@ -266,7 +267,7 @@ def _write(
         "files": files,
         "reference": models[0],
         "candidate": models[1],
-        "source": "/".join(images.absolute().parts[-2:]),
+        "source": last_names(images),
         "limits": asdict(limits),
         "problems": problems,
         "environment": read_environment().to_dict(),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from isicrt.cli.candidates import last_names, open_candidates
+from isicrt.cli.candidates import open_candidates
 from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.option_types import NamedPath, Number
 from isicrt.cli.plain_text import printable
@@ -22,6 +22,7 @@ from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, say_written, write_result
 from isicrt.cli.tables import open_console, print_table
 from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
+from isicrt.engine.last_names import last_names
 
 if TYPE_CHECKING:
     from isicrt.benchmarks.evaluation import Candidate, Case, Scored

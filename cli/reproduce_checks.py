@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from isicrt.cli.result_files import check_results
 from isicrt.engine.errors import DataError, SettingsError
+from isicrt.engine.last_names import last_names
 
 if TYPE_CHECKING:
     from isicrt.benchmarks.evaluation import Case
@@ -106,6 +107,6 @@ def find_test_split(data: Path, label: str | None, table: ReportTable) -> tuple[
         raise SettingsError(
             f"the table holds scores on {kept.label}, which are other images: name another with --table"
         )
-    default = f"{'/'.join(data.absolute().parts[-2:])} test, {len(pairs)} images"
+    default = f"{last_names(data)} test, {len(pairs)} images"
     test_set = TestSet(label or (kept.label if kept else default), len(pairs), report.sha256)
     return test_set, [Case(pair.id, pair.image, pair.mask) for pair in pairs]

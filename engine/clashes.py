@@ -29,11 +29,24 @@ REMEMBERED = 1 << 12
 _Key = tuple[str, str]
 
 
+class ClashError(DataError):
+    """Images whose masks would have one name, or a folder's.
+
+    Args:
+        message: of who writes masks.
+        images: one such clash.
+    """
+
+    def __init__(self, message: str, images: list[Path]) -> None:
+        super().__init__(message)
+        self.images = images
+
+
 def settle_clashes(jobs: Jobs, on_clash: str) -> None:
     """Do what `on_clash` says (see `isicrt.engine.sources.find_jobs`) where masks would have one name, or a folder's.
 
     Raises:
-        DataError: they have, and the masks' names cannot be changed.
+        ClashError: they have, and the masks' names cannot be changed.
     """
     clashes, blocked = _clashes(jobs), _named_like_folders(jobs)
     if on_clash == "extension" and (clashes or blocked):
@@ -54,10 +67,11 @@ def settle_clashes(jobs: Jobs, on_clash: str) -> None:
         advice = "or see --on-clash (on_clash in Python)"
         if on_clash == "extension":
             advice = "or take --on-clash fail, which does the others: their extensions do not tell these apart"
-        raise DataError(
+        raise ClashError(
             f"{count} masks would belong to more than one image, or stand where a folder of masks goes:\n"
             f"{_listed(_clash_lines(jobs, clashes, blocked), count)}\n"
-            f"Rename the images, segment them in separate runs with a different --out, {advice}."
+            f"Rename the images, segment them in separate runs with a different --out, {advice}.",
+            [jobs[n].image for n in (clashes[0] if clashes else blocked[:1])],
         )
 
 

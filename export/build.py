@@ -17,7 +17,6 @@ from isicrt.engine.cuda_driver import Gpu, driver_problem, find_gpu
 from isicrt.engine.errors import BuildError, MissingDependencyError, ModelError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.masks import replace_file
-from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.plan import read_plan
 from isicrt.engine.rebuild import plan_source
 
@@ -73,6 +72,8 @@ class Source:
     """The torch module, from a checkpoint."""
     graph: onnx.ModelProto | None
     """From an ONNX file."""
+    content: bytes = b""
+    """The ONNX file, as it was when `graph` was read."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,11 @@ def open_source(path: Path, name: str) -> Source:
         MissingDependencyError: a checkpoint needs torch.
     """
     if path.suffix == ".onnx":
-        with OnnxRuntime(path) as runtime:  # checks card and signature
+        with onnx_graph.open_model(path) as (runtime, content):
             card = runtime.card
-        graph = onnx.load(str(path))
+        graph = onnx.load_from_string(content)
         onnx_graph.check_batch_is_symbolic(graph)
-        return Source(name, path, card, None, graph)
+        return Source(name, path, card, None, graph, content)
     if path.suffix == ".plan":
         raise ModelError(
             f"{path}: a plan cannot be compiled again. Give the checkpoint or the .onnx it was built from."
@@ -303,7 +304,7 @@ def _reference(source: Source, exact: onnx.ModelProto) -> tuple[str, Compute]:
 def _finished(source: Source, graph: onnx.ModelProto, precision: str, parity: Parity | None) -> tuple[ModelCard, bytes]:
     """The card of the ONNX file, and the file; both as they came where nothing was converted."""
     if parity is None:
-        return source.card, source.path.read_bytes()
+        return source.card, source.content
     versions = dict(source.card.versions) | {"isicrt": __version__, "onnx": onnx.__version__}
     if source.deployed is not None:
         import torch

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image, read_mask
-from isicrt.engine.sources import find_jobs
+from isicrt.engine.last_names import last_names
+from isicrt.engine.photographs import find_photographs
 from isicrt.export.parity import Sample
-from isicrt.trainer.twins import TEST_TWINS, isic_id
+from isicrt.trainer.dataset import LEFT_OUT
+from isicrt.trainer.twins import isic_id
 
 
 def read_samples(
@@ -21,8 +24,8 @@ def read_samples(
 ) -> tuple[list[UInt8Array], list[Sample], str]:
     """Two disjoint sets of images, each spread evenly over what there is.
 
-    Images that training leaves out, because they show a lesion of a test image (`isicrt.trainer.twins`), are in
-    neither: weights that are rounded with them would have seen something of the test set.
+    Images that training leaves out, test images and such as show a lesion of one (`isicrt.trainer.dataset.LEFT_OUT`),
+    are in neither: weights that are rounded with them would have seen something of the test set.
 
     Args:
         images: folders, patterns, files.
@@ -35,14 +38,16 @@ def read_samples(
         The pixels to calibrate with, the samples to compare on, and what they are, for people.
 
     Raises:
-        DataError: too few images, or one that cannot be read.
+        DataError: too few images, or ground truth among them, or one that cannot be read.
     """
-    found = find_jobs([*images], Path(tempfile.gettempdir()) / "isicrt-no-masks").images
-    files = [file for file in found if isic_id(file) not in TEST_TWINS]
+    found = find_photographs(images, partial(click.echo, err=True)).images
+    files = [file for file in found if isic_id(file) not in LEFT_OUT]
+    seen = len(found) - len(files)
+    left_out = f" ({seen} test images of ISIC 2016 or twins of such left out)" if seen else ""
     if len(files) <= calibrate:
         raise DataError(
-            f"{len(files)} images are too few to calibrate on {calibrate} and to compare on others: name more images "
-            "or calibrate on fewer"
+            f"{len(files)} images{left_out} are too few to calibrate on {calibrate} and to compare on others: name "
+            "more images or calibrate on fewer"
         )
     first = set(np.linspace(0, len(files) - 1, calibrate).round().astype(int).tolist())
     rest = [file for index, file in enumerate(files) if index not in first]
@@ -55,10 +60,8 @@ def read_samples(
     if masks and all(sample.truth is None for sample in samples):
         raise DataError(f"{', '.join(map(str, masks))}: no ground truth for any image, such as {samples[0].name}")
     calibration = [decode_image(files[index], size).pixels for index in sorted(first)]
-    # Two names of a path tell data sets apart and tell nothing of the machine.
     folders = [path.parent if path.name == "images" else path for path in images]
-    names = ", ".join("/".join(folder.absolute().parts[-2:]) for folder in folders)
-    left_out = f" ({len(found) - len(files)} twins of test images left out)" if len(files) < len(found) else ""
+    names = ", ".join(last_names(folder) for folder in folders)
     what = f"{len(samples)} of {len(files)} images of {names}{left_out}, none of which calibrated"
     return calibration, samples, what
 

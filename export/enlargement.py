@@ -12,6 +12,8 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
+from isicrt.export.onnx_graph import drop_unused
+
 PREFIX = "enlargement."
 """Of the matrices' names. They are no weights, and products with them stay float32 in FP16 and int8 graphs."""
 _CENTRES = (b"half_pixel", b"pytorch_half_pixel")
@@ -75,9 +77,7 @@ def enlarge_by_products(model: onnx.ModelProto) -> int:
         graph.node.insert(index + 1, high)
         replaced += 1
     if replaced:
-        used = {name for node in graph.node for name in node.input}
-        for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-            graph.initializer.remove(tensor)
+        drop_unused(graph)
     return replaced
 
 

@@ -9,7 +9,7 @@ This is done on the graph and not by exporting half weights, so that a shipped O
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from isicrt.engine.errors import BuildError
 from isicrt.export.enlargement import is_enlargement
+from isicrt.export.onnx_graph import copy_node
 
 _ANCHORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
@@ -29,6 +30,25 @@ _ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}
 def is_anchor(node: NodeProto) -> bool:
     """Whether the precision of a model is about a node's arithmetic: a convolution or a matrix product."""
     return node.op_type in _ANCHORS and not is_enlargement(node)
+
+
+def around_anchors(nodes: Sequence[NodeProto]) -> tuple[set[int], set[int]]:
+    """Indices of the anchors and of what follows one; and indices of what leads to one, a further one where it is an
+    anchor itself."""
+    # ONNX sorts nodes topologically, so that one sweep each way finds what anchors reach and what reaches them.
+    after: set[str] = set()
+    before: set[str] = set()
+    reached, leading = set(), set()
+    for index, node in enumerate(nodes):
+        if is_anchor(node) or after.intersection(node.input):
+            reached.add(index)
+            after.update(node.output)
+    for index, node in reversed(list(enumerate(nodes))):
+        if before.intersection(node.output):
+            leading.add(index)
+        if index in leading or is_anchor(node):
+            before.update(node.input)
+    return reached, leading
 
 
 @dataclass(frozen=True)
@@ -127,20 +147,8 @@ def find_region(model: onnx.ModelProto) -> HalfRegion:
     for node in graph.node:
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
             raise BuildError(f"FP16: node '{node.name}' ({node.op_type}) has a subgraph, which is not supported")
-    # ONNX sorts nodes topologically, so that one sweep each way finds what convolutions reach and what reaches them.
-    after: set[str] = set()
-    downstream = set()
-    for index, node in enumerate(graph.node):
-        if is_anchor(node) or after.intersection(node.input):
-            downstream.add(index)
-            after.update(node.output)
-    before: set[str] = set()
-    nodes = set()
-    for index, node in reversed(list(enumerate(graph.node))):
-        if is_anchor(node) or before.intersection(node.output):
-            before.update(node.input)
-            if index in downstream:
-                nodes.add(index)
+    reached, leading = around_anchors(graph.node)
+    nodes = {index for index in reached if index in leading or is_anchor(graph.node[index])}
     if not nodes:
         raise BuildError("FP16: the graph has neither a convolution nor a matrix product, there is nothing to convert")
     floats = _float_tensors(model)
@@ -232,7 +240,7 @@ def _with_casts(
 
 
 def _replace_nodes(model: onnx.ModelProto, nodes: list[NodeProto]) -> None:
-    kept = [_copy_node(node) for node in nodes]
+    kept = [copy_node(node) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(kept)
 
@@ -241,12 +249,6 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.value_info[:]
-    return copy
-
-
-def _copy_node(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
     return copy
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from isicrt.export.onnx_graph import drop_unused
+
 
 def fuse_normalisation(model: onnx.ModelProto) -> bool:
     """Make one BatchNormalization of the multiplication and the addition in front of the first convolution, in place.
@@ -38,9 +40,7 @@ def fuse_normalisation(model: onnx.ModelProto) -> bool:
         )
         del graph.node[index : index + 2]
         graph.node.insert(index, norm)
-        used = {name for node in graph.node for name in node.input}
-        for name in set(constants) - used:
-            graph.initializer.remove(constants[name])
+        drop_unused(graph)
         return True
     return False
 

@@ -41,9 +41,10 @@ except ImportError as error:
     raise MissingDependencyError("onnx", "train", str(error)) from error
 
 from isicrt.export.calibration import read_samples
-from isicrt.export.half import is_anchor
+from isicrt.export.half import around_anchors, is_anchor
 from isicrt.export.normalisation import fuse_normalisation
-from isicrt.export.onnx_graph import set_card, strip
+from isicrt.export.onnx_graph import open_model, set_card, strip
+from isicrt.export.output_file import check_output
 from isicrt.export.parity import Compute, Levels, Parity, Sample, measure_parity
 from isicrt.export.rounding import round_weights
 
@@ -151,11 +152,11 @@ def quantise_file(
         ModelError: not such a file.
         BuildError: the file is not float32; see `quantise`; or the result does not run.
     """
-    with OnnxRuntime(path) as runtime:  # checks card and signature
+    with open_model(path) as (runtime, content):
         card = runtime.card
         if card.precision != "fp32":
             raise BuildError(f"{path}: is {card.precision}. Int8 is made from the float32 file (build-engine --fp32).")
-        graph = quantise(onnx.load(str(path)), calibration, method, rounding)
+        graph = quantise(onnx.load_from_string(content), calibration, method, rounding)
         versions = dict(card.versions) | {"isicrt": __version__, "onnx": onnx.__version__}
         # The scores are another file's: this one has not been scored.
         scores = {f"{data_set}, before the conversion to int8": value for data_set, value in card.scores.items()}
@@ -217,22 +218,8 @@ def _inner_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
     A node before every convolution belongs to the normalisation, one that leads to no further convolution to the head.
     """
-    nodes = list(model.graph.node)
-    after: set[str] = set()
-    downstream = set()
-    for index, node in enumerate(nodes):
-        if is_anchor(node) or after.intersection(node.input):
-            downstream.add(index)
-            after.update(node.output)
-    before: set[str] = set()
-    inner = []
-    for index, node in reversed(list(enumerate(nodes))):
-        leads_to_anchor = bool(before.intersection(node.output))
-        if leads_to_anchor and index in downstream:
-            inner.append(node)
-        if leads_to_anchor or is_anchor(node):
-            before.update(node.input)
-    return inner[::-1]
+    reached, leading = around_anchors(model.graph.node)
+    return [model.graph.node[index] for index in sorted(reached & leading)]
 
 
 def _counts(model: onnx.ModelProto) -> tuple[int, int]:
@@ -303,6 +290,7 @@ def main(
     max_loss: float,
 ) -> None:
     """Quantise MODEL, a float32 .onnx with a card, to int8; give it training images, never test images."""
+    check_output(out, model)
     with OnnxRuntime(model) as runtime:
         size = runtime.card.input_size
     calibration, samples, source = read_samples(

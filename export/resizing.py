@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -21,9 +22,11 @@ from isicrt.engine.card import MAX_SIDE, ModelCard
 from isicrt.engine.errors import BuildError, SettingsError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import decode_image
+from isicrt.engine.last_names import last_names
 from isicrt.engine.masks import replace_file
-from isicrt.engine.sources import find_jobs
+from isicrt.engine.photographs import find_photographs
 from isicrt.export.build import Built, Destination, build, open_source
+from isicrt.export.output_file import check_output
 from isicrt.export.parity import Sample
 from isicrt.export.tensorrt_build import Profile
 
@@ -73,8 +76,10 @@ def resize_model(
 
     Raises:
         SettingsError: see `resized_card`.
-        BuildError, ModelError: see `build` and `open_source`; or the file is no checkpoint. Nothing is written then.
+        BuildError, ModelError: see `check_output`, `build` and `open_source`; or the file is no checkpoint. Nothing is
+            written then.
     """
+    check_output(out, checkpoint)
     source = open_source(checkpoint, str(checkpoint))
     if source.deployed is None:
         raise BuildError(f"{checkpoint}: give the checkpoint (.pt), an ONNX file has its size built in")
@@ -114,10 +119,10 @@ def main(checkpoint: Path, size: int, out: Path, images: Path | None) -> None:
     """Write CHECKPOINT, a best.pt of `isicrt train`, as an ONNX file for another input size."""
     samples, origin = None, ""
     if images is not None:
-        files = find_jobs(images, out.parent / "isicrt-no-masks").images
+        files = find_photographs(images, partial(click.echo, err=True)).images
         picks = np.unique(np.linspace(0, len(files) - 1, 32).astype(int))
         samples = [Sample(files[n].name, decode_image(files[n], (size, size)).pixels) for n in picks]
-        origin = f"{len(samples)} of {len(files)} images of {'/'.join(images.absolute().parts[-2:])}"
+        origin = f"{len(samples)} of {len(files)} images of {last_names(images)}"
     built = resize_model(checkpoint, (size, size), out, samples, images=origin)
     assert built.parity is not None  # a checkpoint is always compared
     click.echo(

@@ -17,8 +17,9 @@ from isicrt._command import ModuleCommand, Number
 from isicrt.engine.card import MAX_ZOOM, ModelCard
 from isicrt.engine.errors import BuildError
 from isicrt.engine.masks import replace_file
-from isicrt.engine.onnx_file import read_onnx_card
+from isicrt.engine.onnx_file import read_onnx_file
 from isicrt.export.onnx_graph import set_card
+from isicrt.export.output_file import check_output
 
 
 def with_second_look(card: ModelCard, confidence: float, zoom: float = 0.0) -> ModelCard:
@@ -44,10 +45,11 @@ def look_again_below(model: Path, confidence: float, zoom: float = 0.0) -> bytes
             or without a second look.
         BuildError: it averages several views of each image already.
     """
-    card = with_second_look(read_onnx_card(model), confidence, zoom)
+    card, content = read_onnx_file(model)
+    card = with_second_look(card, confidence, zoom)
     if card.views > 1:
         raise BuildError(f"{model}: gives the mean of {card.views} views of each image already. Use what it is made of")
-    graph = onnx.load(str(model))
+    graph = onnx.load_from_string(content)
     set_card(graph, card)
     data: bytes = graph.SerializeToString(deterministic=True)
     return data
@@ -66,6 +68,7 @@ def look_again_below(model: Path, confidence: float, zoom: float = 0.0) -> bytes
 )
 def main(model: Path, out: Path, below: float, zoom: float) -> None:
     """Write MODEL as OUT, a model that looks again at images of whose masks it is less confident than that."""
+    check_output(out, model)
     replace_file(out, look_again_below(model, below, zoom))
     click.echo(f"Wrote {out}  a second look below a confidence of {below:g}" + (f", zoom {zoom:g}" if zoom else ""))
 

@@ -39,7 +39,15 @@ except ImportError as error:
 
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from isicrt.export.onnx_graph import check_batch_is_symbolic, set_card
+from isicrt.export.onnx_graph import (
+    before_rounding,
+    check_batch_is_symbolic,
+    copy_node,
+    drop_unused,
+    open_model,
+    set_card,
+)
+from isicrt.export.output_file import check_output
 from isicrt.export.trials import check_batches
 
 _PREFIX = "views."
@@ -137,18 +145,21 @@ def average_views(model: onnx.ModelProto, views: int) -> onnx.ModelProto:
     del graph.value_info[:]  # the batch inside is another one
     nodes = list(graph.node)
     cast = _first_cast(nodes, graph.input[0].name)
-    levels, tail = _end(nodes, graph.output[0].name)
+    output = graph.output[0].name
+    levels, tail = before_rounding(nodes, output)
+    if not tail:
+        raise BuildError(f"views: the graph does not end with a Cast to '{output}', as those of isicrt do")
     height, width = (dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim[1:3])
     parts = _Parts(graph, height, width)
     front = parts.take(cast.output[0], VIEWS[views])
     body = [node for node in nodes if node is not cast and node not in tail]
     for node in body:
         node.input[:] = [f"{_PREFIX}batch" if name == cast.output[0] else name for name in node.input]
-    back = parts.average(levels, VIEWS[views], graph.output[0].name)
-    kept = [_copy(node) for node in (cast, *front, *body, *back)]
+    back = parts.average(levels, VIEWS[views], output)
+    kept = [copy_node(node) for node in (cast, *front, *body, *back)]
     del graph.node[:]
     graph.node.extend(kept)
-    _drop_unused(graph)
+    drop_unused(graph)
     try:
         onnx.checker.check_model(result, full_check=True)
     except Exception as error:  # ValidationError, InferenceError
@@ -224,12 +235,6 @@ def _node(kind: str, inputs: list[str], output: str, **settings: Any) -> NodePro
     return helper.make_node(kind, inputs, [output], name=f"{_PREFIX}{kind} {output}", **settings)
 
 
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
-
-
 def _first_cast(nodes: list[NodeProto], image: str) -> NodeProto:
     """What makes floats of the pixels, and is all that reads them."""
     readers = [node for node in nodes if image in node.input]
@@ -237,24 +242,6 @@ def _first_cast(nodes: list[NodeProto], image: str) -> NodeProto:
     if len(readers) == 1 and kinds == [TensorProto.FLOAT]:
         return readers[0]
     raise BuildError(f"views: the graph does not begin with one Cast of '{image}' to float, as those of isicrt do")
-
-
-def _end(nodes: list[NodeProto], output: str) -> tuple[str, list[NodeProto]]:
-    """The float tensor before rounding, and the nodes that round it."""
-    producers = {name: node for node in nodes for name in node.output}
-    name, tail = output, []
-    while name in producers and producers[name].op_type in ("Cast", "Round"):
-        tail.append(producers[name])
-        name = producers[name].input[0]
-    if not tail:
-        raise BuildError(f"views: the graph does not end with a Cast to '{output}', as those of isicrt do")
-    return name, tail
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
 
 
 def average_file(path: Path, views: int) -> tuple[ModelCard, bytes]:
@@ -271,10 +258,10 @@ def average_file(path: Path, views: int) -> tuple[ModelCard, bytes]:
         ModelError: not such a file.
         BuildError: see `views_card` and `average_views`; or the result does not compute the mean.
     """
-    with OnnxRuntime(path) as one_view, tempfile.TemporaryDirectory(prefix="isicrt-views-") as folder:
+    with open_model(path) as (one_view, content), tempfile.TemporaryDirectory(prefix="isicrt-views-") as folder:
         try:
             card = views_card(one_view.card, views)
-            graph = average_views(onnx.load(str(path)), views)
+            graph = average_views(onnx.load_from_string(content), views)
         except BuildError as error:
             raise BuildError(f"{path}: {error}") from error
         set_card(graph, card)
@@ -308,8 +295,7 @@ def _check_mean(one_view: Runtime, several: Runtime, views: tuple[View, ...]) ->
 )
 def main(model: Path, out: Path, views: str) -> None:
     """Write MODEL, an .onnx with a card, as OUT, an .onnx that gives the mean over several views of each image."""
-    if out.exists() and out.samefile(model):
-        raise BuildError(f"{out}: would be replaced by its own views. Choose another OUT")
+    check_output(out, model)
     card, data = average_file(model, int(views))
     replace_file(out, data)
     click.echo(f"Wrote {out}  {card.name}: {views} views, {views} times the arithmetic, {len(data) / 1e6:.2f} MB")

@@ -26,7 +26,7 @@ ALLOWED = {
             *("jpeg_notes", "lock", "mask_levels", "onnx_file", "scores"),
         )
     ),
-    "export": ("engine", "trainer.models", "trainer.checkpoint", "trainer.twins"),
+    "export": ("engine", "trainer.models", "trainer.checkpoint", "trainer.dataset", "trainer.twins"),
     "benchmarks": ("engine",),
     "cli": ("engine", "trainer", "export", "benchmarks"),
 }

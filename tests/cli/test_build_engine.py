@@ -132,6 +132,38 @@ def test_a_broken_image_is_left_out_of_the_gate(darkness_onnx: Path, tmp_path: P
     assert "ISIC_0000001.jpg" in result.stderr
 
 
+def test_what_is_no_photograph_is_not_compared_on(darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path) -> None:
+    options = ("--fp16", "--target", "onnx", "--parity-images", "2", "--out", tmp_path / "out")
+    result = _run(darkness_onnx, *options, "--images", rendered_pairs)
+    assert (result.exit_code, "12 of the 24 images have the name of a ground truth" in result.stderr) == (1, True)
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(rendered_pairs / "images", tmp_path / "images")
+    (tmp_path / "images" / "x.heic").touch()
+    result = _run(darkness_onnx, *options, "--images", tmp_path / "images")
+    assert (result.exit_code, "passed over 1 files" in result.stderr) == (0, True), result.output
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_truth_of_few_images_is_compared_with(
+    darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path, damaged: bool
+) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    for n in range(40):
+        (images / f"ISIC_{n:07d}.jpg").hardlink_to(rendered_pairs / "images" / "ISIC_0000000.jpg")
+    truth = masks / "ISIC_0000007_Segmentation.png"  # four images spread evenly would be 0, 13, 26 and 39
+    truth.write_bytes(b"" if damaged else (rendered_pairs / "masks" / "ISIC_0000000_Segmentation.png").read_bytes())
+    options = ("--fp16", "--target", "onnx", "--parity-images", "4", "--out", tmp_path / "out")
+    result = _run(darkness_onnx, *options, "--images", images, "--masks", masks)
+    if damaged:
+        assert (result.exit_code, "masks: no ground truth that can be read" in result.stderr) == (1, True)
+        assert "Left out of the comparison" in result.stderr
+    else:
+        assert (result.exit_code, "1 images with ground truth" in result.stdout) == (0, True), result.output
+        assert "Parity on 4 of 40 images" in result.stdout
+
+
 def test_a_gate_that_fails_exits_with_1_and_writes_nothing(tmp_path: Path) -> None:
     import numpy as np
     import onnx

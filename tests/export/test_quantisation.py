@@ -141,21 +141,30 @@ def test_images_calibrate_or_compare_and_never_both(rendered_pairs: Path, calibr
     assert source.startswith(f"{len(samples)} of 12 images of ")
 
 
-def test_twins_of_test_images_neither_calibrate_nor_compare(rendered_pairs: Path, tmp_path: Path) -> None:
+def test_test_images_and_their_twins_neither_calibrate_nor_compare(rendered_pairs: Path, tmp_path: Path) -> None:
     images = tmp_path / "train" / "images"
     shutil.copytree(rendered_pairs / "images", images)
-    for n, twin in ((2, "ISIC_0000416"), (5, "isic_0014846_small")):  # of test images ISIC_0011292 and ISIC_0000222
-        (images / f"ISIC_{n:07d}.jpg").rename(images / f"{twin}.jpg")
+    # Twins of test images ISIC_0011292 and ISIC_0000222, and a test image itself, which ISIC 2017 trains on.
+    others = {2: "ISIC_0000416", 5: "isic_0014846_small", 7: "ISIC_0000012"}
+    for n, name in others.items():
+        (images / f"ISIC_{n:07d}.jpg").rename(images / f"{name}.jpg")
     calibration, samples, source = read_samples([images], [], (64, 96), calibrate=5, compare=100)
     assert len(calibration) == 5
-    assert [s.name for s in samples if s.name in ("ISIC_0000416.jpg", "isic_0014846_small.jpg")] == []
-    assert source.startswith("5 of 10 images of ")
-    assert "(2 twins of test images left out)" in source
+    assert [s.name for s in samples if Path(s.name).stem in others.values()] == []
+    assert source.startswith("4 of 9 images of ")
+    assert "(3 test images of ISIC 2016 or twins of such left out)" in source
+    with pytest.raises(DataError, match=r"9 images \(3 test images .* left out\) are too few to calibrate on 9"):
+        read_samples([images], [], (64, 96), calibrate=9, compare=1)
 
 
 def test_too_few_images(rendered_pairs: Path) -> None:
     with pytest.raises(DataError, match="12 images are too few to calibrate on 12"):
         read_samples([rendered_pairs / "images"], [], (64, 96), calibrate=12, compare=1)
+
+
+def test_ground_truth_neither_calibrates_nor_compares(rendered_pairs: Path) -> None:
+    with pytest.raises(DataError, match="12 of the 24 images have the name of a ground truth"):
+        read_samples([rendered_pairs], [], (64, 96), calibrate=2, compare=2)
 
 
 def test_masks_that_belong_to_nothing(rendered_pairs: Path, tmp_path: Path) -> None:

@@ -77,6 +77,13 @@ def test_command(checkpoint: Path, rendered_pairs: Path, tmp_path: Path) -> None
         assert runtime.card.parity["disagreement_mean"] < 0.005
 
 
+def test_command_compares_on_no_ground_truth(checkpoint: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+    arguments = [str(checkpoint), "--size", "96", "--out", str(tmp_path / "a.onnx"), "--images", str(rendered_pairs)]
+    done = CliRunner().invoke(main, arguments)
+    assert (done.exit_code, "12 of the 24 images have the name of a ground truth" in done.output) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("size", "code"), [("100", 2), ("0", 2), ("big", 2)])
 def test_command_with_a_wrong_size(checkpoint: Path, tmp_path: Path, size: str, code: int) -> None:
     done = CliRunner().invoke(main, [str(checkpoint), "--size", size, "--out", str(tmp_path / "a.onnx")])

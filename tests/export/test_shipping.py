@@ -63,6 +63,24 @@ def test_the_result_of_evaluate_is_read_too(tmp_path: Path) -> None:
     assert (code, "scored by protocol report" in output) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("scored", "message"),
+    [
+        ({"threshold": 0.4, "clean_up": ["keep_largest", "fill_holes"]}, ""),
+        ({"threshold": 0.5, "clean_up": ["keep_largest", "fill_holes"]}, "scored at threshold 0.5; its card has 0.4"),
+        ({"threshold": 0.4, "clean_up": []}, "scored without the clean-up"),
+    ],
+)
+def test_scores_of_other_settings_are_refused(tmp_path: Path, scored: dict[str, object], message: str) -> None:
+    model = tmp_path / "m.onnx"
+    write_darkness_model(model, threshold=0.4)
+    sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
+    result = {"protocol": {"name": "official"}, "models": [{"sha256": sha256, "summary": SUMMARY, **scored}]}
+    (tmp_path / "r.json").write_text(json.dumps(result))
+    code, output = call(model, tmp_path / "r.json", tmp_path)
+    assert (code, message in output, (tmp_path / "dark.onnx").exists()) == (bool(message), True, not message), output
+
+
 @pytest.mark.parametrize("content", ["[]", "{", '{"models": []}', '{"models": [{"accuracy": null}]}'])
 def test_a_result_without_scores_is_refused(tmp_path: Path, content: str) -> None:
     write_darkness_model(tmp_path / "m.onnx")

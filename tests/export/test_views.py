@@ -286,10 +286,3 @@ def test_command_refuses(tmp_path: Path, views: str, code: int, message: str) ->
     done = _call(tmp_path / "dark.onnx", tmp_path / "out.onnx", "--views", views)
     assert (done.exit_code, message in done.output) == (code, True), done.output
     assert not (tmp_path / "out.onnx").exists()
-
-
-def test_command_keeps_the_original(tmp_path: Path) -> None:
-    write_darkness_model(path := tmp_path / "dark.onnx")
-    done = _call(path, path, "--views", 4)
-    assert (done.exit_code, "dark.onnx: would be replaced" in done.output) == (1, True), done.output
-    assert read_onnx_card(path).views == 1

@@ -1,0 +1,29 @@
+"""The file that a model is told to go to, looked at before the work begins."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from isicrt.engine.errors import BuildError
+
+
+def check_output(out: Path, source: Path) -> None:
+    """Refuse now what would replace the model that `out` is made of, or fail after minutes of work.
+
+    Args:
+        out: to be written into a folder that is there.
+        source: the model.
+
+    Raises:
+        BuildError: they are one file, or nothing can be written there.
+    """
+    if out.exists() and out.samefile(source):
+        raise BuildError(f"{out}: is the model that it would be made of, and would be replaced. Choose another file")
+    if not out.parent.is_dir():
+        raise BuildError(f"{out}: there is no folder {out.parent} to write it to")
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise BuildError(f"{out}: cannot be written: {error.strerror}") from error
