@@ -51,6 +51,13 @@ _FILE = NamedPath(dir_okay=False, path_type=Path)
     help="Of a data set that has both.",
 )
 @click.option(
+    "--ids",
+    "ids_file",
+    type=NamedPath(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Only the images that FILE names, one id a line, as validation.txt of a run does.",
+)
+@click.option(
     "--protocol",
     "protocol_name",
     type=click.Choice(("official", "report")),
@@ -90,6 +97,7 @@ def command(
     models: tuple[str, ...],
     data: Path,
     split: str,
+    ids_file: Path | None,
     protocol_name: str,
     csv_file: Path | None,
     json_file: Path | None,
@@ -120,6 +128,8 @@ def command(
     _check_runs(runs)
     protocol = _protocol(protocol_name, threshold, clean=not no_clean)
     pairs, label, left_out = _find(data, split)
+    if ids_file is not None:
+        pairs, left_out = _named(pairs, ids_file, data), 0
     environment = read_environment()
     with ExitStack() as stack:
         # Pillow warns of odd metadata; what matters here is whether the pixels can be read.
@@ -201,6 +211,21 @@ def _find(data: Path, split: str) -> tuple[list[Case], str, int]:
     images, _ = find_folders(data, split)
     label = last_names(images.parent if images.name == "images" else images)
     return [Case(pair.id, pair.image, pair.mask, pair.group) for pair in pairs], label, left_out
+
+
+def _named(cases: list[Case], ids_file: Path, data: Path) -> list[Case]:
+    """Those that a file of ids names; a line on the standard error counts the ids that are not here."""
+    from isicrt.benchmarks.tradeoff import read_ids
+
+    ids = set(read_ids(ids_file))
+    if not (found := [case for case in cases if case.id in ids]):
+        raise DataError(
+            f"{ids_file}: none of its {len(ids)} ids is in {data}. Is it another data set, or the other --split?"
+        )
+    if missing := sorted(ids - {case.id for case in found}):
+        text = f"{ids_file}: {len(missing)} of its {len(ids)} ids are not in {data}, such as {missing[0]}"
+        click.echo(printable(text), err=True)
+    return found
 
 
 def _print(evaluation: Evaluation, cases: Sequence[Case]) -> None:

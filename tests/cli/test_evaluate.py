@@ -203,6 +203,23 @@ def test_training_images_that_are_left_out_are_told(darkness_onnx: Path, data: P
     assert "no pair of image and mask to score. 1 of 1 are left out" in _words(result)
 
 
+def test_only_the_images_of_a_file_are_scored(darkness_onnx: Path, data: Path, tmp_path: Path) -> None:
+    names = sorted(path.stem for path in (data / "images").iterdir())
+    ids = tmp_path / "validation.txt"
+    ids.write_text("\n".join([names[3], names[0], "elsewhere"]))
+    command = [darkness_onnx, "--data", data, "--ids", ids, "--json", tmp_path / "r.json"]
+    result = _evaluate(*command)
+    assert result.exit_code == 0, result.output
+    assert f"1 of its 3 ids are not in {data}, such as elsewhere" in result.stderr
+    assert "2/2" in result.output
+    scored = json.loads((tmp_path / "r.json").read_text())["models"][0]["per_image"]
+    assert [row["image"] for row in scored] == [names[0], names[3]]
+    ids.write_text("elsewhere")
+    refused = _evaluate(*command)
+    assert refused.exit_code == 1
+    assert "none of its 1 ids is in" in refused.output
+
+
 def test_training_images_are_named_as_such(darkness_onnx: Path, data: Path) -> None:
     data.rename(data.parent / "train")
     result = _evaluate(darkness_onnx, "--data", data.parent, "--split", "train")
