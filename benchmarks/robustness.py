@@ -26,13 +26,13 @@ from isicrt._command import ModuleCommand
 from isicrt.benchmarks.conditions import CONDITIONS, UNCHANGED, Condition
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case, infer, labels
+from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
 from isicrt.benchmarks.tables import markdown_text
 from isicrt.benchmarks.tradeoff import data_options, find_cases, read_ids
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import Decoded, read_image
-from isicrt.engine.masks import replace_file
 from isicrt.engine.runtime import Runtime, open_runtime
 from isicrt.engine.scores import FAILURE_JACCARD, bootstrap_interval
 from isicrt.engine.shipped import resolve
@@ -166,13 +166,13 @@ def command(
     models: tuple[str, ...], roots: tuple[Path, ...], split: str, ids: Path | None, json_file: Path | None
 ) -> None:
     """Measure MODELS, .onnx files or shipped models' names, under other conditions; the first is compared with."""
-    if json_file is not None and not json_file.absolute().parent.is_dir():  # found out before the work, not after it
-        raise click.ClickException(f"{json_file}: there is no folder {json_file.parent}")
+    check_places(json_file)
     with ExitStack() as stack:
         result = _run(models, roots, split, ids, json_file, stack)
-    if json_file is not None:
-        replace_file(json_file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    click.echo(to_markdown(result))
+    try:
+        write_whole(json_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    finally:  # hours are not lost where the file cannot be written
+        click.echo(to_markdown(result))
     if result["problems"]:
         raise click.ClickException(f"{len(result['problems'])} of {result['data']['images']} images were not measured")
 

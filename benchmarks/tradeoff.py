@@ -32,11 +32,11 @@ from isicrt.benchmarks.evaluation import Case
 from isicrt.benchmarks.latency import QUICK_WINDOW, Window, measure_latency, relative_spread
 from isicrt.benchmarks.macs import count_macs, count_parameters, load_graph
 from isicrt.benchmarks.plain_unet import plain_unet
+from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.benchmarks.tradeoff_report import SCHEMA, to_markdown, to_svg
 from isicrt.benchmarks.workload import batches_of, how_many_in_turn, in_turn, open_workload
 from isicrt.engine.errors import DataError, ModelError
 from isicrt.engine.geometry import UInt8Array
-from isicrt.engine.masks import replace_file
 from isicrt.engine.pipeline import available_cores, run_jobs
 from isicrt.engine.runtime import Runtime, open_runtime
 from isicrt.engine.scores import bootstrap_interval
@@ -303,12 +303,14 @@ def main(
     svg: Path | None,
 ) -> None:
     """Measure MODELS, .onnx files or names of shipped models, beside the peer."""
+    check_places(json_file, markdown, svg)
     window = QUICK_WINDOW if quick else _WINDOW
     result = _run(models, roots, split, ids, peer, repeats, window)
-    for path, text in ((json_file, _to_json), (markdown, to_markdown), (svg, to_svg)):
-        if path is not None:
-            replace_file(path, text(result).encode())
-    click.echo(to_markdown(result))
+    try:
+        for path, text in ((json_file, _to_json), (markdown, to_markdown), (svg, to_svg)):
+            write_whole(path, text(result))
+    finally:  # hours are not lost where a file cannot be written
+        click.echo(to_markdown(result))
 
 
 def _run(

@@ -140,6 +140,10 @@ class Race:
     """Peers that ended with an error, in whichever round, and what they said; none of their rounds count."""
     busy_processes: int = 0
     """That kept a core busy each meanwhile."""
+    files: Sequence[Mapping[str, str]] = ()
+    """Name and SHA-256 of each network."""
+    images_sha256: str | None = None
+    """Of the images' contents and names, see `isicrt.benchmarks.workload.Workload.read_ahead`."""
 
     def rounds(self, peer: Entrant) -> list[float]:
         """How many times faster isicrt is, loop against loop, in each round."""
@@ -185,7 +189,9 @@ class Race:
             "model": self.model,
             "baseline": self.baseline,
             "float_model": self.float_model,
+            "files": list(self.files),
             "images": self.images,
+            "images_sha256": self.images_sha256,
             "megabytes": self.megabytes,
             "busy_processes": self.busy_processes,
             "isicrt": self._entry(self.isicrt),

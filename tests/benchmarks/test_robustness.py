@@ -224,9 +224,5 @@ def test_what_cannot_be_measured_is_said(darkness_onnx: Path, rendered_pairs: Pa
     result = call(tmp_path / "no.onnx", "--data", rendered_pairs)
     assert result.exit_code == 1
     assert "no.onnx" in result.output
-    result = call(darkness_onnx, "--data", rendered_pairs, "--json", tmp_path / "nowhere" / "r.json")
-    assert result.exit_code == 1
-    assert "there is no folder" in result.output
-    assert UNCHANGED not in result.output
     with open_runtime(darkness_onnx) as runtime, pytest.raises(DataError, match="not one of 0 images"):
         measure_robustness([runtime], [])

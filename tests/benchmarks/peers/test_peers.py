@@ -17,8 +17,10 @@ from click.testing import CliRunner
 from isicrt.benchmarks.peers import __main__ as peers_main
 from isicrt.benchmarks.peers.__main__ import _float_model, command
 from isicrt.benchmarks.peers.race import PEERS, Entrant, Race, agreement, race_markdown
+from isicrt.benchmarks.workload import open_workload
 from isicrt.engine import shipped
 from isicrt.engine.errors import SettingsError
+from isicrt.engine.ledger import file_sha256
 from isicrt.engine.masks import write_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.pipeline import run_jobs
@@ -68,6 +70,9 @@ def test_a_race(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> No
     data = json.loads(Path(files[0]).read_text())
     assert data["schema"] == "isicrt-peers/1"
     assert data["images"] == 12
+    assert data["files"] == [{"name": "darkness.onnx", "sha256": file_sha256(darkness_onnx)}]
+    workload = open_workload(rendered_pairs / "images", None, tmp_path / "none")
+    assert data["images_sha256"] == workload.read_ahead()
     (peer,) = data["peers"]
     assert len(peer["seconds"]) == len(peer["process_seconds"]) == len(data["isicrt"]["seconds"]) == 2
     assert peer["agreement"] > 0.85
