@@ -69,9 +69,11 @@ def latency_plot(report: Report, width: int) -> str:
 
 def stage_plot(report: Report, width: int) -> str:
     """What an image costs the machine, stage by stage, beside the measured time of the whole pipeline."""
-    high = max(max(sum(map(m.stages.load, STAGES)), m.end_to_end.ms_per_image) for m in report.models)
+    high = max(
+        max(sum(map(m.stages.load, STAGES)), m.stages.limit_ms, m.end_to_end.ms_per_image) for m in report.models
+    )
     axis = _LinearAxis(0.0, high, width)
-    items = [(f"bar {s}", s) for s in STAGES] + [("measured", "measured, files to masks")]
+    items = [(f"bar {s}", s) for s in STAGES] + [("limit", "L"), ("measured", "measured, files to masks")]
     parts, top = _legend(items, width)
     bottom = top + 56 * len(report.models)
     parts += axis.draw(top, bottom, "ms of the machine an image")
@@ -90,6 +92,10 @@ def stage_plot(report: Report, width: int) -> str:
             label = next((t for t in (f"{s} {figure(load)}", figure(load)) if len(t) * _LETTER + 6 < x1 - x0), "")
             parts.append(_text(label, (x0 + x1) / 2, y + 40, "on-bar", "middle"))
             start += load
+        parts.append(
+            f'<path class="limit" d="M{axis.at(m.stages.limit_ms):.1f} {y + 19}v32"><title>L '
+            f"{figure(m.stages.limit_ms)} ms an image</title></path>"
+        )
         parts.append(
             f'<path class="measured" d="M{axis.at(m.end_to_end.ms_per_image):.1f} {y + 19}v32"><title>measured '
             f"{figure(m.end_to_end.ms_per_image)} ms an image</title></path>"
