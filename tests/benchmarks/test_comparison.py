@@ -153,7 +153,10 @@ def test_calls_on_one_batch_and_on_images_in_turn_are_not_the_same() -> None:
     found = compare(sample_report(old), sample_report(new))
     assert f"not the same: darkness: {line}" in comparison_lines(found)
     assert not [c.name for _, changes in found.changes for c in changes if c.name.endswith("@1")]
-    assert comparison_lines(compare(sample_report(new), sample_report(new))) == ["nothing changed beyond noise"]
+    assert comparison_lines(compare(sample_report(new), sample_report(new))) == [
+        "3 of 11 figures cannot be judged: too few repeats: measure both sides at least twice (--repeats)",
+        "nothing else changed beyond noise",
+    ]
 
 
 def test_repeats_that_do_not_count_have_no_say() -> None:
