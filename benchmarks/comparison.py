@@ -83,11 +83,17 @@ class Comparison:
 
 
 def pair_models(old: Report, new: Report) -> dict[str, ModelResult]:
-    """The old report's models by the labels of the new one: of the same label, or the only ones."""
-    by_label = {m.label: m for m in old.models}
-    found = {m.label: by_label[m.label] for m in new.models if m.label in by_label}
-    if not found and len(old.models) == len(new.models) == 1:
+    """The old report's models by the labels of the new one: the same file, then the same label, or the only ones. Each
+    is taken once; among several of one file the label decides."""
+    found: dict[str, ModelResult] = {}
+    left = list(old.models)
+    if len(old.models) == len(new.models) == 1:
         return {new.models[0].label: old.models[0]}
+    for key in (lambda m: (m.sha256, m.label), lambda m: m.sha256, lambda m: m.label):
+        for model in new.models:
+            same = [n for n, other in enumerate(left) if key(other) == key(model)]
+            if same and model.label not in found:
+                found[model.label] = left.pop(same[0])
     return found
 
 

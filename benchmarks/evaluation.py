@@ -282,6 +282,12 @@ def compare(first: Scored, others: Sequence[Scored]) -> Iterator[Difference]:
             yield Difference(other.label, first.label, len(pairs), float(differences.mean()), low, high)
 
 
+def labels_of_files(names: Sequence[str], files: Sequence[Path]) -> list[str]:
+    """`labels` of models by the names in their cards. A file goes by the last two names of its path: a folder tells one
+    ``model.onnx`` from the other, and of the machine next to nothing."""
+    return labels([(n, "/".join(f.absolute().parts[-2:])) for n, f in zip(names, files, strict=True)])
+
+
 def labels(names: Sequence[tuple[str, str]]) -> list[str]:
     """A label for each (card's name, file): the name; with the file, then with a number, where that is not enough."""
     shared = Counter(name for name, _ in names)

@@ -25,7 +25,7 @@ import numpy as np
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.conditions import CONDITIONS, UNCHANGED, Condition
 from isicrt.benchmarks.environment import read_environment, recorded_command
-from isicrt.benchmarks.evaluation import Case, infer, labels
+from isicrt.benchmarks.evaluation import Case, infer, labels_of_files
 from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
 from isicrt.benchmarks.tables import markdown_text
@@ -184,7 +184,7 @@ def _run(
     files = [resolve(model) for model in models]
     cases = find_cases(roots, split, None if ids is None else read_ids(ids))
     runtimes = [stack.enter_context(open_runtime(file)) for file in files]
-    names = labels([(r.card.name, f.name) for r, f in zip(runtimes, files, strict=True)])
+    names = labels_of_files([r.card.name for r in runtimes], files)
     with click.progressbar(length=len(cases), label="Images", show_pos=True, file=sys.stderr) as bar:
         found = measure_robustness(runtimes, cases, on_image=lambda: bar.update(1))
     # The last two names of a path tell data sets apart, and of the machine next to nothing.

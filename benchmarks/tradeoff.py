@@ -28,7 +28,7 @@ import numpy as np
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.accuracy import Accuracy, score_masks
 from isicrt.benchmarks.environment import read_environment, recorded_command
-from isicrt.benchmarks.evaluation import Case
+from isicrt.benchmarks.evaluation import Case, labels_of_files
 from isicrt.benchmarks.latency import QUICK_WINDOW, Window, measure_latency, relative_spread
 from isicrt.benchmarks.macs import count_macs, count_parameters, load_graph
 from isicrt.benchmarks.plain_unet import plain_unet
@@ -151,7 +151,7 @@ def measure_tradeoff(
         for entry in entries:
             images = in_turn([case.image for case in cases], entry.runtimes[1].card.input_size, count)
             entry.batches = {size: batches_of(images, size) for size in BATCH_SIZES}
-        for entry, label in zip(entries, _labels(entries), strict=True):
+        for entry, label in zip(entries, labels_of_files([e.label for e in entries], files), strict=True):
             entry.label = label
         for repeat in range(repeats):
             for setting in settings:
@@ -176,12 +176,6 @@ def _open(path: Path, stack: contextlib.ExitStack) -> _Entry:
         raise ModelError(f"{path}: give the .onnx file; the size of a .plan that lies beside it is shown too")
     runtimes = {n: stack.enter_context(open_runtime(path, threads=n)) for n in sorted({1, available_cores()})}
     return _Entry(runtimes[1].card.name, path, runtimes, {})
-
-
-def _labels(entries: Sequence[_Entry]) -> list[str]:
-    """The cards' names, or the files' where two cards have one name."""
-    names = [entry.label for entry in entries]
-    return [e.label if names.count(e.label) == 1 else f"{e.label} ({e.path.name})" for e in entries]
 
 
 def _time(entry: _Entry, setting: Setting, window: Window) -> None:
