@@ -27,20 +27,17 @@ from isicrt.benchmarks.result import ModelResult, Report, read_report
 from isicrt.benchmarks.tables import Table, figure
 from isicrt.engine.errors import DataError
 from isicrt.engine.pipeline import STAGES
-from isicrt.engine.scores import bootstrap_interval
+from isicrt.engine.scores import FEWEST_COMPARED, difference_interval
 
 SMALLEST_CHANGE = 0.02
 """Less than this is no change, however well the repeats agree: memory layout alone does as much."""
 MEMORY_CHANGE = 0.05
 """The same for the peak of memory, of which there is one reading."""
 
-FEWEST_SCORED = 10
-"""A bootstrap interval of fewer images is too narrow, and of one image it is a point."""
-
 NOISE, UNKNOWN, FEW_IMAGES = "within noise", "too few repeats", "too few images"
 _UNJUDGED = {
     UNKNOWN: "too few repeats: measure both sides at least twice (--repeats)",
-    FEW_IMAGES: f"too few images: of fewer than {FEWEST_SCORED} a bootstrap interval says nothing",
+    FEW_IMAGES: f"too few images: of fewer than {FEWEST_COMPARED} a bootstrap interval says nothing",
 }
 """Verdicts that are none, and what to do."""
 
@@ -283,9 +280,9 @@ def _score_verdict(name: str, was: npt.NDArray[np.float64], now: npt.NDArray[np.
     """Of the scores of the same images."""
     if np.array_equal(was, now):
         return NOISE
-    if len(was) < FEWEST_SCORED:
+    low, high = difference_interval(now - was)
+    if low is None or high is None:
         return FEW_IMAGES
-    low, high = bootstrap_interval(now - was)
     return NOISE if low <= 0 <= high else _direction(name, float(was.mean()), float(now.mean()))
 
 

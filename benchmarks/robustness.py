@@ -34,7 +34,7 @@ from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import Decoded, read_image
 from isicrt.engine.runtime import Runtime, open_runtime
-from isicrt.engine.scores import FAILURE_JACCARD, bootstrap_interval
+from isicrt.engine.scores import FAILURE_JACCARD, difference_interval
 from isicrt.engine.shipped import resolve
 
 SCHEMA = "isicrt-robustness/1"
@@ -111,7 +111,7 @@ def summarised(scores: Scores) -> list[dict[str, Any]]:
         values = np.array(list(by_image.values()))
         row = {"condition": name, "jaccard": float(values.mean()), "below_0.65": int((values < FAILURE_JACCARD).sum())}
         change = values - np.array([scores[UNCHANGED][image] for image in by_image])
-        low, high = bootstrap_interval(change)
+        low, high = difference_interval(change)
         rows.append(row | {"change": float(change.mean()), "low": low, "high": high})
     return rows
 
@@ -121,7 +121,7 @@ def differences(scores: Scores, first: Scores) -> list[dict[str, Any]]:
     rows = []
     for name, by_image in scores.items():
         above = np.array([value - first[name][image] for image, value in by_image.items()])
-        low, high = bootstrap_interval(above)
+        low, high = difference_interval(above)
         rows.append({"condition": name, "difference": float(above.mean()), "low": low, "high": high})
     return rows
 
@@ -153,7 +153,9 @@ def to_markdown(result: Mapping[str, Any]) -> str:
 
 
 def _with_interval(name: str, row: Mapping[str, Any]) -> str:
-    """Bold where the interval leaves out 0."""
+    """Bold where the interval leaves out 0; without one where the images are too few for it."""
+    if row["low"] is None:
+        return f"{row[name]:+.3f} (too few images)"
     text = f"{row[name]:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
     return f"**{text}**" if row["low"] > 0 or row["high"] < 0 else text
 

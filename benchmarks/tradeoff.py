@@ -39,7 +39,7 @@ from isicrt.engine.errors import DataError, ModelError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.pipeline import available_cores, run_jobs
 from isicrt.engine.runtime import Runtime, open_runtime
-from isicrt.engine.scores import bootstrap_interval
+from isicrt.engine.scores import difference_interval
 from isicrt.engine.shipped import resolve
 from isicrt.engine.sources import Job
 
@@ -246,7 +246,7 @@ def _accuracy(accuracy: Accuracy | None, best: Accuracy | None) -> dict[str, Any
     if accuracy is None or best is None:
         return None
     differences = np.array([s.jaccard - best.per_image[name].jaccard for name, s in accuracy.per_image.items()])
-    low, high = bootstrap_interval(differences)
+    low, high = difference_interval(differences)
     return {
         "summary": accuracy.summary,
         "against_best": {"jaccard": float(differences.mean()), "low": low, "high": high},

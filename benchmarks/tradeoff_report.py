@@ -121,8 +121,10 @@ def _row(model: Mapping[str, Any], most: int) -> list[str]:
         return [*cells, "", ""]
     summary, behind = model["accuracy"]["summary"], model["accuracy"]["against_best"]
     cells.append(f"{summary['jaccard']:.4f} ({summary['jaccard_low']:.3f} to {summary['jaccard_high']:.3f})")
-    if behind["jaccard"] == behind["low"] == behind["high"] == 0:
+    if not any(behind.values()):
         return [*cells, "best"]
+    if behind["low"] is None:
+        return [*cells, f"{behind['jaccard']:+.4f} (too few images)"]
     return [*cells, f"{behind['jaccard']:+.4f} ({behind['low']:+.4f} to {behind['high']:+.4f})"]
 
 
