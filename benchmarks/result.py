@@ -231,6 +231,9 @@ class Report:
                 found.append(f"{model.label}: {len(failures)} images failed. The first: {failures[0]}")
             if model.accuracy and (problems := model.accuracy.problems):
                 found.append(f"{model.label}: {len(problems)} masks not scored. The first: {problems[0]}")
+        # Of whichever model was scored on most: the truth is the same for all of them.
+        scored = [model.accuracy for model in self.models if model.accuracy is not None]
+        found += max(scored, key=lambda accuracy: len(accuracy.per_image)).truth_notes if scored else []
         if missing := self.workload.without_truth:
             found.append(
                 f"{len(missing)} of {self.workload.images} images have no ground truth. The first: {missing[0]}"
