@@ -240,6 +240,8 @@ def race_markdown(data: Mapping[str, Any]) -> str:
     if load := data.get("busy_processes", 0):
         beside = f"{load} processes that kept a core busy each" if load > 1 else "a process that kept a core busy"
         lines += [f"Measured beside {beside}."]
+    eager = {p["name"]: str(p["facts"]["compiled"]) for p in peers if p["facts"].get("compiled", True) is not True}
+    lines += [f"Eager: {name} (torch.compile: {why})." for name, why in eager.items()]
     lines += [f"Left out: {name} (not installed: {', '.join(p)})." for name, p in data["left_out"].items()]
     lines += [f"Failed: {name}: {said.strip().splitlines()[-1]}" for name, said in data.get("failed", {}).items()]
     lines += [f"Not run: {', '.join(data['not_run'])} (--peers named others)."] if data.get("not_run") else []

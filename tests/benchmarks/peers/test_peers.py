@@ -100,6 +100,15 @@ def test_a_loaded_race_says_so() -> None:
     assert race_markdown(older) == race.to_markdown()
 
 
+def test_a_peer_that_could_not_compile_is_not_called_compiled() -> None:
+    data = _sample_race(2.0, 2.0, 2.0).to_dict()
+    (peer,) = data["peers"]
+    for compiled, shown in ((True, False), ("no: InvalidCxxCompiler", True)):
+        peer |= {"name": "dataloader", "facts": {"batch_size": 8, "compiled": compiled}}
+        lines = race_markdown(data).splitlines()
+        assert ("Eager: dataloader (torch.compile: no: InvalidCxxCompiler)." in lines) == shown
+
+
 def _sample_race(*seconds: float, load_average: float | None = 0.1, not_run: tuple[str, ...] = ()) -> Race:
     """isicrt takes a second in each round and `opencv-onnx` so many."""
     return Race(
