@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,8 @@ SCHEMA = "isicrt-peers/1"
 """Files without `not_run` and `warnings` are older: their load average was read after the runs and holds them."""
 AGREES = 0.98
 """Mean Jaccard index of two entrants' masks from which they have done the same work."""
+_LIMITS = frozenset({"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"})
+"""That many clusters set to 1. They slow torch and not isicrt, so no entrant has them."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def run_peer(entrant: Entrant, peer: Peer, model: Path, files: Path, out: Path) 
 
 def _note(entrant: Entrant, command: list[str], report: Path, summary: Any) -> None:
     report.unlink(missing_ok=True)
-    usage = run_command(command)
+    usage = run_command(command, environment={k: v for k, v in os.environ.items() if k not in _LIMITS})
     said = dict(summary(json.loads(report.read_text(encoding="utf-8"))))
     entrant.seconds.append(float(said.pop("seconds")))
     entrant.process_seconds.append(usage.seconds)

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from isicrt.benchmarks.peers import __main__ as peers_main
 from isicrt.benchmarks.peers.__main__ import _float_model, command
-from isicrt.benchmarks.peers.race import PEERS, Entrant, Race, agreement, race_markdown
+from isicrt.benchmarks.peers.race import PEERS, Entrant, Race, _note, agreement, race_markdown
 from isicrt.benchmarks.workload import open_workload
 from isicrt.engine import shipped
 from isicrt.engine.errors import SettingsError
@@ -107,6 +107,18 @@ def test_a_peer_that_could_not_compile_is_not_called_compiled() -> None:
         peer |= {"name": "dataloader", "facts": {"batch_size": 8, "compiled": compiled}}
         lines = race_markdown(data).splitlines()
         assert ("Eager: dataloader (torch.compile: no: InvalidCxxCompiler)." in lines) == shown
+
+
+def test_no_entrant_is_held_to_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("KEPT", "yes")
+    report, entrant = tmp_path / "r.json", Entrant("isicrt")
+    code = f"import json, os; json.dump({{'seconds': 1, 'names': list(os.environ)}}, open({str(report)!r}, 'w'))"
+    _note(entrant, [sys.executable, "-c", code], report, lambda data: data)
+    assert not names & set(entrant.facts["names"])
+    assert "KEPT" in entrant.facts["names"]
 
 
 def _sample_race(*seconds: float, load_average: float | None = 0.1, not_run: tuple[str, ...] = ()) -> Race:
