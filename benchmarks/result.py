@@ -55,11 +55,6 @@ class ModelResult:
     """Of the first batches of a run that is in no other figure."""
 
     @property
-    def settled(self) -> bool:
-        """Whether the last windows and runs agree, so that there is no need to go on."""
-        return self.end_to_end.settled and self.stages.settled and all(x.settled for x in self.latencies)
-
-    @property
     def limit_ratio(self) -> float:
         """Measured time of an image / what no pipeline of these stages can beat; 1.0 loses nothing."""
         return self.end_to_end.ms_per_image / self.stages.limit_ms
