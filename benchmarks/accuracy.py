@@ -13,6 +13,7 @@ import numpy as np
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.images import read_mask
+from isicrt.engine.mask_levels import has_corners, say_inverted, say_without_lesion
 from isicrt.engine.scores import ImageScores, score_mask, summarise, without_point_interval
 
 _OFFICIAL = "_segmentation"
@@ -30,6 +31,10 @@ class Accuracy:
     """By the mask's path in its folder."""
     problems: tuple[str, ...] = ()
     """Masks that could not be scored, and why: a truth of another size or of 0 and 1, an unreadable file."""
+    without_lesion: tuple[str, ...] = ()
+    """Those of `per_image` whose truth is empty; none in results that did not note it."""
+    corners: int = 0
+    """How many truths of them are lesion in all four corners."""
 
     @cached_property
     def summary(self) -> dict[str, float | int]:
@@ -49,6 +54,16 @@ class Accuracy:
         """
         return without_point_interval(self.summary)
 
+    @property
+    def truth_notes(self) -> list[str]:
+        """What is odd about the truth, in the words of `isicrt evaluate`."""
+        found = []
+        if self.without_lesion:
+            empty = say_without_lesion(self.without_lesion)
+            found.append(f"{empty}. There an empty prediction scores 1, and any other 0")
+        inverted = say_inverted(self.corners, len(self.per_image))
+        return found if inverted is None else [*found, inverted]
+
     def mean(self, name: str) -> float:
         """Of one of the fields of `ImageScores`; something must be scored."""
         return float(np.mean([getattr(scores, name) for scores in self.per_image.values()]))
@@ -58,13 +73,20 @@ class Accuracy:
         return {
             "summary": self.noted if self.per_image else None,
             "problems": list(self.problems),
+            "without_lesion": list(self.without_lesion),
+            "corners": self.corners,
             "per_image": {name: asdict(s) for name, s in self.per_image.items()},
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Accuracy:
         """The inverse of `to_dict`, from its images."""
-        return cls({name: ImageScores(**s) for name, s in data["per_image"].items()}, tuple(data["problems"]))
+        return cls(
+            {name: ImageScores(**s) for name, s in data["per_image"].items()},
+            tuple(data["problems"]),
+            tuple(data.get("without_lesion", ())),
+            int(data.get("corners", 0)),
+        )
 
 
 def on_both(old: Accuracy, new: Accuracy) -> tuple[Accuracy, Accuracy]:
@@ -135,12 +157,19 @@ def score_masks(folder: Path, truths: Mapping[PurePath, Path]) -> Accuracy:
     """
     per_image: dict[str, ImageScores] = {}
     problems: list[str] = []
+    without_lesion: list[str] = []
+    corners = 0
     for name, truth in truths.items():
         if not (folder / name).is_file():
             problems.append(f"{name.as_posix()}: no mask, its image failed")
             continue
         try:
-            per_image[name.as_posix()] = score_mask(read_mask(folder / name), read_mask(truth))
+            true = read_mask(truth)
+            per_image[name.as_posix()] = score_mask(read_mask(folder / name), true)
         except DataError as error:
             problems.append(f"{name.as_posix()}: {error}")
-    return Accuracy(per_image, tuple(problems))
+            continue
+        corners += has_corners(true)
+        if not true.any():
+            without_lesion.append(name.as_posix())
+    return Accuracy(per_image, tuple(problems), tuple(without_lesion), corners)

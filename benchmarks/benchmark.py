@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from isicrt.benchmarks.accuracy import Accuracy, score_masks
 from isicrt.benchmarks.environment import read_environment
+from isicrt.benchmarks.evaluation import labels_of_files
 from isicrt.benchmarks.latency import Latency, measure_latency, settled
 from isicrt.benchmarks.process import Usage, isicrt_command, run_command
 from isicrt.benchmarks.result import ModelResult, Protocol, Report
@@ -129,7 +129,7 @@ def run_benchmark(
         contents = workload.read_ahead()
         count = how_many_in_turn(r.card.input_size for r in runtimes)
         candidates = [_prepare(*found, protocol, workload, count) for found in zip(files, runtimes, alone, strict=True)]
-        labels = _labels(candidates)
+        labels = labels_of_files([r.card.name for r in runtimes], files)
         folders = [folder / f"masks-{n}" for n in range(len(candidates))]
         done = 1
         for n, candidate in enumerate(candidates):
@@ -264,13 +264,3 @@ def _conclude(
         process_note=process[1],
         timeline=timeline,
     )
-
-
-def _labels(candidates: Sequence[_Candidate]) -> list[str]:
-    """The models' names; with the file where two share a name, with a number where they share that too."""
-    names = Counter(c.runtime.card.name for c in candidates)
-    labels = [f"{n} ({c.file.name})" if names[n := c.runtime.card.name] > 1 else n for c in candidates]
-    return [
-        f"{label} #{labels[: n + 1].count(label)}" if labels.count(label) > 1 else label
-        for n, label in enumerate(labels)
-    ]

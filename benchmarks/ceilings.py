@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,9 @@ import numpy as np
 import simplejpeg
 
 from isicrt._command import ModuleCommand
-from isicrt.benchmarks.environment import read_environment, recorded_command
+from isicrt.benchmarks.environment import provenance, read_environment, recorded_command
 from isicrt.benchmarks.macs import count_macs, load_graph
+from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.benchmarks.stages import stage_pass
 from isicrt.engine import shipped
 from isicrt.engine.errors import DataError
@@ -198,24 +198,27 @@ def to_dict(found: Sequence[Ceiling], arithmetic: Arithmetic, **facts: Any) -> d
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 def main(images: Path, model: str | None, limit: int, json_file: Path | None) -> None:
     """Measure how near each stage is to what this machine can do."""
+    check_places(json_file)
+    environment = read_environment()  # its load average is of other work only before the first pass
     photographs = find_jobs(images, Path(tempfile.gettempdir())).images
     files = [image for image in photographs if image.suffix.lower() in _JPEG]
     chosen = files[:: max(1, len(files) // limit)][:limit]
     path = shipped.resolve(model)
     found, arithmetic = measure(chosen, path)
-    if json_file:
-        facts = {
-            "command": recorded_command(["python", "-m", "isicrt.benchmarks.ceilings", *sys.argv[1:]]),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "environment": read_environment().to_dict(),
-            "model": path.name,
-            "images": len(chosen),
-        }
-        json_file.write_text(json.dumps(to_dict(found, arithmetic, **facts), indent=2) + "\n", encoding="utf-8")
-    click.echo(f"{len(chosen)} images, {path.name}; CPU ms an image on one thread")
-    for c in found:
-        click.echo(f"{c.stage:8} {c.cpu_ms:8.3f}   at least {c.floor_ms:8.3f}   {c.share:4.0%}")
-    click.echo(f"{arithmetic.gmac:.2f} GMAC an image; a large product: {arithmetic.gmac_per_second:.0f} GMAC/s")
+    facts = {
+        "command": recorded_command(["python", "-m", "isicrt.benchmarks.ceilings", *sys.argv[1:]]),
+        **provenance(path),
+        "environment": environment.to_dict(),
+        "model": path.name,
+        "images": len(chosen),
+    }
+    try:
+        write_whole(json_file, json.dumps(to_dict(found, arithmetic, **facts), indent=2) + "\n")
+    finally:  # nothing is lost where the file cannot be written
+        click.echo(f"{len(chosen)} images, {path.name}; CPU ms an image on one thread")
+        for c in found:
+            click.echo(f"{c.stage:8} {c.cpu_ms:8.3f}   at least {c.floor_ms:8.3f}   {c.share:4.0%}")
+        click.echo(f"{arithmetic.gmac:.2f} GMAC an image; a large product: {arithmetic.gmac_per_second:.0f} GMAC/s")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ both reports scored, image by image, by a 95 % bootstrap interval of the mean di
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +27,19 @@ from isicrt.benchmarks.result import ModelResult, Report, read_report
 from isicrt.benchmarks.tables import Table, figure
 from isicrt.engine.errors import DataError
 from isicrt.engine.pipeline import STAGES
-from isicrt.engine.scores import bootstrap_interval
+from isicrt.engine.scores import FEWEST_COMPARED, difference_interval
 
 SMALLEST_CHANGE = 0.02
 """Less than this is no change, however well the repeats agree: memory layout alone does as much."""
 MEMORY_CHANGE = 0.05
 """The same for the peak of memory, of which there is one reading."""
 
-FEWEST_SCORED = 10
-"""A bootstrap interval of fewer images is too narrow, and of one image it is a point."""
-
 NOISE, UNKNOWN, FEW_IMAGES = "within noise", "too few repeats", "too few images"
+_UNJUDGED = {
+    UNKNOWN: "too few repeats: measure both sides at least twice (--repeats)",
+    FEW_IMAGES: f"too few images: of fewer than {FEWEST_COMPARED} a bootstrap interval says nothing",
+}
+"""Verdicts that are none, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,17 @@ class Comparison:
 
 
 def pair_models(old: Report, new: Report) -> dict[str, ModelResult]:
-    """The old report's models by the labels of the new one: of the same label, or the only ones."""
-    by_label = {m.label: m for m in old.models}
-    found = {m.label: by_label[m.label] for m in new.models if m.label in by_label}
-    if not found and len(old.models) == len(new.models) == 1:
+    """The old report's models by the labels of the new one: the same file, then the same label, or the only ones. Each
+    is taken once; among several of one file the label decides."""
+    found: dict[str, ModelResult] = {}
+    left = list(old.models)
+    if len(old.models) == len(new.models) == 1:
         return {new.models[0].label: old.models[0]}
+    for key in (lambda m: (m.sha256, m.label), lambda m: m.sha256, lambda m: m.label):
+        for model in new.models:
+            same = [n for n, other in enumerate(left) if key(other) == key(model)]
+            if same and model.label not in found:
+                found[model.label] = left.pop(same[0])
     return found
 
 
@@ -243,9 +252,11 @@ def _verdict(name: str, values: tuple[float, float], old: Sequence[float], new: 
     if min(len(old), len(new)) < 2:
         return UNKNOWN
     was, now = values
-    noise = max(relative_spread(old), relative_spread(new), SMALLEST_CHANGE)
     # p99 of all samples may fall where that of every window rises: then neither is to be believed.
     agreed = (max(old) < min(new) and was < now) or (max(new) < min(old) and now < was)
+    if not was or not now:  # CPU time that the system's clock did not see: nothing can be divided by it
+        return _direction(name, was, now) if agreed else NOISE
+    noise = max(relative_spread(old), relative_spread(new), SMALLEST_CHANGE)
     return _direction(name, was, now) if agreed and abs(now / was - 1) > noise else NOISE
 
 
@@ -269,9 +280,9 @@ def _score_verdict(name: str, was: npt.NDArray[np.float64], now: npt.NDArray[np.
     """Of the scores of the same images."""
     if np.array_equal(was, now):
         return NOISE
-    if len(was) < FEWEST_SCORED:
+    low, high = difference_interval(now - was)
+    if low is None or high is None:
         return FEW_IMAGES
-    low, high = bootstrap_interval(now - was)
     return NOISE if low <= 0 <= high else _direction(name, float(was.mean()), float(now.mean()))
 
 
@@ -292,11 +303,18 @@ def comparison_tables(found: Comparison, *, everything: bool = False) -> list[Ta
     tables = []
     for label, changes in found.changes:
         shown = [c for c in changes if everything or c.verdict != NOISE]
+        notes = []
+        if any(c.verdict not in (NOISE, *_UNJUDGED) for c in shown):
+            changed = (
+                "Changed: the repeats of the two reports do not overlap and the figures differ by more than they do."
+            )
+            notes.append(changed)
+        if hidden := len(changes) - len(shown):
+            notes.append(f"{hidden} of {len(changes)} figures are within noise and not shown.")
         tables.append(
             Table(
                 title=f"{label}: against the older report",
-                note="Changed: the repeats of the two reports do not overlap and the figures differ by more than the "
-                f"repeats do. {len(changes) - len(shown)} of {len(changes)} figures are within noise and not shown.",
+                note=" ".join(notes),
                 header=("Figure", "Before", "Now", "Change", "Verdict"),
                 rows=tuple((c.name, _text(c, c.old), _text(c, c.new), _percent(c), c.verdict) for c in shown),
                 labels=1,
@@ -334,7 +352,16 @@ def comparison_lines(found: Comparison) -> list[str]:
     """What has no table: a sentence each."""
     lines = [f"not the same: {line}" for line in found.mismatches]
     lines += [f"{label}: not in the older report" for label in found.alone]
-    return lines if found.changed else [*lines, "nothing changed beyond noise"]
+    verdicts = Counter(c.verdict for _, changes in found.changes for c in changes)
+    total, unjudged = verdicts.total(), sum(verdicts[kind] for kind in _UNJUDGED)
+    lines += [
+        f"{verdicts[kind]} of {total} figures cannot be judged: {why}"
+        for kind, why in _UNJUDGED.items()
+        if verdicts[kind]
+    ]
+    if found.changed or unjudged == total:
+        return lines
+    return [*lines, f"nothing {'else ' if unjudged else ''}changed beyond noise"]
 
 
 @click.command(cls=ModuleCommand)

@@ -23,7 +23,7 @@ from isicrt.engine.images import Decoded
 from isicrt.engine.mask_levels import has_corners
 from isicrt.engine.pipeline import available_cores
 from isicrt.engine.runtime import Runtime
-from isicrt.engine.scores import Overlap, bootstrap_interval, summarise, without_point_interval
+from isicrt.engine.scores import Overlap, difference_interval, summarise, without_point_interval
 
 
 @dataclass(frozen=True)
@@ -139,14 +139,14 @@ class Difference:
     images: int
     jaccard: float
     """`label` minus `against`."""
-    low: float
-    """95 % interval of a paired bootstrap."""
-    high: float
+    low: float | None
+    """95 % interval of a paired bootstrap; None for too few images, see `isicrt.engine.scores.difference_interval`."""
+    high: float | None
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0. That of one image would be a point, and says nothing."""
-        return self.images > 1 and (self.low > 0 or self.high < 0)
+        """Whether there is an interval and it leaves out 0."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def score_model(
@@ -278,8 +278,14 @@ def compare(first: Scored, others: Sequence[Scored]) -> Iterator[Difference]:
         pairs = [(c.scores.jaccard, before[c.case.id]) for c in other.cases if c.case.id in before]
         if pairs:
             differences = np.array([after - earlier for after, earlier in pairs])
-            low, high = bootstrap_interval(differences)
+            low, high = difference_interval(differences)
             yield Difference(other.label, first.label, len(pairs), float(differences.mean()), low, high)
+
+
+def labels_of_files(names: Sequence[str], files: Sequence[Path]) -> list[str]:
+    """`labels` of models by the names in their cards. A file goes by the last two names of its path: a folder tells one
+    ``model.onnx`` from the other, and of the machine next to nothing."""
+    return labels([(n, "/".join(f.absolute().parts[-2:])) for n, f in zip(names, files, strict=True)])
 
 
 def labels(names: Sequence[tuple[str, str]]) -> list[str]:

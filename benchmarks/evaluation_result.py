@@ -13,7 +13,7 @@ from isicrt.benchmarks.environment import Environment
 from isicrt.benchmarks.evaluation import CaseScores, Difference, Scored
 from isicrt.benchmarks.scoring_protocol import NEVER_COMPARE, ScoringProtocol, own_size
 from isicrt.benchmarks.tables import Table
-from isicrt.engine.scores import ImageScores
+from isicrt.engine.scores import FEWEST_COMPARED, ImageScores
 
 SCHEMA = "isicrt-evaluate/1"
 
@@ -100,8 +100,7 @@ def _model(model: Scored) -> dict[str, Any]:
 
 
 def _difference(difference: Difference) -> dict[str, Any]:
-    none = dict.fromkeys(("low", "high")) if difference.images < 2 else {}
-    return asdict(difference) | none | {"interval_leaves_out_0": difference.is_clear}
+    return asdict(difference) | {"interval_leaves_out_0": difference.is_clear}
 
 
 def _row(case: CaseScores) -> dict[str, Any]:
@@ -177,15 +176,15 @@ def _differences(differences: Sequence[Difference]) -> Table:
     return Table(
         title=f"Mean Jaccard index, difference from {differences[0].against}",
         note="On the images that both were scored on; interval: 95 %, paired bootstrap of 10,000 resamples. Where it "
-        "holds 0, these images do not tell the two apart.",
+        f"holds 0, these images do not tell the two apart; there is none of fewer than {FEWEST_COMPARED} images.",
         header=("Model", "Images", "Difference", "Interval", "Holds 0"),
         rows=tuple(
             (
                 d.label,
                 str(d.images),
                 f"{d.jaccard:+.4f}",
-                f"{d.low:+.4f} to {d.high:+.4f}" if d.images > 1 else "-",
-                "no" if d.is_clear else "yes" if d.images > 1 else "-",
+                f"{d.low:+.4f} to {d.high:+.4f}" if d.low is not None else "-",
+                "no" if d.is_clear else "yes" if d.low is not None else "-",
             )
             for d in differences
         ),

@@ -57,7 +57,8 @@ def pick_cases(cases: Sequence[CaseScores], count: int) -> dict[str, list[CaseSc
     """At most `count` cases each with the best, the median and the worst Jaccard index; equals in order of id."""
     ranked = sorted(cases, key=lambda case: (-case.scores.jaccard, case.case.id))
     start = max(0, (len(ranked) - count) // 2)
-    return {"best": ranked[:count], "median": ranked[start : start + count], "worst": ranked[::-1][:count]}
+    worst = sorted(cases, key=lambda case: (case.scores.jaccard, case.case.id))
+    return {"best": ranked[:count], "median": ranked[start : start + count], "worst": worst[:count]}
 
 
 def draw_panels(

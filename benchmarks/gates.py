@@ -82,8 +82,14 @@ class Gate:
         """`HIGHER`: the figure must not be below the bound; `LOWER`: not above."""
         return BETTER[self.name.partition("@")[0]]
 
-    def problem(self, model: ModelResult, old: ModelResult | None = None) -> str | None:
-        """What is wrong, in a sentence; None where the gate lets `model` pass."""
+    def problem(self, model: ModelResult, old: ModelResult | None = None, *, other_images: bool = False) -> str | None:
+        """What is wrong, in a sentence; None where the gate lets `model` pass.
+
+        Args:
+            model: of the report that is judged.
+            old: the same model of the older report; None where that has none.
+            other_images: whether the older report is of other images.
+        """
         value = figures(model).get(self.name)
         if value is None:
             return f"{model.label}: {self.name} was not measured"
@@ -92,12 +98,18 @@ class Gate:
                 word = "under" if self.better == HIGHER else "over"
                 return f"{model.label}: {self.name} is {value:.4g}, {word} {self.bound:g}"
             return None
-        before = figures(old).get(self.name) if old is not None else None
+        # Of the network alone without a batch: that of this report's smallest, whatever the older one's is.
+        name = f"{self.name}@{model.latencies[0].batch_size}" if self.name in AT_BATCH else self.name
+        stem, _, size = name.partition("@")
+        before = figures(old).get(name) if old is not None else None
         if old is None or before is None:
-            return f"{model.label}: {self.name} is not in the older report"
+            lacks = f", which has no batch {size}" if old is not None and size else ""
+            return f"{model.label}: {name} is not in the older report{lacks}"
         of = ""
-        if self.name.partition("@")[0] in AT_BATCH and _images_of(model, self.name) != _images_of(old, self.name):
-            return f"{model.label}: {self.name} cannot be compared: the older report called the network on other images"
+        if stem in AT_BATCH and _called_on(model, int(size)) != _called_on(old, int(size)):
+            return f"{model.label}: {name} cannot be compared: the older report called the network on other images"
+        if stem not in SCORES and other_images:
+            return f"{model.label}: {name} cannot be compared: the older report is of other images"
         if self.name in SCORES and old.accuracy and model.accuracy:
             # A mean over other images says nothing, however it compares.
             were, are = on_both(old.accuracy, model.accuracy)
@@ -108,16 +120,14 @@ class Gate:
                 of = f" on the images that both scored ({len(are.per_image)})"
         worst, best = (value, before) if self.better == HIGHER else (before, value)
         if worst < self.bound * best:
-            went = f"{self.name} went from {before:.4g} to {value:.4g}{of}"
+            went = f"{name} went from {before:.4g} to {value:.4g}{of}"
             return f"{model.label}: {went}, under {self.bound:g} of before"
         return None
 
 
-def _images_of(model: ModelResult, name: str) -> int | None:
-    """How many images the calls of a figure of the network alone took in turn, see `Latency.images`."""
-    size = name.partition("@")[2]
-    found = [x for x in model.latencies if not size or x.batch_size == int(size)]
-    return found[0].images if found else None
+def _called_on(model: ModelResult, batch_size: int) -> int | None:
+    """How many images the calls at a batch size took in turn, see `Latency.images`."""
+    return next(x.images for x in model.latencies if x.batch_size == batch_size)
 
 
 def parse_gate(text: str, option: str) -> Gate:
@@ -148,7 +158,23 @@ def parse_gate(text: str, option: str) -> Gate:
     return gate
 
 
-def failures(report: Report, gates: Sequence[Gate], old: Mapping[str, ModelResult]) -> list[str]:
-    """What the gates do not let pass; `old` has the models of the older report by the labels of this one."""
-    found = (gate.problem(model, old.get(model.label)) for gate in gates for model in report.models)
+def failures(
+    report: Report, gates: Sequence[Gate], old: Mapping[str, ModelResult], older: Report | None = None
+) -> list[str]:
+    """What the gates do not let pass.
+
+    Args:
+        report: that is judged.
+        gates: on every model of it.
+        old: the models of the older report by the labels of this one.
+        older: the older report itself, for ratios: speeds of other images are not compared.
+    """
+    other = older is not None and _other_images(older, report)
+    found = (gate.problem(m, old.get(m.label), other_images=other) for gate in gates for m in report.models)
     return [problem for problem in found if problem is not None]
+
+
+def _other_images(old: Report, new: Report) -> bool:
+    """By their contents and names; by their number where a report did not note those."""
+    a, b = old.workload, new.workload
+    return a.sha256 != b.sha256 if a.sha256 and b.sha256 else a.images != b.images

@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ import click
 from PIL import Image
 
 from isicrt._command import ModuleCommand
-from isicrt.benchmarks.environment import read_environment, recorded_command
+from isicrt.benchmarks.environment import Environment, provenance, read_environment, recorded_command
 from isicrt.benchmarks.process import isicrt_command, run_command
 from isicrt.benchmarks.rendered import render
+from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.engine import shipped
 from isicrt.engine.sources import find_jobs
 
@@ -110,14 +110,17 @@ def command(
     json_file: Path | None,
 ) -> None:
     """Measure the peak memory of isicrt segment."""
-    readings = _read_all(images, shipped.resolve(model), counts, batch_sizes, large_images, large_count)
-    if json_file:
-        json_file.write_text(json.dumps(_report(readings), indent=2) + "\n", encoding="utf-8")
-    for reading in readings:
-        click.echo(_line(reading))
-    for what in ("count", "resume"):
-        if (more := growth(readings, what)) is not None:
-            click.echo(f"{what}: {counts[-1]} images against {counts[0]}: {more:+.1%}")
+    check_places(json_file)
+    environment, file = read_environment(), shipped.resolve(model)  # its load average is of other work only before
+    readings = _read_all(images, file, counts, batch_sizes, large_images, large_count)
+    try:
+        write_whole(json_file, json.dumps(_report(readings, environment, file), indent=2) + "\n")
+    finally:  # hours are not lost where the file cannot be written
+        for reading in readings:
+            click.echo(_line(reading))
+        for what in ("count", "resume"):
+            if (more := growth(readings, what)) is not None:
+                click.echo(f"{what}: {counts[-1]} images against {counts[0]}: {more:+.1%}")
 
 
 def _line(r: Reading) -> str:
@@ -158,12 +161,12 @@ def _render_large(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def _report(readings: Sequence[Reading]) -> dict[str, Any]:
+def _report(readings: Sequence[Reading], environment: Environment, model: Path) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "command": recorded_command(["python", "-m", "isicrt.benchmarks.memory", *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "environment": read_environment().to_dict(),
+        **provenance(model),
+        "environment": environment.to_dict(),
         "growth": growth(readings),
         "resume_growth": growth(readings, "resume"),
         "readings": [asdict(r) for r in readings],

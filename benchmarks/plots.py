@@ -10,7 +10,7 @@ import itertools
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -69,9 +69,11 @@ def latency_plot(report: Report, width: int) -> str:
 
 def stage_plot(report: Report, width: int) -> str:
     """What an image costs the machine, stage by stage, beside the measured time of the whole pipeline."""
-    high = max(max(sum(map(m.stages.load, STAGES)), m.end_to_end.ms_per_image) for m in report.models)
+    high = max(
+        max(sum(map(m.stages.load, STAGES)), m.stages.limit_ms, m.end_to_end.ms_per_image) for m in report.models
+    )
     axis = _LinearAxis(0.0, high, width)
-    items = [(f"bar {s}", s) for s in STAGES] + [("measured", "measured, files to masks")]
+    items = [(f"bar {s}", s) for s in STAGES] + [("limit", "L"), ("measured", "measured, files to masks")]
     parts, top = _legend(items, width)
     bottom = top + 56 * len(report.models)
     parts += axis.draw(top, bottom, "ms of the machine an image")
@@ -90,6 +92,10 @@ def stage_plot(report: Report, width: int) -> str:
             label = next((t for t in (f"{s} {figure(load)}", figure(load)) if len(t) * _LETTER + 6 < x1 - x0), "")
             parts.append(_text(label, (x0 + x1) / 2, y + 40, "on-bar", "middle"))
             start += load
+        parts.append(
+            f'<path class="limit" d="M{axis.at(m.stages.limit_ms):.1f} {y + 19}v32"><title>L '
+            f"{figure(m.stages.limit_ms)} ms an image</title></path>"
+        )
         parts.append(
             f'<path class="measured" d="M{axis.at(m.end_to_end.ms_per_image):.1f} {y + 19}v32"><title>measured '
             f"{figure(m.end_to_end.ms_per_image)} ms an image</title></path>"
@@ -139,25 +145,42 @@ def _spans(lane: Lane, axis: _LinearAxis, top: int) -> str:
 
 
 def tradeoff_plot(report: Report, width: int) -> str:
-    """Mean IoU against throughput from files to masks; bars are the 95 % intervals of the mean.
-
-    Several points with a label so long that it would reach past its neighbours get numbers, and the names stand below.
-    """
+    """Mean IoU against throughput from files to masks, see `accuracy_plot`."""
     points = [
         (m.label, m.end_to_end.images_per_second, m.accuracy.summary)
         for m in report.models
         if m.accuracy and m.accuracy.per_image
     ]
+    return accuracy_plot(points, width, across="images/s, files to masks")
+
+
+def accuracy_plot(
+    points: Sequence[tuple[str, float, Mapping[str, float]]],
+    width: int,
+    *,
+    across: str,
+    marks: Sequence[tuple[str, float]] = (),
+) -> str:
+    """Mean IoU against speed; bars are the 95 % intervals of the mean.
+
+    Several points with a label so long that it would reach past its neighbours get numbers, and the names stand below.
+
+    Args:
+        points: of each model its label, its images/s, and the summary of its scores.
+        width: in pixels.
+        across: what the speeds are, the title of their axis.
+        marks: names of other speeds, which have no score: dashed lines.
+    """
     lows, highs = [s["jaccard_low"] for *_, s in points], [s["jaccard_high"] for *_, s in points]
     pad = max(0.01, 0.15 * (max(highs) - min(lows)))
     low, high = max(0.0, min(lows) - pad), min(1.0, max(highs) + pad)
     top, bottom = 30, 290
-    axis = _LinearAxis(0.0, max(x for _, x, _ in points) * 1.1, width, left=52)
+    axis = _LinearAxis(0.0, max([x for _, x, _ in points] + [x for _, x in marks]) * 1.1, width, left=52)
 
     def y_at(value: float) -> float:
         return bottom - (value - low) / (high - low) * (bottom - top)
 
-    parts = [_text("mean IoU", 0, 16, "muted"), *axis.draw(top, bottom, "images/s, files to masks")]
+    parts = [_text("mean IoU", 0, 16, "muted"), *axis.draw(top, bottom, across)]
     ticks = _ticks(low, high, 5)
     for tick, name in zip(ticks, _names(ticks), strict=True):
         parts.append(f'<path class="grid" d="M{axis.left} {y_at(tick):.1f}H{axis.right}"/>')
@@ -170,6 +193,13 @@ def tradeoff_plot(report: Report, width: int) -> str:
             f"{figure(speed)} images/s</title></circle>"
         )
     taken = [_Box(x - 7, y - 7, x + 7, y + 7) for x, y in places]
+    for n, (name, speed) in enumerate(marks):
+        name = _fit(name, width - 20)
+        wide, line = len(name) * _LETTER, top + 14 + 18 * n
+        start = min(axis.at(speed) + 6, width - wide)
+        parts.append(f'<path class="measured" d="M{axis.at(speed):.1f} {top}V{bottom}"/>')
+        parts.append(_text(name, start, line, "muted"))
+        taken.append(_Box(start, line - 13, start + wide, line + 4))
     names = [_fit(label, axis.right - axis.left) for label, *_ in points]
     key: list[str] = []
     if len(points) > 1 and max(map(len, names)) * _LETTER > (axis.right - axis.left) / 2:
@@ -182,7 +212,7 @@ def tradeoff_plot(report: Report, width: int) -> str:
         taken.append(box)
         parts.append(_text(name, box.left, box.bottom - 4, "name"))
     parts += [_text(line, 0, bottom + 64 + 18 * n, "key") for n, line in enumerate(key)]
-    return _svg(parts, width, bottom + 44 + (18 * len(key) + 8 if key else 0), "Mean IoU against throughput, by model")
+    return _svg(parts, width, bottom + 44 + (18 * len(key) + 8 if key else 0), "Mean IoU against speed, by model")
 
 
 class _Box(NamedTuple):

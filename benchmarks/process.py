@@ -85,12 +85,15 @@ def module_command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", _MODULE, str(len(found)), *found, module, *arguments]
 
 
-def run_command(command: Sequence[str], *, accept: Sequence[int] = (0,)) -> Usage:
+def run_command(
+    command: Sequence[str], *, accept: Sequence[int] = (0,), environment: Mapping[str, str] | None = None
+) -> Usage:
     """Run a command to its end.
 
     Args:
         command: program and arguments.
         accept: exit codes that are no failure.
+        environment: all of its variables; None for this process's.
 
     Raises:
         DataError: it failed; the message has the end of what it said.
@@ -99,7 +102,7 @@ def run_command(command: Sequence[str], *, accept: Sequence[int] = (0,)) -> Usag
     pipe = subprocess.PIPE
     with (
         _GpuMemory() as gpu,
-        subprocess.Popen(launch, stdout=pipe, stderr=pipe, text=True, errors="replace") as launcher,
+        subprocess.Popen(launch, stdout=pipe, stderr=pipe, text=True, errors="replace", env=environment) as launcher,
     ):
         try:
             figures, said = launcher.communicate()

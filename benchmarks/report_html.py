@@ -57,6 +57,7 @@ svg path { fill: none; }
 .p90 { stroke: var(--p90); stroke-width: 2.5; }
 .p99 { stroke: var(--p99); stroke-width: 2.5; }
 .measured { stroke: var(--ink); stroke-width: 3; stroke-dasharray: 4 3; }
+.limit { stroke: var(--p99); stroke-width: 3; }
 .interval { stroke: var(--accent); stroke-width: 2; stroke-opacity: .6; }
 .point { fill: var(--accent); }
 .decode { fill: #3a6ea5; } .infer { fill: #b4541a; } .restore { fill: #2f7d4f; } .write { fill: #7b4f9d; }
@@ -99,9 +100,9 @@ def to_html(report: Report) -> str:
             stage_plot,
             "Where the time goes",
             "How long an image would keep the whole machine busy in each stage, measured alone: CPU time divided by "
-            "the cores, and for a network on a GPU its wall time. Together they are L, or less where --threads "
-            "or a GPU leaves one stage behind the others. The dashed line is the measured pipeline: how far it is to "
-            "the right of L is what it loses.",
+            "the cores that it can use, and for a network on a GPU its wall time. L is the limit of any pipeline of "
+            "these stages: all of them together, or with a GPU, which works beside the cores, the larger of its time "
+            "and theirs. The dashed line is the measured pipeline: how far it is to the right of L is what it loses.",
         )
     )
     if any(m.timeline for m in report.models):
@@ -159,7 +160,7 @@ def _tiles(model: ModelResult) -> str:
         (figure(model.end_to_end.images_per_second), "images/s, files to masks"),
         (figure(first.percentile(50)), f"ms latency p50, batch {first.batch_size}"),
         (f"{model.limit_ratio:.2f}", f"times L, the limit of {figure(model.stages.limit_ms)} ms an image"),
-        (model.stages.bottleneck, f"is the bottleneck ({model.stages.share(model.stages.bottleneck):.0%})"),
+        (model.stages.bottleneck, f"is the bottleneck ({model.stages.bottleneck_share:.0%} of L)"),
     ]
     if model.accuracy and model.accuracy.per_image:
         summary = model.accuracy.summary

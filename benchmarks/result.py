@@ -55,11 +55,6 @@ class ModelResult:
     """Of the first batches of a run that is in no other figure."""
 
     @property
-    def settled(self) -> bool:
-        """Whether the last windows and runs agree, so that there is no need to go on."""
-        return self.end_to_end.settled and self.stages.settled and all(x.settled for x in self.latencies)
-
-    @property
     def limit_ratio(self) -> float:
         """Measured time of an image / what no pipeline of these stages can beat; 1.0 loses nothing."""
         return self.end_to_end.ms_per_image / self.stages.limit_ms
@@ -231,6 +226,9 @@ class Report:
                 found.append(f"{model.label}: {len(failures)} images failed. The first: {failures[0]}")
             if model.accuracy and (problems := model.accuracy.problems):
                 found.append(f"{model.label}: {len(problems)} masks not scored. The first: {problems[0]}")
+        # Of whichever model was scored on most: the truth is the same for all of them.
+        scored = [model.accuracy for model in self.models if model.accuracy is not None]
+        found += max(scored, key=lambda accuracy: len(accuracy.per_image)).truth_notes if scored else []
         if missing := self.workload.without_truth:
             found.append(
                 f"{len(missing)} of {self.workload.images} images have no ground truth. The first: {missing[0]}"

@@ -25,16 +25,16 @@ import numpy as np
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.conditions import CONDITIONS, UNCHANGED, Condition
 from isicrt.benchmarks.environment import read_environment, recorded_command
-from isicrt.benchmarks.evaluation import Case, infer, labels
+from isicrt.benchmarks.evaluation import Case, infer, labels_of_files
+from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
 from isicrt.benchmarks.tables import markdown_text
 from isicrt.benchmarks.tradeoff import data_options, find_cases, read_ids
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import resize_image
 from isicrt.engine.images import Decoded, read_image
-from isicrt.engine.masks import replace_file
 from isicrt.engine.runtime import Runtime, open_runtime
-from isicrt.engine.scores import FAILURE_JACCARD, bootstrap_interval
+from isicrt.engine.scores import FAILURE_JACCARD, difference_interval
 from isicrt.engine.shipped import resolve
 
 SCHEMA = "isicrt-robustness/1"
@@ -111,7 +111,7 @@ def summarised(scores: Scores) -> list[dict[str, Any]]:
         values = np.array(list(by_image.values()))
         row = {"condition": name, "jaccard": float(values.mean()), "below_0.65": int((values < FAILURE_JACCARD).sum())}
         change = values - np.array([scores[UNCHANGED][image] for image in by_image])
-        low, high = bootstrap_interval(change)
+        low, high = difference_interval(change)
         rows.append(row | {"change": float(change.mean()), "low": low, "high": high})
     return rows
 
@@ -121,7 +121,7 @@ def differences(scores: Scores, first: Scores) -> list[dict[str, Any]]:
     rows = []
     for name, by_image in scores.items():
         above = np.array([value - first[name][image] for image, value in by_image.items()])
-        low, high = bootstrap_interval(above)
+        low, high = difference_interval(above)
         rows.append({"condition": name, "difference": float(above.mean()), "low": low, "high": high})
     return rows
 
@@ -153,7 +153,9 @@ def to_markdown(result: Mapping[str, Any]) -> str:
 
 
 def _with_interval(name: str, row: Mapping[str, Any]) -> str:
-    """Bold where the interval leaves out 0."""
+    """Bold where the interval leaves out 0; without one where the images are too few for it."""
+    if row["low"] is None:
+        return f"{row[name]:+.3f} (too few images)"
     text = f"{row[name]:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
     return f"**{text}**" if row["low"] > 0 or row["high"] < 0 else text
 
@@ -166,13 +168,13 @@ def command(
     models: tuple[str, ...], roots: tuple[Path, ...], split: str, ids: Path | None, json_file: Path | None
 ) -> None:
     """Measure MODELS, .onnx files or shipped models' names, under other conditions; the first is compared with."""
-    if json_file is not None and not json_file.absolute().parent.is_dir():  # found out before the work, not after it
-        raise click.ClickException(f"{json_file}: there is no folder {json_file.parent}")
+    check_places(json_file)
     with ExitStack() as stack:
         result = _run(models, roots, split, ids, json_file, stack)
-    if json_file is not None:
-        replace_file(json_file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    click.echo(to_markdown(result))
+    try:
+        write_whole(json_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    finally:  # hours are not lost where the file cannot be written
+        click.echo(to_markdown(result))
     if result["problems"]:
         raise click.ClickException(f"{len(result['problems'])} of {result['data']['images']} images were not measured")
 
@@ -184,7 +186,7 @@ def _run(
     files = [resolve(model) for model in models]
     cases = find_cases(roots, split, None if ids is None else read_ids(ids))
     runtimes = [stack.enter_context(open_runtime(file)) for file in files]
-    names = labels([(r.card.name, f.name) for r, f in zip(runtimes, files, strict=True)])
+    names = labels_of_files([r.card.name for r in runtimes], files)
     with click.progressbar(length=len(cases), label="Images", show_pos=True, file=sys.stderr) as bar:
         found = measure_robustness(runtimes, cases, on_image=lambda: bar.update(1))
     # The last two names of a path tell data sets apart, and of the machine next to nothing.

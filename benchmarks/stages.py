@@ -1,8 +1,8 @@
 """What an image costs in each stage of the pipeline when that stage has the machine to itself.
 
-From that follows the limit L of any pipeline of these stages: CPU milliseconds an image of all of them / cores, or more
-where one stage has few threads. The network is measured on one thread, as the others are: what several threads lose
-among each other is the pipeline's loss and not the limit's.
+From that follows the limit L of any pipeline of these stages: CPU milliseconds an image of all of them / cores, or the
+wall time of a network on a GPU where that is more. The network on the CPU is measured on one thread, as the others are:
+what several threads lose among each other is the pipeline's loss and not the limit's.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from isicrt.engine.runtime import PipelinedRuntime, Runtime
 
 MOST_BESIDE = 0.05
 """Of `StageSplit.beside`; clocks alone differ by less."""
+_GPU_BOUND = "wall time of the network on the GPU"
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,14 @@ class StageSplit:
 
     @property
     def bottleneck(self) -> str:
-        """The stage with the largest load: speed that one up first."""
-        return max(STAGES, key=self.load)
+        """What L is most of: the network on a GPU where its wall time is L, else the stage with the most CPU time.
+        Speed that one up first."""
+        return "infer" if self.limit_of == _GPU_BOUND else max(STAGES, key=self.cpu)
+
+    @property
+    def bottleneck_share(self) -> float:
+        """Part, 0..1, of L that the `bottleneck` is."""
+        return 1.0 if self.limit_of == _GPU_BOUND else self.cpu(self.bottleneck) / sum(map(self.cpu, STAGES))
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -104,7 +111,7 @@ class StageSplit:
         cores = self.usable_cores
         found = {f"CPU time of all stages / {_count(cores, 'core')}": sum(map(self.cpu, STAGES)) / cores}
         if self.on_device:
-            found["wall time of the network on the GPU"] = self.wall("infer")
+            found[_GPU_BOUND] = self.wall("infer")
         return found
 
     @property

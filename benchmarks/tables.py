@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +40,9 @@ def tables(report: Report) -> list[Table]:
 
 
 def figure(value: float) -> str:
-    """Three significant digits, and never an exponent: 0.0123, 1.23, 12.3, 123, 1230."""
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
-    return f"{value:.{digits}f}"
+    """Three significant digits, or all before the point, and never an exponent: 0.0123, 1.23, 12.3, 123, 1234."""
+    exponent = int(f"{value:.2e}".partition("e")[2])
+    return f"{value:.{max(0, 2 - exponent)}f}"
 
 
 def _latency(report: Report) -> Table:
@@ -65,7 +66,7 @@ def _latency(report: Report) -> Table:
 def _throughput(report: Report) -> Table:
     return Table(
         title="Files to masks",
-        note=f"The whole pipeline, median of {_runs(report)} runs over {report.workload.images} images. L: "
+        note=f"The whole pipeline, median of {_runs(report)} over {report.workload.images} images. L: "
         f"{_limits(report)}, each stage measured alone on one thread; no pipeline of them is faster. Ratio: measured / "
         "L. Crowding: CPU time of the network on every core at once / on one alone, which the machine adds to the "
         "ratio.",
@@ -91,10 +92,19 @@ def _throughput(report: Report) -> Table:
 
 def _limits(report: Report) -> str:
     """What L is; by model where it is not the same for all."""
-    kinds = {m.label: m.stages.limit_of for m in report.models}
-    if len(set(kinds.values())) == 1:
-        return next(iter(kinds.values()))
-    return ", ".join(f"{kind} ({label})" for label, kind in kinds.items())
+    return _by_model({m.label: m.stages.limit_of for m in report.models})
+
+
+def _runs(report: Report) -> str:
+    """How many runs the figures are medians of; by model where it is not the same for all."""
+    counts = {m.label: len(m.end_to_end.counted) for m in report.models}
+    return _by_model({label: f"{n} run{'s' * (n != 1)}" for label, n in counts.items()})
+
+
+def _by_model(said: Mapping[str, str]) -> str:
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return ", ".join(f"{text} ({label})" for label, text in said.items())
 
 
 def _stages(report: Report) -> Table:
@@ -126,14 +136,11 @@ def _busy(report: Report) -> Table:
     )
 
 
-def _runs(report: Report) -> int:
-    return max(len(m.end_to_end.runs) for m in report.models)
-
-
 def _resources(report: Report) -> Table:
     def cell(value: float | None, absent: str) -> str:
         return absent if value is None else figure(value)
 
+    no_gpu = "not noted" if report.environment.gpus else "no GPU"
     cores = max(m.stages.usable_cores for m in report.models)
     # Two more columns, where a GPU worked and counts.
     gpu = any(m.end_to_end.gpu_watts is not None for m in report.models)
@@ -152,7 +159,7 @@ def _resources(report: Report) -> Table:
                 cell(m.end_to_end.cpu_ms_per_image, "not noted"),
                 figure(sum(map(m.stages.cpu, STAGES))),
                 cell(m.process.peak_rss_mb if m.process else None, "not noted"),
-                cell(m.process.gpu_memory_mb if m.process else None, "no GPU"),
+                cell(m.process.gpu_memory_mb if m.process else None, no_gpu),
                 cell(m.end_to_end.joules_per_image, "not readable"),
             )
             + ((cell(m.end_to_end.gpu_joules_per_image, "-"), cell(m.end_to_end.gpu_watts, "-")) if gpu else ())

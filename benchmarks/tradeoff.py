@@ -28,18 +28,18 @@ import numpy as np
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.accuracy import Accuracy, score_masks
 from isicrt.benchmarks.environment import read_environment, recorded_command
-from isicrt.benchmarks.evaluation import Case
+from isicrt.benchmarks.evaluation import Case, labels_of_files
 from isicrt.benchmarks.latency import QUICK_WINDOW, Window, measure_latency, relative_spread
 from isicrt.benchmarks.macs import count_macs, count_parameters, load_graph
 from isicrt.benchmarks.plain_unet import plain_unet
+from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.benchmarks.tradeoff_report import SCHEMA, to_markdown, to_svg
 from isicrt.benchmarks.workload import batches_of, how_many_in_turn, in_turn, open_workload
 from isicrt.engine.errors import DataError, ModelError
 from isicrt.engine.geometry import UInt8Array
-from isicrt.engine.masks import replace_file
 from isicrt.engine.pipeline import available_cores, run_jobs
 from isicrt.engine.runtime import Runtime, open_runtime
-from isicrt.engine.scores import bootstrap_interval
+from isicrt.engine.scores import difference_interval
 from isicrt.engine.shipped import resolve
 from isicrt.engine.sources import Job
 
@@ -151,7 +151,7 @@ def measure_tradeoff(
         for entry in entries:
             images = in_turn([case.image for case in cases], entry.runtimes[1].card.input_size, count)
             entry.batches = {size: batches_of(images, size) for size in BATCH_SIZES}
-        for entry, label in zip(entries, _labels(entries), strict=True):
+        for entry, label in zip(entries, labels_of_files([e.label for e in entries], files), strict=True):
             entry.label = label
         for repeat in range(repeats):
             for setting in settings:
@@ -176,12 +176,6 @@ def _open(path: Path, stack: contextlib.ExitStack) -> _Entry:
         raise ModelError(f"{path}: give the .onnx file; the size of a .plan that lies beside it is shown too")
     runtimes = {n: stack.enter_context(open_runtime(path, threads=n)) for n in sorted({1, available_cores()})}
     return _Entry(runtimes[1].card.name, path, runtimes, {})
-
-
-def _labels(entries: Sequence[_Entry]) -> list[str]:
-    """The cards' names, or the files' where two cards have one name."""
-    names = [entry.label for entry in entries]
-    return [e.label if names.count(e.label) == 1 else f"{e.label} ({e.path.name})" for e in entries]
 
 
 def _time(entry: _Entry, setting: Setting, window: Window) -> None:
@@ -252,7 +246,7 @@ def _accuracy(accuracy: Accuracy | None, best: Accuracy | None) -> dict[str, Any
     if accuracy is None or best is None:
         return None
     differences = np.array([s.jaccard - best.per_image[name].jaccard for name, s in accuracy.per_image.items()])
-    low, high = bootstrap_interval(differences)
+    low, high = difference_interval(differences)
     return {
         "summary": accuracy.summary,
         "against_best": {"jaccard": float(differences.mean()), "low": low, "high": high},
@@ -303,12 +297,14 @@ def main(
     svg: Path | None,
 ) -> None:
     """Measure MODELS, .onnx files or names of shipped models, beside the peer."""
+    check_places(json_file, markdown, svg)
     window = QUICK_WINDOW if quick else _WINDOW
     result = _run(models, roots, split, ids, peer, repeats, window)
-    for path, text in ((json_file, _to_json), (markdown, to_markdown), (svg, to_svg)):
-        if path is not None:
-            replace_file(path, text(result).encode())
-    click.echo(to_markdown(result))
+    try:
+        for path, text in ((json_file, _to_json), (markdown, to_markdown), (svg, to_svg)):
+            write_whole(path, text(result))
+    finally:  # hours are not lost where a file cannot be written
+        click.echo(to_markdown(result))
 
 
 def _run(

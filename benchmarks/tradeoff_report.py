@@ -9,24 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import click
 
 from isicrt._command import ModuleCommand
-from isicrt.benchmarks.plots import (
-    _LETTER,
-    _Box,
-    _fit,
-    _free_place,
-    _LinearAxis,
-    _names,
-    _svg,
-    _text,
-    _ticks,
-)
+from isicrt.benchmarks.plots import accuracy_plot
 from isicrt.benchmarks.tables import figure, markdown_text
 from isicrt.engine.errors import DataError
 from isicrt.engine.masks import replace_file
@@ -121,8 +110,10 @@ def _row(model: Mapping[str, Any], most: int) -> list[str]:
         return [*cells, "", ""]
     summary, behind = model["accuracy"]["summary"], model["accuracy"]["against_best"]
     cells.append(f"{summary['jaccard']:.4f} ({summary['jaccard_low']:.3f} to {summary['jaccard_high']:.3f})")
-    if behind["jaccard"] == behind["low"] == behind["high"] == 0:
+    if not any(behind.values()):
         return [*cells, "best"]
+    if behind["low"] is None:
+        return [*cells, f"{behind['jaccard']:+.4f} (too few images)"]
     return [*cells, f"{behind['jaccard']:+.4f} ({behind['low']:+.4f} to {behind['high']:+.4f})"]
 
 
@@ -131,7 +122,7 @@ def _cells(cells: Sequence[str]) -> str:
 
 
 def to_svg(result: Mapping[str, Any], width: int = 880) -> str:
-    """Mean Jaccard index against images/s of the network on all cores at the largest batch, as a file of its own.
+    """Mean IoU against images/s of the network on all cores at the largest batch, as a file of its own.
 
     Bars are 95 % intervals; dashed lines the peer's speed and four times that.
     """
@@ -142,49 +133,11 @@ def to_svg(result: Mapping[str, Any], width: int = 880) -> str:
         if m["peer"]
         for k, times in ((1, "1x"), (4, "4x"))
     ]
-    lows, highs = [s["jaccard_low"] for *_, s in points], [s["jaccard_high"] for *_, s in points]
-    pad = max(0.01, 0.15 * (max(highs) - min(lows)))
-    low, high = max(0.0, min(lows) - pad), min(1.0, max(highs) + pad)
-    top, bottom = 30, 330
-    axis = _LinearAxis(0.0, max(speed for _, speed in [*((n, x) for n, x, _ in points), *peers]) * 1.1, width, left=52)
-
-    def y_at(value: float) -> float:
-        return float(bottom - (value - low) / (high - low) * (bottom - top))
-
     last = max(result["models"][0]["timings"], key=lambda t: (t["threads"], t["batch_size"]))
-    title = f"images/s of the network, {last['threads']} cores, batch {last['batch_size']}"
-    parts = [
-        f'<rect class="paper" width="{width}" height="{bottom + 44}"/>',
-        _text("mean Jaccard index", 0, 16, "muted"),
-    ]
-    parts += axis.draw(top, bottom, title)
-    ticks = _ticks(low, high, 5)
-    for tick, name in zip(ticks, _names(ticks), strict=True):
-        parts.append(f'<path class="grid" d="M{axis.left} {y_at(tick):.1f}H{axis.right}"/>')
-        parts.append(_text(name, axis.left - 6, y_at(tick) + 4, "muted", "end"))
-    places = [(axis.at(speed), y_at(s["jaccard"])) for _, speed, s in points]
-    taken = [_Box(x - 7, y - 7, x + 7, y + 7) for x, y in places]
-    for n, (name, speed) in enumerate(peers):
-        at, line = axis.at(speed), top + 14 + 18 * n
-        parts.append(f'<path class="measured" d="M{at:.1f} {top}V{bottom}"/>')
-        name = _fit(name, width - 20)
-        start = min(at + 6, width - len(name) * _LETTER)
-        parts.append(_text(name, start, line, "muted"))
-        taken.append(_Box(start, line - 13, start + len(name) * _LETTER, line + 4))
-    for (x, y), (label, speed, s) in zip(places, points, strict=True):
-        parts.append(
-            f'<path class="interval" d="M{x:.1f} {y_at(s["jaccard_high"]):.1f}V{y_at(s["jaccard_low"]):.1f}"/>'
-            f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="6"><title>{escape(label)}: {s["jaccard"]:.4f}, '
-            f"{figure(speed)} images/s</title></circle>"
-        )
-    for (x, y), (label, *_) in zip(places, points, strict=True):
-        name = _fit(label, axis.right - axis.left)
-        box = _free_place(x, y, len(name) * _LETTER, taken, _Box(axis.left, top, width, bottom))
-        taken.append(box)
-        parts.append(_text(name, box.left, box.bottom - 4, "name"))
-    drawing = _svg(parts, width, bottom + 44, "Mean Jaccard index against speed, by model")
-    opening, rest = drawing.split(">", 1)
-    return f'{opening} xmlns="http://www.w3.org/2000/svg">{_STYLE}{rest}\n'
+    across = f"images/s of the network, {last['threads']} cores, batch {last['batch_size']}"
+    opening, rest = accuracy_plot(points, width, across=across, marks=peers).split(">", 1)
+    paper = '<rect class="paper" width="100%" height="100%"/>'
+    return f'{opening} xmlns="http://www.w3.org/2000/svg">{_STYLE}{paper}{rest}\n'
 
 
 def _rate(model: Mapping[str, Any]) -> float:

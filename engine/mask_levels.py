@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +79,20 @@ def _check_deep(path: str | os.PathLike[str], highest: int, most: int) -> None:
 def has_corners(lesion: npt.NDArray[np.bool_]) -> bool:
     """Whether all four corners of a mask are lesion: as good as never, unless lesion is black in it."""
     return bool(lesion[:: max(lesion.shape[0] - 1, 1), :: max(lesion.shape[1] - 1, 1)].all())
+
+
+def say_without_lesion(masks: Sequence[Path | str]) -> str:
+    """Masks without any lesion, at least one, in one line for people: how many they are, and one of them."""
+    if len(masks) == 1:
+        return f"1 mask has no lesion: {masks[0]}"
+    return f"{len(masks)} masks have no lesion, such as {masks[0]}"
+
+
+def say_inverted(corners: int, masks: int) -> str | None:
+    """A hint for people where most of some masks are lesion in all four `corners`; None where they are not."""
+    if corners < 3 or 2 * corners <= masks:
+        return None
+    return f"{corners} of {masks} masks are lesion in all four corners: they may be inverted (lesion is white, 255)"
 
 
 def _refused(path: str | os.PathLike[str], why: str) -> DataError:

@@ -20,6 +20,8 @@ FOREGROUND_ABOVE = 128
 """The official scorer binarises masks and truth with ``value > 128``."""
 FAILURE_JACCARD = 0.65
 """Below this the challenge of 2018 counts an image as failed: its threshold Jaccard is 0."""
+FEWEST_COMPARED = 10
+"""A bootstrap interval of the differences of fewer images is too narrow, and of one image it is a point."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ def without_point_interval(summary: Mapping[str, float | int]) -> dict[str, floa
     point."""
     none = dict.fromkeys(("jaccard_low", "jaccard_high")) if summary["images"] < 2 else {}
     return {**summary, **none}
+
+
+def difference_interval(differences: npt.NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+    """The `bootstrap_interval` of differences image by image; of fewer than `FEWEST_COMPARED` images there is none."""
+    return bootstrap_interval(differences) if len(differences) >= FEWEST_COMPARED else (None, None)
 
 
 def bootstrap_interval(

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from isicrt.engine.mask_levels import say_inverted as say_inverted
+from isicrt.engine.mask_levels import say_without_lesion as say_without_lesion
+
 if TYPE_CHECKING:
     from isicrt.trainer.dataset import DatasetReport
 
@@ -30,20 +33,6 @@ def notes_on(report: DatasetReport) -> list[str]:
         lines.append(say_copies(report.copies))
     lines += report.groups
     return lines
-
-
-def say_without_lesion(masks: Sequence[Path | str]) -> str:
-    """Masks without any lesion, at least one, in one line for people: how many they are, and one of them."""
-    if len(masks) == 1:
-        return f"1 mask has no lesion: {masks[0]}"
-    return f"{len(masks)} masks have no lesion, such as {masks[0]}"
-
-
-def say_inverted(corners: int, masks: int) -> str | None:
-    """A hint for people where most of some masks are lesion in all four `corners`; None where they are not."""
-    if corners < 3 or 2 * corners <= masks:
-        return None
-    return f"{corners} of {masks} masks are lesion in all four corners: they may be inverted (lesion is white, 255)"
 
 
 def say_left_out(count: int, kept: int) -> str:

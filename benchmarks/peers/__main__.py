@@ -11,7 +11,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,12 +18,13 @@ import click
 
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.busy_machine import busy_processes
-from isicrt.benchmarks.environment import read_environment, recorded_command
+from isicrt.benchmarks.environment import provenance, read_environment, recorded_command
 from isicrt.benchmarks.peers.race import PEERS, Entrant, Peer, Race, agreement, run_isicrt, run_peer
+from isicrt.benchmarks.result_file import check_places, write_whole
+from isicrt.benchmarks.workload import open_workload
 from isicrt.engine import shipped
 from isicrt.engine.errors import DataError, SettingsError
 from isicrt.engine.onnx_file import read_onnx_card
-from isicrt.engine.sources import find_jobs
 
 
 @click.command(cls=ModuleCommand)
@@ -64,13 +64,14 @@ def command(
     markdown_file: Path | None,
 ) -> None:
     """Time isicrt segment beside other ways of doing the same work."""
+    check_places(json_file, markdown_file)
     file, peers = shipped.resolve(model), _peers(names)
     race = _race(images, file, _float_model(file, float_model, peers, baseline), peers, baseline, runs, load)
-    if json_file:
-        json_file.write_text(json.dumps(race.to_dict(), indent=2) + "\n", encoding="utf-8")
-    if markdown_file:
-        markdown_file.write_text(race.to_markdown(), encoding="utf-8")
-    click.echo(race.to_markdown(), nl=False)
+    try:
+        write_whole(json_file, json.dumps(race.to_dict(), indent=2) + "\n")
+        write_whole(markdown_file, race.to_markdown())
+    finally:  # hours are not lost where a file cannot be written
+        click.echo(race.to_markdown(), nl=False)
 
 
 def _peers(names: str) -> list[Peer]:
@@ -108,14 +109,14 @@ def _race(
     environment = read_environment()  # its load average is of other work only before the first run
     with tempfile.TemporaryDirectory(prefix="isicrt-peers-") as name:
         folder = Path(name)
-        found = find_jobs(images, folder / "masks").images
+        workload = open_workload(images, None, folder / "masks")
+        found = workload.files
         _check_names(found)
         files = folder / "files.txt"
         files.write_text("".join(f"{os.path.abspath(image)}\n" for image in found), encoding="utf-8")  # noqa: PTH100
         missing = {p.name: [package for package in p.packages if find_spec(package) is None] for p in peers}
         ours, others = Entrant("isicrt"), [Entrant(p.name) for p in peers if not missing[p.name]]
-        for image in found:  # into the page cache, so that the first run is like the others
-            image.read_bytes()
+        contents = workload.read_ahead()
         failed: dict[str, str] = {}
         with busy_processes(load):
             for round_ in range(1, runs + 1):
@@ -136,7 +137,8 @@ def _race(
             raise DataError(f"no peer finished; the first: {next(iter(failed.values()))}")
         return Race(
             command=recorded_command(["python", "-m", "isicrt.benchmarks.peers", *sys.argv[1:]]),
-            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **provenance(model, float_model, baseline),
+            images_sha256=contents,
             model=model.name,
             baseline=baseline.name if baseline else None,
             float_model=float_model.name if float_model else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,8 @@ SCHEMA = "isicrt-peers/1"
 """Files without `not_run` and `warnings` are older: their load average was read after the runs and holds them."""
 AGREES = 0.98
 """Mean Jaccard index of two entrants' masks from which they have done the same work."""
+_LIMITS = frozenset({"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"})
+"""That many clusters set to 1. They slow torch and not isicrt, so no entrant has them."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def run_peer(entrant: Entrant, peer: Peer, model: Path, files: Path, out: Path) 
 
 def _note(entrant: Entrant, command: list[str], report: Path, summary: Any) -> None:
     report.unlink(missing_ok=True)
-    usage = run_command(command)
+    usage = run_command(command, environment={k: v for k, v in os.environ.items() if k not in _LIMITS})
     said = dict(summary(json.loads(report.read_text(encoding="utf-8"))))
     entrant.seconds.append(float(said.pop("seconds")))
     entrant.process_seconds.append(usage.seconds)
@@ -140,6 +143,10 @@ class Race:
     """Peers that ended with an error, in whichever round, and what they said; none of their rounds count."""
     busy_processes: int = 0
     """That kept a core busy each meanwhile."""
+    files: Sequence[Mapping[str, str]] = ()
+    """Name and SHA-256 of each network."""
+    images_sha256: str | None = None
+    """Of the images' contents and names, see `isicrt.benchmarks.workload.Workload.read_ahead`."""
 
     def rounds(self, peer: Entrant) -> list[float]:
         """How many times faster isicrt is, loop against loop, in each round."""
@@ -185,7 +192,9 @@ class Race:
             "model": self.model,
             "baseline": self.baseline,
             "float_model": self.float_model,
+            "files": list(self.files),
             "images": self.images,
+            "images_sha256": self.images_sha256,
             "megabytes": self.megabytes,
             "busy_processes": self.busy_processes,
             "isicrt": self._entry(self.isicrt),
@@ -234,6 +243,8 @@ def race_markdown(data: Mapping[str, Any]) -> str:
     if load := data.get("busy_processes", 0):
         beside = f"{load} processes that kept a core busy each" if load > 1 else "a process that kept a core busy"
         lines += [f"Measured beside {beside}."]
+    eager = {p["name"]: str(p["facts"]["compiled"]) for p in peers if p["facts"].get("compiled", True) is not True}
+    lines += [f"Eager: {name} (torch.compile: {why})." for name, why in eager.items()]
     lines += [f"Left out: {name} (not installed: {', '.join(p)})." for name, p in data["left_out"].items()]
     lines += [f"Failed: {name}: {said.strip().splitlines()[-1]}" for name, said in data.get("failed", {}).items()]
     lines += [f"Not run: {', '.join(data['not_run'])} (--peers named others)."] if data.get("not_run") else []

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from isicrt.benchmarks.accuracy import find_truths, score_masks
+from isicrt.benchmarks.accuracy import Accuracy, find_truths, score_masks
 from isicrt.engine.errors import DataError
 from isicrt.engine.images import read_mask
 from isicrt.engine.masks import write_mask
+from tests.benchmarks.sample_report import sample_model, sample_report
 
 HALF = np.array([[True, False], [True, False]])
 
@@ -131,8 +133,30 @@ def test_a_truth_without_lesion_is_scored(tmp_path: Path) -> None:
     write_mask(HALF, tmp_path / "a.png")
     write_mask(np.zeros_like(HALF), tmp_path / "empty.png", bits=8)
     truth = tmp_path / "empty.png"
-    scores = score_masks(tmp_path, {PurePath("a.png"): truth, PurePath("empty.png"): truth}).per_image
-    assert {name: s.jaccard for name, s in scores.items()} == {"a.png": 0.0, "empty.png": 1.0}
+    found = score_masks(tmp_path, {PurePath("a.png"): truth, PurePath("empty.png"): truth})
+    assert {name: s.jaccard for name, s in found.per_image.items()} == {"a.png": 0.0, "empty.png": 1.0}
+    (note,) = found.truth_notes
+    assert note == "2 masks have no lesion, such as a.png. There an empty prediction scores 1, and any other 0"
+    assert Accuracy.from_dict(found.to_dict()) == found
+    old = {k: v for k, v in found.to_dict().items() if k not in ("without_lesion", "corners")}
+    assert Accuracy.from_dict(old).truth_notes == []
+
+
+def test_a_truth_that_may_be_inverted_is_told(tmp_path: Path) -> None:
+    hole = np.ones((6, 6), bool)
+    hole[2:4, 2:4] = False
+    names = [PurePath(f"{n}.png") for n in range(4)]
+    for name in names:
+        write_mask(~hole, tmp_path / name)
+    write_mask(hole, tmp_path / "inverted.png")
+    truths = {name: tmp_path / "inverted.png" for name in names}
+    found = score_masks(tmp_path, truths)
+    (note,) = found.truth_notes
+    assert note.startswith("4 of 4 masks are lesion in all four corners: they may be inverted")
+    # Once for all models.
+    models = (dataclasses.replace(sample_model(name), accuracy=found) for name in ("a", "b"))
+    assert sample_report(*models).warnings.count(note) == 1
+    assert score_masks(tmp_path, {name: tmp_path / name for name in names}).truth_notes == []
 
 
 def test_a_truth_that_is_no_mask_is_a_problem(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from isicrt.benchmarks.ceilings import Ceiling, main, measure
 from isicrt.benchmarks.rendered import render
 from isicrt.engine import shipped
 from isicrt.engine.errors import DataError
+from isicrt.engine.ledger import file_sha256
 from isicrt.engine.pipeline import STAGES
 
 
@@ -42,6 +43,8 @@ def test_the_command_writes_what_it_says(photographs: Path, tmp_path: Path) -> N
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
     assert report["images"] == 3
+    (model,) = report["files"]
+    assert model == {"name": report["model"], "sha256": file_sha256(shipped.resolve(None))}
     for stage in STAGES:
         part = report["stages"][stage]
         assert part["share"] == pytest.approx(part["floor_ms"] / part["cpu_ms"])

@@ -128,18 +128,25 @@ def _scored(label: str, jaccards: dict[str, float]) -> Scored:
 
 
 def test_differences_are_taken_image_by_image() -> None:
-    first = _scored("a", {"1": 0.1, "2": 0.5, "3": 0.9, "4": 0.3})
-    better = _scored("b", {"4": 0.4, "3": 1.0, "2": 0.6, "1": 0.2})
-    mixed = _scored("c", {"1": 0.9, "2": 0.1, "5": 1.0})
-    other = _scored("d", {"5": 1.0})
-    steady, unclear = compare(first, [better, mixed, other])
-    assert (steady.label, steady.against, steady.images) == ("b", "a", 4)
+    names = [str(n) for n in range(10)]
+    first = _scored("a", {n: 0.05 * int(n) for n in names})
+    better = _scored("b", {n: 0.05 * int(n) + 0.1 for n in reversed(names)})
+    mixed = _scored("c", {n: 0.9 * (int(n) % 2) for n in names} | {"other": 1.0})
+    few = _scored("e", {n: 1.0 for n in names[1:]})
+    other = _scored("d", {"other": 1.0})
+    steady, unclear, unknown = compare(first, [better, mixed, few, other])
+    assert (steady.label, steady.against, steady.images) == ("b", "a", 10)
     # Every image gains 0.1, so every resample does, however much the images differ among themselves.
     assert (steady.jaccard, steady.low, steady.high) == pytest.approx((0.1, 0.1, 0.1))
     assert steady.is_clear
-    assert unclear.images == 2
-    assert (unclear.jaccard, unclear.low, unclear.high) == pytest.approx((0.2, -0.4, 0.8))
+    assert unclear.images == 10
+    assert unclear.low is not None
+    assert unclear.high is not None
+    assert unclear.low < 0 < unclear.jaccard < unclear.high
     assert not unclear.is_clear
+    # Nine images that all gain show nothing.
+    assert (unknown.images, unknown.low, unknown.high) == (9, None, None)
+    assert not unknown.is_clear
     assert list(compare(first, [better])) == [steady]
 
 

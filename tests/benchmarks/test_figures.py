@@ -31,7 +31,7 @@ JACCARDS = {"a": 0.9, "b": 0.1, "c": 0.5, "d": 0.7, "e": 0.5}
 
 @pytest.mark.parametrize(
     ("count", "best", "median", "worst"),
-    [(1, "a", "c", "b"), (2, "ad", "dc", "be"), (3, "adc", "dce", "bec"), (9, "adceb", "adceb", "becda")],
+    [(1, "a", "c", "b"), (2, "ad", "dc", "bc"), (3, "adc", "dce", "bce"), (9, "adceb", "adceb", "bceda")],
 )
 def test_picked_cases(count: int, best: str, median: str, worst: str) -> None:
     picked = pick_cases(sample_scores(JACCARDS), count)

@@ -65,8 +65,38 @@ def test_a_ratio_of_the_network_alone_is_of_the_same_calls(name: str) -> None:
     turns = tuple(dataclasses.replace(x, images=256) for x in old.latencies)
     report = sample_report(dataclasses.replace(old, latencies=turns))
     (line,) = failures(report, [gate], {"darkness": old})
-    assert line == f"darkness: {name} cannot be compared: the older report called the network on other images"
+    shown = name if "@" in name else f"{name}@1"
+    assert line == f"darkness: {shown} cannot be compared: the older report called the network on other images"
     assert failures(report, [gate], {"darkness": report.models[0]}) == []
+
+
+def test_a_ratio_without_a_batch_is_of_one_and_the_same() -> None:
+    """Of the smallest of the newer report: a batch of 8 takes longer than one image, which is no regression."""
+    old = sample_model()
+    report = sample_report(dataclasses.replace(old, latencies=old.latencies[1:]))
+    gate = parse_gate("p50_ms=0.9", "--fail-under-ratio")
+    assert failures(report, [gate], {"darkness": old}) == []
+    assert failures(sample_report(old), [gate], {"darkness": report.models[0]}) == [
+        "darkness: p50_ms@1 is not in the older report, which has no batch 1"
+    ]
+
+
+def test_a_ratio_of_speeds_is_of_the_same_images() -> None:
+    old, new = (
+        dataclasses.replace(report, workload=dataclasses.replace(report.workload, sha256=digit * 64))
+        for report, digit in ((sample_report(sample_model(slower=2)), "a"), (sample_report(), "b"))
+    )
+    speed, score = (parse_gate(f"{name}=0.9", "--fail-under-ratio") for name in ("images_per_second", "jaccard"))
+    pairs = {"darkness": old.models[0]}
+    assert failures(new, [speed, score], pairs, old) == [
+        "darkness: images_per_second cannot be compared: the older report is of other images"
+    ]
+    assert failures(dataclasses.replace(new, workload=old.workload), [speed, score], pairs, old) == []
+    # A report that noted no hash: by their number.
+    unknown = dataclasses.replace(old.workload, sha256=None)
+    assert failures(new, [speed], pairs, dataclasses.replace(old, workload=unknown)) == []
+    fewer = dataclasses.replace(unknown, images=2)
+    assert len(failures(new, [speed], pairs, dataclasses.replace(old, workload=fewer))) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from isicrt.benchmarks import memory
+from isicrt.benchmarks.environment import Environment
 from isicrt.benchmarks.memory import Reading, command, growth, link_images
+from isicrt.engine.ledger import file_sha256
 
 
 def test_links_go_round_and_lie_in_sub_folders(tmp_path: Path) -> None:
@@ -34,7 +38,22 @@ def test_growth_is_of_the_most_against_the_fewest(peaks: dict[int, float | None]
     assert growth(readings, "resume") is None
 
 
-def test_a_small_measurement(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
+def test_a_small_measurement(
+    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+    read_environment, read_peak = memory.read_environment, memory.read_peak
+
+    def environment() -> Environment:
+        order.append("load")
+        return read_environment()
+
+    def peak(*arguments: Any) -> Reading:
+        order.append("run")
+        return read_peak(*arguments)
+
+    monkeypatch.setattr(memory, "read_environment", environment)
+    monkeypatch.setattr(memory, "read_peak", peak)
     images = str(rendered_pairs / "images")
     arguments = ["--images", images, "--model", str(darkness_onnx), "--counts", "3,6", "--batch-sizes", "2"]
     arguments += ["--large-images", images, "--large-count", "2", "--json", str(tmp_path / "m.json")]
@@ -44,6 +63,8 @@ def test_a_small_measurement(darkness_onnx: Path, rendered_pairs: Path, tmp_path
     assert "resume: 6 images against 3: " in result.output
     data = json.loads((tmp_path / "m.json").read_text())
     assert data["schema"] == "isicrt-memory/1"
+    assert order == ["load", *["run"] * 6], "the load is of before the start"
+    assert data["files"] == [{"name": "darkness.onnx", "sha256": file_sha256(darkness_onnx)}]
     assert [(r["what"], r["images"], r["batch_size"]) for r in data["readings"]] == [
         ("count", 3, 8),
         ("resume", 3, 8),

@@ -98,6 +98,24 @@ def test_the_stage_plot_starts_each_bar_where_the_last_ended() -> None:
         assert float(left.attrib["x"]) + float(left.attrib["width"]) == pytest.approx(float(right.attrib["x"]), abs=0.2)
     widths = [float(b.attrib["width"]) for b in bars]
     assert widths[1] / widths[0] == pytest.approx(8, rel=0.02)
+    end = float(bars[-1].attrib["x"]) + widths[-1]
+    assert _mark(root, "limit") == pytest.approx(end, abs=0.2), "on the CPU L is all stages together"
+
+
+def test_the_stage_plot_marks_what_a_gpu_leaves_of_the_limit() -> None:
+    model = sample_model()
+    on_gpu = dataclasses.replace(model, stages=dataclasses.replace(model.stages, on_device=True))
+    root = ElementTree.fromstring(stage_plot(sample_report(on_gpu), 880))
+    start, end = (_mark(root, kind) for kind in ("limit", "measured"))
+    bars = [n for n in root if n.tag == "rect" and n.attrib["height"] == "24"]
+    assert float(bars[1].attrib["width"]) == pytest.approx(start - 3, abs=0.2), "the network's wall time, from 0"
+    assert start < end
+
+
+def _mark(root: ElementTree.Element, kind: str) -> float:
+    """Where the line of the only model is; the legend's is before it."""
+    marks = [n for n in root if n.tag == "path" and n.attrib["class"] == kind]
+    return float(marks[-1].attrib["d"].split()[0].lstrip("M"))
 
 
 @pytest.mark.parametrize("width", [340, 880])

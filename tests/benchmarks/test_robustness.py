@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from isicrt.benchmarks.conditions import CONDITIONS, UNCHANGED, Condition
 from isicrt.benchmarks.evaluation import Candidate, Case, score_model
 from isicrt.benchmarks.rendered import render
-from isicrt.benchmarks.robustness import SCHEMA, command, differences, measure_robustness, summarised
+from isicrt.benchmarks.robustness import SCHEMA, command, differences, measure_robustness, summarised, to_markdown
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
 from isicrt.benchmarks.tradeoff import find_cases, read_ids
 from isicrt.engine.errors import DataError
@@ -150,13 +151,33 @@ def test_scores_are_those_of_evaluate(darkness_onnx: Path, rendered_pairs: Path)
 
 
 def test_changes_and_differences_are_paired() -> None:
-    first = {UNCHANGED: {"a": 0.9, "b": 0.5}, "dark": {"a": 0.8, "b": 0.4}}
-    second = {UNCHANGED: {"a": 0.9, "b": 0.7}, "dark": {"a": 0.9, "b": 0.7}}
+    # Ten images, two kinds of them in turn.
+    first = {UNCHANGED: _scores(0.9, 0.5), "dark": _scores(0.8, 0.4)}
+    second = {UNCHANGED: _scores(0.9, 0.7), "dark": _scores(0.9, 0.7)}
     dark = summarised(first)[1]
     assert dark == pytest.approx(
-        {"condition": "dark", "jaccard": 0.6, "below_0.65": 1, "change": -0.1, "low": -0.1, "high": -0.1}
+        {"condition": "dark", "jaccard": 0.6, "below_0.65": 5, "change": -0.1, "low": -0.1, "high": -0.1}
     )
     assert [row["difference"] for row in differences(second, first)] == pytest.approx([0.1, 0.2])
+
+
+def test_few_images_have_no_interval_and_nothing_is_bold() -> None:
+    first, second = ({UNCHANGED: {"a": j, "b": j}, "dark": {"a": j / 2, "b": j / 2}} for j in (0.8, 0.9))
+    models: list[dict[str, Any]] = [
+        {"label": name, "summary": summarised(scores), "against_first": differences(scores, first)}
+        for name, scores in (("m", first), ("n", second))
+    ]
+    assert {(row["low"], row["high"]) for m in models for row in (*m["summary"], *m["against_first"])} == {(None, None)}
+    conditions = [{"name": name, "title": name} for name in (UNCHANGED, "dark")]
+    table = to_markdown(
+        {"models": models, "conditions": conditions, "data": {"images": 2, "sets": ["s"]}, "problems": []}
+    )
+    assert "| dark | 0.400 | -0.400 (too few images) |" in table
+    assert "**" not in table
+
+
+def _scores(even: float, odd: float) -> dict[str, float]:
+    return {str(n): odd if n % 2 else even for n in range(10)}
 
 
 def test_the_command_writes_a_table_and_everything(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
@@ -224,9 +245,5 @@ def test_what_cannot_be_measured_is_said(darkness_onnx: Path, rendered_pairs: Pa
     result = call(tmp_path / "no.onnx", "--data", rendered_pairs)
     assert result.exit_code == 1
     assert "no.onnx" in result.output
-    result = call(darkness_onnx, "--data", rendered_pairs, "--json", tmp_path / "nowhere" / "r.json")
-    assert result.exit_code == 1
-    assert "there is no folder" in result.output
-    assert UNCHANGED not in result.output
     with open_runtime(darkness_onnx) as runtime, pytest.raises(DataError, match="not one of 0 images"):
         measure_robustness([runtime], [])

@@ -27,18 +27,26 @@ def _split(cores: int, **costs: tuple[float, float]) -> StageSplit:
 
 
 @pytest.mark.parametrize(
-    ("cores", "on_device", "infer", "loads", "bottleneck", "limit"),
+    ("cores", "on_device", "infer", "loads", "bottleneck", "limit", "share"),
     [
         # Two cores: everything halves, whatever the wall clock said.
-        (2, False, (90.0, 40.0), [5.0, 20.0, 2.0, 1.0], "infer", 28.0),
+        (2, False, (90.0, 40.0), [5.0, 20.0, 2.0, 1.0], "infer", 28.0, 40 / 56),
         # A GPU took 3 ms while the host slept: decoding is what to speed up, and the host's CPU is the limit.
-        (2, True, (3.0, 0.5), [5.0, 3.0, 2.0, 1.0], "decode", 8.25),
+        (2, True, (3.0, 0.5), [5.0, 3.0, 2.0, 1.0], "decode", 8.25, 10 / 16.5),
+        # Nor does the GPU hold up the cores where it takes longer than each of their stages, and less than all of them.
+        (2, True, (7.0, 0.5), [5.0, 7.0, 2.0, 1.0], "decode", 8.25, 10 / 16.5),
         # A slow GPU behind many cores is the limit itself.
-        (16, True, (20.0, 1.0), [0.625, 20.0, 0.25, 0.125], "infer", 20.0),
+        (16, True, (20.0, 1.0), [0.625, 20.0, 0.25, 0.125], "infer", 20.0, 1.0),
     ],
 )
 def test_loads_bottleneck_and_limit(
-    cores: int, on_device: bool, infer: tuple[float, float], loads: list[float], bottleneck: str, limit: float
+    cores: int,
+    on_device: bool,
+    infer: tuple[float, float],
+    loads: list[float],
+    bottleneck: str,
+    limit: float,
+    share: float,
 ) -> None:
     split = _split(cores, decode=(10.0, 10.0), infer=infer, restore=(4.0, 4.0), write=(2.5, 2.0))
     split = dataclasses.replace(split, on_device=on_device)
@@ -46,7 +54,7 @@ def test_loads_bottleneck_and_limit(
     assert split.bottleneck == bottleneck
     assert split.limit_ms == pytest.approx(limit)
     assert sum(map(split.share, STAGES)) == pytest.approx(1)
-    assert split.share(bottleneck) == pytest.approx(max(loads) / sum(loads))
+    assert split.bottleneck_share == pytest.approx(share)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,10 @@ from tests.benchmarks.sample_report import sample_model, sample_report
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(0.0123, "0.012"), (0.5, "0.500"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (12345.6, "12346")],
+    [
+        *((0.0123, "0.0123"), (0.5, "0.500"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (12345.6, "12346")),
+        *((0.0004, "0.000400"), (0.0, "0.00"), (-0.0123, "-0.0123"), (9.999, "10.0"), (99.96, "100")),
+    ],
 )
 def test_figure(value: float, expected: str) -> None:
     assert figure(value) == expected
@@ -48,6 +51,25 @@ def test_the_report_says_what_the_limit_was_divided_by() -> None:
     assert "L: CPU time of all stages / 8 cores, each stage" in notes[1]
     assert "2 cores (darkness), CPU time of all stages / 8 cores (few), each stage" in notes[2]
     assert [tables(sample_report(m))[4].header[1] for m in (model, few)] == ["Busy of 2 cores", "Busy of 8 cores"]
+
+
+def test_the_report_says_how_many_runs_its_medians_are_of() -> None:
+    """The last three, where they agree, whatever was slower before."""
+    model = sample_model()
+    run = model.end_to_end.runs[0]
+    settled = EndToEnd(8, (dataclasses.replace(run, seconds=9.0), run, run, run))
+    other = dataclasses.replace(model, label="other", end_to_end=settled)
+    once = dataclasses.replace(model, label="once", end_to_end=EndToEnd(8, (run,)))
+    notes = [tables(sample_report(*models))[1].note for models in ((other,), (model, other), (once,))]
+    assert "median of 3 runs over" in notes[0]
+    assert "median of 2 runs (darkness), 3 runs (other) over" in notes[1]
+    assert "median of 1 run over" in notes[2]
+
+
+def test_memory_of_a_gpu_that_was_not_measured_is_not_no_gpu() -> None:
+    report = sample_report(dataclasses.replace(sample_model(), process=None))
+    on_gpu = dataclasses.replace(report, environment=dataclasses.replace(report.environment, gpus=("H200",)))
+    assert [tables(r)[4].rows[0][5] for r in (report, on_gpu)] == ["no GPU", "not noted"]
 
 
 def test_energy_of_the_gpu_has_columns_where_it_was_read() -> None:

@@ -100,6 +100,17 @@ def test_scores_are_official_and_compared_with_the_best(result_file: Path) -> No
     assert sum(good["accuracy"]["jaccard"].values()) / 12 == pytest.approx(best, abs=1e-5)
 
 
+def test_few_images_have_no_interval_to_the_best(result_file: Path, models: Path, rendered_pairs: Path) -> None:
+    files = [models / "good.onnx", models / "worse.onnx"]
+    cases = find_cases([rendered_pairs], "test", sorted(EVERYTHING))
+    found = measure_tradeoff(files, cases, peer=None, repeats=1, window=QUICK_WINDOW)
+    behind = [m["accuracy"]["against_best"] for m in found["models"]]
+    assert [(b["low"], b["high"]) for b in behind] == [(None, None)] * 2
+    lines = to_markdown({**read_tradeoff(result_file), **found}).splitlines()
+    assert lines[2].endswith("| best |")
+    assert lines[3].endswith(" (too few images) |")
+
+
 def test_markdown(result_file: Path) -> None:
     done = CliRunner().invoke(print_report, [str(result_file)])
     assert done.exit_code == 0, done.output
@@ -126,7 +137,7 @@ def test_drawing(result_file: Path, width: int) -> None:
 def test_without_a_peer(models: Path, rendered_pairs: Path) -> None:
     cases = find_cases([rendered_pairs], "test", sorted(EVERYTHING))
     result = measure_tradeoff([models / "good.onnx"] * 2, cases, peer=None, repeats=1, window=QUICK_WINDOW)
-    assert [m["label"] for m in result["models"]] == ["good (good.onnx)"] * 2
+    assert [m["label"] for m in result["models"]] == [f"good ({models.name}/good.onnx) #{n}" for n in (1, 2)]
     assert {t["times_as_fast_as_peer"] for m in result["models"] for t in m["timings"]} == {None}
 
 

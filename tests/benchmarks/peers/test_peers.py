@@ -16,9 +16,11 @@ from click.testing import CliRunner
 
 from isicrt.benchmarks.peers import __main__ as peers_main
 from isicrt.benchmarks.peers.__main__ import _float_model, command
-from isicrt.benchmarks.peers.race import PEERS, Entrant, Race, agreement, race_markdown
+from isicrt.benchmarks.peers.race import PEERS, Entrant, Race, _note, agreement, race_markdown
+from isicrt.benchmarks.workload import open_workload
 from isicrt.engine import shipped
 from isicrt.engine.errors import SettingsError
+from isicrt.engine.ledger import file_sha256
 from isicrt.engine.masks import write_mask
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.pipeline import run_jobs
@@ -68,6 +70,9 @@ def test_a_race(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> No
     data = json.loads(Path(files[0]).read_text())
     assert data["schema"] == "isicrt-peers/1"
     assert data["images"] == 12
+    assert data["files"] == [{"name": "darkness.onnx", "sha256": file_sha256(darkness_onnx)}]
+    workload = open_workload(rendered_pairs / "images", None, tmp_path / "none")
+    assert data["images_sha256"] == workload.read_ahead()
     (peer,) = data["peers"]
     assert len(peer["seconds"]) == len(peer["process_seconds"]) == len(data["isicrt"]["seconds"]) == 2
     assert peer["agreement"] > 0.85
@@ -93,6 +98,27 @@ def test_a_loaded_race_says_so() -> None:
     assert "Measured beside a process that kept a core busy." in loaded.to_markdown().splitlines()
     older = {name: value for name, value in race.to_dict().items() if name != "busy_processes"}
     assert race_markdown(older) == race.to_markdown()
+
+
+def test_a_peer_that_could_not_compile_is_not_called_compiled() -> None:
+    data = _sample_race(2.0, 2.0, 2.0).to_dict()
+    (peer,) = data["peers"]
+    for compiled, shown in ((True, False), ("no: InvalidCxxCompiler", True)):
+        peer |= {"name": "dataloader", "facts": {"batch_size": 8, "compiled": compiled}}
+        lines = race_markdown(data).splitlines()
+        assert ("Eager: dataloader (torch.compile: no: InvalidCxxCompiler)." in lines) == shown
+
+
+def test_no_entrant_is_held_to_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("KEPT", "yes")
+    report, entrant = tmp_path / "r.json", Entrant("isicrt")
+    code = f"import json, os; json.dump({{'seconds': 1, 'names': list(os.environ)}}, open({str(report)!r}, 'w'))"
+    _note(entrant, [sys.executable, "-c", code], report, lambda data: data)
+    assert not names & set(entrant.facts["names"])
+    assert "KEPT" in entrant.facts["names"]
 
 
 def _sample_race(*seconds: float, load_average: float | None = 0.1, not_run: tuple[str, ...] = ()) -> Race:
