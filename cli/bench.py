@@ -234,7 +234,7 @@ def _print_comparison(report: Report, old: Report, gates: Sequence[Gate]) -> lis
     found = compare(old, report)
     _print_tables([], comparison_cautions(found))
     _print_tables(comparison_tables(found), comparison_lines(found))
-    return failures(report, gates, pair_models(old, report))
+    return failures(report, gates, pair_models(old, report), old)
 
 
 def _print_tables(found: Sequence[Figures], notes: Sequence[str]) -> None:
