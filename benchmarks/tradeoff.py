@@ -105,11 +105,10 @@ def read_ids(file: Path) -> list[str]:
         DataError: no text, or no id in it.
         OSError: the file cannot be read.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is no text file with an id in each line") from error
-    if found := [line.strip() for line in lines if line.strip()]:
+    text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")  # ids are names of files
+    if "\0" in text:
+        raise DataError(f"{file}: is no text file with an id in each line")
+    if found := [line.strip(" \t\r") for line in text.split("\n") if line.strip()]:
         return found
     raise DataError(f"{file}: has no ids in it")
 

@@ -129,7 +129,9 @@ def command(
     protocol = _protocol(protocol_name, threshold, clean=not no_clean)
     pairs, label, left_out = _find(data, split)
     if ids_file is not None:
-        pairs, left_out = _named(pairs, ids_file, data), 0
+        all_pairs, left_out = len(pairs), 0
+        pairs = _named(pairs, ids_file, data)
+        label += f", {len(pairs)} of {all_pairs} images ({ids_file.name})"
     environment = read_environment()
     with ExitStack() as stack:
         # Pillow warns of odd metadata; what matters here is whether the pixels can be read.
@@ -214,17 +216,23 @@ def _find(data: Path, split: str) -> tuple[list[Case], str, int]:
 
 
 def _named(cases: list[Case], ids_file: Path, data: Path) -> list[Case]:
-    """Those that a file of ids names; a line on the standard error counts the ids that are not here."""
+    """Those that a file of ids names; a line on the standard error says which ids are not among them, and why."""
     from isicrt.benchmarks.tradeoff import read_ids
+    from isicrt.trainer.twins import TEST_TWINS
 
     ids = set(read_ids(ids_file))
-    if not (found := [case for case in cases if case.id in ids]):
-        raise DataError(
-            f"{ids_file}: none of its {len(ids)} ids is in {data}. Is it another data set, or the other --split?"
-        )
-    if missing := sorted(ids - {case.id for case in found}):
-        text = f"{ids_file}: {len(missing)} of its {len(ids)} ids are not in {data}, such as {missing[0]}"
-        click.echo(printable(text), err=True)
+    found = [case for case in cases if case.id in ids]
+    missing = sorted(ids - {case.id for case in found})
+    twins = [id for id in missing if id in TEST_TWINS]
+    for some, why in (
+        ([id for id in missing if id not in TEST_TWINS], f"are not in {data}"),
+        (twins, "show lesions of test images and are left out"),
+    ):
+        if some:
+            text = f"{ids_file}: {len(some)} of its {len(ids)} ids {why}, such as {some[0]}"
+            click.echo(printable(text), err=True)
+    if not found:
+        raise DataError(f"{ids_file}: names no image of {data} to score. Is it another data set, or the other --split?")
     return found
 
 

@@ -29,7 +29,7 @@ from isicrt.engine.sources import Images, find_jobs
 
 class Segmenter:
     """Segments single images and whole folders with one model. Not for two threads at a time. A copy, or one that is
-    sent to another process, opens the model's file again, with the same settings.
+    sent to another process, opens the model's file again, with the same settings; a ModelError where it was changed.
 
     >>> with Segmenter() as segmenter:  # doctest: +SKIP
     ...     mask = segmenter.segment("lesion.jpg")
@@ -216,9 +216,9 @@ class Segmenter:
         self._closed = True
         self.runtime.close()
 
-    def __reduce__(self) -> tuple[Callable[[], Segmenter], tuple[()]]:
+    def __reduce__(self) -> tuple[Callable[..., Segmenter], tuple[Any, ...]]:
         # Threads and native code cannot be sent to another process, nor be copied.
-        return partial(type(self), self._model, **self._given), ()
+        return _opened_again, (partial(type(self), self._model, **self._given), self._sha256)
 
     def __enter__(self) -> Segmenter:
         return self
@@ -228,6 +228,15 @@ class Segmenter:
     ) -> None:
         with suppress(Exception) if kind is not None else nullcontext():  # what went wrong first is what matters
             self.close()
+
+
+def _opened_again(again: Callable[[], Segmenter], sha256: str) -> Segmenter:
+    """A copy. Raises ModelError where another file lies there by then: masks of one run are of one model."""
+    copied = again()
+    if copied._sha256 != sha256:
+        copied.close()
+        raise ModelError(f"{copied._model}: was changed since it was first read. Start again")
+    return copied
 
 
 def _whole(name: str, value: object) -> int | None:

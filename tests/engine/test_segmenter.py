@@ -28,6 +28,7 @@ from isicrt.engine.overlay import MAX_SIDE, OverlayFolder, draw_outline
 from isicrt.engine.scores import score_mask
 from isicrt.engine.segmenter import Segmenter
 from isicrt.engine.sources import Job
+from tests.tiny_models import write_darkness_model
 
 
 @pytest.fixture
@@ -266,6 +267,16 @@ def test_a_copy_opens_its_own(
     with copied:
         assert not copied.segment(image).any()
         assert {name: vars(copied)[f"_{name}"] for name in ("batch_size", "threads")} == {"batch_size": 3, "threads": 2}
+
+
+def test_a_copy_is_of_the_same_model(darkness_onnx: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.onnx"
+    shutil.copy(darkness_onnx, own)
+    with Segmenter(own, threads=1) as segmenter:
+        sent = pickle.dumps(segmenter)
+    write_darkness_model(own, threshold=0.7)
+    with pytest.raises(ModelError, match=r"own\.onnx: was changed since it was first read"):
+        pickle.loads(sent)
 
 
 def test_what_went_wrong_first_is_what_is_said(darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
