@@ -77,13 +77,15 @@ def isic2016(out: Path, keep_zips: bool) -> None:
 def check(ctx: click.Context, folder: Path, split: str) -> None:
     """Pair FOLDER's images with their masks, open every file, and list what is wrong.
 
-    Exit code 1 if anything is.
+    Exit code 1 if anything is. Copies and groups that are in both train/ and test/ are named too.
     """
     from isicrt.trainer.data_notes import notes_on
     from isicrt.trainer.dataset import find_folders, survey
+    from isicrt.trainer.halves import Half, notes_on_halves
 
     failed = False
     seen: set[tuple[Path, Path]] = set()
+    halves: list[Half] = []
     for name in _SPLITS if split == "all" else (split,):
         try:
             folders = find_folders(folder, name)
@@ -98,6 +100,7 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
         pairs, report = survey([folder], name)
         if plain and split == "all" and not pairs and report.left_out:  # they are test images
             _, report = survey([folder], "test")
+        halves.append((pairs, report))
         label = str(folder) if plain else name
         _say(f"{label}: {report.pairs} pairs, {report.grey_masks} grey masks, SHA-256 {report.sha256}")
         for note in notes_on(report):
@@ -107,6 +110,9 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
         if report.problems:
             _say(f"{label}: {len(report.problems)} problems")
             failed = True
+    if len(halves) > 1:
+        for note in notes_on_halves(*halves):
+            _say(f"train and test: {note}")
     if failed:
         ctx.exit(1)
 

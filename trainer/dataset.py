@@ -10,9 +10,9 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Collection, Container, Sequence, Set
+from collections.abc import Collection, Container, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from isicrt.engine.errors import DataError
@@ -94,6 +94,8 @@ class DatasetReport:
     """Images whose EXIF orientation turns them in viewers; here the stored grid counts."""
     copies: tuple[tuple[Path, Path], ...] = ()
     """Images that are, byte by byte, the one that stands behind them, and that no group keeps in its fold."""
+    contents: Mapping[Path, bytes] = field(default_factory=dict)
+    """SHA-256 of the images' files, as far as they could be read."""
     groups: tuple[str, ...] = ()
     """On each `groups.csv`, for people."""
     also_known_as: tuple[Alias, ...] = ()
@@ -259,6 +261,7 @@ def check_pairs(pairs: Sequence[Pair], left_out: Sequence[Pair] = ()) -> Dataset
         damaged=tuple(pair.image for pair, check in checked if check.damaged and not check.problems),
         turned=tuple(pair.image for pair, check in checked if check.orientation),
         copies=tuple(copies),
+        contents={pair.image: check.hashes[0] for pair, check in checked if check.hashes},
         also_known_as=aliases_of(hashed, then),
     )
 

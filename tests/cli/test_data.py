@@ -200,12 +200,35 @@ def test_check_says_what_is_left_out(rendered_pairs: Path, tmp_path: Path) -> No
         )
     result = isicrt("check", tmp_path)
     assert result.exit_code == 0, result.output
-    train, left_out, test = result.stdout.splitlines()
+    train, left_out, test, copies = result.stdout.splitlines()
     assert train.startswith("train: 11 pairs, ")
     assert (
         left_out == "  1 of 12 are left out: they are test images of ISIC 2016, or show a lesion of one (docs/data.md)"
     )
     assert test.startswith("test: 12 pairs, ")
+    assert copies.startswith("train and test: 11 images of test are copies of some in train, such as ")
+
+
+def test_check_compares_the_halves_of_a_data_set(rendered_pairs: Path, tmp_path: Path) -> None:
+    """A patient on both sides, and a copy under another name, are worth a line, as copies within a half are."""
+    for part, dropped in (("train", "0123456"), ("test", "789")):
+        shutil.copytree(rendered_pairs, tmp_path / part)
+        for path in (tmp_path / part).glob("*/*"):
+            if path.stem.removesuffix("_Segmentation")[-1] in dropped or "ISIC_000001" in path.name:
+                path.unlink()
+    assert "train and test" not in isicrt("check", tmp_path).stdout
+    train, test = (tmp_path / part / "images" for part in ("train", "test"))
+    (tmp_path / "groups.csv").write_text("image,group\nISIC_0000007,patient 7\nISIC_0000003,patient 7\n")
+    shutil.copy(train / "ISIC_0000008.jpg", test / "other.jpg")
+    shutil.copy(train.parent / "masks/ISIC_0000008_Segmentation.png", test.parent / "masks/other.png")
+    result = isicrt("check", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-2:] == [
+        f"train and test: 1 image of test is a copy of one in train, such as {test / 'other.jpg'} of "
+        f"{train / 'ISIC_0000008.jpg'}: remove one of the two",
+        f"train and test: 1 group is in train and in test, such as patient 7 with {train / 'ISIC_0000007.jpg'} and "
+        f"{test / 'ISIC_0000003.jpg'}: move all images of a group to one side",
+    ]
 
 
 def test_check_lists_every_problem(rendered_pairs: Path, tmp_path: Path) -> None:
@@ -218,7 +241,7 @@ def test_check_lists_every_problem(rendered_pairs: Path, tmp_path: Path) -> None
     (tmp_path / "train" / "images" / "ISIC_0000004.jpg").write_bytes(b"no JPEG")
     result = isicrt("check", tmp_path)
     assert result.exit_code == 1
-    train, test = result.stdout.split("test: ")
+    train, test = result.stdout.split("\ntest: ")
     assert train.startswith("train: 12 pairs, 1 grey masks, SHA-256 ")
     for name in ("ISIC_0000001", "ISIC_0000002", "ISIC_0000004"):
         assert name in train
