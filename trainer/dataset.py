@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Collection, Container, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,13 +141,20 @@ def _scan(root: Path, split: str, leave_out: Set[str] = LEFT_OUT.keys()) -> _Sca
     paired = by_id["image"].keys() & by_id["mask"].keys()
     pairs = [Pair(name, by_id["image"][name], by_id["mask"][name]) for name in sorted(paired)]
     left_out = paired & leave_out if split == "train" else set()
-    groups = read_groups((root, images.parent), by_id["image"])
+    groups = read_groups((root, images.parent), by_id["image"].keys(), _ids_of_other_half(root, split))
     return _Scan(
         [pair for pair in pairs if pair.id not in left_out],
         problems,
         [pair for pair in pairs if pair.id in left_out],
         groups,
     )
+
+
+def _ids_of_other_half(root: Path, split: str) -> set[str]:
+    with suppress(DataError, OSError):  # whoever uses this half may lack the other
+        images, _ = find_folders(root, next(other for other in SPLITS if other != split))
+        return {image_id(path.stem) for path in images.iterdir() if is_image_name(path.name)}
+    return set()
 
 
 def _grouped(pairs: Sequence[Pair], groups: Collection[tuple[str, str]]) -> list[Pair]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,12 +26,13 @@ class Groups:
     """For people: how many images and groups there are, and what is named and is not there."""
 
 
-def read_groups(folders: Iterable[Path], ids: Container[str]) -> Groups:
+def read_groups(folders: Iterable[Path], ids: Set[str], elsewhere: Set[str] = frozenset()) -> Groups:
     """Read the `FILE` that lies in one of the folders; no groups without one.
 
     Args:
         folders: where it may lie.
         ids: of the images that are there.
+        elsewhere: those of the data set's other half, which the file may name too.
     """
     found = Groups()
     files = [file for folder in dict.fromkeys(folders) if (file := folder / FILE).is_file()]
@@ -39,7 +40,7 @@ def read_groups(folders: Iterable[Path], ids: Container[str]) -> Groups:
         found.problems.append(f"{files[1]}: {files[0]} is there too; remove one")
     elif files:
         try:
-            _read(files[0], ids, found)
+            _read(files[0], ids, elsewhere, found)
         except OSError as error:
             found.problems.append(f"{files[0]}: cannot be read: {error.strerror}")
         except UnicodeDecodeError:
@@ -49,7 +50,8 @@ def read_groups(folders: Iterable[Path], ids: Container[str]) -> Groups:
     return found
 
 
-def _read(file: Path, ids: Container[str], found: Groups) -> None:
+def _read(file: Path, ids: Set[str], elsewhere: Set[str], found: Groups) -> None:
+    there = ids | elsewhere
     with file.open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.reader(lines)
         header = [cell.strip() for cell in next(rows, [])]
@@ -63,7 +65,7 @@ def _read(file: Path, ids: Container[str], found: Groups) -> None:
             if len(cells) != len(_HEADER) or not all(cells):
                 found.problems.append(f"{file}: line {rows.line_num} has to be an image, a comma and its group")
                 return
-            name = _id_of(cells[0], ids)
+            name = _id_of(cells[0], there)
             if found.group.setdefault(name, cells[1]) != cells[1]:
                 found.problems.append(
                     f"{file}: line {rows.line_num}: {name} is in group {found.group[name]} already, and here in "
@@ -73,8 +75,8 @@ def _read(file: Path, ids: Container[str], found: Groups) -> None:
     known = [name for name in found.group if name in ids]
     count = len({found.group[name] for name in known})
     found.notes.append(f"{file}: {len(known)} images are in {count} groups, each of which stays in one fold")
-    if unknown := [name for name in found.group if name not in ids]:
-        found.notes.append(f"{file}: {len(unknown)} images that it names are not among these, such as {unknown[0]}")
+    if unknown := [name for name in found.group if name not in there]:
+        found.notes.append(f"{file}: {len(unknown)} images that it names are not there, such as {unknown[0]}")
 
 
 def _id_of(cell: str, ids: Container[str]) -> str:

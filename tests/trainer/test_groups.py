@@ -55,12 +55,30 @@ def test_groups_are_read_by_ids_or_by_names_of_files(data: Path, place: str, enc
     assert groups(pairs) == found
     notes = [
         f"{file}: 5 images are in 3 groups, each of which stays in one fold",
-        f"{file}: 1 images that it names are not among these, such as e",
+        f"{file}: 1 images that it names are not there, such as e",
     ]
     assert (list(report.groups), notes_on(report)) == (notes, notes)
     assert report.sha256 != plain.sha256, "the folds are others"
     file.unlink()
     assert survey([data])[1] == plain
+
+
+@pytest.mark.parametrize("row", ["other.2", "other.2.jpg", "test/images/other.2.jpg"])
+def test_one_file_for_both_halves_names_images_of_either(data: Path, row: str) -> None:
+    for name in ("other.2", "other"):  # the test's half; the train's has one of the latter name
+        write_pair(data / "test/images", data / "test/masks", name)
+    write_pair(data / "train/images", data / "train/masks", "other")
+    file = write_groups(data, *ROWS, f"{row},p4", "other,p5")
+    for split, images in (("train", "6 images are in 4 groups"), ("test", "2 images are in 2 groups")):
+        pairs, report = survey([data], split)
+        assert report.groups == (f"{file}: {images}, each of which stays in one fold",)
+        assert groups(pairs)["other"] == "p5"
+    assert groups(survey([data], "test")[0])["other.2"] == "p4"
+    write_groups(data, *ROWS, f"{row},p4", "nowhere,p5")
+    for split in ("train", "test"):
+        assert survey([data], split)[1].groups[1:] == (
+            f"{file}: 1 images that it names are not there, such as nowhere",
+        )
 
 
 def test_a_group_stays_together() -> None:
