@@ -49,6 +49,10 @@ _OTHER_ENDINGS = re.compile(r"_(lesion|mask|seg|gt)$", re.IGNORECASE)
 """Of masks in data sets of others, such as PH2. Photographs may end so too, hence only where nothing else fits."""
 
 
+class NoSuchHalfError(DataError):
+    """A data set that has the other half alone."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """An image and its mask."""
@@ -164,7 +168,7 @@ def _grouped(pairs: Sequence[Pair], groups: Collection[tuple[str, str]]) -> list
 
 def find_folders(root: Path, split: str) -> tuple[Path, Path]:
     """The folder of images and that of masks, see `find_pairs`. Raises DataError where there is no such layout, or more
-    than one."""
+    than one; NoSuchHalfError, which is one, where there is the other half alone."""
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     flat = (root / "images", root / "masks")
@@ -183,10 +187,21 @@ def find_folders(root: Path, split: str) -> tuple[Path, Path]:
         )
     if found:
         return found[0]
-    raise DataError(
-        f"{root}: not a data set. Expected images/ and masks/ in it, or {split}/images/ and {split}/masks/, or the "
-        f"official {' and '.join(OFFICIAL_FOLDERS[split])}. Get it with: isicrt data isic2016 --out {root}"
-    )
+    expected = f"{split}/images/ and {split}/masks/, or the official {' and '.join(OFFICIAL_FOLDERS[split])}"
+    others: set[str] = set()
+    with suppress(OSError):  # there may be no such folder
+        others = {path.name for path in root.iterdir()}
+    # Into a folder of other data nothing is to be downloaded.
+    get = "" if any(map(_is_not_of_isic_2016, others)) else f". Get it with: isicrt data isic2016 --out {root}"
+    half = next(other for other in SPLITS if other != split)
+    if any(map(_are_there, divided[half])) and not others & {split, *OFFICIAL_FOLDERS[split]}:
+        raise NoSuchHalfError(f"{root}: has no {split} half, only {half}. It would be {expected}{get}")
+    raise DataError(f"{root}: not a data set. Expected images/ and masks/ in it, or {expected}{get}")
+
+
+def _is_not_of_isic_2016(name: str) -> bool:
+    """Neither one of the official folders, or their archives as far as they are fetched, nor hidden."""
+    return not name.startswith((".", "ISBI2016_ISIC_"))
 
 
 def _are_there(folders: tuple[Path, Path]) -> bool:

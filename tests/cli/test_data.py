@@ -267,6 +267,34 @@ def test_check_of_a_folder_that_is_no_data_set(tmp_path: Path) -> None:
     assert result.stdout.count("isicrt data isic2016 --out") == 2
 
 
+@pytest.mark.parametrize(("half", "other"), [("train", "test"), ("test", "train")])
+def test_check_of_one_half(half: str, other: str, rendered_pairs: Path, tmp_path: Path) -> None:
+    """Somebody's own training images are whole without a test, and nothing is to be downloaded among them."""
+    shutil.copytree(rendered_pairs, tmp_path / half)
+    result = isicrt("check", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert f"{half}: 12 pairs, " in result.stdout
+    assert f"{other}: {tmp_path}: has no {other} half, only {half}. It would be {other}/images/ and " in result.stdout
+    assert "isic2016" not in result.stdout
+    assert isicrt("check", tmp_path, "--split", other).exit_code == 1
+    (tmp_path / other / "images").mkdir(parents=True)
+    result = isicrt("check", tmp_path)
+    assert result.exit_code == 1
+    assert f"{other}: {tmp_path}: not a data set. Expected " in result.stdout
+    assert "isic2016" not in result.stdout
+
+
+def test_check_offers_the_download_where_only_a_half_of_it_is(site: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert isicrt("isic2016", "--out", out).exit_code == 0
+    for folder in out.glob("*_Test_*"):
+        shutil.rmtree(folder)
+    (out / "ISBI2016_ISIC_Part1_Test_Data.zip.part").touch()
+    result = isicrt("check", out)
+    assert result.exit_code == 0, result.output
+    assert f". Get it with: isicrt data isic2016 --out {out}\n" in result.stdout
+
+
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
     """``train``: a data set in which 1 and 2 are one lesion. ``test``: images alone; 3 is new, 4 is the lesion of 5."""
