@@ -197,7 +197,7 @@ def audit(
     if sheet:
         click.echo(f"{sheet}: {drawn}")
     if against and known < len(twins):
-        click.echo("Leave these images out of training: isicrt.trainer.twins has the table.")
+        click.echo("Take one image of each pair marked NOT left out away from its folder, with its mask.")
         ctx.exit(1)
 
 

@@ -340,6 +340,9 @@ def test_audit_fails_on_a_leak_and_writes_what_it_found(photographs: Path) -> No
     result = isicrt("audit", *arguments)
     assert result.exit_code == 1
     assert "NOT left out of training" in result.stdout
+    assert result.stdout.endswith(
+        "\nTake one image of each pair marked NOT left out away from its folder, with its mask.\n"
+    )
     assert "4 images against 2: 1 pairs of one lesion, 1 of them not known" in result.stdout
     record = json.loads(found.read_text())
     assert (record["images"], record["against"]) == (4, 2)
