@@ -23,6 +23,7 @@ from isicrt.trainer.data_notes import say_left_out
 from isicrt.trainer.groups import Groups, join_groups, read_groups
 from isicrt.trainer.official_ids import TEST_IDS
 from isicrt.trainer.pair_check import check_pair
+from isicrt.trainer.second_files import SecondFile, say_second_files
 from isicrt.trainer.twins import TEST_TWINS, group_of, image_id, raw_id
 
 SPLITS = ("train", "test")
@@ -211,6 +212,7 @@ def _are_there(folders: tuple[Path, Path]) -> bool:
 def _index(folder: Path, kind: str, problems: list[str], of: Container[str] = ()) -> dict[str, Path]:
     """Files of a folder by id, masks by those `of` the images; two files of one id are a problem."""
     found: dict[str, Path] = {}
+    second: list[SecondFile] = []
     for path in sorted(folder.iterdir()):
         if not is_image_name(path.name):
             if _holds_images(path):
@@ -223,9 +225,10 @@ def _index(folder: Path, kind: str, problems: list[str], of: Container[str] = ()
         if name in found and preview != (found[name].suffix.lower() in _PREVIEWS):
             found[name] = found[name] if preview else path
         elif name in found:
-            problems.append(f"{path}: a second {kind} of {name} beside {found[name].name}; remove one")
+            second.append((name, path, found[name]))
         else:
             found[name] = path
+    problems += say_second_files(folder, kind, second)
     return found
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.image_search import EXTENSIONS
+from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.trainer.dataset import (
     IMAGE_SUFFIXES,
     LEFT_OUT,
@@ -157,6 +158,33 @@ def test_an_ending_counts_only_where_no_image_has_it(tmp_path: Path) -> None:
     (images / "a_mask.jpg").unlink()
     with pytest.raises(DataError, match=r"a_mask\.png: a second mask of a beside a\.png; remove one"):
         find_pairs(tmp_path)
+
+
+def test_a_second_mask_that_isicrt_wrote_is_said_to_be_a_prediction(tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for name in ("a", "b", "c", "d"):
+        write_pair(images, masks, name)
+    for name in ("a", "b", "c"):
+        (masks / f"{name}.png").write_bytes((masks / f"{name}_Segmentation.png").read_bytes())
+    plain = [
+        f"{masks / f'{name}_Segmentation.png'}: a second mask of {name} beside {name}.png; remove one" for name in "abc"
+    ]
+    assert survey([tmp_path])[1].problems == plain
+    (masks / JOURNAL_NAME).write_text(
+        '{"run": "1", "format": 1}\n{"writing": ["a.png", "b.png"]}\n'
+        '{"status": "done", "image": "a.jpg", "mask": "a.png"}\n[]\n{"torn\n'
+        '{"status": "failed", "image": "b.jpg", "mask": "b.png", "reason": "r"}\n'
+        '{"status": "done", "image": "c.jpg", "mask": "c.png"}\n'
+        '{"status": "done", "image": "c_Segmentation.png", "mask": "c_Segmentation.png"}\n'
+        '{"status": "skipped", "image": "a.jpg", "mask": "a_Segmentation.png", "kept": "there"}\n'
+    )
+    assert survey([tmp_path])[1].problems == [
+        f"{masks / 'a_Segmentation.png'}: a second mask of a beside a.png. a.png may be a prediction "
+        "of isicrt, whose journal there names it: move it elsewhere",
+        plain[1],
+        f"{masks / 'c_Segmentation.png'}: a second mask of c beside c.png. c.png and c_Segmentation.png may be "
+        "predictions of isicrt, whose journal there names them: move them elsewhere",
+    ]
 
 
 def test_an_isic_id_has_seven_digits_in_capitals_or_not(tmp_path: Path) -> None:
