@@ -48,6 +48,7 @@ def isic2016(out: Path, keep_zips: bool) -> None:
     )
 
     from isicrt.trainer import download
+    from isicrt.trainer.data_notes import count_of
 
     columns = (
         TextColumn("{task.description}"),
@@ -66,7 +67,7 @@ def isic2016(out: Path, keep_zips: bool) -> None:
 
         folders = download.install_archives(out, download.ISIC2016, keep_zips=keep_zips, on_progress=show)
     for archive, folder in zip(download.ISIC2016, folders, strict=True):
-        click.echo(f"{folder}: {archive.files} files")
+        click.echo(f"{folder}: {count_of(archive.files, 'file')}")
     click.echo(f"Next: isicrt data check {shell_word(out)}")
 
 
@@ -79,7 +80,7 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
 
     Exit code 1 if anything is. Copies and groups that are in both train/ and test/ are named too.
     """
-    from isicrt.trainer.data_notes import notes_on
+    from isicrt.trainer.data_notes import count_of, notes_on
     from isicrt.trainer.dataset import NoSuchHalfError, find_folders, survey
     from isicrt.trainer.halves import Half, notes_on_halves
 
@@ -102,13 +103,14 @@ def check(ctx: click.Context, folder: Path, split: str) -> None:
             _, report = survey([folder], "test")
         halves.append((pairs, report))
         label = str(folder) if plain else name
-        _say(f"{label}: {report.pairs} pairs, {report.grey_masks} grey masks, SHA-256 {report.sha256}")
+        found = f"{count_of(report.pairs, 'pair')}, {count_of(report.grey_masks, 'grey mask')}"
+        _say(f"{label}: {found}, SHA-256 {report.sha256}")
         for note in notes_on(report):
             _say(f"  {note}")
         for problem in report.problems:
             _say(f"  {problem}")
         if report.problems:
-            _say(f"{label}: {len(report.problems)} problems")
+            _say(f"{label}: {count_of(len(report.problems), 'problem')}")
             failed = True
     if len(halves) > 1:
         for note in notes_on_halves(*halves):
@@ -159,6 +161,7 @@ def audit(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+    from isicrt.trainer.data_notes import count_of
     from isicrt.trainer.duplicates import find_twins
 
     check_results({"--json": json_file}, pictures={"--sheet": sheet})
@@ -193,7 +196,8 @@ def audit(
             _say(f"{twin.a} {twin.b}: {twin.inliers} places, correlation {twin.correlation:.2f}, {verdict}")
         side = f" against {len(others)}" if against else ""
         unknown = len(twins) - known
-        click.echo(f"{len(images)} images{side}: {len(twins)} pairs of one lesion, {unknown} of them not known")
+        pairs = count_of(len(twins), "pair")
+        click.echo(f"{count_of(len(images), 'image')}{side}: {pairs} of one lesion, {unknown} of them not known")
     if sheet:
         click.echo(f"{sheet}: {drawn}")
     if against and known < len(twins):
@@ -267,6 +271,7 @@ def _write_sheet(twins: Sequence[Twin], file: Path) -> str:
     """Draw the pairs. Returns how many there are, in words."""
     from PIL import Image
 
+    from isicrt.trainer.data_notes import count_of
     from isicrt.trainer.twin_sheet import MAX_PAIRS, draw_sheet
 
     drawn = io.BytesIO()
@@ -274,4 +279,4 @@ def _write_sheet(twins: Sequence[Twin], file: Path) -> str:
     Image.fromarray(draw_sheet(twins)).save(drawn, kind, quality=90)
     write_result(file, drawn.getvalue(), quiet=True)
     more = f", of {len(twins)}" if len(twins) > MAX_PAIRS else ""
-    return f"{min(len(twins), MAX_PAIRS)} pairs{more}"
+    return f"{count_of(min(len(twins), MAX_PAIRS), 'pair')}{more}"

@@ -16,6 +16,11 @@ SHOWN = 10
 """Images that look damaged and are named."""
 
 
+def count_of(number: int, noun: str) -> str:
+    """Such as ``1 image`` and ``2 images``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def notes_on(report: DatasetReport) -> list[str]:
     """All of them. Names of files in them may be no text."""
     lines = []
@@ -37,8 +42,9 @@ def notes_on(report: DatasetReport) -> list[str]:
 
 def say_left_out(count: int, kept: int) -> str:
     """Pairs that are left out, at least one, in one line for people, with how many there are beside them."""
-    images = f"{count} of {count + kept}"
-    return f"{images} are left out: they are test images of ISIC 2016, or show a lesion of one (docs/data.md)"
+    are = "is left out: it is a test image" if count == 1 else "are left out: they are test images"
+    show = "shows" if count == 1 else "show"
+    return f"{count} of {count + kept} {are} of ISIC 2016, or {show} a lesion of one (docs/data.md)"
 
 
 def say_damaged(images: Sequence[Path]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from isicrt.engine.errors import DataError
 from isicrt.engine.scores import FOREGROUND_ABOVE
 from isicrt.trainer.data_hash import Alias, Hashed, aliases_of, sha256_of
-from isicrt.trainer.data_notes import say_left_out
+from isicrt.trainer.data_notes import count_of, say_left_out
 from isicrt.trainer.groups import Groups, join_groups, read_groups
 from isicrt.trainer.official_ids import TEST_IDS
 from isicrt.trainer.pair_check import check_pair
@@ -324,7 +324,7 @@ def checked_pairs(roots: Sequence[Path | str], split: str = "train") -> tuple[li
     pairs, report = survey(roots, split)
     names = ", ".join(str(root) for root in roots)
     if report.problems:
-        raise DataError(_listed(f"{names}: {len(report.problems)} problems", report.problems))
+        raise DataError(_listed(f"{names}: {count_of(len(report.problems), 'problem')}", report.problems))
     if not pairs:
         raise DataError(f"{names}: no pair to use. {say_left_out(report.left_out, 0)}")
     return pairs, report
@@ -353,9 +353,9 @@ def split_fold(pairs: Sequence[Pair], folds: int, fold: int) -> tuple[list[Pair]
 def _say_empty(pairs: Sequence[Pair], folds: int, fold: int) -> str:
     """Of a fold with an empty side, and what to do."""
     together = {_kept_with(pair) for pair in pairs}
-    count, be = ("1 pair", "is") if len(pairs) == 1 else (f"{len(pairs)} pairs", "are")
+    count, be = count_of(len(pairs), "pair"), "is" if len(pairs) == 1 else "are"
     if len(together) < len(pairs):
-        count += f" in {len(together)} group{'s' * (len(together) > 1)}"
+        count += f" in {count_of(len(together), 'group')}"
     filled = sorted({_bucket(name, folds) for name in together})
     other = f"Take another fold, such as --fold {filled[0]}, have" if len(filled) > 1 else "Have"
     return (
@@ -379,7 +379,8 @@ def hold_out(pairs: Sequence[Pair], part: int, parts: int) -> tuple[list[Pair], 
     for pair in pairs:
         sides[_bucket(f"sub{_kept_with(pair)}", parts) == part].append(pair)
     if not all(sides):
-        raise DataError(f"{len(pairs)} training pairs are too few for {parts} parts: part {part} or the rest is empty")
+        count = count_of(len(pairs), "training pair")
+        raise DataError(f"{count} cannot be shared out in {parts} parts: part {part} or the rest is empty")
     return sides
 
 

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isicrt.trainer.data_notes import count_of
 from isicrt.trainer.twins import TWINS, image_id
 
 FILE = "groups.csv"
@@ -74,9 +75,12 @@ def _read(file: Path, ids: Set[str], elsewhere: Set[str], found: Groups) -> None
                 return
     known = [name for name in found.group if name in ids]
     count = len({found.group[name] for name in known})
-    found.notes.append(f"{file}: {len(known)} images are in {count} groups, each of which stays in one fold")
+    are = "1 image is" if len(known) == 1 else f"{len(known)} images are"
+    each = "which" if count == 1 else "each of which"
+    found.notes.append(f"{file}: {are} in {count_of(count, 'group')}, {each} stays in one fold")
     if unknown := [name for name in found.group if name not in there]:
-        found.notes.append(f"{file}: {len(unknown)} images that it names are not there, such as {unknown[0]}")
+        images, are = count_of(len(unknown), "image"), "is" if len(unknown) == 1 else "are"
+        found.notes.append(f"{file}: {images} that it names {are} not there, such as {unknown[0]}")
 
 
 def _id_of(cell: str, ids: Container[str]) -> str:

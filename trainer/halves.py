@@ -18,13 +18,9 @@ def notes_on_halves(train: Half, test: Half) -> list[str]:
     learned = {digest: image for image, digest in train[1].contents.items()}
     copies = {image: learned[digest] for image, digest in test[1].contents.items() if digest in learned}
     if copies:
-        are = (
-            "1 image of test is a copy of one"
-            if len(copies) == 1
-            else f"{len(copies)} images of test are copies of some"
-        )
+        are = "image of test is a copy of one" if len(copies) == 1 else "images of test are copies of some"
         image, original = next(iter(copies.items()))
-        lines.append(f"{are} in train, such as {image} of {original}: remove one of the two")
+        lines.append(f"{len(copies)} {are} in train, such as {image} of {original}: remove one of the two")
     known = {name: pair for pair in train[0] if (name := _kept_with(pair))}
     # Where a copy alone makes a group stand in both, the line above says enough.
     both = {name: pair for pair in test[0] if (name := _kept_with(pair)) in known and pair.image not in copies}

@@ -70,14 +70,14 @@ def test_what_isic2016_brings_passes_check(site: Path, tmp_path: Path) -> None:
     result = isicrt("isic2016", "--out", out)
     assert result.exit_code == 0, result.output
     assert f"{out / 'ISBI2016_ISIC_Part1_Training_Data'}: 2 files" in result.stdout
-    assert f"{out / 'ISBI2016_ISIC_Part1_Test_GroundTruth'}: 1 files" in result.stdout
+    assert f"{out / 'ISBI2016_ISIC_Part1_Test_GroundTruth'}: 1 file\n" in result.stdout
     assert f"isicrt data check {shell_word(out)}" in result.stdout
     assert sorted(path.name for path in out.iterdir()) == sorted(archive.folder for archive in ISIC2016)
 
     result = isicrt("check", out)
     assert result.exit_code == 0, result.output
     assert "train: 2 pairs, 0 grey masks, SHA-256 " in result.stdout
-    assert "test: 1 pairs, 0 grey masks, SHA-256 " in result.stdout
+    assert "test: 1 pair, 0 grey masks, SHA-256 " in result.stdout
 
     shutil.rmtree(site)  # nothing is fetched twice
     assert isicrt("isic2016", "--out", out).exit_code == 0
@@ -131,10 +131,10 @@ def test_check_looks_at_test_images_in_a_plain_folder(rendered_pairs: Path, tmp_
             path.rename(path.with_name(path.name.replace("ISIC_0000000", "ISIC_0000012")))
         else:
             path.unlink()
-    assert f"{data}: 1 pairs, " in isicrt("check", data).stdout
+    assert f"{data}: 1 pair, " in isicrt("check", data).stdout
     result = isicrt("check", data, "--split", "train")
     assert f"{data}: 0 pairs, " in result.stdout
-    assert "  1 of 1 are left out: they are test images of ISIC 2016, or show" in result.stdout
+    assert "  1 of 1 is left out: it is a test image of ISIC 2016, or shows" in result.stdout
 
 
 def test_check_names_images_that_look_damaged(rendered_pairs: Path, tmp_path: Path) -> None:
@@ -202,9 +202,7 @@ def test_check_says_what_is_left_out(rendered_pairs: Path, tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     train, left_out, test, copies = result.stdout.splitlines()
     assert train.startswith("train: 11 pairs, ")
-    assert (
-        left_out == "  1 of 12 are left out: they are test images of ISIC 2016, or show a lesion of one (docs/data.md)"
-    )
+    assert left_out == "  1 of 12 is left out: it is a test image of ISIC 2016, or shows a lesion of one (docs/data.md)"
     assert test.startswith("test: 12 pairs, ")
     assert copies.startswith("train and test: 11 images of test are copies of some in train, such as ")
 
@@ -242,7 +240,7 @@ def test_check_lists_every_problem(rendered_pairs: Path, tmp_path: Path) -> None
     result = isicrt("check", tmp_path)
     assert result.exit_code == 1
     train, test = result.stdout.split("\ntest: ")
-    assert train.startswith("train: 12 pairs, 1 grey masks, SHA-256 ")
+    assert train.startswith("train: 12 pairs, 1 grey mask, SHA-256 ")
     for name in ("ISIC_0000001", "ISIC_0000002", "ISIC_0000004"):
         assert name in train
     assert "train: 3 problems" in train
@@ -315,12 +313,12 @@ def test_audit_finds_twins_among_training_images(photographs: Path) -> None:
     assert "ISIC_9900001.jpg" in first
     assert "ISIC_9900002.jpg" in first
     assert first.endswith("NOT kept in one fold")
-    assert summary == "4 images: 1 pairs of one lesion, 1 of them not known"
+    assert summary == "4 images: 1 pair of one lesion, 1 of them not known"
     rows = "image,group\nISIC_9900001,lesion 1\nISIC_9900002.jpg,lesion 1\n"
     (photographs / "train" / "groups.csv").write_text(rows)
     result = isicrt("audit", "--data", photographs / "train", "--threads", "1")
     assert result.stdout.splitlines()[0].endswith(", kept in one fold")
-    assert "1 pairs of one lesion, 0 of them not known" in result.stdout
+    assert "1 pair of one lesion, 0 of them not known" in result.stdout
 
 
 def test_audit_says_that_there_is_nothing_to_draw(photographs: Path) -> None:
@@ -343,7 +341,7 @@ def test_audit_fails_on_a_leak_and_writes_what_it_found(photographs: Path) -> No
     assert result.stdout.endswith(
         "\nTake one image of each pair marked NOT left out away from its folder, with its mask.\n"
     )
-    assert "4 images against 2: 1 pairs of one lesion, 1 of them not known" in result.stdout
+    assert "4 images against 2: 1 pair of one lesion, 1 of them not known" in result.stdout
     record = json.loads(found.read_text())
     assert (record["images"], record["against"]) == (4, 2)
     (pair,) = record["pairs"]
@@ -353,6 +351,7 @@ def test_audit_fails_on_a_leak_and_writes_what_it_found(photographs: Path) -> No
     assert abs(pair["rotation_degrees"]) == pytest.approx(180, abs=1)
     assert pair["correlation"] > 0.8
     assert not pair["known"]
+    assert f"{sheet}: 1 pair\n" in result.stdout
     with Image.open(sheet) as picture:
         assert picture.size == (408, 216)
     assert (photographs / "older.png").read_bytes() == b"an older one"  # replaced whole, not written over
@@ -363,7 +362,7 @@ def test_audit_passes_what_training_leaves_out(photographs: Path) -> None:
     result = isicrt("audit", "--data", photographs / "train", "--against", photographs / "test")
     assert result.exit_code == 0, result.output
     assert "left out of training" in result.stdout
-    assert "1 pairs of one lesion, 0 of them not known" in result.stdout
+    assert "1 pair of one lesion, 0 of them not known" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_training_images_that_are_left_out_are_told(darkness_onnx: Path, data: P
     # A test image among training images is not learned from, and is scored.
     (data / "images/ISIC_0000002.jpg").rename(data / "images/ISIC_0000012.jpg")
     (data / "masks/ISIC_0000002_Segmentation.png").rename(data / "masks/ISIC_0000012_Segmentation.png")
-    told = "1 of 12 are left out: they are test images of ISIC 2016, or show a lesion of one (docs/data.md)"
+    told = "1 of 12 is left out: it is a test image of ISIC 2016, or shows a lesion of one (docs/data.md)"
     for split, left_out in (("test", 0), ("train", 1)):
         result = _evaluate(darkness_onnx, "--data", data, "--split", split, "--json", tmp_path / "r.json")
         assert result.exit_code == 0, result.output
@@ -200,7 +200,7 @@ def test_training_images_that_are_left_out_are_told(darkness_onnx: Path, data: P
             path.unlink()
     result = _evaluate(darkness_onnx, "--data", data, "--split", "train")
     assert result.exit_code == 1
-    assert "no pair of image and mask to score. 1 of 1 are left out" in _words(result)
+    assert "no pair of image and mask to score. 1 of 1 is left out" in _words(result)
 
 
 def test_only_the_images_of_a_file_are_scored(darkness_onnx: Path, data: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_masks_without_lesion_are_told_and_a_run_without_validation_prints_none(
     arguments += ["--encoder-weights", "none", "--device", "cpu", "--fold", "none"]
     result = CliRunner().invoke(group, arguments)
     assert result.exit_code == 0, result.output
-    assert result.output.count("1 of 12 are left out: they are test images of ISIC 2016, or show") == 1
+    assert result.output.count("1 of 12 is left out: it is a test image of ISIC 2016, or shows") == 1
     assert "11 training images" in result.output
     assert result.output.count(f"1 mask has no lesion: {data / 'masks'}/l\\udce9sion [v2].png") == 1
     assert result.output.count(f"1 image looks damaged, though decoders take it: {cut}") == 1

@@ -55,7 +55,7 @@ def test_groups_are_read_by_ids_or_by_names_of_files(data: Path, place: str, enc
     assert groups(pairs) == found
     notes = [
         f"{file}: 5 images are in 3 groups, each of which stays in one fold",
-        f"{file}: 1 images that it names are not there, such as e",
+        f"{file}: 1 image that it names is not there, such as e",
     ]
     assert (list(report.groups), notes_on(report)) == (notes, notes)
     assert report.sha256 != plain.sha256, "the folds are others"
@@ -76,9 +76,12 @@ def test_one_file_for_both_halves_names_images_of_either(data: Path, row: str) -
     assert groups(survey([data], "test")[0])["other.2"] == "p4"
     write_groups(data, *ROWS, f"{row},p4", "nowhere,p5")
     for split in ("train", "test"):
-        assert survey([data], split)[1].groups[1:] == (
-            f"{file}: 1 images that it names are not there, such as nowhere",
-        )
+        assert survey([data], split)[1].groups[1:] == (f"{file}: 1 image that it names is not there, such as nowhere",)
+
+
+def test_one_image_in_one_group(data: Path) -> None:
+    file = write_groups(data, "image,group", "a,p1")
+    assert survey([data])[1].groups == (f"{file}: 1 image is in 1 group, which stays in one fold",)
 
 
 def test_a_group_stays_together() -> None:

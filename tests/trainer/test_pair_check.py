@@ -166,5 +166,5 @@ def test_what_is_no_image_is_neither_waited_for_nor_run(
     image = tmp_path / "images" / "ISIC_0000001.jpg"
     image.unlink()
     make(image)
-    with pytest.raises(DataError, match=rf"1 problems:\n  .*ISIC_0000001\.jpg: .*{message}"):
+    with pytest.raises(DataError, match=rf"1 problem:\n  .*ISIC_0000001\.jpg: .*{message}"):
         checked_pairs([tmp_path])
