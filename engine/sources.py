@@ -171,8 +171,7 @@ class _Found:
             for spelling, names in _once(self._folders.pop(folder)):
                 jobs.add_folder(spelling, below, names)
                 for name in names:
-                    stem, _, kind = name.lower().rpartition(".")
-                    if folder in truths or (kind in _LOSSLESS and stem.endswith(TRUTH_ENDINGS)):
+                    if folder in truths or has_name_of_truth(name):
                         jobs.truths += 1
                         jobs.first_truth = jobs.first_truth or Path(spelling, name)
         return jobs
@@ -181,6 +180,12 @@ class _Found:
         """Whether a folder is ``masks`` beside one of photographs, ``images``: a layout of `isicrt train`."""
         above, name = os.path.split(folder)
         return name == "masks" and os.path.join(above, "images") in self._folders  # noqa: PTH118 (once for each folder)
+
+
+def has_name_of_truth(name: str) -> bool:
+    """Whether a file is called as ground truth of ISIC or PH2 is, and of a kind that keeps a mask as it is."""
+    stem, _, kind = name.lower().rpartition(".")
+    return kind in _LOSSLESS and stem.endswith(TRUTH_ENDINGS)
 
 
 def _once(spellings: list[tuple[str, PackedNames]]) -> Iterator[tuple[str, PackedNames]]:
