@@ -309,11 +309,11 @@ class Ledger:
             return False
 
     def _settle(self, outcome: Outcome) -> Outcome:
-        """Remove the mask of a file that has been replaced by a damaged one: it is nobody's any more. Nor is the
-        overlay of such a mask, or of one that was changed.
+        """Remove the mask of a file that has been replaced by a damaged one: it is nobody's any more, nor is one that a
+        killed run had announced. Nor is the overlay of such a mask, or of one that was changed.
 
         Returns:
-            The outcome; without its stamp where nothing says that the mask there was made from other bytes: then the
+            The outcome; without its stamp where the mask there is not known to be made from other bytes: then the
             failure is not theirs (memory was short, a library is another one), and the mask and its line stay.
         """
         if outcome.damaged is None and outcome.kept is None:
@@ -321,8 +321,8 @@ class Ledger:
         mask = outcome.job.mask
         if outcome.damaged is not None and self._known.wrote(name := self._name(mask)):
             found = self._known.find(name)
-            made_from = None if found is None else found[0].get("image_crc")
-            if not isinstance(made_from, int) or made_from == outcome.damaged.crc:
+            entry = {"status": "done"} if found is None else found[0]
+            if entry.get("status") == "done" and entry.get("image_crc") in (None, outcome.damaged.crc):
                 return replace(outcome, damaged=None)
             _remove(mask)
         if self._overlays is not None:
