@@ -105,6 +105,7 @@ class Ledger:
         try:
             self.output = OutputFolder(self._out, self.run, fsync)
             self._sync = BackgroundSync(self.output)
+            self._synced = False  # whether nothing was written since
             self._known = JournalIndex(self._out)
         except BaseException:
             self._lock.release()
@@ -204,6 +205,7 @@ class Ledger:
 
     def announce(self, jobs: Iterable[Job]) -> None:
         """These masks are about to be written: what a kill leaves of them is ours. Raises OutputError."""
+        self._synced = False
         self._journal.append({"writing": [write_name(self._name(job.mask)) for job in jobs]})
 
     @staticmethod
@@ -226,6 +228,7 @@ class Ledger:
 
         Raises OutputError.
         """
+        self._synced = False
         settled = [(self._settle(outcome), noted) for outcome, noted in ended]
         self._journal.append_lines([self._line(o, noted) for o, noted in settled if _is_news(o)])
         self._sync.now_and_then()
@@ -256,9 +259,11 @@ class Ledger:
         return entry
 
     def sync(self) -> None:
-        """Bring masks and lines to the disk, unless `fsync` is ``never``. Raises OutputError, that of an earlier sync
-        too."""
-        self._sync.finish()
+        """Bring masks and lines to the disk, unless `fsync` is ``never`` or they are. Raises OutputError, that of an
+        earlier sync too."""
+        if not self._synced:
+            self._sync.finish()
+            self._synced = True
 
     def finish(self, summary: Mapping[str, Any], *, sync: bool = True) -> None:
         """Append the run's last line; with `sync` once everything is on the disk, as it then is. Raises OutputError."""
