@@ -64,6 +64,9 @@ def test_a_mask_outlives_a_failure_that_is_not_its_images(
         for existing in ("overwrite",) if corrected else ("overwrite", "resume"):
             assert "exit code 1" in (_run(strict, existing=existing).error or "")
             assert MASK.read_bytes() == mask
+        if not corrected:
+            assert "exit code 1" in (_run(segmenter, overlays="drawn").error or "")
+            assert MASK.read_bytes() == mask
     again = _run(segmenter)  # what was noted of the mask still holds
     assert (again.error, again.skipped, again.kept is not None) == (None, True, corrected)
     assert MASK.read_bytes() == mask
