@@ -66,7 +66,7 @@ def find_jobs(
             overlays that isicrt wrote before are left out where a folder is searched or a pattern matched.
         out: the folder for the masks. It may lie inside a folder of images and is not searched.
         overlays: a folder for overlays (see `overlay_path`), which is kept apart in the same way. One that holds images
-            must bear the mark of an earlier run.
+            other than overlays must bear the mark of an earlier run.
         on_clash: where two images claim one mask (``a.jpg`` beside ``a.png``, or names that differ in case or Unicode
             normal form only), or a mask the name of a folder (``a.jpg`` beside ``a.png/b.jpg``), ``refuse`` raises;
             ``fail`` gives these images a `Job.problem` and leaves the others alone; ``extension`` keeps the extension
