@@ -55,7 +55,7 @@ _FILE = NamedPath(dir_okay=False, path_type=Path)
     "ids_file",
     type=NamedPath(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Only the images that FILE names, one id a line, as validation.txt of a run does.",
+    help="Only the images that FILE names, one id or file a line, as validation.txt of a run does.",
 )
 @click.option(
     "--protocol",
@@ -219,9 +219,12 @@ def _find(data: Path, split: str) -> tuple[list[Case], str, int]:
 def _named(cases: list[Case], ids_file: Path, data: Path) -> list[Case]:
     """Those that a file of ids names; a line on the standard error says which ids are not among them, and why."""
     from isicrt.benchmarks.tradeoff import read_ids
+    from isicrt.trainer.groups import id_of
     from isicrt.trainer.twins import TEST_TWINS
 
-    ids = set(read_ids(ids_file))
+    there = {case.id for case in cases}
+    # An id that is there is taken as it is: it may look like a path.
+    ids = {line if line in there else id_of(line, there) for line in read_ids(ids_file)}
     found = [case for case in cases if case.id in ids]
     missing = sorted(ids - {case.id for case in found})
     twins = [id for id in missing if id in TEST_TWINS]

@@ -43,6 +43,31 @@ def test_only_the_images_of_a_file_are_scored(darkness_onnx: Path, data: Path, t
     assert "names no image of" in refused.output
 
 
+@pytest.mark.parametrize(
+    ("line", "image"),
+    [
+        ("ISIC_0000003.jpg", "ISIC_0000003"),
+        ("isic_0000003", "ISIC_0000003"),
+        ("data\\images\\ISIC_0000003.JPG", "ISIC_0000003"),
+        ("shot 1.5.jpg", "shot 1.5"),
+        ("shot 1.5", "shot 1.5"),
+        ("left\\arm", "left\\arm"),
+    ],
+)
+def test_an_image_is_named_by_its_id_or_its_file(
+    line: str, image: str, darkness_onnx: Path, data: Path, tmp_path: Path
+) -> None:
+    for name in ("shot 1.5", "left\\arm"):
+        shutil.copy(data / "images" / "ISIC_0000000.jpg", data / "images" / f"{name}.jpg")
+        shutil.copy(data / "masks" / "ISIC_0000000_Segmentation.png", data / "masks" / f"{name}_Segmentation.png")
+    (tmp_path / "ids.txt").write_text(f"{line}\n")
+    files = ["--ids", tmp_path / "ids.txt", "--json", tmp_path / "r.json"]
+    result = _evaluate(darkness_onnx, "--data", data, *files)
+    assert result.exit_code == 0, result.output
+    (scored,) = json.loads((tmp_path / "r.json").read_text())["models"][0]["per_image"]
+    assert scored["image"] == image
+
+
 def test_the_fold_of_another_run_is_found_out(data: Path, tmp_path: Path) -> None:
     """As where a command of a cross-validation is copied and one of its numbers is not changed."""
     pairs, report = checked_pairs([data])
