@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -183,8 +184,9 @@ def test_a_file_that_got_its_name_before_it_was_locked_stays(tmp_path: Path, mon
     first.write("first\n")
 
     def lock_late(file: int) -> bool:
-        first.finish()
-        first.close()
+        if not list_file.exists():
+            first.finish()
+            first.close()
         return lock(file)
 
     monkeypatch.setattr("isicrt.engine.lock.lock", lock_late)
@@ -194,6 +196,40 @@ def test_a_file_that_got_its_name_before_it_was_locked_stays(tmp_path: Path, mon
     second.finish()
     second.close()
     assert list_file.read_text() == "second\n"
+
+
+@posix
+def test_a_result_has_the_mode_of_a_new_file_whatever_a_killed_run_left(tmp_path: Path) -> None:
+    list_file, new = tmp_path / "list.csv", tmp_path / "new"
+    subprocess.run([sys.executable, "-c", _KILLED, str(list_file)], check=False)
+    (left,) = tmp_path.iterdir()
+    left.chmod(0o600)
+    new.touch()
+    with closing(ResultFile(list_file)) as file:
+        file.finish()
+    assert list_file.stat().st_mode == new.stat().st_mode
+    assert not left.exists()
+
+
+@posix
+def test_what_may_not_be_removed_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sticky folder, such as /tmp, one may neither remove nor rename what somebody else left."""
+    list_file = tmp_path / "list.csv"
+    subprocess.run([sys.executable, "-c", _KILLED, str(list_file)], check=False)
+    (left,) = tmp_path.iterdir()
+    before, unlink = left.read_bytes(), Path.unlink
+
+    def refuse(path: Path, *, missing_ok: bool = False) -> None:
+        if path == left:  # the tests may run as root, who may
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with closing(ResultFile(list_file)) as file:
+        file.write("whole\n")
+        file.finish()
+    assert (list_file.read_text(), left.read_bytes()) == ("whole\n", before)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @posix
