@@ -9,7 +9,7 @@ import secrets
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import IO
@@ -47,9 +47,9 @@ def check_results(
     """
     from isicrt.engine.sources import EXTENSIONS
 
-    to_make = [Path(os.path.realpath(folder)) for folder in folders if folder is not None]
+    to_make = {Path(os.path.realpath(folder)): str(folder) for folder in folders if folder is not None}
     given: dict[Path | int, str] = {}
-    places: list[Path] = []
+    places: list[tuple[Path, str]] = []
     for option, path in {**named, **(pictures or {})}.items():
         if path is None:
             continue
@@ -68,25 +68,25 @@ def check_results(
                 os.write(target, b"")
             elif not stream:
                 _check_file(name, path, target, to_make)
-                places.append(target.parent)
+                places.append((target.parent, name))
         except OSError as error:
             raise SettingsError(f"{name}: cannot be written: {error.strerror}") from error
-    try:
-        for folder in to_make if make else ():
-            folder.mkdir(parents=True, exist_ok=True)
-            places.append(folder)
-        for folder in filter(Path.is_dir, places):
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-    except OSError as error:
-        raise SettingsError(f"{error.filename or 'result'}: cannot be written: {error.strerror}") from error
+    for folder, name in (*(to_make.items() if make else ()), *places):
+        try:
+            if make and folder in to_make:
+                folder.mkdir(parents=True, exist_ok=True)
+            if folder.is_dir():
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+        except OSError as error:
+            raise SettingsError(f"{name}: cannot be written: {error.strerror}") from error
     context = click.get_current_context(silent=True)
     if _STDOUT in given and context is not None:
         sys.stdout.flush()
         context.with_resource(redirect_stdout(sys.stderr))
 
 
-def _check_file(name: str, path: Path, target: Path, to_make: Sequence[Path]) -> None:
+def _check_file(name: str, path: Path, target: Path, to_make: Collection[Path]) -> None:
     if path.name.startswith(".isicrt-"):
         raise SettingsError(f"{name}: isicrt keeps its own files under such names. Choose another")
     if target.is_dir() or target in to_make:
