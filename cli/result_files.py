@@ -93,7 +93,8 @@ def _check_file(name: str, path: Path, target: Path, to_make: Collection[Path]) 
         raise SettingsError(f"{name}: cannot be written: it is a folder")
     parents = {parent for folder in to_make for parent in (folder, *folder.parents)}
     if not target.parent.is_dir() and target.parent not in parents:
-        raise SettingsError(f"{name}: there is no folder {path.parent} to write it to")
+        folder = target.parent if path.is_symlink() else path.parent
+        raise SettingsError(f"{name}: there is no folder {folder} to write it to")
 
 
 def write_result(path: Path, data: str | bytes, *, quiet: bool = False) -> None:

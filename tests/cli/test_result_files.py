@@ -71,6 +71,7 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
         (["/dev/stdout", "/dev/fd/1"], "--0 and --1: both are /dev/fd/1"),
         (["none/a.json"], "--0 none/a.json: there is no folder none"),
         (["made/more/a.json"], "there is no folder made/more"),
+        (["astray.json"], "--0 astray.json: there is no folder /.*/nowhere to write it to"),
         (["x"], "it is a folder"),
         (["made"], "it is a folder"),
         (["photo.jpg"], "that is an image's name"),
@@ -86,6 +87,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_made(
     monkeypatch.chdir(tmp_path)
     Path("x").mkdir()
     Path("link.json").symlink_to("a.json")
+    Path("astray.json").symlink_to("nowhere/a.json")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SettingsError, match=message):
         check_results({f"--{n}": Path(file) for n, file in enumerate(files)}, [Path("made")])
