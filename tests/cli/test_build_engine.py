@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -119,6 +120,18 @@ def test_the_data_set_of_the_environment_is_the_gate(
     assert result.exit_code == 0, result.output
     assert f"Parity on 5 of 12 images of {'/'.join(rendered_pairs.parts[-2:])} ($ISICRT_DATA)" in result.stdout
     assert "5 images with ground truth" in result.stdout
+
+
+@pytest.mark.parametrize("data", ["{}:", ":{}", ":"])
+def test_an_empty_part_of_the_environments_data_is_not_the_current_folder(
+    darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch, data: str
+) -> None:
+    monkeypatch.setenv("ISICRT_DATA", data.replace(":", os.pathsep).format(rendered_pairs))
+    monkeypatch.chdir(rendered_pairs)
+    result = _run(darkness_onnx, "--fp16", "--target", "onnx", "--parity-images", "2", "--out", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert "Invalid value for '$ISICRT_DATA': it is empty; the current folder is ." in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_broken_image_is_left_out_of_the_gate(darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path) -> None:
