@@ -31,7 +31,7 @@ Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 TRUTH_ENDINGS = ("_segmentation", "_superpixels", "_lesion", "_mask", *(f"_label{digit}" for digit in range(10)))
 """Of files that data sets of ISIC, PH2 and others have beside their photographs, without extension, in any case."""
-_LOSSLESS = frozenset({"png", "bmp", "tif", "tiff"})
+LOSSLESS = frozenset({"png", "bmp", "tif", "tiff"})
 """Formats of ground truth. A photograph may be called ``good_lesion.jpg``."""
 
 ON_CLASH = ("refuse", "fail", "extension")
@@ -172,7 +172,7 @@ class _Found:
                 jobs.add_folder(spelling, below, names)
                 for name in names:
                     stem, _, kind = name.lower().rpartition(".")
-                    if folder in truths or (kind in _LOSSLESS and stem.endswith(TRUTH_ENDINGS)):
+                    if folder in truths or (kind in LOSSLESS and stem.endswith(TRUTH_ENDINGS)):
                         jobs.truths += 1
                         jobs.first_truth = jobs.first_truth or Path(spelling, name)
         return jobs
