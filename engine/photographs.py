@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from isicrt.engine.clashes import ClashError
@@ -30,10 +30,7 @@ def find_photographs(images: Images, say: Callable[[str], None], *, out: Path | 
     try:
         jobs = find_jobs(images, out or Path(tempfile.gettempdir()) / "isicrt-no-masks")
     except ClashError as error:
-        raise DataError(
-            f"{' and '.join(map(str, error.images))}: such a name is there twice, as if one were the ground truth of "
-            "the other: name those that are photographs, by a pattern such as 'data/**/*.jpg', or rename them"
-        ) from None
+        raise DataError(f"{' and '.join(map(str, error.images))}: {_clash(error.images)}") from None
     if jobs.truths and (truths := _find_truths(jobs)):
         raise DataError(
             f"{len(truths)} of the {len(jobs.images)} images have the name of a ground truth, such as {truths[0]}, and "
@@ -43,6 +40,19 @@ def find_photographs(images: Images, say: Callable[[str], None], *, out: Path | 
     for line in (*jobs.left_out.lines(), *(f"{folder}: {why}" for folder, why in jobs.left_out.unread.items())):
         say(line)
     return jobs
+
+
+def _clash(images: Sequence[Path]) -> str:
+    """Why these are refused, and what to do. `isicrt segment` has options for it, the commands that ask here have not.
+    Some write masks, and all tell images by the names of their masks."""
+    if len(images) == 1:
+        return f"its mask, {images[0].stem}.png, would have the name of a folder that holds images: rename one of them"
+    if any(image.suffix[1:].lower() in LOSSLESS for image in images):
+        return (
+            "such a name is there twice, as if one were the ground truth of the other: name those that are "
+            "photographs, by a pattern such as 'data/**/*.jpg', or rename them"
+        )
+    return "their masks would have one name: rename one of them, or name only one"
 
 
 def _find_truths(jobs: Jobs) -> list[Path]:

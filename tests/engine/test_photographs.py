@@ -55,12 +55,19 @@ def test_what_is_named_as_ground_truth_and_has_two_colours_is_refused(tmp_path: 
 
 
 @pytest.mark.parametrize("out", [None, Path("out")])
-@pytest.mark.parametrize(("other", "named"), [("x.png", "x.jpg and .*x.png"), ("x.png/y.jpg", "x.jpg")])
-def test_what_may_be_ground_truth_is_refused_without_options_of_another_command(
-    tmp_path: Path, out: Path | None, other: str, named: str
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("x.png", "x.jpg and .*x.png: such a name is there twice, as if one were the ground truth"),
+        ("x.jpeg", "x.jpeg and .*x.jpg: their masks would have one name: rename one"),
+        ("x.png/y.jpg", "x.jpg: its mask, x.png, would have the name of a folder that holds images: rename one"),
+    ],
+)
+def test_names_that_clash_are_refused_without_options_of_another_command(
+    tmp_path: Path, out: Path | None, other: str, message: str
 ) -> None:
     _touch(tmp_path, "x.jpg", other)
-    with pytest.raises(DataError, match=f"{named}: such a name is there twice") as caught:
+    with pytest.raises(DataError, match=message) as caught:
         find_photographs(tmp_path, print, out=out)
     assert "--" not in str(caught.value)
 
