@@ -31,7 +31,7 @@ Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 TRUTH_ENDINGS = ("_segmentation", "_superpixels", "_lesion", "_mask", *(f"_label{digit}" for digit in range(10)))
 """Of files that data sets of ISIC, PH2 and others have beside their photographs, without extension, in any case."""
-_LOSSLESS = frozenset({"png", "bmp", "tif", "tiff"})
+LOSSLESS = frozenset({"png", "bmp", "tif", "tiff"})
 """Formats of ground truth. A photograph may be called ``good_lesion.jpg``."""
 
 ON_CLASH = ("refuse", "fail", "extension")
@@ -185,7 +185,7 @@ class _Found:
 def has_name_of_truth(name: str) -> bool:
     """Whether a file is called as ground truth of ISIC or PH2 is, and of a kind that keeps a mask as it is."""
     stem, _, kind = name.lower().rpartition(".")
-    return kind in _LOSSLESS and stem.endswith(TRUTH_ENDINGS)
+    return kind in LOSSLESS and stem.endswith(TRUTH_ENDINGS)
 
 
 def _once(spellings: list[tuple[str, PackedNames]]) -> Iterator[tuple[str, PackedNames]]:
