@@ -21,7 +21,7 @@ from typing import Any
 import click
 from PIL import Image
 
-from isicrt._command import ModuleCommand
+from isicrt._command import ModuleCommand, NamedPath
 from isicrt.benchmarks.environment import Environment, provenance, read_environment, recorded_command
 from isicrt.benchmarks.process import isicrt_command, run_command
 from isicrt.benchmarks.rendered import render
@@ -93,13 +93,13 @@ def _numbers(ctx: click.Context, option: click.Parameter, text: str) -> list[int
 
 
 @click.command(cls=ModuleCommand)
-@click.option("--images", required=True, type=click.Path(path_type=Path), help="What the links point to.")
+@click.option("--images", required=True, type=NamedPath(path_type=Path), help="What the links point to.")
 @click.option("--model", metavar="FILE|NAME", help="As for segment. [default: the shipped model]")
 @click.option("--counts", default="1000,100000", show_default=True, callback=_numbers, help="Links to segment.")
 @click.option("--batch-sizes", default="1,8,32", show_default=True, callback=_numbers, help="Each on the fewest links.")
-@click.option("--large-images", type=click.Path(path_type=Path), help="Large images. [default: rendered, 12 MP]")
+@click.option("--large-images", type=NamedPath(path_type=Path), help="Large images. [default: rendered, 12 MP]")
 @click.option("--large-count", default=64, show_default=True, type=click.IntRange(min=1), help="Links to those.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything.")
+@click.option("--json", "json_file", type=NamedPath(dir_okay=False, path_type=Path), help="Write everything.")
 def command(
     images: Path,
     model: str | None,

@@ -214,8 +214,15 @@ def _samples(images: Path | None, masks: Path | None, count: int, source: Source
 
         # As `isicrt train` reads it: it may name several.
         roots = data.split(os.pathsep)
+        if "" in roots:
+            raise click.BadParameter("it is empty; the current folder is .", param_hint="'$ISICRT_DATA'")
         pairs = [(pair.image, pair.mask) for root in roots for pair in find_pairs(root)]
         origin = f"{', '.join(last_names(Path(root)) for root in roots)} ($ISICRT_DATA)"
+        if not pairs:
+            raise DataError(
+                f"{origin}: no pair to compare on. All are left out: they are test images of ISIC 2016, or show a "
+                "lesion of one (docs/data.md). Name others with --images"
+            )
     else:
         from isicrt.benchmarks.rendered import render
 

@@ -104,7 +104,7 @@ def check_segment() -> list[Component]:
         return [Component("segmenting", "broken", detail=problem, advice=advice), describe_cores(None)]
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     providers = ", ".join(name.removesuffix("ExecutionProvider") for name in found["providers"])
-    model = f"{found['model']} on {found['runtime']}: an image in {found['seconds'] * 1e3:.0f} ms"
+    model = f"{found['model']} on {found['runtime']}: first image, with loading, in {found['seconds'] * 1e3:.0f} ms"
     return [
         Component("base packages", "ok", detail=packages),
         Component("ONNX Runtime", "ok", found["onnxruntime"], detail=f"providers: {providers}; isicrt uses CPU"),

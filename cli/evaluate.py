@@ -55,7 +55,7 @@ _FILE = NamedPath(dir_okay=False, path_type=Path)
     "ids_file",
     type=NamedPath(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Only the images that FILE names, one id a line, as validation.txt of a run does.",
+    help="Only the images that FILE names, one id or file a line, as validation.txt of a run does.",
 )
 @click.option(
     "--protocol",
@@ -127,11 +127,12 @@ def command(
     check_results({"--csv": csv_file, "--json": json_file}, (figures,))
     _check_runs(runs)
     protocol = _protocol(protocol_name, threshold, clean=not no_clean)
-    pairs, label, left_out = _find(data, split)
+    every, label, left_out = _find(data, split)
+    pairs = every
     if ids_file is not None:
-        all_pairs, left_out = len(pairs), 0
-        pairs = _named(pairs, ids_file, data)
-        label += f", {len(pairs)} of {all_pairs} images ({ids_file.name})"
+        left_out = 0
+        pairs = _named(every, ids_file, data)
+        label += f", {len(pairs)} of {len(every)} images ({ids_file.name})"
     environment = read_environment()
     with ExitStack() as stack:
         # Pillow warns of odd metadata; what matters here is whether the pixels can be read.
@@ -171,7 +172,7 @@ def command(
             if figures is not None:
                 written += _draw(candidates, scored, protocol, label, figures, cases, runs)
         finally:  # after the files, which are not to be lost where printing fails
-            _print(evaluation, pairs)
+            _print(evaluation, pairs, every)
         say_written(written)
     if evaluation.failed:
         ctx.exit(1)
@@ -218,9 +219,12 @@ def _find(data: Path, split: str) -> tuple[list[Case], str, int]:
 def _named(cases: list[Case], ids_file: Path, data: Path) -> list[Case]:
     """Those that a file of ids names; a line on the standard error says which ids are not among them, and why."""
     from isicrt.benchmarks.tradeoff import read_ids
+    from isicrt.trainer.groups import id_of
     from isicrt.trainer.twins import TEST_TWINS
 
-    ids = set(read_ids(ids_file))
+    there = {case.id for case in cases}
+    # An id that is there is taken as it is: it may look like a path.
+    ids = {line if line in there else id_of(line, there) for line in read_ids(ids_file)}
     found = [case for case in cases if case.id in ids]
     missing = sorted(ids - {case.id for case in found})
     twins = [id for id in missing if id in TEST_TWINS]
@@ -236,7 +240,8 @@ def _named(cases: list[Case], ids_file: Path, data: Path) -> list[Case]:
     return found
 
 
-def _print(evaluation: Evaluation, cases: Sequence[Case]) -> None:
+def _print(evaluation: Evaluation, cases: Sequence[Case], data: Sequence[Case]) -> None:
+    """The tables, and what is to be known of the `cases` that were scored, of all that the data set has."""
     from rich.text import Text
 
     from isicrt.benchmarks.evaluation_result import tables
@@ -248,10 +253,9 @@ def _print(evaluation: Evaluation, cases: Sequence[Case]) -> None:
         print_table(console, table)
         console.print()
     console.print(Text(NEVER_COMPARE, style="yellow"))
-    for line in say_learned_from([(model.label, model.card.training) for model in evaluation.models], cases):
+    trainings = [(model.label, model.card.training) for model in evaluation.models]
+    for line in say_learned_from(trainings, cases, data, of_training=evaluation.split == "train"):
         console.print(Text(line, style="yellow"))
-    if evaluation.split == "train":
-        console.print(Text("--split train: a model may have learned from these images.", style="yellow"))
     if evaluation.left_out:
         console.print(Text(f"{say_left_out(evaluation.left_out, len(cases))}.", style="yellow"))
     if empty := evaluation.models[0].without_lesion:

@@ -6,42 +6,69 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from isicrt.cli.plain_text import printable
+from isicrt.engine.errors import DataError
 
 if TYPE_CHECKING:
     from isicrt.benchmarks.evaluation import Case
+    from isicrt.trainer.dataset import DatasetReport, Pair
 
 
-def say_learned_from(models: Sequence[tuple[str, Mapping[str, Any]]], cases: Sequence[Case]) -> list[str]:
+def say_learned_from(
+    models: Sequence[tuple[str, Mapping[str, Any]]],
+    cases: Sequence[Case],
+    data: Sequence[Case] | None = None,
+    *,
+    of_training: bool = False,
+) -> list[str]:
     """A line for people for each training that models name, and a stronger one where its data are what is scored, or
     are among it: those of the models that ship are known image by image.
 
     Args:
         models: label and the card's `training` of each model.
         cases: what is scored.
+        data: all of the data set that `cases` are of, since a card knows it by the hash of all; None: they are all.
+        of_training: whether that is a data set's half for training. A last line says so, unless no model learned from
+            what is scored, for all that is known.
     """
     from isicrt.trainer.learned_ids import learned_ids
     from isicrt.trainer.origins import trainings
 
     said: dict[str, list[str]] = {}
-    learned = {len(some): some for some in _to_learn(cases) if some}
-    hashes: dict[int, list[str]] = {}
+    to_learn = {len(some): some for some in _to_learn(cases if data is None else data) if some}
+    hashed: dict[int, tuple[list[Pair], DatasetReport]] = {}
+    scored = {case.id for case in cases}
+    all_new = True
     for label, training in ((label, part) for label, whole in models for part in trainings(whole)):
-        data, images = training.get("data"), training.get("training_images")
-        data = [data] if isinstance(data, str) else data
-        if not data or not isinstance(data, (list, tuple)) or not isinstance(images, int):
+        sources, images = training.get("data"), training.get("training_images")
+        sources = [sources] if isinstance(sources, str) else sources
+        if not sources or not isinstance(sources, (list, tuple)) or not isinstance(images, int):
+            all_new = False
             continue
-        names = printable(", ".join(str(name).removeprefix("data/") for name in data))
+        names = printable(", ".join(str(name).removeprefix("data/") for name in sources))
         # Whoever trained hashed all images, those for validation too, but not those that `find_pairs` leaves out.
         held_out = training.get("validation_images")
         count = images + (held_out if isinstance(held_out, int) else 0)
-        same = False
-        if training.get("data_sha256") and count in learned:
-            if count not in hashes:
-                hashes[count] = _hashes(learned[count])
-            same = training["data_sha256"] in hashes[count]
+        learned, same = None, False
+        if training.get("data_sha256") and count in to_learn:
+            if count not in hashed:
+                hashed[count] = _hashed(to_learn[count])
+            pairs, report = hashed[count]
+            same = _same_folds(training, report) is not None and scored >= {pair.id for pair in pairs}
+            learned = _learned(training, pairs, report)
         ids = learned_ids(training.get("data_sha256"))
-        known = sum(case.id in ids for case in cases)
-        if same:
+        known = len(scored & (ids if learned is None else learned))
+        all_new &= not known and (learned is not None or bool(ids))
+        if known and learned is not None:
+            line = (
+                f"LEARNED FROM {known:,} OF THESE {len(cases):,} IMAGES ({names}; their hash is in the card): "
+                "the scores are no measure of new ones."
+            )
+        elif learned is not None and held_out:
+            line = (
+                f"held these images out ({names}; fold {training['fold']} of {training['folds']}); they did choose the "
+                "epoch of its best.pt."
+            )
+        elif same:
             line = (
                 f"LEARNED FROM THESE IMAGES ({names}; their hash is in the card): "
                 "the scores say nothing about new ones."
@@ -58,7 +85,10 @@ def say_learned_from(models: Sequence[tuple[str, Mapping[str, Any]]], cases: Seq
             )
         if label not in (named := said.setdefault(line, [])):
             named.append(label)
-    return [f"{', '.join(labels)} {line}" for line, labels in said.items()]
+    lines = [f"{', '.join(labels)} {line}" for line, labels in said.items()]
+    if of_training and not all_new:
+        lines.append("--split train: a model may have learned from these images.")
+    return lines
 
 
 def _to_learn(cases: Sequence[Case]) -> list[list[Case]]:
@@ -69,9 +99,32 @@ def _to_learn(cases: Sequence[Case]) -> list[list[Case]]:
     return [[case for case in cases if case.id not in left_out] for left_out in (LEFT_OUT, TEST_TWINS)]
 
 
-def _hashes(cases: Sequence[Case]) -> list[str]:
-    """With and without their groups, and those of an isicrt before 0.2."""
+def _hashed(cases: Sequence[Case]) -> tuple[list[Pair], DatasetReport]:
+    """With their hash, that without their groups, and those of an isicrt before 0.2."""
     from isicrt.trainer.dataset import Pair, check_pairs
 
-    report = check_pairs([Pair(case.id, case.image, case.truth, case.group) for case in cases])
-    return [report.sha256, *(alias.sha256 for alias in report.also_known_as)]
+    pairs = [Pair(case.id, case.image, case.truth, case.group) for case in cases]
+    return pairs, check_pairs(pairs)
+
+
+def _same_folds(training: Mapping[str, Any], report: DatasetReport) -> bool | None:
+    """Whether a training's folds are those that the data have now. None where they are other data."""
+    known = {alias.sha256: alias.same_folds for alias in report.also_known_as} | {report.sha256: True}
+    return known.get(str(training["data_sha256"]))
+
+
+def _learned(training: Mapping[str, Any], pairs: Sequence[Pair], report: DatasetReport) -> set[str] | None:
+    """Ids of the images that a training learned from. None where they are other data, or its fold is not known."""
+    from isicrt.trainer.dataset import split_fold
+
+    same_folds = _same_folds(training, report)
+    fold, folds, held_out = (training.get(name) for name in ("fold", "folds", "validation_images"))
+    if same_folds is not None and not held_out:
+        return {pair.id for pair in pairs}
+    if not same_folds or not isinstance(fold, int) or not isinstance(folds, int):  # older cards do not have `folds`
+        return None
+    try:
+        learned, validated = split_fold(pairs, folds, fold)
+    except DataError:
+        return None
+    return {pair.id for pair in learned} if len(validated) == held_out else None

@@ -9,7 +9,7 @@ import secrets
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import IO
@@ -47,9 +47,9 @@ def check_results(
     """
     from isicrt.engine.sources import EXTENSIONS
 
-    to_make = [Path(os.path.realpath(folder)) for folder in folders if folder is not None]
+    to_make = {Path(os.path.realpath(folder)): str(folder) for folder in folders if folder is not None}
     given: dict[Path | int, str] = {}
-    places: list[Path] = []
+    places: list[tuple[Path, str]] = []
     for option, path in {**named, **(pictures or {})}.items():
         if path is None:
             continue
@@ -68,32 +68,33 @@ def check_results(
                 os.write(target, b"")
             elif not stream:
                 _check_file(name, path, target, to_make)
-                places.append(target.parent)
+                places.append((target.parent, name))
         except OSError as error:
             raise SettingsError(f"{name}: cannot be written: {error.strerror}") from error
-    try:
-        for folder in to_make if make else ():
-            folder.mkdir(parents=True, exist_ok=True)
-            places.append(folder)
-        for folder in filter(Path.is_dir, places):
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-    except OSError as error:
-        raise SettingsError(f"{error.filename or 'result'}: cannot be written: {error.strerror}") from error
+    for folder, name in (*(to_make.items() if make else ()), *places):
+        try:
+            if make and folder in to_make:
+                folder.mkdir(parents=True, exist_ok=True)
+            if folder.is_dir():
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+        except OSError as error:
+            raise SettingsError(f"{name}: cannot be written: {error.strerror}") from error
     context = click.get_current_context(silent=True)
     if _STDOUT in given and context is not None:
         sys.stdout.flush()
         context.with_resource(redirect_stdout(sys.stderr))
 
 
-def _check_file(name: str, path: Path, target: Path, to_make: Sequence[Path]) -> None:
+def _check_file(name: str, path: Path, target: Path, to_make: Collection[Path]) -> None:
     if path.name.startswith(".isicrt-"):
         raise SettingsError(f"{name}: isicrt keeps its own files under such names. Choose another")
     if target.is_dir() or target in to_make:
         raise SettingsError(f"{name}: cannot be written: it is a folder")
     parents = {parent for folder in to_make for parent in (folder, *folder.parents)}
     if not target.parent.is_dir() and target.parent not in parents:
-        raise SettingsError(f"{name}: there is no folder {path.parent} to write it to")
+        folder = target.parent if path.is_symlink() else path.parent
+        raise SettingsError(f"{name}: there is no folder {folder} to write it to")
 
 
 def write_result(path: Path, data: str | bytes, *, quiet: bool = False) -> None:
@@ -168,8 +169,8 @@ class ResultFile:
 
 
 def _open_temporary(target: Path) -> tuple[Path, IO[str]]:
-    """A name that is the target's, so that the next run writes over what a killed one left; where that is taken, one
-    that nobody else has."""
+    """A name that is the target's, so that the next run finds and removes what a killed one left; where that cannot be
+    had, and on Windows always, one that nobody else has, under which a killed run's file stays."""
     name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
     path = target.with_name(f".isicrt-{name}.tmp")
     # Windows renames no open file, and a closed one has no lock.
@@ -180,24 +181,38 @@ def _open_temporary(target: Path) -> tuple[Path, IO[str]]:
 
 
 def _open_locked(path: Path) -> IO[str] | None:
-    """The emptied file, whose lock this process has; None where another has it, or no lock or file can be had."""
-    from isicrt.engine.lock import lock
-
+    """A new file, whose lock this process has; None where another run has it, or no lock or file can be had. What a
+    killed run left is removed and not written to: it may be somebody else's, with a mode of its own."""
     with suppress(OSError), ExitStack() as stack:
-        file = stack.enter_context(_opened(path, "a"))
-        if not lock(file.fileno()):
+        # A link or a FIFO may lie there, which came with the folder.
+        careful = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        with suppress(FileNotFoundError), open(os.open(path, careful), "ab") as left:
+            if not _is_locked(left.fileno(), path):
+                return None
             path.unlink()
-        # The holder before may have given the file its name between our opening and our locking it.
-        elif os.path.samestat(os.fstat(file.fileno()), path.lstat()):
-            file.truncate(0)
+        file = stack.enter_context(_opened(path, "x"))
+        if _is_locked(file.fileno(), path):
             stack.pop_all()
             return file
+        path.unlink()  # there are no locks
     return None
 
 
+def _is_locked(file: int, path: Path) -> bool:
+    """Whether this process has got the lock; False where there are no locks.
+
+    Raises:
+        OSError: another run has it, or has renamed or removed the file between our opening and our locking it.
+    """
+    from isicrt.engine.lock import lock
+
+    held = lock(file)
+    if not os.path.samestat(os.fstat(file), path.lstat()):
+        raise BlockingIOError(f"{path}: another run's by now")
+    return held
+
+
 def _opened(target: Path | int, mode: str) -> IO[str]:
-    # Under a known name a link or a FIFO may lie, which came with the folder.
-    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) if mode == "a" else 0
     return open(
         target,
         mode,
@@ -205,7 +220,6 @@ def _opened(target: Path | int, mode: str) -> IO[str]:
         errors="surrogateescape",  # a file's name may be no UTF-8
         newline="\n",
         closefd=isinstance(target, Path),
-        opener=lambda name, flags: os.open(name, flags | careful, 0o666),
     )
 
 

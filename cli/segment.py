@@ -17,7 +17,7 @@ from isicrt.cli.plain_text import printable
 from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.progress import Progress
 from isicrt.cli.result_files import check_results
-from isicrt.cli.segment_notices import idle_lines, truth_lines
+from isicrt.cli.segment_notices import among_truths, idle_lines, truth_lines
 from isicrt.cli.segment_report import Tally, count_run, describe_run, finish_run, say_end
 from isicrt.cli.stopping import leave_if_stuck, stop_signals
 from isicrt.engine.errors import IsicrtError, SettingsError
@@ -237,7 +237,7 @@ def command(
         raise SettingsError("--on-error fail ends the run at the first failure: leave --max-failures away")
     check_results({"--json": report_path, "--csv": table_path, "--report": summary_path}, (out, overlay), make=False)
     jobs = find_jobs(images, out, overlays=overlay, on_clash=on_clash)
-    for line in (*jobs.left_out.lines(), *truth_lines(jobs)):
+    for line in (*jobs.left_out.lines(), *truth_lines(jobs), *among_truths(out)):
         click.echo(printable(line), err=True)
     model_path = shipped.resolve(model)
     check_decode(decode, model_path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +22,26 @@ def truth_lines(jobs: Jobs) -> Iterator[str]:
         images, have = _counted(len(jobs), "image", "images"), "has" if count == 1 else "have"
         yield (
             f"{count} of the {images} {have} the name of a ground truth, such as {jobs.first_truth}, and will be "
-            "segmented like photographs: name the folder of the photographs, or a pattern such as 'data/**/*.jpg'"
+            "segmented like photographs: name the folder of the photographs, or a pattern such as 'FOLDER/**/*.jpg'"
         )
+
+
+def among_truths(out: Path) -> Iterator[str]:
+    """A warning where masks would lie among what looks like ground truth, which nobody could tell apart later: in a
+    folder that no run has written to."""
+    from isicrt.engine.journal import JOURNAL_NAME
+    from isicrt.engine.sources import has_name_of_truth
+
+    if (out / JOURNAL_NAME).exists():
+        return
+    with suppress(OSError), os.scandir(out) as entries:
+        for entry in entries:
+            if has_name_of_truth(entry.name):
+                yield (
+                    f"{out} holds what looks like ground truth, such as {entry.name}; the masks will lie beside it. "
+                    "Another --out keeps them apart"
+                )
+                return
 
 
 def idle_lines(

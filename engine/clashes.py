@@ -17,6 +17,7 @@ from isicrt.engine.image_search import EXTENSIONS
 from isicrt.engine.jobs import Jobs
 from isicrt.engine.names import equal_keys, name_key, shared_keys
 from isicrt.engine.output import OVERLAYS_NAME, clean_names
+from isicrt.engine.overlay_label import read_label
 
 SHOWN = 10
 """Lines of a list in a message."""
@@ -135,20 +136,23 @@ def check_images_safe(
 
 
 def check_overlays_apart(jobs: Jobs, overlays: Path, place: Callable[[Path], Path]) -> None:
-    """Raise DataError where overlays would come among images that isicrt did not draw, and might replace them.
+    """Raise DataError where overlays would come among images that isicrt did not draw: they might replace them, and
+    what lies in a folder of overlays is left out when photographs are looked for.
 
     Args:
-        overlays: their folder. What lies in one that is marked is isicrt's.
+        overlays: their folder. What lies in one that is marked is isicrt's, whatever it is.
         place: folder of the masks -> that of their overlays.
     """
     if os.path.lexists(overlays / OVERLAYS_NAME):
         return
     for folder in dict.fromkeys([overlays, *(place(f.masks) for f in jobs.folders())]):
         for name in clean_names(folder, set()):
-            if Path(name).suffix.lower() in EXTENSIONS:
+            if Path(name).suffix.lower() in EXTENSIONS and read_label(folder / name) is None:
                 raise DataError(
-                    f"{folder}: holds images of which nothing says that isicrt drew them, such as {name}, and overlays "
-                    "replace what has their names. Choose another folder for --overlay, or move these images away."
+                    f"{folder}: holds images of which nothing says that isicrt drew them, such as {name}. Overlays "
+                    "replace what has their names, and the others would be left out where photographs are looked for. "
+                    "Choose another folder for --overlay, or move these images away. If isicrt drew them, as it did "
+                    f"before it marked such folders, make an empty file {overlays / OVERLAYS_NAME}."
                 )
 
 

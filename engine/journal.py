@@ -7,7 +7,7 @@ A line is one JSON object, appended whole, several with one call, so that it can
     {"status": "done", "image": ..., "mask": ..., ...}               or "failed" with "reason", or "skipped" with "kept"
     {"end": ID, "done": N, "failed": N, "skipped": N, ...}           absent where a run was killed
 
-``image`` is relative to the run's ``root``, and ``mask`` to this folder, as is the run's ``overlays``, if it drew any.
+``image`` is relative to the run's ``root``, and ``mask`` to this folder.
 A name that is not UTF-8 is ``{"base64": ...}`` of its bytes. Of several lines about one mask the last counts, but for a
 failure that left the mask of before alone. What was skipped has a line only where its mask is not the one that was
 written, and a failure that an earlier run found has none: the last line is as the earlier one. (isicrt wrote one for

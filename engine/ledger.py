@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -19,7 +19,7 @@ from isicrt.engine.card import ModelCard
 from isicrt.engine.corrections import find_correction, find_drawn, is_as_written
 from isicrt.engine.errors import ImageError, SettingsError
 from isicrt.engine.finishing import Finished
-from isicrt.engine.images import FileStamp, read_source
+from isicrt.engine.images import FileStamp, read_mask, read_source
 from isicrt.engine.journal import (
     FORMAT,
     JOURNAL_NAME,
@@ -31,8 +31,11 @@ from isicrt.engine.journal import (
 )
 from isicrt.engine.journal_fields import native_size, source_of, stamp_fields, stamp_of
 from isicrt.engine.lock import FolderLock
+from isicrt.engine.masks import Mask
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
-from isicrt.engine.output import FSYNC, BackgroundSync, OutputFolder, make_folder
+from isicrt.engine.output import FSYNC, BackgroundSync, OutputError, OutputFolder, make_folder
+from isicrt.engine.overlay_label import label_of, read_label
+from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.sources import Job, overlay_path
 from isicrt.engine.survey import survey
 
@@ -63,8 +66,8 @@ class Ledger:
         settings: what else decides how a mask looks.
         existing: one of `EXISTING`.
         retry_failed: see above.
-        overlays: the folder of the overlays, if there are to be any; one that is missing, or that the run that made
-            the mask did not draw, is drawn again.
+        overlays: the folder of the overlays, if there are to be any; one that is missing, or that is not of the image
+            and the mask that are there, is drawn again.
         fsync: one of `isicrt.engine.output.FSYNC`.
 
     Raises:
@@ -95,7 +98,6 @@ class Ledger:
         self.journal = self._out / JOURNAL_NAME
         """The journal's file."""
         self._overlays = None if overlays is None else Path(overlays)
-        self._drawn = {} if overlays is None else {"overlays": write_name(_from(self._out, overlays))}
         self._resume, self._retry_failed = existing == "resume", retry_failed
         self._key = {"model": dict(model), "settings": dict(settings)}
         make_folder(self._out)
@@ -105,6 +107,7 @@ class Ledger:
         try:
             self.output = OutputFolder(self._out, self.run, fsync)
             self._sync = BackgroundSync(self.output)
+            self._synced = False  # whether nothing was written since
             self._known = JournalIndex(self._out)
         except BaseException:
             self._lock.release()
@@ -135,7 +138,6 @@ class Ledger:
                     "version": __version__,
                     **self._key,
                     "root": write_name(self._root),
-                    **self._drawn,
                     "images": len(jobs),
                 }
             )
@@ -153,10 +155,15 @@ class Ledger:
         """Whether `check` may have something to say of an image. It takes no look at the disk. Any thread."""
         return self._resume and not self._known.is_empty and self._known.may_know(self._name(job.mask))
 
-    def check(self, job: Job) -> Outcome | None:
+    def check(self, job: Job, draw: Callable[[Job, Mask], None] | None = None) -> Outcome | None:
         """How an image has ended already; None where it is to be done. Any thread.
 
+        Args:
+            job: of the image.
+            draw: draws the overlay of a mask that is there and lacks it; without it the mask is made again.
+
         Raises:
+            OutputError: as of `draw`.
             ImageError: its mask's place is taken by the mask of another image, or see `find_correction`, `find_drawn`.
         """
         found = self._known.find(self._name(job.mask)) if self._resume else None
@@ -190,7 +197,7 @@ class Ledger:
             return None
         outdated = changed or {"model": run.get("model"), "settings": run.get("settings")} != self._key
         if is_as_written(job.mask, size, entry):
-            if outdated or (self._overlays is not None and not self._has_overlay(job, run)):
+            if outdated or not (self._has_overlay(job, entry) or (draw is not None and _has_drawn(draw, job, size))):
                 return None
             lesion, sure = (x if isinstance(x := entry.get(n), float) else None for n in ("lesion_share", "confidence"))
             note = n if isinstance(n := entry.get("note"), str) else None
@@ -204,6 +211,7 @@ class Ledger:
 
     def announce(self, jobs: Iterable[Job]) -> None:
         """These masks are about to be written: what a kill leaves of them is ours. Raises OutputError."""
+        self._synced = False
         self._journal.append({"writing": [write_name(self._name(job.mask)) for job in jobs]})
 
     @staticmethod
@@ -226,6 +234,7 @@ class Ledger:
 
         Raises OutputError.
         """
+        self._synced = False
         settled = [(self._settle(outcome), noted) for outcome, noted in ended]
         self._journal.append_lines([self._line(o, noted) for o, noted in settled if _is_news(o)])
         self._sync.now_and_then()
@@ -256,9 +265,11 @@ class Ledger:
         return entry
 
     def sync(self) -> None:
-        """Bring masks and lines to the disk, unless `fsync` is ``never``. Raises OutputError, that of an earlier sync
-        too."""
-        self._sync.finish()
+        """Bring masks and lines to the disk, unless `fsync` is ``never`` or they are. Raises OutputError, that of an
+        earlier sync too."""
+        if not self._synced:
+            self._sync.finish()
+            self._synced = True
 
     def finish(self, summary: Mapping[str, Any], *, sync: bool = True) -> None:
         """Append the run's last line; with `sync` once everything is on the disk, as it then is. Raises OutputError."""
@@ -298,22 +309,20 @@ class Ledger:
             return read_source(job.image).stamp.crc == entry.get("image_crc")
         return False
 
-    def _has_overlay(self, job: Job, run: Mapping[str, Any]) -> bool:
-        """Whether the run that wrote a mask drew its overlay there, and it still is."""
-        assert self._overlays is not None
-        if run.get("overlays") != self._drawn["overlays"]:  # what lies there may be another mask's
-            return False
-        try:
-            return overlay_path(job.mask, self._out, self._overlays).stat().st_size > 0
-        except OSError:
-            return False
+    def _has_overlay(self, job: Job, entry: Mapping[str, Any]) -> bool:
+        """Whether the overlay of a mask that is as it was written is there, if there is to be one."""
+        if self._overlays is None:
+            return True
+        image, mask = entry.get("image_crc"), entry.get("mask_crc")
+        label = label_of(image, mask) if isinstance(image, int) and isinstance(mask, int) else b""
+        return read_label(overlay_path(job.mask, self._out, self._overlays)) == label
 
     def _settle(self, outcome: Outcome) -> Outcome:
-        """Remove the mask of a file that has been replaced by a damaged one: it is nobody's any more. Nor is the
-        overlay of such a mask, or of one that was changed.
+        """Remove the mask of a file that has been replaced by a damaged one: it is nobody's any more, nor is one that a
+        killed run had announced. Nor is the overlay of such a mask, or of one that was changed.
 
         Returns:
-            The outcome; without its stamp where nothing says that the mask there was made from other bytes: then the
+            The outcome; without its stamp where the mask there is not known to be made from other bytes: then the
             failure is not theirs (memory was short, a library is another one), and the mask and its line stay.
         """
         if outcome.damaged is None and outcome.kept is None:
@@ -321,8 +330,8 @@ class Ledger:
         mask = outcome.job.mask
         if outcome.damaged is not None and self._known.wrote(name := self._name(mask)):
             found = self._known.find(name)
-            made_from = None if found is None else found[0].get("image_crc")
-            if not isinstance(made_from, int) or made_from == outcome.damaged.crc:
+            entry = {"status": "done"} if found is None else found[0]
+            if entry.get("status") == "done" and entry.get("image_crc") in (None, outcome.damaged.crc):
                 return replace(outcome, damaged=None)
             _remove(mask)
         if self._overlays is not None:
@@ -364,12 +373,17 @@ def _is_news(outcome: Outcome) -> bool:
     return outcome.kept is not None or not (outcome.skipped or outcome.untried)
 
 
-def _from(out: Path, folder: str | os.PathLike[str]) -> str:
-    """A folder as it lies from another one, which holds where both are moved."""
+def _has_drawn(draw: Callable[[Job, Mask], None], job: Job, size: tuple[int, int]) -> bool:
+    """Draw the overlay of a mask that is there. False where that cannot be done: who makes the mask again finds out
+    why, and says it."""
     try:
-        return os.path.relpath(folder, out)
-    except ValueError:  # another drive of Windows
-        return os.path.abspath(folder)  # noqa: PTH100
+        with BUDGET.admit(size[0] * size[1]):
+            draw(job, read_mask(job.mask))
+    except OutputError:
+        raise
+    except Exception:
+        return False
+    return True
 
 
 def _remove(file: Path) -> None:

@@ -18,7 +18,8 @@ _FLAGS = os.O_RDWR | os.O_CREAT
 for _name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
     _FLAGS |= getattr(os, _name, 0)
 _TAKEN = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK})
-_TRIES = 10
+TRIES = 10
+"""To lock a file that somebody else may remove, or whose folder they may, at the same moment."""
 
 
 class LockTaken(Exception):
@@ -63,7 +64,7 @@ class LockFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        for left in reversed(range(_TRIES)):
+        for left in reversed(range(TRIES)):
             file = _opened(path)
             try:
                 self.held = lock(file)

@@ -9,12 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import simplejpeg
+from isal import isal_zlib
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.images import decode_image
 from isicrt.engine.masks import Mask
 from isicrt.engine.output import OVERLAYS_NAME, OutputError, OutputFolder, make_folder, output_error
+from isicrt.engine.overlay_label import add_label, label_of
 from isicrt.engine.routes import Decode
 from isicrt.engine.sources import Job, overlay_path
 
@@ -59,10 +61,10 @@ class OverlayFolder:
                 raise output_error(self._folder, error) from error
 
     def __call__(self, job: Job, mask: Mask) -> None:
-        """Write the overlay of one job as a JPEG of at most `MAX_SIDE` pixels a side.
+        """Write the overlay of one job as a JPEG of at most `MAX_SIDE` pixels a side, with its label.
 
         Args:
-            job: of the mask.
+            job: of the mask, which is written.
             mask: bool, H x W, at the image's own size.
 
         Raises:
@@ -72,10 +74,13 @@ class OverlayFolder:
         """
         scale = min(1.0, MAX_SIDE / max(mask.shape))
         size = max(1, round(mask.shape[0] * scale)), max(1, round(mask.shape[1] * scale))
-        overlay = draw_outline(self._decode(job.image, size).pixels, mask)
+        image = self._decode(job.image, size)
+        jpeg = simplejpeg.encode_jpeg(draw_outline(image.pixels, mask), quality=90)
         path = overlay_path(job.mask, self._out, self._folder)
         try:
-            self._output.write(path, simplejpeg.encode_jpeg(overlay, quality=90))
+            if image.stamp is not None:
+                jpeg = add_label(jpeg, label_of(image.stamp.crc, isal_zlib.crc32(job.mask.read_bytes())))
+            self._output.write(path, jpeg)
         except OutputError:
             raise
         except OSError as error:

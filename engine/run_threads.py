@@ -241,7 +241,7 @@ class RunThreads(ABC):
             return Outcome(job, job.problem, None, None)
         ledger = self._settings.ledger
         try:
-            return None if ledger is None else ledger.check(job)
+            return None if ledger is None else ledger.check(job, self._settings.overlay)
         except ImageError as error:
             return damaged(job, error)
 

@@ -23,6 +23,11 @@ def names() -> list[str]:
     return sorted(found, key=lambda name: name != DEFAULT)
 
 
+def lies_with_them(file: Path) -> bool:
+    """Whether a file lies, or would lie, in the folder of the models that ship."""
+    return file.resolve().parent == _FOLDER
+
+
 def resolve(model: str | os.PathLike[str] | None) -> Path:
     """The file of a model: a path as it is, a shipped model's name as its file, None as the default's.
 

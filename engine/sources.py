@@ -31,7 +31,7 @@ Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 TRUTH_ENDINGS = ("_segmentation", "_superpixels", "_lesion", "_mask", *(f"_label{digit}" for digit in range(10)))
 """Of files that data sets of ISIC, PH2 and others have beside their photographs, without extension, in any case."""
-_LOSSLESS = frozenset({"png", "bmp", "tif", "tiff"})
+LOSSLESS = frozenset({"png", "bmp", "tif", "tiff"})
 """Formats of ground truth. A photograph may be called ``good_lesion.jpg``."""
 
 ON_CLASH = ("refuse", "fail", "extension")
@@ -66,7 +66,7 @@ def find_jobs(
             overlays that isicrt wrote before are left out where a folder is searched or a pattern matched.
         out: the folder for the masks. It may lie inside a folder of images and is not searched.
         overlays: a folder for overlays (see `overlay_path`), which is kept apart in the same way. One that holds images
-            must bear the mark of an earlier run.
+            other than overlays must bear the mark of an earlier run.
         on_clash: where two images claim one mask (``a.jpg`` beside ``a.png``, or names that differ in case or Unicode
             normal form only), or a mask the name of a folder (``a.jpg`` beside ``a.png/b.jpg``), ``refuse`` raises;
             ``fail`` gives these images a `Job.problem` and leaves the others alone; ``extension`` keeps the extension
@@ -171,8 +171,7 @@ class _Found:
             for spelling, names in _once(self._folders.pop(folder)):
                 jobs.add_folder(spelling, below, names)
                 for name in names:
-                    stem, _, kind = name.lower().rpartition(".")
-                    if folder in truths or (kind in _LOSSLESS and stem.endswith(TRUTH_ENDINGS)):
+                    if folder in truths or has_name_of_truth(name):
                         jobs.truths += 1
                         jobs.first_truth = jobs.first_truth or Path(spelling, name)
         return jobs
@@ -181,6 +180,12 @@ class _Found:
         """Whether a folder is ``masks`` beside one of photographs, ``images``: a layout of `isicrt train`."""
         above, name = os.path.split(folder)
         return name == "masks" and os.path.join(above, "images") in self._folders  # noqa: PTH118 (once for each folder)
+
+
+def has_name_of_truth(name: str) -> bool:
+    """Whether a file is called as ground truth of ISIC or PH2 is, and of a kind that keeps a mask as it is."""
+    stem, _, kind = name.lower().rpartition(".")
+    return kind in LOSSLESS and stem.endswith(TRUTH_ENDINGS)
 
 
 def _once(spellings: list[tuple[str, PackedNames]]) -> Iterator[tuple[str, PackedNames]]:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from isicrt.engine.errors import BuildError
+from isicrt.engine.shipped import lies_with_them
 
 
 def check_output(out: Path, source: Path) -> None:
@@ -16,10 +17,15 @@ def check_output(out: Path, source: Path) -> None:
         source: the model.
 
     Raises:
-        BuildError: they are one file, or nothing can be written there.
+        BuildError: they are one file, it would lie among the models that ship, or nothing can be written there.
     """
     if out.exists() and out.samefile(source):
         raise BuildError(f"{out}: is the model that it would be made of, and would be replaced. Choose another file")
+    if lies_with_them(out):
+        raise BuildError(
+            f"{out}: lies among the models that ship, and `isicrt segment` would take it for one of them. Choose "
+            "a folder of your own"
+        )
     if not out.parent.is_dir():
         raise BuildError(f"{out}: there is no folder {out.parent} to write it to")
     try:

@@ -25,7 +25,7 @@ from typing import Any
 import click
 import numpy as np
 
-from isicrt._command import ModuleCommand, Number
+from isicrt._command import ModuleCommand, NamedPath, Number
 from isicrt._version import __version__
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import BuildError, MissingDependencyError
@@ -263,10 +263,10 @@ def _quiet() -> Iterator[None]:
 
 
 @click.command(cls=ModuleCommand)
-@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--images", multiple=True, required=True, type=click.Path(path_type=Path), help="May be given again.")
-@click.option("--masks", multiple=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("model", type=NamedPath(exists=True, dir_okay=False, path_type=Path))
+@click.option("--images", multiple=True, required=True, type=NamedPath(path_type=Path), help="May be given again.")
+@click.option("--masks", multiple=True, type=NamedPath(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", required=True, type=NamedPath(dir_okay=False, path_type=Path))
 @click.option("--method", type=click.Choice(METHODS), default=METHODS[0], show_default=True)
 @click.option("--rounding", type=click.Choice(ROUNDINGS), default=ROUNDINGS[0], show_default=True, help="Of weights.")
 @click.option("--calibration-images", type=click.IntRange(min=1), default=128, show_default=True)

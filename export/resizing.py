@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from isicrt._command import ModuleCommand
+from isicrt._command import ModuleCommand, NamedPath
 from isicrt.engine.card import MAX_SIDE, ModelCard
 from isicrt.engine.errors import BuildError, SettingsError
 from isicrt.engine.geometry import resize_image
@@ -109,12 +109,12 @@ def _random_colours(size: tuple[int, int]) -> list[Sample]:
 
 
 @click.command(cls=ModuleCommand)
-@click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("checkpoint", type=NamedPath(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--size", required=True, type=click.IntRange(STRIDE, MAX_SIDE), help="Side of the input; a multiple of 32."
 )
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--images", type=click.Path(path_type=Path), help="Compare torch and ONNX on 32 of these.")
+@click.option("--out", required=True, type=NamedPath(dir_okay=False, path_type=Path))
+@click.option("--images", type=NamedPath(path_type=Path), help="Compare torch and ONNX on 32 of these.")
 def main(checkpoint: Path, size: int, out: Path, images: Path | None) -> None:
     """Write CHECKPOINT, a best.pt of `isicrt train`, as an ONNX file for another input size."""
     samples, origin = None, ""

@@ -59,6 +59,15 @@ class Number(click.FloatRange):
         return number
 
 
+class NamedPath(click.Path):
+    """A path that is not empty: to `Path` an empty one is the current folder, which nobody who says "" means."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; the current folder is .", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class ModuleCommand(click.Command):
     """A module's own command, for ``@click.command(cls=ModuleCommand)``."""
 

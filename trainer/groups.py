@@ -66,7 +66,7 @@ def _read(file: Path, ids: Set[str], elsewhere: Set[str], found: Groups) -> None
             if len(cells) != len(_HEADER) or not all(cells):
                 found.problems.append(f"{file}: line {rows.line_num} has to be an image, a comma and its group")
                 return
-            name = _id_of(cells[0], there)
+            name = id_of(cells[0], there)
             if found.group.setdefault(name, cells[1]) != cells[1]:
                 found.problems.append(
                     f"{file}: line {rows.line_num}: {name} is in group {found.group[name]} already, and here in "
@@ -83,8 +83,8 @@ def _read(file: Path, ids: Set[str], elsewhere: Set[str], found: Groups) -> None
         found.notes.append(f"{file}: {images} that it names {are} not there, such as {unknown[0]}")
 
 
-def _id_of(cell: str, ids: Container[str]) -> str:
-    """The id of an image that is named by it, or by its file."""
+def id_of(cell: str, ids: Container[str]) -> str:
+    """The id of an image that a line names by it, or by its file; `ids` are those there are."""
     name = cell.replace("\\", "/").rpartition("/")[2]
     exact, bare = image_id(name), image_id(name.rpartition(".")[0])
     # What follows a dot may be of the id.

@@ -7,11 +7,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from isicrt.engine.errors import SettingsError
-from isicrt.engine.lock import LockFile, LockTaken, NoLockFile
+from isicrt.engine.lock import TRIES, LockFile, LockTaken, NoLockFile
 
 LOCK = ".isicrt-training"
 """The file in a run folder that is locked while the run trains. It says who trains."""
-_TRIES = 10
 
 
 @contextmanager
@@ -37,7 +36,7 @@ def locked_run(out: Path) -> Iterator[None]:
 
 
 def _locked(out: Path) -> LockFile:
-    for left in reversed(range(_TRIES)):
+    for left in reversed(range(TRIES)):
         try:
             out.mkdir(parents=True, exist_ok=True)
             return LockFile(out / LOCK)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from isicrt._command import ModuleCommand
+from isicrt._command import ModuleCommand, NamedPath
 from isicrt.benchmarks.busy_machine import busy_processes
 from isicrt.benchmarks.environment import provenance, read_environment, recorded_command
 from isicrt.benchmarks.peers.race import PEERS, Entrant, Peer, Race, agreement, run_isicrt, run_peer
@@ -28,7 +28,7 @@ from isicrt.engine.onnx_file import read_onnx_card
 
 
 @click.command(cls=ModuleCommand)
-@click.option("--images", required=True, type=click.Path(path_type=Path), help="As for isicrt segment.")
+@click.option("--images", required=True, type=NamedPath(path_type=Path), help="As for isicrt segment.")
 @click.option("--model", metavar="FILE|NAME", help="An .onnx file or a shipped model. [default: the shipped model]")
 @click.option(
     "--float-model",
@@ -38,7 +38,7 @@ from isicrt.engine.onnx_file import read_onnx_card
 @click.option("--peers", "names", default=",".join(PEERS), show_default=True, help="Some of these, with commas.")
 @click.option(
     "--baseline",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=NamedPath(exists=True, dir_okay=False, path_type=Path),
     help="An .onnx of another network for the peers, such as isicrt.benchmarks.plain_unet writes: what a user gains "
     "who comes from it. The masks are not compared then.",
 )
@@ -50,8 +50,8 @@ from isicrt.engine.onnx_file import read_onnx_card
     show_default=True,
     help="Processes that keep a core busy each meanwhile: the same race on a machine that has other work.",
 )
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything.")
-@click.option("--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the table.")
+@click.option("--json", "json_file", type=NamedPath(dir_okay=False, path_type=Path), help="Write everything.")
+@click.option("--markdown", "markdown_file", type=NamedPath(dir_okay=False, path_type=Path), help="Write the table.")
 def command(
     images: Path,
     model: str | None,

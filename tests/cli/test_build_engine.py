@@ -111,59 +111,6 @@ def test_an_fp32_file_stays_as_it_is_and_says_so(darkness_onnx: Path, tmp_path: 
     assert (tmp_path / "model.onnx").read_bytes() == darkness_onnx.read_bytes()
 
 
-def test_the_data_set_of_the_environment_is_the_gate(
-    darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ISICRT_DATA", str(rendered_pairs))
-    result = _run(darkness_onnx, "--fp16", "--target", "onnx", "--parity-images", "5", "--out", tmp_path)
-    assert result.exit_code == 0, result.output
-    assert f"Parity on 5 of 12 images of {'/'.join(rendered_pairs.parts[-2:])} ($ISICRT_DATA)" in result.stdout
-    assert "5 images with ground truth" in result.stdout
-
-
-def test_a_broken_image_is_left_out_of_the_gate(darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    shutil.copy(rendered_pairs / "images" / "ISIC_0000000.jpg", images)
-    (images / "ISIC_0000001.jpg").write_bytes(b"not an image")
-    result = _run(darkness_onnx, "--fp16", "--target", "onnx", "--images", images, "--out", tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    assert "Left out of the comparison" in result.stderr
-    assert "ISIC_0000001.jpg" in result.stderr
-
-
-def test_what_is_no_photograph_is_not_compared_on(darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path) -> None:
-    options = ("--fp16", "--target", "onnx", "--parity-images", "2", "--out", tmp_path / "out")
-    result = _run(darkness_onnx, *options, "--images", rendered_pairs)
-    assert (result.exit_code, "12 of the 24 images have the name of a ground truth" in result.stderr) == (1, True)
-    assert not (tmp_path / "out").exists()
-    shutil.copytree(rendered_pairs / "images", tmp_path / "images")
-    (tmp_path / "images" / "x.heic").touch()
-    result = _run(darkness_onnx, *options, "--images", tmp_path / "images")
-    assert (result.exit_code, "passed over 1 files" in result.stderr) == (0, True), result.output
-
-
-@pytest.mark.parametrize("damaged", [False, True])
-def test_a_truth_of_few_images_is_compared_with(
-    darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path, damaged: bool
-) -> None:
-    images, masks = tmp_path / "images", tmp_path / "masks"
-    images.mkdir()
-    masks.mkdir()
-    for n in range(40):
-        (images / f"ISIC_{n:07d}.jpg").hardlink_to(rendered_pairs / "images" / "ISIC_0000000.jpg")
-    truth = masks / "ISIC_0000007_Segmentation.png"  # four images spread evenly would be 0, 13, 26 and 39
-    truth.write_bytes(b"" if damaged else (rendered_pairs / "masks" / "ISIC_0000000_Segmentation.png").read_bytes())
-    options = ("--fp16", "--target", "onnx", "--parity-images", "4", "--out", tmp_path / "out")
-    result = _run(darkness_onnx, *options, "--images", images, "--masks", masks)
-    if damaged:
-        assert (result.exit_code, "masks: no ground truth that can be read" in result.stderr) == (1, True)
-        assert "Left out of the comparison" in result.stderr
-    else:
-        assert (result.exit_code, "1 images with ground truth" in result.stdout) == (0, True), result.output
-        assert "Parity on 4 of 40 images" in result.stdout
-
-
 def test_a_gate_that_fails_exits_with_1_and_writes_nothing(tmp_path: Path) -> None:
     import numpy as np
     import onnx

@@ -31,7 +31,7 @@ def test_says_what_is_here_and_that_segment_runs() -> None:
     assert report["can"]["segment"] is True
     for name in ("base packages", "CPU cores", "disk", "NVIDIA driver", "TensorRT", "PyCUDA"):
         assert components[name]["status"] in STATUSES
-    assert "unet-light-int8 on onnxruntime-cpu: an image in" in components["shipped model"]["detail"]
+    assert "unet-light-int8 on onnxruntime-cpu: first image, with loading, in" in components["shipped model"]["detail"]
     assert "providers: " in components["ONNX Runtime"]["detail"]
     if find_gpu() is None:
         assert components["NVIDIA driver"]["status"] == "missing"

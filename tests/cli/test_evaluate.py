@@ -203,25 +203,6 @@ def test_training_images_that_are_left_out_are_told(darkness_onnx: Path, data: P
     assert "no pair of image and mask to score. 1 of 1 is left out" in _words(result)
 
 
-def test_only_the_images_of_a_file_are_scored(darkness_onnx: Path, data: Path, tmp_path: Path) -> None:
-    names = sorted(path.stem for path in (data / "images").iterdir())
-    ids = tmp_path / "validation.txt"
-    ids.write_bytes("\r\n".join([names[3], names[0], "elsewhere", "ISIC_0001184"]).encode() + b"\ncaf\xe9\n")
-    command = [darkness_onnx, "--data", data, "--ids", ids, "--json", tmp_path / "r.json"]
-    result = _evaluate(*command)
-    assert result.exit_code == 0, result.output
-    assert f"2 of its 5 ids are not in {data}, such as caf" in result.stderr
-    assert "1 of its 5 ids show lesions of test images and are left out, such as ISIC_0001184" in result.stderr
-    assert "2/2" in result.output
-    said = json.loads((tmp_path / "r.json").read_text())
-    assert said["data"]["label"] == "shots/test, 2 of 12 images (validation.txt)"
-    assert [row["image"] for row in said["models"][0]["per_image"]] == [names[0], names[3]]
-    ids.write_text("elsewhere")
-    refused = _evaluate(*command)
-    assert refused.exit_code == 1
-    assert "names no image of" in refused.output
-
-
 def test_training_images_are_named_as_such(darkness_onnx: Path, data: Path) -> None:
     data.rename(data.parent / "train")
     result = _evaluate(darkness_onnx, "--data", data.parent, "--split", "train")

@@ -14,7 +14,7 @@ from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.main import group
 from isicrt.engine import shipped
 from isicrt.engine.onnx_file import read_onnx_card
-from isicrt.trainer.dataset import LEFT_OUT, Pair, check_pairs, checked_pairs, find_pairs
+from isicrt.trainer.dataset import LEFT_OUT, Pair, check_pairs, checked_pairs, find_pairs, split_fold
 from isicrt.trainer.learned_ids import learned_ids
 from isicrt.trainer.official_ids import TEST_IDS
 from isicrt.trainer.origins import trainings
@@ -58,7 +58,12 @@ def test_the_images_themselves(learned: int, held_out: int | None, known: bool, 
     left_out = [Case(max(ids), cases[0].image, cases[0].truth) for ids in (TEST_IDS, TEST_TWINS)]
     for scored in (cases, [*cases, *left_out]):
         (line,) = say_learned_from([("a", training)], scored)
-        assert ("a LEARNED FROM THESE IMAGES (x/mine; " in line) is known
+        whole = (
+            "a LEARNED FROM THESE IMAGES (x/mine; "
+            if held_out  # without a fold in the card
+            else f"a LEARNED FROM 12 OF THESE {len(scored)} IMAGES (x/mine; "
+        )
+        assert (whole in line) is known
     (line,) = say_learned_from([("a", {**training, "data_sha256": "ab" * 32})], cases)
     assert "LEARNED" not in line, "other images, as many of them"
 
@@ -67,7 +72,7 @@ def test_test_images_that_were_learned_before_they_were_left_out(cases: list[Cas
     scored = sorted([*cases, Case("ISIC_0000012", cases[0].image, cases[0].truth)], key=lambda case: case.id)
     sha256 = check_pairs([Pair(case.id, case.image, case.truth) for case in scored]).sha256
     (line,) = say_learned_from([("a", {"data": ["x"], "data_sha256": sha256, "training_images": 13})], scored)
-    assert "LEARNED FROM THESE IMAGES" in line
+    assert "LEARNED FROM 13 OF THESE 13 IMAGES" in line
 
 
 def test_groups_are_part_of_what_was_learned(rendered_pairs: Path, tmp_path: Path) -> None:
@@ -76,11 +81,67 @@ def test_groups_are_part_of_what_was_learned(rendered_pairs: Path, tmp_path: Pat
     cases, _, _ = _find(data, "test")
     training = {"data": ["x"], "data_sha256": checked_pairs([data])[1].sha256, "training_images": 12}
     (line,) = say_learned_from([("a", training)], cases)
-    assert "LEARNED FROM THESE IMAGES" in line
+    assert "LEARNED FROM 12 OF THESE 12 IMAGES" in line
     alone = {**training, "data_sha256": checked_pairs([rendered_pairs])[1].sha256}
     assert alone != training
     (line,) = say_learned_from([("a", alone)], cases)
-    assert "LEARNED FROM THESE IMAGES" in line, "before there were groups"
+    assert "LEARNED FROM 12 OF THESE 12 IMAGES" in line, "before there were groups"
+    folded = {**alone, "training_images": 9, "validation_images": 3, "fold": 0, "folds": 4}
+    (line,) = say_learned_from([("a", folded)], cases)
+    assert "LEARNED FROM THESE IMAGES" in line, "the folds of then are not known"
+    (line,) = say_learned_from([("a", folded)], cases[:2], cases)
+    assert GENERAL.format(9, "x") in line
+
+
+@pytest.fixture
+def fold(rendered_pairs: Path, sha256: str) -> tuple[dict, set[str]]:
+    """What the card of a run says that held out fold 2 of 4, and the ids of that."""
+    learned, validated = split_fold(find_pairs(rendered_pairs), 4, 2)
+    counts = {"training_images": len(learned), "validation_images": len(validated)}
+    training = {"data": ["data/clinic"], "data_sha256": sha256, "fold": 2, "folds": 4, **counts}
+    return training, {pair.id for pair in validated}
+
+
+def test_a_fold_of_the_data(cases: list[Case], fold: tuple[dict, set[str]]) -> None:
+    training, validated = fold
+    new, old = ([case for case in cases if (case.id in validated) is held] for held in (True, False))
+    (line,) = say_learned_from([("a", training)], new, cases)
+    assert line == "a held these images out (clinic; fold 2 of 4); they did choose the epoch of its best.pt."
+    for scored in (old[:3], [*old[:3], *new]):
+        (line,) = say_learned_from([("a", training)], scored, cases)
+        assert f"a LEARNED FROM 3 OF THESE {len(scored)} IMAGES (clinic; " in line
+    (line,) = say_learned_from([("a", {**training, "validation_images": None})], old[:3], cases)
+    assert " learned from " in line, "other data by their number"
+
+
+@pytest.mark.parametrize("other", [{"folds": None}, {"folds": 3}, {"fold": 7}, {"fold": "0"}, {"data_sha256": "ab"}])
+def test_a_fold_that_cannot_be_made_again(cases: list[Case], fold: tuple[dict, set[str]], other: dict) -> None:
+    training, _ = fold
+    (line,) = say_learned_from([("a", {**training, **other})], cases[:3], cases)
+    assert GENERAL.format(training["training_images"], "clinic") in line
+
+
+def test_images_for_training_are_named_as_such_unless_all_held_them_out(
+    cases: list[Case], fold: tuple[dict, set[str]]
+) -> None:
+    training, validated = fold
+    start = _shipped("unet-light")
+    new = [case for case in cases if case.id in validated - learned_ids(start["data_sha256"])]
+    assert new
+    for parts, scored, told in (
+        ([training], new, False),
+        ([{**training, "start_from": start}], new, False),
+        ([training, start], new, False),
+        ([training], cases, True),
+        ([training, {}], new, True),
+        ([{**training, "start_from": {"sha256": "ab"}}], new, True),
+        ([{**training, "start_from": {**start, "mean_of": None, "data_sha256": "ab"}}], new, True),
+        ([{**training, "fold": 1}, training], new, True),
+    ):
+        models = [("a", part) for part in parts]
+        lines = say_learned_from(models, scored, cases, of_training=True)
+        assert (lines[-1] == "--split train: a model may have learned from these images.") is told, lines
+        assert lines[: len(lines) - told] == say_learned_from(models, scored, cases)
 
 
 def test_what_it_went_on_from_and_what_it_is_the_mean_of(cases: list[Case], sha256: str) -> None:
@@ -94,7 +155,7 @@ def test_what_it_went_on_from_and_what_it_is_the_mean_of(cases: list[Case], sha2
         lines = say_learned_from([("a", training)], cases)
         assert len(lines) == 2
         assert lines[0].startswith("a learned from 7 training images (theirs)")
-        assert lines[1].startswith("a LEARNED FROM THESE IMAGES (x/mine;")
+        assert lines[1].startswith("a LEARNED FROM 12 OF THESE 12 IMAGES (x/mine;")
     assert len(say_learned_from([("a", {**other, "mean_of": "x", "start_from": 7})], cases)) == 1
 
 

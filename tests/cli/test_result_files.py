@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,7 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
         (["/dev/stdout", "/dev/fd/1"], "--0 and --1: both are /dev/fd/1"),
         (["none/a.json"], "--0 none/a.json: there is no folder none"),
         (["made/more/a.json"], "there is no folder made/more"),
+        (["astray.json"], "--0 astray.json: there is no folder /.*/nowhere to write it to"),
         (["x"], "it is a folder"),
         (["made"], "it is a folder"),
         (["photo.jpg"], "that is an image's name"),
@@ -84,6 +87,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_made(
     monkeypatch.chdir(tmp_path)
     Path("x").mkdir()
     Path("link.json").symlink_to("a.json")
+    Path("astray.json").symlink_to("nowhere/a.json")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SettingsError, match=message):
         check_results({f"--{n}": Path(file) for n, file in enumerate(files)}, [Path("made")])
@@ -112,8 +116,9 @@ def test_a_folder_is_made(tmp_path: Path) -> None:
     check_results({"--csv": figures / "a.csv", "--json": tmp_path / "new" / "a.json"}, [figures])
     assert figures.is_dir()
     (tmp_path / "file").touch()
-    with pytest.raises(SettingsError, match="cannot be written"):
-        check_results({}, [tmp_path / "file" / "figures"])
+    inside = tmp_path / "file" / "figures"
+    with pytest.raises(SettingsError, match=f"^{re.escape(str(inside))}: cannot be written: Not a directory"):
+        check_results({}, [inside])
 
 
 _KILLED = """
@@ -183,8 +188,9 @@ def test_a_file_that_got_its_name_before_it_was_locked_stays(tmp_path: Path, mon
     first.write("first\n")
 
     def lock_late(file: int) -> bool:
-        first.finish()
-        first.close()
+        if not list_file.exists():
+            first.finish()
+            first.close()
         return lock(file)
 
     monkeypatch.setattr("isicrt.engine.lock.lock", lock_late)
@@ -194,6 +200,40 @@ def test_a_file_that_got_its_name_before_it_was_locked_stays(tmp_path: Path, mon
     second.finish()
     second.close()
     assert list_file.read_text() == "second\n"
+
+
+@posix
+def test_a_result_has_the_mode_of_a_new_file_whatever_a_killed_run_left(tmp_path: Path) -> None:
+    list_file, new = tmp_path / "list.csv", tmp_path / "new"
+    subprocess.run([sys.executable, "-c", _KILLED, str(list_file)], check=False)
+    (left,) = tmp_path.iterdir()
+    left.chmod(0o600)
+    new.touch()
+    with closing(ResultFile(list_file)) as file:
+        file.finish()
+    assert list_file.stat().st_mode == new.stat().st_mode
+    assert not left.exists()
+
+
+@posix
+def test_what_may_not_be_removed_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sticky folder, such as /tmp, one may neither remove nor rename what somebody else left."""
+    list_file = tmp_path / "list.csv"
+    subprocess.run([sys.executable, "-c", _KILLED, str(list_file)], check=False)
+    (left,) = tmp_path.iterdir()
+    before, unlink = left.read_bytes(), Path.unlink
+
+    def refuse(path: Path, *, missing_ok: bool = False) -> None:
+        if path == left:  # the tests may run as root, who may
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with closing(ResultFile(list_file)) as file:
+        file.write("whole\n")
+        file.finish()
+    assert (list_file.read_text(), left.read_bytes()) == ("whole\n", before)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @posix

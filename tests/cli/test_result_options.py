@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 import pytest
 from click.testing import CliRunner, Result
@@ -74,6 +77,23 @@ def test_an_image_is_not_replaced(command: str, option: str) -> None:
 @pytest.mark.parametrize(("command", "option"), [pair for pair in _OPTIONS if pair[0] != "reproduce"])
 def test_a_folder_that_nobody_makes(command: str, option: str) -> None:
     _is_refused(command, option, "missing/x", "there is no folder missing to write it to")
+
+
+@pytest.mark.parametrize(("command", "option"), [*_OPTIONS, ("audit", "--sheet")])
+def test_a_place_that_cannot_be_written_is_said_of_the_option(
+    command: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("sealed").mkdir()
+
+    def refuse(*, dir: Path) -> IO[bytes]:  # the tests may run as root, whom no mode stops
+        if dir.name == "sealed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(dir / "tmpwqwm2382"))
+        return TemporaryFile(dir=dir)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    result = _run(command, option, "sealed/x")
+    assert result.exit_code == 2, result.output
+    assert f"Error: {option} sealed/x: cannot be written: Permission denied" in " ".join(result.output.split())
 
 
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no /dev/stdout here")

@@ -280,7 +280,7 @@ def test_ground_truth_among_the_images_is_said(segment) -> None:
     said, *_ = result.stderr.splitlines()
     assert re.fullmatch(
         r"4 of the 7 images have the name of a ground truth, such as in/[a-d]_Segmentation\.png, and will be segmented "
-        r"like photographs: name the folder of the photographs, or a pattern such as 'data/\*\*/\*\.jpg'",
+        r"like photographs: name the folder of the photographs, or a pattern such as 'FOLDER/\*\*/\*\.jpg'",
         said,
     )
     assert "ground truth" not in segment("in/*.jpg", "--out", "out").stderr
@@ -309,3 +309,13 @@ def test_ground_truth_of_other_data_sets_is_said(segment, truth: str) -> None:
 def test_a_photograph_may_be_called_lesion(segment) -> None:
     Path("in/a.jpg").rename("in/good_lesion.jpg")
     assert "ground truth" not in segment("in", "--out", "out").stderr
+
+
+def test_masks_that_would_lie_among_ground_truth_are_told_once(segment) -> None:
+    Path("out").mkdir()
+    Image.new("L", (64, 48), 255).save("out/a_Segmentation.png")
+    assert segment("in", "--out", "out").stderr.splitlines() == [
+        "out holds what looks like ground truth, such as a_Segmentation.png; the masks will lie beside it. Another "
+        "--out keeps them apart"
+    ]
+    assert segment("in", "--out", "out").stderr == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from PIL import Image
 from isicrt.benchmarks.rendered import render
 from isicrt.engine import segmenter as segmenter_module
 from isicrt.engine.isolation import ImageDecoder
+from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.masks import encode_png
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.segmenter import Segmenter
+from tests.journal_lines import read_journal
 
 MASK = Path("out/a.png")
 
@@ -61,6 +64,9 @@ def test_a_mask_outlives_a_failure_that_is_not_its_images(
         for existing in ("overwrite",) if corrected else ("overwrite", "resume"):
             assert "exit code 1" in (_run(strict, existing=existing).error or "")
             assert MASK.read_bytes() == mask
+        if not corrected:
+            assert "exit code 1" in (_run(segmenter, overlays="drawn").error or "")
+            assert MASK.read_bytes() == mask
     again = _run(segmenter)  # what was noted of the mask still holds
     assert (again.error, again.skipped, again.kept is not None) == (None, True, corrected)
     assert MASK.read_bytes() == mask
@@ -75,3 +81,16 @@ def test_a_damaged_image_has_no_mask_of_its_better_days(here: Path, segmenter: S
     assert "not a JPEG" in (_run(segmenter, existing=existing).error or "")
     assert not MASK.exists()
     assert _run(segmenter).untried
+
+
+def test_a_damaged_image_has_no_mask_that_a_killed_run_had_announced(here: Path, segmenter: Segmenter) -> None:
+    """Nobody knows from which bytes that one was made."""
+    _run(segmenter, overlays="drawn")
+    first = next(iter(read_journal(Path("out"))))
+    with Path("out", JOURNAL_NAME).open("a", encoding="utf-8") as journal:
+        journal.writelines(f"{json.dumps(line)}\n" for line in (first, {"writing": ["a.png"]}))
+    Path("in/a.tif").write_bytes(b"damaged")
+    assert not _run(segmenter, overlays="drawn").untried
+    assert not MASK.exists()
+    assert not Path("drawn/a.jpg").exists()
+    assert _run(segmenter, overlays="drawn").untried

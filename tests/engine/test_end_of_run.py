@@ -46,6 +46,17 @@ def test_the_last_line_follows_what_it_speaks_of(
     assert [next(iter(line)) for line in read_journal(tmp_path)] == ["run", "end"]
 
 
+def test_what_is_on_the_disk_is_not_brought_there_again(tmp_path: Path, reached: list[str]) -> None:
+    with Ledger(tmp_path, [], model={}, settings={}, fsync="batch") as ledger:
+        for _ in range(2):
+            ledger.sync()
+        ledger.announce([])
+        for _ in range(2):
+            ledger.sync()
+        ledger.finish({"done": 0})
+    assert reached == ["all after run", "all after writing", "journal"]
+
+
 def test_what_a_sync_in_between_could_not_write_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system tells of it once: the sync at the end hears nothing of it any more."""
     failures = [OSError(errno.EIO, os.strerror(errno.EIO))]

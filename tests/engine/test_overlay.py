@@ -28,9 +28,9 @@ def _photograph(path: str, seed: int) -> None:
     Image.fromarray(render(seed, (40, 60))[0]).save(path)
 
 
-def _run(segmenter: Segmenter, images: str = "in", **options: object) -> dict[str, Outcome]:
+def _run(segmenter: Segmenter, images: str = "in", out: str = "out", **options: object) -> dict[str, Outcome]:
     ended: dict[str, Outcome] = {}
-    segmenter.segment_folder(images, "out", on_outcome=lambda o: ended.update({o.job.image.stem: o}), **options)
+    segmenter.segment_folder(images, out, on_outcome=lambda o: ended.update({o.job.image.stem: o}), **options)
     return ended
 
 
@@ -80,10 +80,83 @@ def test_an_overlay_is_that_of_the_mask_that_stands_there(
     with Segmenter(darkness_onnx, threads=1, threshold=0.95) as strict:
         assert not _run(strict)["a"].skipped
         assert drawn.read_bytes() == before
-        assert not _run(strict, overlays="drawn")["a"].skipped
-        assert drawn.read_bytes() != before
+        mask = Path("out/a.png").stat()
         assert _run(strict, overlays="drawn")["a"].skipped
-        assert _run(strict)["a"].skipped
+        assert Path("out/a.png").stat() == mask
+        after = drawn.read_bytes()
+        assert after != before
+        _run(strict, overlays="drawn", existing="overwrite")
+        assert drawn.read_bytes() == after
+
+
+@pytest.mark.parametrize("images", ["in", "other"])
+def test_two_folders_of_masks_may_share_one_of_overlays(
+    here: Path, segmenter: Segmenter, darkness_onnx: Path, images: str
+) -> None:
+    """They draw in turns. Of two images without a lesion the masks are the same, and the photographs are not."""
+    _photograph("other/a.png", 1)
+    threshold = 0.95 if images == "in" else 0.999
+    with Segmenter(darkness_onnx, threads=1, threshold=threshold) as strict:
+        ours, theirs = (strict if images == "other" else segmenter, "in", "out"), (strict, images, "out2")
+        drawn = []
+        for _ in range(2):
+            for run in ours, theirs:
+                assert _run(*run, overlays="drawn")["a"].error is None
+                drawn.append(Path("drawn/a.jpg").read_bytes())
+    assert drawn[0] == drawn[2] != drawn[1] == drawn[3]
+    same_masks = Path("out/a.png").read_bytes() == Path("out2/a.png").read_bytes()
+    assert same_masks == (images == "other")
+
+
+def _as_before_labels(overlay: Path) -> None:
+    jpeg = overlay.read_bytes()
+    start = jpeg.index(b"\xff\xfe")
+    overlay.write_bytes(jpeg[:start] + jpeg[start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big") :])
+
+
+def test_overlays_are_drawn_from_the_masks_that_are_there(
+    here: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where an older isicrt drew them, or none: no mask is made again."""
+    assert not _run(segmenter, overlays="drawn")["a"].skipped
+    before = Path("drawn/a.jpg").read_bytes()
+    _as_before_labels(Path("drawn/a.jpg"))
+    monkeypatch.setattr(type(segmenter.runtime), "infer", None)
+    for overlays in "drawn", "elsewhere":
+        assert _run(segmenter, overlays=overlays)["a"].skipped
+        assert Path(overlays, "a.jpg").read_bytes() == before
+    Path("link").symlink_to("drawn")
+    there = Path("drawn/a.jpg").stat()
+    for overlays in "link", "out/../drawn", str(here / "drawn"):
+        assert _run(segmenter, overlays=overlays)["a"].skipped
+        assert Path("drawn/a.jpg").stat() == there
+
+
+def test_an_overlay_that_cannot_be_drawn_fails_its_image(here: Path, segmenter: Segmenter) -> None:
+    _run(segmenter)
+    mask = Path("out/a.png").read_bytes()
+    Path("drawn/a.jpg").mkdir(parents=True)
+    Path("drawn", OVERLAYS_NAME).touch()
+    assert "a.jpg: the overlay cannot be written: " in (_run(segmenter, overlays="drawn")["a"].error or "")
+    assert Path("out/a.png").read_bytes() == mask
+    Path("drawn/a.jpg").rmdir()
+    assert _run(segmenter, overlays="drawn")["a"].error is None
+    assert Path("drawn/a.jpg").is_file()
+
+
+def test_overlays_that_lost_their_mark(here: Path, segmenter: Segmenter) -> None:
+    """As where a shell copied them, which leaves dot files behind."""
+    _run(segmenter, overlays="drawn")
+    mark = Path("drawn", OVERLAYS_NAME)
+    mark.unlink()
+    assert _run(segmenter, overlays="drawn")["a"].skipped
+    assert mark.exists()
+    mark.unlink()
+    _as_before_labels(Path("drawn/a.jpg"))
+    with pytest.raises(DataError, match=rf"If isicrt drew them, .* make an empty file drawn/{OVERLAYS_NAME}\."):
+        _run(segmenter, overlays="drawn")
+    mark.touch()
+    assert _run(segmenter, overlays="drawn")["a"].skipped
 
 
 def test_a_run_that_was_moved_with_its_overlays_draws_none_again(

@@ -8,6 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from isicrt.engine import shipped
 from isicrt.export import quantisation, resizing, second_look, views
 
 COMMANDS = {
@@ -26,6 +27,7 @@ COMMANDS = {
         ("link", "is the model that it would be made of"),
         ("none/out.onnx", "there is no folder"),
         ("sealed/out.onnx", "cannot be written"),
+        ("shipped/out.onnx", "lies among the models that ship"),
     ],
 )
 def test_the_place_is_looked_at_first(
@@ -36,6 +38,8 @@ def test_the_place_is_looked_at_first(
     (tmp_path / "sealed").mkdir()
     command, options = COMMANDS[kind]
     assert isinstance(command, click.Command)
+    if out.startswith("shipped"):
+        monkeypatch.setattr(shipped, "_FOLDER", tmp_path.resolve() / "shipped")
     if out.startswith("sealed"):
         monkeypatch.setattr("tempfile.TemporaryFile", _refuse)  # the tests may run as root, whom no mode stops
     done = CliRunner().invoke(command, [str(tmp_path / "model"), *options, str(tmp_path / out)])

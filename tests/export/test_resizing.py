@@ -90,6 +90,16 @@ def test_command_with_a_wrong_size(checkpoint: Path, tmp_path: Path, size: str, 
     assert (done.exit_code, list(tmp_path.iterdir())) == (code, [])
 
 
+@pytest.mark.parametrize("option", ["--images", "--out"])
+def test_command_with_an_empty_path(checkpoint: Path, tmp_path: Path, option: str) -> None:
+    paths = {"--out": str(tmp_path / "a.onnx"), "--images": "x.jpg", option: ""}
+    done = CliRunner().invoke(
+        main, [str(checkpoint), "--size", "96", *(word for pair in paths.items() for word in pair)]
+    )
+    assert done.exit_code == 2, done.output
+    assert f"Invalid value for '{option}': it is empty; the current folder is ." in done.stderr
+
+
 def test_an_onnx_file_is_no_checkpoint(tmp_path: Path) -> None:
     write_darkness_model(tmp_path / "dark.onnx")
     with pytest.raises(BuildError, match="give the checkpoint"):
