@@ -121,13 +121,17 @@ def command(
     from isicrt.benchmarks.environment import read_environment
     from isicrt.benchmarks.evaluation import check_batch_size, compare, score_model
     from isicrt.benchmarks.evaluation_result import Evaluation
+    from isicrt.trainer.dataset import NoSuchHalfError
 
     if runs and figures is None:
         raise SettingsError("--runs needs --figures: the folder that their curves are drawn into")
     check_results({"--csv": csv_file, "--json": json_file}, (figures,))
     _check_runs(runs)
     protocol = _protocol(protocol_name, threshold, clean=not no_clean)
-    every, label, left_out = _find(data, split)
+    try:
+        every, label, left_out = _find(data, split)
+    except NoSuchHalfError as error:
+        raise DataError(f"{error}. Score the other with --split {'train' if split == 'test' else 'test'}") from None
     pairs = every
     if ids_file is not None:
         left_out = 0

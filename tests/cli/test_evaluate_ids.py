@@ -87,3 +87,11 @@ def test_the_fold_of_another_run_is_found_out(data: Path, tmp_path: Path) -> Non
     assert "clinic-2 LEARNED FROM 3 OF THESE 3 IMAGES (clinic; " in words
     assert "clinic-3 held these images out (clinic; fold 3 of 4)" in words
     assert "a model may have learned from these images" in words
+
+
+def test_a_data_set_with_the_other_half_alone_says_how_to_score_it(darkness_onnx: Path, data: Path) -> None:
+    data.rename(data.with_name("train"))
+    refused = _evaluate(darkness_onnx, "--data", data.parent)
+    assert refused.exit_code == 1
+    assert "Score the other with --split train" in refused.output
+    assert _evaluate(darkness_onnx, "--data", data.parent, "--split", "train").exit_code == 0
