@@ -32,7 +32,7 @@ import click
 import numpy as np
 import simplejpeg
 
-from isicrt._command import ModuleCommand
+from isicrt._command import ModuleCommand, NamedPath
 from isicrt.benchmarks.environment import provenance, read_environment, recorded_command
 from isicrt.benchmarks.macs import count_macs, load_graph
 from isicrt.benchmarks.result_file import check_places, write_whole
@@ -192,10 +192,10 @@ def to_dict(found: Sequence[Ceiling], arithmetic: Arithmetic, **facts: Any) -> d
 
 
 @click.command(cls=ModuleCommand)
-@click.option("--images", required=True, type=click.Path(exists=True, path_type=Path), help="Folder of JPEG files.")
+@click.option("--images", required=True, type=NamedPath(exists=True, path_type=Path), help="Folder of JPEG files.")
 @click.option("--model", default=None, help="An .onnx file or a shipped model's name. [default: the shipped model]")
 @click.option("--limit", type=click.IntRange(min=1), default=64, show_default=True, help="Images, at most.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--json", "json_file", type=NamedPath(dir_okay=False, path_type=Path))
 def main(images: Path, model: str | None, limit: int, json_file: Path | None) -> None:
     """Measure how near each stage is to what this machine can do."""
     check_places(json_file)

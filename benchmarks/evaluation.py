@@ -283,9 +283,15 @@ def compare(first: Scored, others: Sequence[Scored]) -> Iterator[Difference]:
 
 
 def labels_of_files(names: Sequence[str], files: Sequence[Path]) -> list[str]:
-    """`labels` of models by the names in their cards. A file goes by the last two names of its path: a folder tells one
-    ``model.onnx`` from the other, and of the machine next to nothing."""
-    return labels([(n, "/".join(f.absolute().parts[-2:])) for n, f in zip(names, files, strict=True)])
+    """`labels` of models by the names in their cards. Where two share that and the names of their files, their folders
+    tell one ``model.onnx`` from the other, and of the machine next to nothing."""
+    shared = Counter((name, file.name) for name, file in zip(names, files, strict=True))
+    return labels(
+        [
+            (name, "/".join(file.absolute().parts[-2:]) if shared[name, file.name] > 1 else file.name)
+            for name, file in zip(names, files, strict=True)
+        ]
+    )
 
 
 def labels(names: Sequence[tuple[str, str]]) -> list[str]:

@@ -21,10 +21,15 @@ def check_places(*files: Path | None) -> None:
     for file in files:
         if file is None or _is_stream(file):
             continue
-        if not file.absolute().parent.is_dir():
-            raise SettingsError(f"{file}: there is no folder {file.parent} to write it to")
+        if file.is_dir():
+            raise SettingsError(f"{file}: is a folder")
+        folder = file.resolve().parent  # a link's result goes where it leads
+        if not folder.is_dir():
+            raise SettingsError(
+                f"{file}: there is no folder {folder if file.is_symlink() else file.parent} to write it to"
+            )
         try:
-            with tempfile.TemporaryFile(dir=file.absolute().parent):
+            with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
             raise SettingsError(f"{file}: cannot be written: {error.strerror}") from error
@@ -45,4 +50,4 @@ def write_whole(file: Path | None, text: str) -> None:
 
 
 def _is_stream(file: Path) -> bool:
-    return file.parent == Path("/dev") or (file.exists() and not file.is_file())
+    return file.parent == Path("/dev") or (file.exists() and not file.is_file() and not file.is_dir())

@@ -22,7 +22,7 @@ from typing import Any
 import click
 import numpy as np
 
-from isicrt._command import ModuleCommand
+from isicrt._command import ModuleCommand, NamedPath
 from isicrt.benchmarks.conditions import CONDITIONS, UNCHANGED, Condition
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case, infer, labels_of_files
@@ -163,7 +163,7 @@ def _with_interval(name: str, row: Mapping[str, Any]) -> str:
 @click.command(cls=ModuleCommand)
 @click.argument("models", nargs=-1, required=True)
 @data_options
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything.")
+@click.option("--json", "json_file", type=NamedPath(dir_okay=False, path_type=Path), help="Write everything.")
 def command(
     models: tuple[str, ...], roots: tuple[Path, ...], split: str, ids: Path | None, json_file: Path | None
 ) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ def tables(report: Report) -> list[Table]:
 
 def figure(value: float) -> str:
     """Three significant digits, or all before the point, and never an exponent: 0.0123, 1.23, 12.3, 123, 1234."""
+    if not math.isfinite(value):
+        return str(value)
     exponent = int(f"{value:.2e}".partition("e")[2])
     return f"{value:.{max(0, 2 - exponent)}f}"
 

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import click
 import numpy as np
 
-from isicrt._command import ModuleCommand
+from isicrt._command import ModuleCommand, NamedPath
 from isicrt.benchmarks.accuracy import Accuracy, score_masks
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case, labels_of_files
@@ -48,7 +48,7 @@ BATCH_SIZES = (1, 8)
 NOISY = 0.10
 """Repeats that differ by more than this part of their median are reported as noise."""
 _WINDOW = Window(calls=5, seconds=0.5, warmup_calls=2, warmup_seconds=0.2)
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_FILE = NamedPath(dir_okay=False, path_type=Path)
 
 Setting = tuple[int, int]
 """Threads of the network and images a call."""
@@ -259,14 +259,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def data_options(command: _F) -> _F:
     """``--data`` (`roots`), ``--split`` and ``--ids``: the images of `find_cases` and `read_ids`."""
     for option in (
-        click.option("--ids", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="These, one a line."),
+        click.option("--ids", type=NamedPath(exists=True, dir_okay=False, path_type=Path), help="These, one a line."),
         click.option("--split", type=click.Choice(("train", "test")), default="test", show_default=True),
         click.option(
             "--data",
             "roots",
             multiple=True,
             required=True,
-            type=click.Path(exists=True, file_okay=False, path_type=Path),
+            type=NamedPath(exists=True, file_okay=False, path_type=Path),
             help="Data set with images/ and masks/, or with train/ and test/ that hold them. May be given again.",
         ),
     ):

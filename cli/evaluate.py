@@ -135,7 +135,7 @@ def command(
     pairs = every
     if ids_file is not None:
         left_out = 0
-        pairs = _named(every, ids_file, data)
+        pairs = _named(every, ids_file, data, split)
         label += f", {len(pairs)} of {len(every)} images ({ids_file.name})"
     environment = read_environment()
     with ExitStack() as stack:
@@ -220,21 +220,21 @@ def _find(data: Path, split: str) -> tuple[list[Case], str, int]:
     return [Case(pair.id, pair.image, pair.mask, pair.group) for pair in pairs], label, left_out
 
 
-def _named(cases: list[Case], ids_file: Path, data: Path) -> list[Case]:
+def _named(cases: list[Case], ids_file: Path, data: Path, split: str) -> list[Case]:
     """Those that a file of ids names; a line on the standard error says which ids are not among them, and why."""
     from isicrt.benchmarks.tradeoff import read_ids
+    from isicrt.trainer.dataset import find_pairs
     from isicrt.trainer.groups import id_of
-    from isicrt.trainer.twins import TEST_TWINS
 
     there = {case.id for case in cases}
     # An id that is there is taken as it is: it may look like a path.
     ids = {line if line in there else id_of(line, there) for line in read_ids(ids_file)}
     found = [case for case in cases if case.id in ids]
     missing = sorted(ids - {case.id for case in found})
-    twins = [id for id in missing if id in TEST_TWINS]
+    left_out = {pair.id for pair in find_pairs(data, split, frozenset())} - there if missing else set[str]()
     for some, why in (
-        ([id for id in missing if id not in TEST_TWINS], f"are not in {data}"),
-        (twins, "show lesions of test images and are left out"),
+        ([id for id in missing if id not in left_out], f"are not in {data}"),
+        ([id for id in missing if id in left_out], "show lesions of test images and are left out"),
     ):
         if some:
             text = f"{ids_file}: {len(some)} of its {len(ids)} ids {why}, such as {some[0]}"

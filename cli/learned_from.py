@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isicrt.cli.plain_text import printable
@@ -32,6 +33,7 @@ def say_learned_from(
     """
     from isicrt.trainer.learned_ids import learned_ids
     from isicrt.trainer.origins import trainings
+    from isicrt.trainer.twins import isic_id
 
     said: dict[str, list[str]] = {}
     to_learn = {len(some): some for some in _to_learn(cases if data is None else data) if some}
@@ -48,22 +50,22 @@ def say_learned_from(
         # Whoever trained hashed all images, those for validation too, but not those that `find_pairs` leaves out.
         held_out = training.get("validation_images")
         count = images + (held_out if isinstance(held_out, int) else 0)
-        learned, same = None, False
+        learned, validated, same = None, set[str](), False
         if training.get("data_sha256") and count in to_learn:
             if count not in hashed:
                 hashed[count] = _hashed(to_learn[count])
             pairs, report = hashed[count]
             same = _same_folds(training, report) is not None and scored >= {pair.id for pair in pairs}
-            learned = _learned(training, pairs, report)
+            learned, validated = _learned(training, pairs, report)
         ids = learned_ids(training.get("data_sha256"))
         known = len(scored & (ids if learned is None else learned))
-        all_new &= not known and (learned is not None or bool(ids))
+        all_new &= not known and (learned is not None or (bool(ids) and all(isic_id(Path(id)) for id in scored)))
         if known and learned is not None:
             line = (
                 f"LEARNED FROM {known:,} OF THESE {len(cases):,} IMAGES ({names}; their hash is in the card): "
                 "the scores are no measure of new ones."
             )
-        elif learned is not None and held_out:
+        elif learned is not None and scored & validated:
             line = (
                 f"held these images out ({names}; fold {training['fold']} of {training['folds']}); they did choose the "
                 "epoch of its best.pt."
@@ -113,18 +115,23 @@ def _same_folds(training: Mapping[str, Any], report: DatasetReport) -> bool | No
     return known.get(str(training["data_sha256"]))
 
 
-def _learned(training: Mapping[str, Any], pairs: Sequence[Pair], report: DatasetReport) -> set[str] | None:
-    """Ids of the images that a training learned from. None where they are other data, or its fold is not known."""
+def _learned(
+    training: Mapping[str, Any], pairs: Sequence[Pair], report: DatasetReport
+) -> tuple[set[str] | None, set[str]]:
+    """Ids of the images that a training learned from, and of those that it validated on. None and none where they are
+    other data, or its fold is not known."""
     from isicrt.trainer.dataset import split_fold
 
     same_folds = _same_folds(training, report)
     fold, folds, held_out = (training.get(name) for name in ("fold", "folds", "validation_images"))
     if same_folds is not None and not held_out:
-        return {pair.id for pair in pairs}
+        return {pair.id for pair in pairs}, set()
     if not same_folds or not isinstance(fold, int) or not isinstance(folds, int):  # older cards do not have `folds`
-        return None
+        return None, set()
     try:
         learned, validated = split_fold(pairs, folds, fold)
     except DataError:
-        return None
-    return {pair.id for pair in learned} if len(validated) == held_out else None
+        return None, set()
+    if len(validated) != held_out:
+        return None, set()
+    return {pair.id for pair in learned}, {pair.id for pair in validated}

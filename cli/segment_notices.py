@@ -32,16 +32,16 @@ def among_truths(out: Path) -> Iterator[str]:
     from isicrt.engine.journal import JOURNAL_NAME
     from isicrt.engine.sources import has_name_of_truth
 
-    if (out / JOURNAL_NAME).exists():
-        return
-    with suppress(OSError), os.scandir(out) as entries:
-        for entry in entries:
-            if has_name_of_truth(entry.name):
-                yield (
-                    f"{out} holds what looks like ground truth, such as {entry.name}; the masks will lie beside it. "
-                    "Another --out keeps them apart"
-                )
-                return
+    with suppress(OSError):  # what is wrong with the folder is said where it is made
+        if (out / JOURNAL_NAME).exists():
+            return
+        with os.scandir(out) as entries:
+            named = next((entry.name for entry in entries if has_name_of_truth(entry.name)), None)
+        if named is not None:
+            yield (
+                f"{out} holds what looks like ground truth, such as {named}; the masks will lie beside it. Another "
+                "--out keeps them apart"
+            )
 
 
 def idle_lines(

@@ -34,7 +34,7 @@ from isicrt.engine.lock import FolderLock
 from isicrt.engine.masks import Mask
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
 from isicrt.engine.output import FSYNC, BackgroundSync, OutputError, OutputFolder, make_folder
-from isicrt.engine.overlay_label import label_of, read_label
+from isicrt.engine.overlay_label import label_of, read_label, remove_overlay
 from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.sources import Job, overlay_path
 from isicrt.engine.survey import survey
@@ -328,14 +328,14 @@ class Ledger:
         if outcome.damaged is None and outcome.kept is None:
             return outcome
         mask = outcome.job.mask
-        if outcome.damaged is not None and self._known.wrote(name := self._name(mask)):
-            found = self._known.find(name)
-            entry = {"status": "done"} if found is None else found[0]
+        found = self._known.find(name := self._name(mask))
+        entry = {"status": "done"} if found is None else found[0]
+        if outcome.damaged is not None and self._known.wrote(name):
             if entry.get("status") == "done" and entry.get("image_crc") in (None, outcome.damaged.crc):
                 return replace(outcome, damaged=None)
             _remove(mask)
         if self._overlays is not None:
-            _remove(overlay_path(mask, self._out, self._overlays))
+            remove_overlay(overlay_path(mask, self._out, self._overlays), entry)
         return outcome
 
 

@@ -6,7 +6,10 @@ folders are spelled, and whichever other runs draw there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 _AT = 20
 """Bytes in front of a comment: JPEG's first marker and the JFIF header."""
@@ -36,3 +39,17 @@ def read_label(path: Path) -> bytes | None:
     except OSError:
         return None
     return label if marker == _MARKER and label.startswith(_BEGIN) else None
+
+
+def remove_overlay(path: Path, entry: Mapping[str, Any]) -> None:
+    """Remove the overlay of a mask that is not there any more, but not one that says that it is of another mask: runs
+    with other folders of masks may draw there too.
+
+    Args:
+        path: of the overlay.
+        entry: the journal's line of that mask.
+    """
+    label, crcs = read_label(path), (entry.get("image_crc"), entry.get("mask_crc"))
+    if label is None or not all(isinstance(crc, int) for crc in crcs) or label == _TEXT % crcs:
+        with suppress(OSError):
+            path.unlink()

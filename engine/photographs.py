@@ -57,7 +57,7 @@ def _clash(images: Sequence[Path]) -> str:
 
 def _find_truths(jobs: Jobs) -> list[Path]:
     """Those that are ground truth: in ``masks`` beside ``images``, superpixels, or with the ending of one and either
-    the rest of another image's name or two colours. One of each ending is looked at: photographs may be called
+    the rest of another image's name or no colour. Three of each ending are looked at: photographs may be called
     ``a_lesion.png`` too, and be many."""
     found = [(Path(os.path.normpath(Path(folder.images).absolute())), folder.numbers) for folder in jobs.folders()]
     folders = {folder for folder, _ in found}
@@ -74,15 +74,18 @@ def _find_truths(jobs: Jobs) -> list[Path]:
             elif ending:
                 unsure[ending].append(image)
     for group in unsure.values():
-        truths += group if _has_two_colours(group[0]) else ()
+        some = {0, len(group) // 2, len(group) - 1}
+        truths += group if any(_is_grey_or_of_two_colours(group[n]) for n in some) else ()
     return truths
 
 
-def _has_two_colours(image: Path) -> bool:
-    """At most two. One that cannot be read has more."""
+def _is_grey_or_of_two_colours(image: Path) -> bool:
+    """As masks are, soft ones too. One that cannot be read is not."""
     try:
         pixels = read_image(image).reshape(-1, 3)
     except DataError:
         return False
+    if (pixels == pixels[:, :1]).all():
+        return True
     others = pixels[(pixels != pixels[0]).any(axis=1)]
     return bool((others == others[:1]).all())

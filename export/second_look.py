@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import onnx
 
-from isicrt._command import ModuleCommand, Number
+from isicrt._command import ModuleCommand, NamedPath, Number
 from isicrt.engine.card import MAX_ZOOM, ModelCard
 from isicrt.engine.errors import BuildError
 from isicrt.engine.masks import replace_file
@@ -56,8 +56,8 @@ def look_again_below(model: Path, confidence: float, zoom: float = 0.0) -> bytes
 
 
 @click.command(cls=ModuleCommand)
-@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("model", type=NamedPath(exists=True, dir_okay=False, path_type=Path))
+@click.argument("out", type=NamedPath(dir_okay=False, path_type=Path))
 @click.option("--below", type=Number(0, 1, max_open=True), required=True, help="Of this confidence; 0: never.")
 @click.option(
     "--zoom",

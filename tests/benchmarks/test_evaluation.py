@@ -9,7 +9,16 @@ import pytest
 from PIL import Image
 
 from isicrt.benchmarks.accuracy import find_truths, score_masks
-from isicrt.benchmarks.evaluation import Candidate, Case, CaseScores, Scored, compare, labels, score_model
+from isicrt.benchmarks.evaluation import (
+    Candidate,
+    Case,
+    CaseScores,
+    Scored,
+    compare,
+    labels,
+    labels_of_files,
+    score_model,
+)
 from isicrt.benchmarks.report_protocol import ReportProtocol
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
 from isicrt.engine.errors import DataError, SettingsError
@@ -160,3 +169,8 @@ def test_differences_are_taken_image_by_image() -> None:
 )
 def test_labels_differ(names: list[tuple[str, str]], expected: list[str]) -> None:
     assert labels(names) == expected
+
+
+def test_a_label_names_the_folder_only_where_the_file_does_not_tell() -> None:
+    assert labels_of_files(["x", "x"], [Path("ci-81/a.onnx"), Path("ci-82/b.onnx")]) == ["x (a.onnx)", "x (b.onnx)"]
+    assert labels_of_files(["x", "x"], [Path("a/m.onnx"), Path("b/m.onnx")]) == ["x (a/m.onnx)", "x (b/m.onnx)"]

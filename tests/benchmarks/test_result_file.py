@@ -63,3 +63,11 @@ def test_figures_are_printed_where_the_file_cannot_be_written(
     assert result.exit_code == 1
     assert "| isicrt segment |" in result.output
     assert "r.json: No space left on device" in result.output
+
+
+def test_a_link_is_judged_by_where_it_leads_and_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "nowhere" / "r.json")
+    with pytest.raises(SettingsError, match=r"link\.json: there is no folder .*nowhere to write it to"):
+        check_places(tmp_path / "link.json")
+    with pytest.raises(SettingsError, match="is a folder"):
+        check_places(tmp_path)

@@ -26,12 +26,16 @@ def data(rendered_pairs: Path, tmp_path: Path) -> Path:
 
 def test_only_the_images_of_a_file_are_scored(darkness_onnx: Path, data: Path, tmp_path: Path) -> None:
     names = sorted(path.stem for path in (data / "images").iterdir())
+    mask = next((data / "masks").glob(f"{names[5]}*"))
+    # Of two that training leaves out one is there.
+    shutil.copy(data / "images" / f"{names[5]}.jpg", data / "images" / "ISIC_0001184.jpg")
+    shutil.copy(mask, data / "masks" / mask.name.replace(names[5], "ISIC_0001184"))
     ids = tmp_path / "validation.txt"
-    ids.write_bytes("\r\n".join([names[3], names[0], "elsewhere", "ISIC_0001184"]).encode() + b"\ncaf\xe9\n")
-    command = [darkness_onnx, "--data", data, "--ids", ids, "--json", tmp_path / "r.json"]
+    ids.write_bytes("\r\n".join([names[3], names[0], "ISIC_0001385", "ISIC_0001184"]).encode() + b"\ncaf\xe9\n")
+    command = [darkness_onnx, "--data", data, "--split", "train", "--ids", ids, "--json", tmp_path / "r.json"]
     result = _evaluate(*command)
     assert result.exit_code == 0, result.output
-    assert f"2 of its 5 ids are not in {data}, such as caf" in result.stderr
+    assert f"2 of its 5 ids are not in {data}, such as ISIC_0001385" in result.stderr
     assert "1 of its 5 ids show lesions of test images and are left out, such as ISIC_0001184" in result.stderr
     assert "2/2" in result.output
     said = json.loads((tmp_path / "r.json").read_text())

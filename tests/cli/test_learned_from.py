@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,9 @@ def test_a_fold_of_the_data(cases: list[Case], fold: tuple[dict, set[str]]) -> N
     for scored in (old[:3], [*old[:3], *new]):
         (line,) = say_learned_from([("a", training)], scored, cases)
         assert f"a LEARNED FROM 3 OF THESE {len(scored)} IMAGES (clinic; " in line
+    other = dataclasses.replace(new[0], id="ISIC_0000003")  # a test image, which training leaves out
+    (line,) = say_learned_from([("a", training)], [other], [*cases, other])
+    assert GENERAL.format(training["training_images"], "clinic") in line
     (line,) = say_learned_from([("a", {**training, "validation_images": None})], old[:3], cases)
     assert " learned from " in line, "other data by their number"
 
@@ -202,3 +206,10 @@ def test_it_stands_under_the_table(rendered_pairs: Path) -> None:
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
     assert "unet-light-int8 LEARNED FROM 8 OF THESE 12 IMAGES (isic2016, isic2018-extra; by their ISIC numbers)" in said
+
+
+def test_images_without_isic_numbers_may_be_what_a_shipped_model_learned_from(cases: list[Case]) -> None:
+    (card,) = [read_onnx_card(shipped.resolve("unet-light"))]
+    renamed = [dataclasses.replace(case, id=f"p{n}") for n, case in enumerate(cases)]
+    *_, last = say_learned_from([("unet-light", card.training)], renamed, of_training=True)
+    assert last == "--split train: a model may have learned from these images."

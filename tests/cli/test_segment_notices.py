@@ -319,3 +319,9 @@ def test_masks_that_would_lie_among_ground_truth_are_told_once(segment) -> None:
         "--out keeps them apart"
     ]
     assert segment("in", "--out", "out").stderr == ""
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_and_no_traceback(segment) -> None:
+    result = segment("in", "--out", "x" * 300)
+    assert result.exit_code == 1
+    assert "the folder cannot be made: File name too long" in result.stderr

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from isicrt.benchmarks.rendered import render
 from isicrt.engine.errors import DataError
+from isicrt.engine.masks import encode_png
 from isicrt.engine.outcome import KEPT, Outcome
 from isicrt.engine.output import OVERLAYS_NAME
 from isicrt.engine.segmenter import Segmenter
@@ -106,6 +108,17 @@ def test_two_folders_of_masks_may_share_one_of_overlays(
     assert drawn[0] == drawn[2] != drawn[1] == drawn[3]
     same_masks = Path("out/a.png").read_bytes() == Path("out2/a.png").read_bytes()
     assert same_masks == (images == "other")
+
+
+def test_a_run_removes_no_overlay_of_anothers_mask(here: Path, segmenter: Segmenter, darkness_onnx: Path) -> None:
+    _run(segmenter, overlays="drawn")
+    with Segmenter(darkness_onnx, threads=1, threshold=0.95) as strict:
+        _run(strict, "in", "out2", overlays="drawn")
+        theirs = Path("drawn/a.jpg").read_bytes()
+        with Image.open("out/a.png") as mask:
+            Path("out/a.png").write_bytes(encode_png(np.ones((mask.height, mask.width), bool)))  # by hand
+        assert _run(segmenter, overlays="drawn")["a"].kept
+        assert Path("drawn/a.jpg").read_bytes() == theirs
 
 
 def _as_before_labels(overlay: Path) -> None:

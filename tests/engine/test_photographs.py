@@ -54,6 +54,18 @@ def test_what_is_named_as_ground_truth_and_has_two_colours_is_refused(tmp_path: 
         find_photographs(tmp_path, print)
 
 
+def test_soft_masks_and_masks_behind_a_photograph_are_told(tmp_path: Path) -> None:
+    soft = np.random.default_rng(0).integers(0, 256, (8, 9), dtype=np.uint8)
+    for name in ("a_segmentation.png", "b_segmentation.png"):
+        Image.fromarray(soft).save(tmp_path / name)
+    photograph = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    Image.fromarray(photograph).save(tmp_path / "a_mask.png")
+    for name in "bcd":
+        Image.fromarray(soft // 128 * 255).save(tmp_path / f"{name}_mask.png")
+    with pytest.raises(DataError, match="6 of the 6 images have the name of a ground truth"):
+        find_photographs(tmp_path, print)
+
+
 @pytest.mark.parametrize("out", [None, Path("out")])
 @pytest.mark.parametrize(
     ("other", "message"),
