@@ -67,10 +67,10 @@ def test_what_a_stuck_thread_had_taken_is_its_successor_s(
     """As on a mount that dies while the journal is asked."""
     check, released = Ledger.check, threading.Event()
 
-    def hang(self: Ledger, job: Job) -> Outcome | None:
+    def hang(self: Ledger, job: Job, draw: Any) -> Outcome | None:
         if job.image.stem == "20":
             assert released.wait(120)
-        return check(self, job)
+        return check(self, job, draw)
 
     monkeypatch.setattr(Ledger, "check", hang)
     ended: list[Outcome] = []
