@@ -285,7 +285,8 @@ def compare(first: Scored, others: Sequence[Scored]) -> Iterator[Difference]:
 def labels_of_files(names: Sequence[str], files: Sequence[Path]) -> list[str]:
     """`labels` of models by the names in their cards. Where two share that and the names of their files, their folders
     tell one ``model.onnx`` from the other, and of the machine next to nothing."""
-    shared = Counter((name, file.name) for name, file in zip(names, files, strict=True))
+    places = {(name, file.absolute()) for name, file in zip(names, files, strict=True)}
+    shared = Counter((name, place.name) for name, place in places)
     return labels(
         [
             (name, "/".join(file.absolute().parts[-2:]) if shared[name, file.name] > 1 else file.name)

@@ -83,8 +83,7 @@ def test_models_are_told_apart(darkness_onnx: Path, rendered_pairs: Path, tmp_pa
         images=rendered_pairs / "images",
         on_step=lambda *step: steps.append(step),
     )
-    files = [f"{file.parent.name}/{file.name}" for file in (darkness_onnx, other)]
-    labels = [f"darkness ({files[0]})", f"darkness ({files[1]}) #1", f"darkness ({files[1]}) #2"]
+    labels = ["darkness (darkness.onnx)", "darkness (other.onnx) #1", "darkness (other.onnx) #2"]
     assert [m.label for m in report.models] == labels
     assert report.models[1].card.input_size == (32, 32)
     assert report.models[0].sha256 != report.models[1].sha256 == report.models[2].sha256
