@@ -40,7 +40,7 @@ LIMITS = (
     *("images", "machine", "model", "L, ms", "measured, ms", "ratio", "wanted", "crowding"),
     *("images/s", "MP/s", "peak MB"),
 )
-PEERS = ("peers-512", "peers-512-float", "peers-512-load", "peers-12mp", "peers-baseline")
+PEERS = ("peers-512", "peers-512-epyc", "peers-512-float", "peers-512-load", "peers-12mp", "peers-baseline")
 
 
 def sections(results: Path) -> dict[str, str]:
