@@ -26,6 +26,9 @@ from tests.trainer.test_dataset import write_pair
 TWIN, OTHER = TWINS[0]
 NAMES = ["a", "b", "c", "d.1", TWIN, "L\xe4sion"]
 ROWS = ["image,group", "a,p1", "b.jpg,p2", "images/d.1.jpg, p1 ", f"{TWIN.lower()}.jpg,p2", "La\u0308sion,p3"]
+NEEDS = (
+    "has to have exactly one of image, image_id, image_name, isic_id, and at least one of group, patient_id, lesion_id"
+)
 
 
 @pytest.fixture
@@ -61,6 +64,86 @@ def test_groups_are_read_by_ids_or_by_names_of_files(data: Path, place: str, enc
     assert report.sha256 != plain.sha256, "the folds are others"
     file.unlink()
     assert survey([data])[1] == plain
+
+
+HAM10000 = [
+    "lesion_id,image_id,dx,dx_type,age,sex,localization",
+    "HAM_0000118,ISIC_0027419,bkl,histo,80.0,male,scalp",
+    "HAM_0000118,ISIC_0025030,bkl,histo,80.0,male,scalp",
+    "HAM_0002730,ISIC_0026769,bkl,histo,,male,scalp",
+    "HAM_0001466,ISIC_0031633,bkl,histo,75.0,male,ear",
+]
+ISIC_2020 = [
+    "image_name,patient_id,lesion_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target",
+    "ISIC_0027419,IP_7279968,IL_7972535,male,45.0,head/neck,unknown,benign,0",
+    "ISIC_0025030,IP_3075186,IL_2735081,female,45.0,upper extremity,unknown,benign,0",
+    "ISIC_0026769,IP_7279968,IL_4158600,male,50.0,lower extremity,nevus,benign,0",
+    "ISIC_0068279,IP_3075186,IL_0736219,female,45.0,head/neck,unknown,benign,0",
+]
+ARCHIVE = [
+    "isic_id,attribution,copyright_license,age_approx,sex,Patient_ID, LESION_ID ",
+    'ISIC_0027419,"Department of Dermatology, Hospital A",CC-0,80,male,,IL_1',
+    "ISIC_0025030,Anonymous,CC-0,,,,IL_1",
+    "ISIC_0026769,Anonymous,CC-0,55,,,",
+    "ISIC_0031633,Anonymous,CC-0,55,,IP_1,",
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "found", "notes"),
+    [
+        (
+            HAM10000,
+            ["the lesion_id HAM_0000118", "the lesion_id HAM_0000118", "the lesion_id HAM_0002730"],
+            ["3 images are in 2 groups, each of which", "ISIC_0031633"],
+        ),
+        (
+            ISIC_2020,
+            ["patient_id IP_7279968", "patient_id IP_3075186", "patient_id IP_7279968"],
+            ["3 images are in 2 groups, each of which", "ISIC_0068279"],
+        ),
+        (
+            ARCHIVE,
+            ["the lesion_id IL_1", "the lesion_id IL_1", None],
+            ["2 images are in 1 group, which", "ISIC_0031633"],
+        ),
+    ],
+)
+def test_published_metadata_are_groups_as_they_are(
+    tmp_path: Path, rows: list[str], found: list[str | None], notes: list[str]
+) -> None:
+    names = ["ISIC_0027419", "ISIC_0025030", "ISIC_0026769"]
+    for name in names:
+        write_pair(tmp_path / "images", tmp_path / "masks", name)
+    file = write_groups(tmp_path, *rows)
+    pairs, report = checked_pairs([tmp_path])
+    assert groups(pairs) == groups(find_pairs(tmp_path)) == dict(zip(names, found, strict=True))
+    assert report.groups == (
+        f"{file}: {notes[0]} stays in one fold",
+        f"{file}: 1 image that it names is not there, such as {notes[1]}",
+    )
+
+
+def test_what_shares_a_value_in_any_column_is_one_group(data: Path, tmp_path: Path) -> None:
+    """A patient with two lesions, and a lesion under two patients, whose image is not there; neither blanks nor values
+    of two columns are anything in common."""
+    rows = ["group,lesion_id,patient_id,image", ",1,2,a", ",1,3,elsewhere", ",4,3,b", ",2,,d.1", f"2,,,{TWIN}", ",,,c"]
+    file = write_groups(data, *rows)
+    pairs, report = checked_pairs([data])
+    found = {"a": "patient_id 2", "b": "patient_id 2", "d.1": "the lesion_id 2", TWIN: "2"}
+    assert groups(pairs) == dict.fromkeys(NAMES) | found
+    assert report.groups[0] == f"{file}: 4 images are in 3 groups, each of which stays in one fold"
+    more = tmp_path / "more"
+    write_pair(more / "images", more / "masks", "e")
+    write_groups(more, "patient_id,image", "3,e")
+    assert groups(survey([data, more])[0])["e"] == "patient_id 2", "in several data sets too"
+
+
+def test_a_column_of_groups_has_the_names_of_a_file_by_hand(data: Path) -> None:
+    write_groups(data, *ROWS)
+    by_hand = survey([data])[1]
+    write_groups(data, "IMAGE_ID, Group ,sex", *(f"{row}," for row in ROWS[1:]))
+    assert survey([data])[1] == by_hand
 
 
 @pytest.mark.parametrize("row", ["other.2", "other.2.jpg", "test/images/other.2.jpg"])
@@ -145,9 +228,19 @@ def test_an_id_that_is_another_with_a_dot(data: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [
-        (["image,lesion_id", "a,p1"], "its first line is 'image,lesion_id', and has to be image,group"),
-        (["image;group", "a;p1"], "its first line is 'image;group', and has to be image,group"),
-        ([""], "its first line is '', and has to be image,group"),
+        (["image,sex", "a,male"], f"its first line is 'image,sex', and {NEEDS}"),
+        (["image_id,isic_id,lesion_id", "a,b,1"], f"its first line is 'image_id,isic_id,lesion_id', and {NEEDS}"),
+        (
+            ["image;group", "a;p1"],
+            f"its first line is 'image;group', and {NEEDS}; save it with commas instead of semicolons",
+        ),
+        ([""], f"its first line is '', and {NEEDS}"),
+        (["image_id,lesion_id,sex", "a,1,", "b,2"], "line 3 has to have 3 cells and an image"),
+        (["image_id,lesion_id", "a,", ",1"], "line 3 has to have 2 cells and an image"),
+        (
+            ["image_id,patient_id,lesion_id", "a,,1", "a,2,", "a.jpg,3,1"],
+            "line 4: a is in patient_id 2 already, and here in 3; an image has one",
+        ),
         (["image,group", "a,p1", "b"], "line 3 has to be an image, a comma and its group"),
         (["image,group", "a,"], "line 2 has to be an image, a comma and its group"),
         (["image,group", "a,p1", "a.jpg,p2"], "line 3: a is in group p1 already, and here in p2; an image has one"),
