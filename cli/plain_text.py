@@ -6,10 +6,12 @@ import os
 import re
 import shlex
 
+from isicrt._command import spelled_out
+
 
 def printable(text: object) -> str:
-    """File names may hold what a terminal would obey or could not show."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    """A line that names files, whatever is in their names."""
+    return spelled_out(text)
 
 
 def shell_word(path: object) -> str:

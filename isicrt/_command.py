@@ -17,12 +17,17 @@ from isicrt.engine.errors import IsicrtError, SettingsError
 def explained(error: IsicrtError | OSError) -> click.ClickException:
     """What a command ends with: exit code 2 for settings, 1 for everything else."""
     if isinstance(error, SettingsError):
-        return click.UsageError(str(error))
+        return click.UsageError(spelled_out(error, but="\n"))
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return click.ClickException(f"{error.filename}: {error.strerror}")
+        return click.ClickException(f"{spelled_out(error.filename)}: {error.strerror}")
     if isinstance(error, OSError) and (lost := unprinted(error)) is not None:
         return lost
-    return click.ClickException(str(error))
+    return click.ClickException(spelled_out(error, but="\n"))
+
+
+def spelled_out(text: object, but: str = "") -> str:
+    """File names may hold what a terminal would obey or could not show; of that, only what stands in `but` stays."""
+    return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode() for c in str(text))
 
 
 _OF_A_STREAM = frozenset({errno.ENOSPC, errno.EIO, errno.EPIPE, errno.EFBIG, errno.EBADF, errno.EDQUOT})

@@ -21,6 +21,9 @@ from isicrt.engine.masks import replace_file
         (SettingsError("--size 100: a multiple of 32"), 2, "Error: --size 100: a multiple of 32"),
         (FileNotFoundError(2, "No such file or directory", "a.json"), 1, "Error: a.json: No such file or directory"),
         (OSError("device lost"), 1, "Error: device lost"),
+        (DataError("a.jpg: no image:\n  not\ta \x9b31mJPEG"), 1, "  not\\ta \\x9b31mJPEG"),
+        (SettingsError("--out a\x1b[2Jb"), 2, "Error: --out a\\x1b[2Jb"),
+        (FileNotFoundError(2, "Not there", "a\x1b[31m\nb"), 1, "Error: a\\x1b[31m\\nb: Not there"),
     ],
 )
 def test_an_error_is_a_line_and_an_exit_code(error: Exception, code: int, line: str) -> None:
