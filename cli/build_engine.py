@@ -136,8 +136,11 @@ def command(
     if masks is not None and images is None:
         raise click.UsageError("--masks needs --images: the images that the masks belong to.")
     from isicrt.export.build import build, check_tuning, choose_target, open_source
+    from isicrt.export.model_folder import ONNX_NAME
+    from isicrt.export.output_file import check_not_shipped
     from isicrt.export.tensorrt_build import Profile, Tuning
 
+    check_not_shipped(out / ONNX_NAME)
     destination = choose_target(target)
     tuning = Tuning(hardware_compatibility, compute_capability, opt_level, workspace)
     check_tuning(destination, tuning)

@@ -21,11 +21,7 @@ def check_output(out: Path, source: Path) -> None:
     """
     if out.exists() and out.samefile(source):
         raise BuildError(f"{out}: is the model that it would be made of, and would be replaced. Choose another file")
-    if lies_with_them(out):
-        raise BuildError(
-            f"{out}: lies among the models that ship, and `isicrt segment` would take it for one of them. Choose "
-            "a folder of your own"
-        )
+    check_not_shipped(out)
     if not out.parent.is_dir():
         raise BuildError(f"{out}: there is no folder {out.parent} to write it to")
     try:
@@ -33,3 +29,12 @@ def check_output(out: Path, source: Path) -> None:
             pass
     except OSError as error:
         raise BuildError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+def check_not_shipped(out: Path) -> None:
+    """Raise BuildError if a file would lie among the models that ship."""
+    if lies_with_them(out):
+        raise BuildError(
+            f"{out}: lies among the models that ship, and `isicrt segment` would take it for one of them. Choose "
+            "a folder of your own"
+        )

@@ -8,7 +8,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from isicrt.cli import build_engine
 from isicrt.engine import shipped
+from isicrt.engine.errors import BuildError
 from isicrt.export import quantisation, resizing, second_look, views
 
 COMMANDS = {
@@ -46,6 +48,16 @@ def test_the_place_is_looked_at_first(
     assert (done.exit_code, message in done.output) == (1, True), done.output
     assert (tmp_path / "model").read_bytes() == b"no model, which nobody has found yet"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["link", "model", "sealed"]
+
+
+def test_what_is_built_does_not_lie_among_the_models_that_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped, "_FOLDER", tmp_path.resolve())
+    # Without --out it is the current folder.
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(build_engine.command, ["none.onnx", "--target", "onnx"])
+    assert isinstance(done.exception, BuildError), done.output
+    assert str(done.exception).startswith("model.onnx: lies among the models that ship")
+    assert not any(tmp_path.iterdir())
 
 
 def _refuse(**_: object) -> None:
