@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ def open_candidates(models: Sequence[str], stack: ExitStack, threads: int | None
     """The models, loaded; closed with the stack. A checkpoint runs on the GPU that torch sees, else as ONNX."""
     from isicrt.benchmarks.evaluation import Candidate, labels
     from isicrt.engine import shipped
-    from isicrt.engine.ledger import file_sha256, loaded_sha256
+    from isicrt.engine.ledger import loaded_sha256
     from isicrt.engine.runtime import open_runtime
 
     wanted = models or (shipped.DEFAULT,)
@@ -33,19 +34,20 @@ def open_candidates(models: Sequence[str], stack: ExitStack, threads: int | None
     runtimes: list[Runtime] = []
     digests: list[str] = []
     for path, name in zip(paths, named, strict=True):
-        file = path
         say_plan_is_code(path)
+        file, digest, runtime = path, "", None
         if path.suffix == ".pt":
-            if (on_gpu := _open_on_gpu(path)) is not None:
+            if (runtime := _open_on_gpu(path)) is not None:
                 click.echo(f"Scoring {name} by torch, on the GPU", err=True)
-                runtimes.append(stack.enter_context(on_gpu))
-                digests.append(file_sha256(path))
-                continue
-            click.echo(f"Exporting {name} to ONNX", err=True)
-            file = _export(path, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isicrt-evaluate-"))))
-        runtimes.append(stack.enter_context(open_runtime(file, threads=threads)))
+            else:
+                click.echo(f"Exporting {name} to ONNX", err=True)
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="isicrt-evaluate-"))
+                file, digest = _export(path, Path(folder))
+        if runtime is None:
+            runtime = open_runtime(file, threads=threads)
+        runtimes.append(stack.enter_context(runtime))
         # Of an export the runtime knows its own digest, and not the checkpoint's.
-        digests.append(loaded_sha256(runtimes[-1], path) if file == path else file_sha256(path))
+        digests.append(digest or loaded_sha256(runtime, path))
     names = labels([(runtime.card.name, name) for runtime, name in zip(runtimes, named, strict=True)])
     return [
         Candidate(label, name, digest, runtime)
@@ -67,8 +69,8 @@ def _open_on_gpu(checkpoint: Path) -> Runtime | None:
     return TorchRuntime(checkpoint)
 
 
-def _export(checkpoint: Path, folder: Path) -> Path:
-    """A checkpoint as ONNX, so that what is scored runs as it would run anywhere."""
+def _export(checkpoint: Path, folder: Path) -> tuple[Path, str]:
+    """A checkpoint as ONNX, so that what is scored runs as it would run anywhere, and the checkpoint's SHA-256."""
     try:
         import onnx
 
@@ -77,9 +79,10 @@ def _export(checkpoint: Path, folder: Path) -> Path:
         from isicrt.trainer.checkpoint import load_model
     except ImportError as error:
         raise MissingDependencyError("PyTorch with ONNX", "train", str(error)) from error
-    network, card = load_model(checkpoint)
+    digest = hashlib.sha256()
+    network, card = load_model(checkpoint, read=digest.update)
     graph = export_onnx(Deployed(network, card).eval(), card)
     set_card(graph, card)
     path = folder / "model.onnx"
     onnx.save(graph, path)
-    return path
+    return path, digest.hexdigest()

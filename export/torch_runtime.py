@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -38,7 +39,9 @@ class TorchRuntime:
 
     def __init__(self, path: str | os.PathLike[str], *, device: str | None = None) -> None:
         device = device or GPU
-        network, card = load_model(Path(path))
+        digest = hashlib.sha256()
+        network, card = load_model(Path(path), read=digest.update)
+        self.digest = digest.hexdigest()
         self.card: ModelCard = card
         self.name = f"torch-{device}"
         self._path, self._device = path, device

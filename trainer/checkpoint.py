@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,15 +68,24 @@ def _remove_leftovers(path: Path) -> None:
                     leftover.unlink()
 
 
-def load(path: Path | str) -> tuple[ModelCard, dict[str, Any]]:
+def load(path: Path | str, *, read: Callable[[bytes], object] | None = None) -> tuple[ModelCard, dict[str, Any]]:
     """Read a checkpoint onto the CPU, with ``weights_only=True``.
+
+    Args:
+        path: of the file.
+        read: is given the bytes that are loaded, such as a hash's `update`: another file may lie there a moment later.
 
     Raises:
         ModelError: no such file, or not a checkpoint of isicrt.
     """
     path = Path(path)
+    source: Path | io.BytesIO = path
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        if read is not None:
+            content = path.read_bytes()
+            read(content)
+            source = io.BytesIO(content)
+        data = torch.load(source, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch.load raises whatever the unpickler and zipfile do
@@ -113,13 +123,17 @@ def _reason(error: Exception) -> str:
     return (found[0] if found else "it is damaged, or of another kind").split(". ")[0].rstrip(".")
 
 
-def load_model(path: Path | str) -> tuple[nn.Module, ModelCard]:
+def load_model(path: Path | str, *, read: Callable[[bytes], object] | None = None) -> tuple[nn.Module, ModelCard]:
     """The trained module in eval mode (see `build_model`) and its card.
+
+    Args:
+        path: of the file.
+        read: see `load`.
 
     Raises:
         ModelError: see `load`; or weights that do not fit the card's architecture.
     """
-    card, data = load(path)
+    card, data = load(path, read=read)
     try:
         # A stranger's card has no say in what else is read or fetched.
         model = build_model(card.architecture, pretrained=None, **card.network)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -287,7 +288,8 @@ def test_a_checkpoint_is_scored(
     torch = pytest.importorskip("torch")
     from isicrt.engine.card import ModelCard
     from isicrt.export import torch_runtime
-    from isicrt.trainer.checkpoint import save
+    from isicrt.trainer import checkpoint
+    from isicrt.trainer.checkpoint import load_model, save
     from isicrt.trainer.models import build_model
 
     torch.manual_seed(0)
@@ -298,13 +300,22 @@ def test_a_checkpoint_is_scored(
     save(path, card=card, weights=build_model("unet", **network).state_dict())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch_runtime, "GPU", "cpu")  # in place of a GPU
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def load_and_replace(*given: Any, **settings: Any) -> Any:
+        loaded = load_model(*given, **settings)
+        path.write_bytes(b"what a training run saves next")
+        return loaded
+
+    for module in (checkpoint, torch_runtime):
+        monkeypatch.setattr(module, "load_model", load_and_replace)
     result = _evaluate(path, "--data", rendered_pairs, "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
     assert ("Exporting run/best.pt to ONNX" in result.output) is not gpu
     (model,) = json.loads((tmp_path / "r.json").read_text())["models"]
     ran_on = "torch-cpu" if gpu else "onnxruntime-cpu"
     assert (model["label"], model["file"], model["runtime"]) == ("fresh", "run/best.pt", ran_on)
-    assert model["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert model["sha256"] == sha256
     assert model["summary"]["images"] == 12
 
 
