@@ -122,6 +122,7 @@ def command(
     from isicrt.benchmarks.evaluation import check_batch_size, compare, score_model
     from isicrt.benchmarks.evaluation_result import Evaluation
     from isicrt.trainer.dataset import NoSuchHalfError
+    from isicrt.trainer.halves import notes_on_test
 
     if runs and figures is None:
         raise SettingsError("--runs needs --figures: the folder that their curves are drawn into")
@@ -137,6 +138,9 @@ def command(
         left_out = 0
         pairs = _named(every, ids_file, data, split)
         label += f", {len(pairs)} of {len(every)} images ({ids_file.name})"
+    elif split == "test":
+        for note in notes_on_test([data]):
+            click.echo(printable(note), err=True)
     environment = read_environment()
     with ExitStack() as stack:
         # Pillow warns of odd metadata; what matters here is whether the pixels can be read.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +163,7 @@ def command(
             click.echo(line)
     if device == "cpu":
         keep_freed_memory()
-    with _progress() as listener:
+    with _progress(data) as listener:
         try:
             best = train(settings, listener)
         except KeyboardInterrupt:
@@ -205,12 +205,13 @@ def _recipe(model: str | None, recipe: str | None, epochs: int | None) -> Recipe
     return chosen if epochs is None else chosen.with_epochs(epochs)
 
 
-def _progress() -> Any:
+def _progress(data: Sequence[Path]) -> Any:
     """A listener and context manager that draws a bar on a terminal and prints one line an epoch."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from isicrt.trainer.data_notes import notes_on
+    from isicrt.trainer.halves import notes_on_test
     from isicrt.trainer.loop import Listener
 
     console = Console(highlight=False)
@@ -237,7 +238,7 @@ def _progress() -> Any:
             self.bar.stop()
 
         def checked(self, report: DatasetReport) -> None:
-            for note in notes_on(report):
+            for note in (*notes_on(report), *notes_on_test(data, report.contents)):
                 console.print(printable(note), soft_wrap=True, markup=False)
 
         def started(self, recipe: Recipe, training: int, validation: int, grey_masks: int, done: int) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
 
-from isicrt.trainer.dataset import DatasetReport, Pair
+from isicrt.engine.errors import DataError
+from isicrt.trainer.dataset import DatasetReport, Pair, find_folders, find_pairs
 from isicrt.trainer.twins import group_of, isic_id
 
 Half = tuple[Sequence[Pair], DatasetReport]
@@ -32,6 +37,40 @@ def notes_on_halves(train: Half, test: Half) -> list[str]:
             "a group to one side"
         )
     return lines
+
+
+def notes_on_test(roots: Sequence[Path], contents: Mapping[Path, bytes] = MappingProxyType({})) -> list[str]:
+    """Whether training shows images of the test halves to a model, in one line for people, as far as that is seen in a
+    moment: groups by their names, and copies of `contents`, of which a file is read that is as long as one of them.
+
+    Args:
+        roots: data sets. What cannot be read or paired of them is passed over.
+        contents: SHA-256 of the training images' files, where they are known.
+    """
+    learned: dict[str, Path] = {}
+    test: list[Pair] = []
+    for root in roots:
+        with suppress(DataError, OSError):  # most have no test half
+            learned.update({name: pair.image for pair in find_pairs(root, "train") if (name := _kept_with(pair))})
+            if find_folders(root, "test") != find_folders(root, "train"):
+                test += find_pairs(root, "test")
+    found: list[tuple[Path, Path]] = []
+    with suppress(OSError):
+        lengths = {image.stat().st_size for image in contents}
+        copied = {digest: image for image, digest in contents.items()}
+        for pair in test:
+            known = learned.get(_kept_with(pair))
+            if known is None and pair.image.stat().st_size in lengths:
+                known = copied.get(hashlib.sha256(pair.image.read_bytes()).digest())
+            if known is not None:
+                found.append((pair.image, known))
+    if not found:
+        return []
+    are = "1 image of test is" if len(found) == 1 else f"{len(found)} images of test are"
+    return [
+        f"{are} in train too, or in a group with what is, such as {found[0][0]} with {found[0][1]}: scores on test "
+        "flatter a model that learns from train. Move them to one side (isicrt data check)"
+    ]
 
 
 def _kept_with(pair: Pair) -> str:

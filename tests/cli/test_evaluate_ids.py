@@ -47,6 +47,24 @@ def test_only_the_images_of_a_file_are_scored(darkness_onnx: Path, data: Path, t
     assert "names no image of" in refused.output
 
 
+def test_test_images_that_are_in_train_too_are_told_where_all_are_scored(
+    darkness_onnx: Path, data: Path, tmp_path: Path
+) -> None:
+    name = "ISIC_0000005"
+    for folder in ("images", "masks"):
+        (data.parent / "train" / folder).mkdir(parents=True)
+        (file,) = (data / folder).glob(f"{name}*")
+        shutil.copy(file, data.parent / "train" / folder)
+    result = _evaluate(darkness_onnx, "--data", data.parent)
+    assert result.exit_code == 0, result.output
+    assert "1 image of test is in train too" in result.stderr
+    (tmp_path / "ids.txt").write_text("ISIC_0000004")
+    for other in (["--split", "train"], ["--ids", tmp_path / "ids.txt"]):
+        result = _evaluate(darkness_onnx, "--data", data.parent, *other)
+        assert result.exit_code == 0, result.output
+        assert "in train too" not in result.output
+
+
 @pytest.mark.parametrize(
     ("line", "image"),
     [

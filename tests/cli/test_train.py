@@ -96,6 +96,15 @@ def test_masks_of_0_and_1_are_refused_before_anything_is_learned(
     assert not out.exists()
 
 
+def test_images_of_both_halves_are_told(rendered_pairs: Path, tmp_path: Path, recipe: str) -> None:
+    for half in ("train", "test"):
+        shutil.copytree(rendered_pairs, tmp_path / "data" / half)
+    arguments = ["train", "--data", str(tmp_path / "data"), "--recipe", recipe, "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(group, [*arguments, "--fold", "99"])  # which ends it then
+    assert "12 images of test are in train too" in result.output
+    assert "fold 99 does not exist" in result.output
+
+
 def test_masks_without_lesion_are_told_and_a_run_without_validation_prints_none(
     rendered_pairs: Path, tmp_path: Path, recipe: str
 ) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from isicrt.trainer.dataset import survey
-from isicrt.trainer.halves import notes_on_halves
+from isicrt.trainer.dataset import find_pairs, survey
+from isicrt.trainer.halves import notes_on_halves, notes_on_test
 from isicrt.trainer.twins import TEST_TWINS, TWINS
 from tests.trainer.test_dataset import write_pair
 
@@ -58,3 +58,36 @@ def test_a_test_image_is_compared_with_what_is_learned_alone(tmp_path: Path) -> 
     write_pair(tmp_path / "train/images", tmp_path / "train/masks", "a", size=(9, 9))
     write_pair(tmp_path / "test/images", tmp_path / "test/masks", test)
     assert notes_on_halves(survey([tmp_path], "train"), survey([tmp_path], "test")) == []
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "groups", "found"),
+    [
+        pytest.param({"a": 1}, {"a": 2}, "", 0, id="a_name_may_be_there_twice"),
+        pytest.param({"a": 1, "b": 2}, {"a": 3, "d": 1}, "", 1, id="copy"),
+        pytest.param({"a": 1, "ISIC_9900001": 2}, {"isic_9900001": 3, "c": 4}, "", 1, id="isic_id"),
+        pytest.param({"a": 1, "b": 2, "c": 3}, {"d": 4, "e": 5, "f": 1, "g": 6}, "a,p\nd,p\nb,q\ne,q", 3, id="all"),
+    ],
+)
+def test_training_says_how_much_of_its_test_half_it_learns(
+    tmp_path: Path, train: dict[str, int], test: dict[str, int], groups: str, found: int
+) -> None:
+    data = tmp_path / "data"
+    for half, names in (("train", train), ("test", test)):
+        for name, content in names.items():
+            write_pair(data / half / "images", data / half / "masks", name, size=(8 + content, 6))
+    if groups:
+        (data / "groups.csv").write_text(f"image,group\n{groups}\n")
+    write_pair(tmp_path / "more/images", tmp_path / "more/masks", "h", size=(30, 6))  # which has no halves
+    notes = notes_on_test([data, tmp_path / "more"], survey([data, tmp_path / "more"])[1].contents)
+    are = "1 image of test is" if found == 1 else f"{found} images of test are"
+    assert [note.partition(" in train too")[0] for note in notes] == [are] * bool(found)
+
+
+def test_a_test_half_that_does_not_pair_up_is_no_matter_of_training(tmp_path: Path) -> None:
+    for half in ("train", "test"):
+        write_pair(tmp_path / half / "images", tmp_path / half / "masks", "a")
+    contents = survey([tmp_path])[1].contents
+    assert len(notes_on_test([tmp_path], contents)) == 1
+    find_pairs(tmp_path, "test")[0].mask.unlink()
+    assert notes_on_test([tmp_path], contents) == []
