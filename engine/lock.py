@@ -10,7 +10,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from isicrt.engine.output import OutputError
+from isicrt.engine.output import OutputError, is_fatal
 
 LOCK_NAME = ".isicrt-lock"
 # What lies under the lock's name came with the folder: neither a FIFO nor a link to somebody's file may be opened.
@@ -38,12 +38,15 @@ def lock(file: int) -> bool:
 
     Raises:
         BlockingIOError: somebody else holds it, be it in this process.
+        OSError: the disk or its mount has failed, which says nothing about who holds it.
     """
     try:
         _lock(file)
     except OSError as error:
         if error.errno in _TAKEN:
             raise BlockingIOError(*error.args) from error
+        if is_fatal(error):
+            raise
         return False
     return True
 
@@ -59,7 +62,7 @@ class LockFile:
     Raises:
         LockTaken: by another run.
         NoLockFile: something else lies there.
-        OSError: no file can be made there.
+        OSError: no file can be made there, or it cannot be told whether it is locked.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,10 +71,12 @@ class LockFile:
             file = _opened(path)
             try:
                 self.held = lock(file)
-            except BlockingIOError as error:
+            except OSError as error:
                 owner = _owner(file)
                 os.close(file)
-                raise LockTaken(owner) from error
+                if isinstance(error, BlockingIOError):
+                    raise LockTaken(owner) from error
+                raise
             # The holder before may have removed the file between our opening and our locking it. Some file systems
             # number a file anew each time.
             if not left or not self.held or _is(file, path):

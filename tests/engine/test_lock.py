@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from isicrt.engine.lock import LockFile, LockTaken, NoLockFile
+from isicrt.engine.lock import FolderLock, LockFile, LockTaken, NoLockFile
+from isicrt.engine.output import OutputError
 
 
 def test_one_holder_who_says_its_number(tmp_path: Path) -> None:
@@ -40,6 +41,24 @@ def test_where_there_are_no_locks_nobody_is_kept_away_and_nothing_is_left(
     for one in locks:
         one.release()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_is_not_one_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    import fcntl
+
+    def lose(file: int) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as failing:
+        failing.setattr("isicrt.engine.lock._lock", lose)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            LockFile(tmp_path / "lock")
+        with pytest.raises(OutputError, match=f"nothing can be written there: {os.strerror(code)}"):
+            FolderLock(tmp_path)
+    LockFile(tmp_path / "lock").release()  # nothing is open that had it
+    FolderLock(tmp_path).release()
 
 
 def test_a_file_system_that_numbers_a_file_anew_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
