@@ -254,7 +254,8 @@ def _print(evaluation: Evaluation, cases: Sequence[Case], data: Sequence[Case]) 
 
     from isicrt.benchmarks.evaluation_result import tables
     from isicrt.benchmarks.scoring_protocol import NEVER_COMPARE
-    from isicrt.trainer.data_notes import say_inverted, say_left_out, say_without_lesion
+    from isicrt.engine.mask_levels import say_inverted, say_without_lesion
+    from isicrt.trainer.data_notes import say_left_out
 
     console = open_console(_FILE_WIDTH)
     for table in tables(evaluation, wide=console.width >= _FILE_WIDTH):

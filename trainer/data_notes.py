@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isicrt.engine.mask_levels import say_inverted as say_inverted
-from isicrt.engine.mask_levels import say_without_lesion as say_without_lesion
+from isicrt.engine.mask_levels import say_inverted, say_without_lesion
 
 if TYPE_CHECKING:
     from isicrt.trainer.dataset import DatasetReport

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from isicrt.engine.errors import DataError
-from isicrt.trainer.data_notes import notes_on, say_damaged, say_inverted, say_turned, say_without_lesion
+from isicrt.engine.mask_levels import say_inverted, say_without_lesion
+from isicrt.trainer.data_notes import notes_on, say_damaged, say_turned
 from isicrt.trainer.dataset import (
     check_pairs,
     checked_pairs,
