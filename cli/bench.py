@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from isicrt._command import NamedPath
 from isicrt.benchmarks.benchmark import run_benchmark
 from isicrt.benchmarks.comparison import (
     compare,
@@ -24,7 +25,6 @@ from isicrt.benchmarks.result import Protocol, Report, read_report
 from isicrt.benchmarks.tables import Table as Figures
 from isicrt.benchmarks.tables import machine, tables, to_csv, to_markdown
 from isicrt.benchmarks.workload import RENDERED_NOTE
-from isicrt.cli.option_types import NamedPath
 from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import check_results, say_written, write_result

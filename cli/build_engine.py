@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isicrt.cli.option_types import NamedPath
+from isicrt._command import NamedPath
 from isicrt.cli.plain_text import shell_word
 from isicrt.cli.stopping import sigterm_as_ctrl_c
 from isicrt.engine.errors import DataError, MissingDependencyError

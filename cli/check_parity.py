@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isicrt.cli.option_types import NamedPath, Number
+from isicrt._command import NamedPath, Number
 from isicrt.cli.plain_text import printable
 from isicrt.cli.plan_notice import say_plan_is_code
 from isicrt.cli.recording import RecordingCommand, command_line

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isicrt.cli.option_types import NamedPath
+from isicrt._command import NamedPath
 from isicrt.cli.plain_text import printable, shell_word
 from isicrt.cli.result_files import check_results, write_result
 from isicrt.engine.errors import DataError, SettingsError

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from isicrt._command import NamedPath, Number
 from isicrt.cli.candidates import open_candidates
 from isicrt.cli.learned_from import say_learned_from
-from isicrt.cli.option_types import NamedPath, Number
 from isicrt.cli.plain_text import printable
 from isicrt.cli.progress import Progress
 from isicrt.cli.recording import RecordingCommand, command_line

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isicrt.cli.option_types import NamedPath
+from isicrt._command import NamedPath
 from isicrt.engine.errors import IsicrtError, MissingDependencyError, ModelError, install_line
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt._command import NamedPath
 from isicrt.cli.candidates import open_candidates
-from isicrt.cli.option_types import NamedPath
 from isicrt.cli.plain_text import shell_word
 from isicrt.cli.recording import RecordingCommand, command_line
 from isicrt.cli.result_files import write_result

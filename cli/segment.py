@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from isicrt.cli.option_types import NamedPath, Number
+from isicrt._command import NamedPath, Number
 from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson
 from isicrt.cli.plain_text import printable
 from isicrt.cli.plan_notice import say_plan_is_code

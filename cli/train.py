@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isicrt._command import NamedPath
 from isicrt.cli.learned_from import say_learned_from
-from isicrt.cli.option_types import NamedPath
 from isicrt.cli.plain_text import printable, shell_word
 from isicrt.engine import shipped
 from isicrt.engine.cuda_driver import find_gpu

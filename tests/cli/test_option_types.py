@@ -9,8 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from isicrt._command import NamedPath, Number
 from isicrt.cli.main import COMMANDS, group
-from isicrt.cli.option_types import NamedPath, Number
 
 
 def _parameters(
