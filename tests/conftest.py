@@ -10,13 +10,25 @@ import pytest
 from PIL import Image
 
 from isicrt.benchmarks.rendered import render
+from isicrt.engine.cores import available_cores
 from isicrt.engine.runtime import CPU_RUNTIME_VARIABLE
 from isicrt.engine.silent_imports import silence_onnxruntime
 from isicrt.trainer.dataset import LEFT_OUT
 from tests.tiny_models import write_darkness_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_MOST_WORKERS = 8
+"""Each loads torch, of half a gigabyte."""
+if (workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT")) is not None:
+    # Each would start a thread a core, all of which wait for each other by spinning.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // int(workers))))
 silence_onnxruntime()  # tests import it too
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For ``-n auto``: the cores that may be used, where xdist would count those of the machine."""
+    return min(_MOST_WORKERS, available_cores())
 
 
 @pytest.fixture(autouse=True, scope="session")
