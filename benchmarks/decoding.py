@@ -31,6 +31,7 @@ from isicrt.benchmarks.agreement import Agreement, ImageAgreement, Limits
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case, infer
 from isicrt.benchmarks.gpu_dali import decode_with_dali
+from isicrt.benchmarks.result_file import check_places
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
 from isicrt.benchmarks.tables import markdown_text
 from isicrt.benchmarks.tradeoff import find_cases
@@ -340,6 +341,7 @@ def command(
     json_file: Path | None,
 ) -> None:
     """Compare the ways of decoding for MODEL, an .onnx file or a shipped model's name."""
+    check_places(json_file)
     file = resolve(model)
     found = find_cases([root], split)
     count = min(limit or len(found), len(found))

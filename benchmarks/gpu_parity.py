@@ -22,6 +22,7 @@ from isicrt.benchmarks.agreement import Agreement, Limits, cpu_masker, measure_a
 from isicrt.benchmarks.environment import provenance, read_environment, recorded_command
 from isicrt.benchmarks.gpu_alone import GpuParts, opened_chain
 from isicrt.benchmarks.gpu_torch import open_torch
+from isicrt.benchmarks.result_file import check_places
 from isicrt.benchmarks.workload import open_workload
 from isicrt.engine.errors import DataError, ModelError
 from isicrt.engine.masks import replace_file
@@ -80,6 +81,7 @@ SCHEMA = "isicrt-gpu-parity/1"
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), required=True)
 def command(model: Path, images: Path, masks: Path | None, json_file: Path) -> None:
     """Compare MODEL on ONNX Runtime with the same network on the GPU, by torch. The exit code is 1 if they differ."""
+    check_places(json_file)
     agreement, decoded = compare(model, images, masks, lambda: open_torch(model, LARGEST), GpuParts())
     problems = agreement.problems(Limits())
     found: dict[str, Any] = {

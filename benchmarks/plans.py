@@ -24,6 +24,7 @@ from isicrt._command import ModuleCommand
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.macs import count_parameters, load_graph
 from isicrt.benchmarks.process import isicrt_command, run_command
+from isicrt.benchmarks.result_file import check_places
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import DataError
 from isicrt.engine.masks import replace_file
@@ -159,6 +160,7 @@ def command(
     json_path: Path | None,
 ) -> None:
     """Build each of MODELS with TensorRT for RTX, in each precision and for each GPU, and print a table."""
+    check_places(json_path)
     for model in models:
         resolve(model)
     rows = []

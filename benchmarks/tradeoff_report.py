@@ -16,6 +16,7 @@ import click
 
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.plots import accuracy_plot
+from isicrt.benchmarks.result_file import check_places
 from isicrt.benchmarks.tables import figure, markdown_text
 from isicrt.engine.errors import DataError
 from isicrt.engine.masks import replace_file
@@ -151,6 +152,7 @@ def _rate(model: Mapping[str, Any]) -> float:
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path))
 def main(result: Path, svg: Path | None) -> None:
     """Print RESULT, the JSON of isicrt.benchmarks.tradeoff, as Markdown."""
+    check_places(svg)
     data = read_tradeoff(result)
     if svg is not None:
         replace_file(svg, to_svg(data).encode())
