@@ -31,7 +31,7 @@ from isicrt.benchmarks.agreement import Agreement, ImageAgreement, Limits
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case, infer
 from isicrt.benchmarks.gpu_dali import decode_with_dali
-from isicrt.benchmarks.result_file import check_places
+from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
 from isicrt.benchmarks.tables import markdown_text
 from isicrt.benchmarks.tradeoff import find_cases
@@ -39,7 +39,7 @@ from isicrt.engine import geometry
 from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.geometry import UInt8Array, resize_by_pillow, resize_image
 from isicrt.engine.images import JPEG_SIGNATURE, MAX_PIXELS, Decoded, decode_data, decode_image, read_image, read_source
-from isicrt.engine.masks import Mask, replace_file
+from isicrt.engine.masks import Mask
 from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.runtime import Runtime, open_runtime
 from isicrt.engine.scores import bootstrap_interval, score_mask
@@ -364,9 +364,10 @@ def command(
             "resizer": "cykooz_resizer" if vars(geometry)["cykooz_resizer"] is not None else "pillow",
             **measure_decoding(runtime, cases, max_change=max_change),
         }
-    if json_file is not None:
-        replace_file(json_file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    click.echo(to_markdown(result))
+    try:
+        write_whole(json_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    finally:  # nothing is lost where the file cannot be written
+        click.echo(to_markdown(result))
     if why := problems(result):
         raise click.ClickException("the ways of decoding do not agree: " + "; ".join(why))
 

@@ -21,6 +21,7 @@ from isicrt.benchmarks import (
     robustness,
     tradeoff,
 )
+from isicrt.benchmarks.agreement import Agreement, ImageAgreement
 from isicrt.benchmarks.peers.__main__ import command as race
 from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.engine.errors import SettingsError
@@ -88,18 +89,38 @@ def test_a_link_is_followed_and_a_pipe_is_written_to(tmp_path: Path) -> None:
     assert not Path(os.devnull).is_file()
 
 
+@pytest.mark.parametrize(
+    ("module", "options", "printed"),
+    [
+        ("peers", "--runs 1 --peers opencv-onnx", "| isicrt segment |"),
+        ("decoding", "--limit 1 --max-change 1", "| segment | whole |"),
+        ("gpu_host", "--count 8 --own-count 8 --processes 1 --repeats 1", "| on threads |"),
+        ("gpu_parity", "", "mean Jaccard index of the masks 1.00000"),
+        ("plans", "--precision fp32", "fp32, default: no builder here"),
+    ],
+)
 def test_figures_are_printed_where_the_file_cannot_be_written(
-    darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: str,
+    options: str,
+    printed: str,
+    darkness_onnx: Path,
+    rendered_pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(result_file, "replace_file", full)
-    images = str(rendered_pairs / "images")
-    arguments = ["--images", images, "--model", str(darkness_onnx), "--runs", "1", "--peers", "opencv-onnx"]
-    result = CliRunner().invoke(race, [*arguments, "--json", str(tmp_path / "r.json")])
+    agreement = Agreement((ImageAgreement("a", 1.0, 0, 64),))
+    monkeypatch.setattr(gpu_parity, "compare", lambda *_: (agreement, {"gpu": 1}))
+    monkeypatch.setattr(plans, "build_row", lambda *options: plans.Row(*options[:3], "no builder here"))
+    words = {"MODEL": darkness_onnx, "PAIRS": rendered_pairs, "IMAGES": rendered_pairs / "images"}
+    command, arguments = COMMANDS[module]
+    given = [str(words.get(word, word)) for word in f"{arguments} {options}".split()]
+    result = CliRunner().invoke(command, [*given, "--json", str(tmp_path / "r.json")])
     assert result.exit_code == 1
-    assert "| isicrt segment |" in result.output
+    assert printed in result.output
     assert "r.json: No space left on device" in result.output
 
 
