@@ -42,7 +42,7 @@ from isicrt.engine.images import JPEG_SIGNATURE, MAX_PIXELS, Decoded, decode_dat
 from isicrt.engine.masks import Mask
 from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.runtime import Runtime, open_runtime
-from isicrt.engine.scores import bootstrap_interval, score_mask
+from isicrt.engine.scores import difference_interval, score_mask
 from isicrt.engine.shipped import resolve
 
 SCHEMA = "isicrt-decoding/1"
@@ -169,7 +169,7 @@ class _Gap:
     def to_dict(self, max_change: float) -> dict[str, Any]:
         masks = Agreement(tuple(self.masks))
         change = [(m.score_candidate or 0.0) - (m.score_reference or 0.0) for m in self.masks]
-        low, high = bootstrap_interval(np.array(change))
+        low, high = difference_interval(np.array(change))
         decides = self.way.decides and self.against.decides
         return {
             "way": self.way.name,
@@ -280,7 +280,7 @@ def problems(result: Mapping[str, Any]) -> list[str]:
     """Why the ways of decoding do not agree; none if they do."""
     found = [f"{c['way']} against {c['against']}: {p}" for c in result["comparisons"] for p in c["problems"]]
     if below := result["below_input"]:
-        found.append(f"{len(below)} images were scaled below the model's size, such as {below[0]}")
+        found.append(f"images scaled below the model's size: {len(below)}, such as {below[0]}")
     return found
 
 
@@ -293,7 +293,9 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         pixels, masks, change = c["pixels"], c["masks"], c["change"]
         row = [c["way"], "itself" if c["way"] == c["against"] else c["against"]]
         row += [f"{pixels['mean']:.3f}, {pixels['max']}", f"{masks['jaccard_mean']:.5f}, {masks['jaccard_min']:.4f}"]
-        row += [f"{scores[c['way']]:.5f}", f"{change['jaccard']:+.5f} ({change['low']:+.5f} to {change['high']:+.5f})"]
+        known = change["low"] is not None
+        interval = f"{change['low']:+.5f} to {change['high']:+.5f}" if known else "too few images"
+        row += [f"{scores[c['way']]:.5f}", f"{change['jaccard']:+.5f} ({interval})"]
         rows.append(row)
     model, data = result["model"], result["data"]
     height, width = model["input"]
@@ -303,7 +305,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     notes += [
         "Pixels at the network's input, in levels of 255. Score: mean Jaccard index, official protocol. Change: with "
         "its paired bootstrap interval.",
-        f"{data['images']} images ({markdown_text(data['set'])}), {markdown_text(model['name'])} at "
+        f"Images: {data['images']} ({markdown_text(data['set'])}). Model: {markdown_text(model['name'])} at "
         f"{height} x {width} px on {model['runtime']}. Before it resizes, segment decoded {parts} of the size, "
         f"{len(result['below_input'])} of them below the model's. `resize_image` is by `{result['resizer']}`.",
     ]
