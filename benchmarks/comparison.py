@@ -298,11 +298,11 @@ def _scored(old: ModelResult, new: ModelResult) -> list[str]:
     return [f"{new.label}: scored images: {were} before, {are} now: {said}"]
 
 
-def comparison_tables(found: Comparison, *, everything: bool = False) -> list[Table]:
-    """One table for each model: what changed, or every figure."""
+def comparison_tables(found: Comparison) -> list[Table]:
+    """One table for each model: what changed, and what cannot be judged."""
     tables = []
     for label, changes in found.changes:
-        shown = [c for c in changes if everything or c.verdict != NOISE]
+        shown = [c for c in changes if c.verdict != NOISE]
         notes = []
         if any(c.verdict not in (NOISE, *_UNJUDGED) for c in shown):
             changed = (

@@ -31,6 +31,7 @@ from isicrt.benchmarks.agreement import Agreement, ImageAgreement, Limits
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case, infer
 from isicrt.benchmarks.gpu_dali import decode_with_dali
+from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.benchmarks.scoring_protocol import OfficialProtocol
 from isicrt.benchmarks.tables import markdown_text
 from isicrt.benchmarks.tradeoff import find_cases
@@ -38,10 +39,10 @@ from isicrt.engine import geometry
 from isicrt.engine.errors import DataError, ImageError
 from isicrt.engine.geometry import UInt8Array, resize_by_pillow, resize_image
 from isicrt.engine.images import JPEG_SIGNATURE, MAX_PIXELS, Decoded, decode_data, decode_image, read_image, read_source
-from isicrt.engine.masks import Mask, replace_file
+from isicrt.engine.masks import Mask
 from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.runtime import Runtime, open_runtime
-from isicrt.engine.scores import bootstrap_interval, score_mask
+from isicrt.engine.scores import difference_interval, score_mask
 from isicrt.engine.shipped import resolve
 
 SCHEMA = "isicrt-decoding/1"
@@ -168,7 +169,7 @@ class _Gap:
     def to_dict(self, max_change: float) -> dict[str, Any]:
         masks = Agreement(tuple(self.masks))
         change = [(m.score_candidate or 0.0) - (m.score_reference or 0.0) for m in self.masks]
-        low, high = bootstrap_interval(np.array(change))
+        low, high = difference_interval(np.array(change))
         decides = self.way.decides and self.against.decides
         return {
             "way": self.way.name,
@@ -279,7 +280,7 @@ def problems(result: Mapping[str, Any]) -> list[str]:
     """Why the ways of decoding do not agree; none if they do."""
     found = [f"{c['way']} against {c['against']}: {p}" for c in result["comparisons"] for p in c["problems"]]
     if below := result["below_input"]:
-        found.append(f"{len(below)} images were scaled below the model's size, such as {below[0]}")
+        found.append(f"images scaled below the model's size: {len(below)}, such as {below[0]}")
     return found
 
 
@@ -292,7 +293,9 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         pixels, masks, change = c["pixels"], c["masks"], c["change"]
         row = [c["way"], "itself" if c["way"] == c["against"] else c["against"]]
         row += [f"{pixels['mean']:.3f}, {pixels['max']}", f"{masks['jaccard_mean']:.5f}, {masks['jaccard_min']:.4f}"]
-        row += [f"{scores[c['way']]:.5f}", f"{change['jaccard']:+.5f} ({change['low']:+.5f} to {change['high']:+.5f})"]
+        known = change["low"] is not None
+        interval = f"{change['low']:+.5f} to {change['high']:+.5f}" if known else "too few images"
+        row += [f"{scores[c['way']]:.5f}", f"{change['jaccard']:+.5f} ({interval})"]
         rows.append(row)
     model, data = result["model"], result["data"]
     height, width = model["input"]
@@ -302,7 +305,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     notes += [
         "Pixels at the network's input, in levels of 255. Score: mean Jaccard index, official protocol. Change: with "
         "its paired bootstrap interval.",
-        f"{data['images']} images ({markdown_text(data['set'])}), {markdown_text(model['name'])} at "
+        f"Images: {data['images']} ({markdown_text(data['set'])}). Model: {markdown_text(model['name'])} at "
         f"{height} x {width} px on {model['runtime']}. Before it resizes, segment decoded {parts} of the size, "
         f"{len(result['below_input'])} of them below the model's. `resize_image` is by `{result['resizer']}`.",
     ]
@@ -340,6 +343,7 @@ def command(
     json_file: Path | None,
 ) -> None:
     """Compare the ways of decoding for MODEL, an .onnx file or a shipped model's name."""
+    check_places(json_file)
     file = resolve(model)
     found = find_cases([root], split)
     count = min(limit or len(found), len(found))
@@ -362,9 +366,10 @@ def command(
             "resizer": "cykooz_resizer" if vars(geometry)["cykooz_resizer"] is not None else "pillow",
             **measure_decoding(runtime, cases, max_change=max_change),
         }
-    if json_file is not None:
-        replace_file(json_file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    click.echo(to_markdown(result))
+    try:
+        write_whole(json_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    finally:  # nothing is lost where the file cannot be written
+        click.echo(to_markdown(result))
     if why := problems(result):
         raise click.ClickException("the ways of decoding do not agree: " + "; ".join(why))
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from isicrt.benchmarks.gpu_watch import GpuWatch
-from isicrt.engine.masks import replace_file
+from isicrt.benchmarks.result_file import write_whole
 
 
 class Attempts:
@@ -85,4 +85,4 @@ class Attempts:
     def write(self) -> None:
         """The file is whole at any moment, also where the process is killed while it is written."""
         self.report.update(self._conclude(self.report))
-        replace_file(self._file, (json.dumps(self.report, indent=1) + "\n").encode())
+        write_whole(self._file, json.dumps(self.report, indent=1) + "\n")

@@ -34,6 +34,7 @@ import numpy as np
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.idle_processes import idle_processes
+from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.benchmarks.scratch import fresh
 from isicrt.engine import shipped
 from isicrt.engine.card import ModelCard
@@ -240,6 +241,7 @@ def main(
     json_file: Path | None,
 ) -> None:
     """Measure what the host does on the GPU's way. No GPU is needed."""
+    check_places(json_file)
     cores = available_cores()
     number = processes or default_processes(cores, on_gpu=True) or max(1, cores // 2)
     environment = read_environment()
@@ -261,9 +263,10 @@ def main(
         own_processes=ALONE,
         own_count=own_count,
     )
-    if json_file is not None:
-        json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    click.echo(to_markdown(data))
+    try:
+        write_whole(json_file, json.dumps(data, indent=1) + "\n")
+    finally:  # nothing is lost where the file cannot be written
+        click.echo(to_markdown(data))
 
 
 if __name__ == "__main__":

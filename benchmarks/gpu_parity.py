@@ -22,9 +22,9 @@ from isicrt.benchmarks.agreement import Agreement, Limits, cpu_masker, measure_a
 from isicrt.benchmarks.environment import provenance, read_environment, recorded_command
 from isicrt.benchmarks.gpu_alone import GpuParts, opened_chain
 from isicrt.benchmarks.gpu_torch import open_torch
+from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.benchmarks.workload import open_workload
 from isicrt.engine.errors import DataError, ModelError
-from isicrt.engine.masks import replace_file
 from isicrt.engine.runtime import open_runtime
 
 LARGEST = 64
@@ -80,6 +80,7 @@ SCHEMA = "isicrt-gpu-parity/1"
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), required=True)
 def command(model: Path, images: Path, masks: Path | None, json_file: Path) -> None:
     """Compare MODEL on ONNX Runtime with the same network on the GPU, by torch. The exit code is 1 if they differ."""
+    check_places(json_file)
     agreement, decoded = compare(model, images, masks, lambda: open_torch(model, LARGEST), GpuParts())
     problems = agreement.problems(Limits())
     found: dict[str, Any] = {
@@ -91,9 +92,12 @@ def command(model: Path, images: Path, masks: Path | None, json_file: Path) -> N
         **decoded,
         "problems": problems,
     }
-    replace_file(json_file, (json.dumps({**found, **agreement.to_dict()}, indent=1) + "\n").encode())
     change = "not measured" if agreement.change is None else f"{agreement.change:+.5f}"
-    click.echo(f"{decoded}; mean Jaccard index of the masks {agreement.jaccard_mean:.5f}, change of the score {change}")
+    line = f"{decoded}; mean Jaccard index of the masks {agreement.jaccard_mean:.5f}, change of the score {change}"
+    try:
+        write_whole(json_file, json.dumps({**found, **agreement.to_dict()}, indent=1) + "\n")
+    finally:  # nothing is lost where the file cannot be written
+        click.echo(line)
     if problems:
         raise click.ClickException("; ".join(problems))
 

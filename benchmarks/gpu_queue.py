@@ -33,6 +33,7 @@ from isicrt.benchmarks.gpu_attempts import Attempts
 from isicrt.benchmarks.gpu_files import render_files
 from isicrt.benchmarks.gpu_torch import open_torch
 from isicrt.benchmarks.gpu_whole import run_figures
+from isicrt.benchmarks.result_file import check_places
 from isicrt.engine.cores import available_cores
 from isicrt.engine.gpu_decode import HARDWARE_LOAD, GpuDecoder
 from isicrt.engine.pipeline import default_processes
@@ -244,6 +245,7 @@ def command(
     json_file: Path,
 ) -> None:
     """Time the chain's calls in a run and alone. MODEL is the ONNX file behind the plan, for torch."""
+    check_places(json_file)
     usual = default_processes(available_cores(), on_gpu=True)
     counts = processes or tuple(dict.fromkeys((usual, usual // 2, usual // 4)))
     head = {

@@ -53,6 +53,7 @@ from isicrt.benchmarks.gpu_torch import COMPILE_SECONDS, open_torch, torch_figur
 from isicrt.benchmarks.gpu_verdict import conclude, to_markdown
 from isicrt.benchmarks.gpu_whole import REPEATS, end_to_end_figures, other_way_figures
 from isicrt.benchmarks.latency import Window
+from isicrt.benchmarks.result_file import check_places
 from isicrt.engine.cuda_memory import CudaDevice
 from isicrt.engine.errors import IsicrtError
 from isicrt.engine.onnx_file import read_onnx_card
@@ -334,6 +335,7 @@ def command(
 
     The exit code is 1 where the plan cannot be opened; all the rest is measured then too.
     """
+    check_places(json_file)
     if PLAN in names and plan is None:
         raise click.UsageError(f"--engine {PLAN!r} needs --plan")
     head = {

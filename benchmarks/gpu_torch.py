@@ -20,7 +20,6 @@ import click
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.gpu_slots import SlotRuntime
 from isicrt.benchmarks.time_limit import time_limit
-from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import MissingDependencyError, ModelError
 from isicrt.engine.onnx_file import read_onnx_card
 
@@ -275,22 +274,12 @@ class TorchContext:
             self._about["graph_error"] = self.graph_error
 
 
-def open_torch(
-    model: Path,
-    largest: int,
-    *,
-    device: Any = None,
-    card: ModelCard | None = None,
-    compiled: bool = False,
-    seconds: float = COMPILE_SECONDS,
-) -> SlotRuntime:
+def open_torch(model: Path, largest: int, *, compiled: bool = False, seconds: float = COMPILE_SECONDS) -> SlotRuntime:
     """The network of an ONNX file on the GPU, by torch, behind the interface of a plan's runtime.
 
     Args:
         model: of isicrt.
         largest: batch.
-        device: a `CudaDevice`; None for a new one.
-        card: None for the file's.
         compiled: by torch.compile for batches of 1 and of `largest`, before this returns. It takes up to a minute each.
         seconds: that compiling may take.
 
@@ -300,7 +289,7 @@ def open_torch(
     """
     from isicrt.engine.cuda_memory import CudaDevice
 
-    device = CudaDevice() if device is None else device
+    device = CudaDevice()  # first: without a GPU no network is loaded
     about: dict[str, Any] = {}
     if compiled:
         network: Any = CompiledNetwork(model, "cuda", sorted({1, largest}), seconds=seconds)
@@ -308,7 +297,7 @@ def open_torch(
     else:
         network = load_network(model, "cuda", half=True)
     return SlotRuntime(
-        card or read_onnx_card(model),
+        read_onnx_card(model),
         COMPILED_NAME if compiled else NAME,
         device,
         lambda: TorchContext(network, largest, about=about),

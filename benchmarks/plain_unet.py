@@ -23,9 +23,12 @@ import numpy.typing as npt
 
 from isicrt._command import ModuleCommand, Number
 from isicrt.benchmarks.macs import count_macs, count_parameters
+from isicrt.benchmarks.result_file import check_places
 from isicrt.engine.card import METADATA_KEY, ModelCard
 from isicrt.engine.errors import MissingDependencyError, SettingsError
+from isicrt.engine.input_names import MODEL
 from isicrt.engine.masks import replace_file
+from isicrt.engine.shipped import lies_with_them
 
 if TYPE_CHECKING:
     import onnx
@@ -214,6 +217,9 @@ class _Builder:
 @click.option("--size", type=int, default=192, show_default=True, help="Side of the input, pixels.")
 def main(out: Path, gmac: float, size: int) -> None:
     """Write an untrained plain U-Net of about so many GMAC to OUT, for `isicrt bench`."""
+    check_places(out, but=MODEL)
+    if lies_with_them(out):
+        raise SettingsError(f"{out}: lies among the models that ship. Choose a folder of your own")
     model = plain_unet(gmac, size)
     replace_file(out, model.SerializeToString(deterministic=True))
     widths = ", ".join(map(str, plain_widths(gmac, size)))

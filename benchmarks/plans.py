@@ -24,9 +24,9 @@ from isicrt._command import ModuleCommand
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.macs import count_parameters, load_graph
 from isicrt.benchmarks.process import isicrt_command, run_command
+from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import DataError
-from isicrt.engine.masks import replace_file
 from isicrt.engine.plan import read_plan
 from isicrt.engine.shipped import resolve
 
@@ -159,6 +159,7 @@ def command(
     json_path: Path | None,
 ) -> None:
     """Build each of MODELS with TensorRT for RTX, in each precision and for each GPU, and print a table."""
+    check_places(json_path)
     for model in models:
         resolve(model)
     rows = []
@@ -168,19 +169,20 @@ def command(
             for capability in capabilities:
                 click.echo(f"{model} {precision} {capability}", err=True)
                 rows.append(asdict(build_row(model, precision, capability, batch_size, parity_images)))
-    if json_path is not None:
-        made = {_key(row) for row in rows}
-        rows = [row for row in earlier["rows"] if _key(row) not in made] + rows
-        words = recorded_command(["python", "-m", "isicrt.benchmarks.plans", *map(_shown, sys.argv[1:])])
-        result = {
-            "schema": SCHEMA,
-            "commands": [*earlier["commands"], words],
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "environment": read_environment().to_dict(),
-            "rows": rows,
-        }
-        replace_file(json_path, (json.dumps(result, indent=1) + "\n").encode())
-    click.echo(to_markdown(rows), nl=False)
+    made = {_key(row) for row in rows}
+    rows = [row for row in earlier["rows"] if _key(row) not in made] + rows
+    words = recorded_command(["python", "-m", "isicrt.benchmarks.plans", *map(_shown, sys.argv[1:])])
+    result = {
+        "schema": SCHEMA,
+        "commands": [*earlier["commands"], words],
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": read_environment().to_dict(),
+        "rows": rows,
+    }
+    try:
+        write_whole(json_path, json.dumps(result, indent=1) + "\n")
+    finally:  # nothing is lost where the file cannot be written
+        click.echo(to_markdown(rows), nl=False)
 
 
 def _read(path: Path | None) -> dict[str, Any]:
@@ -189,7 +191,7 @@ def _read(path: Path | None) -> dict[str, Any]:
     Raises:
         DataError: another kind of file.
     """
-    if path is None or not path.exists():
+    if path is None or not path.is_file():
         return {"commands": [], "rows": []}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -6,21 +6,25 @@ import tempfile
 from pathlib import Path
 
 from isicrt.engine.errors import SettingsError
+from isicrt.engine.input_names import check_no_input
 from isicrt.engine.masks import replace_file
 
 
-def check_places(*files: Path | None) -> None:
-    """Refuse now what would be found out after hours.
+def check_places(*files: Path | None, but: str | None = None) -> None:
+    """Refuse now what would be found out after hours, or would replace an image or a model.
 
     Args:
         files: of the command's options; None where one was not given.
+        but: see `check_no_input`.
 
     Raises:
-        SettingsError: there is no folder for one of them, or nothing can be written into that.
+        SettingsError: one of them is named like an image or a model, there is no folder for it, or nothing can be
+            written into that.
     """
     for file in files:
         if file is None or _is_stream(file):
             continue
+        check_no_input(file, but=but)
         if file.is_dir():
             raise SettingsError(f"{file}: is a folder")
         folder = file.resolve().parent  # a link's result goes where it leads

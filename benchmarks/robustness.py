@@ -23,7 +23,7 @@ import click
 import numpy as np
 
 from isicrt._command import ModuleCommand, NamedPath
-from isicrt.benchmarks.conditions import CONDITIONS, UNCHANGED, Condition
+from isicrt.benchmarks.conditions import CONDITIONS, UNCHANGED
 from isicrt.benchmarks.environment import read_environment, recorded_command
 from isicrt.benchmarks.evaluation import Case, infer, labels_of_files
 from isicrt.benchmarks.result_file import check_places, write_whole
@@ -54,19 +54,14 @@ class Measured:
 
 
 def measure_robustness(
-    runtimes: Sequence[Runtime],
-    cases: Sequence[Case],
-    *,
-    conditions: Sequence[Condition] = CONDITIONS,
-    on_image: Callable[[], None] = lambda: None,
+    runtimes: Sequence[Runtime], cases: Sequence[Case], *, on_image: Callable[[], None] = lambda: None
 ) -> Measured:
-    """Put every condition on every image, segment it, and score the mask. An image that cannot be read, or whose truth
-    cannot be used, costs that image.
+    """Put each of `CONDITIONS` on every image, segment it, and score the mask. An image that cannot be read, or whose
+    truth cannot be used, costs that image.
 
     Args:
         runtimes: of the models; nobody else uses them meanwhile.
         cases: each with its truth.
-        conditions: what to put on the images.
         on_image: called for each image that is done with.
 
     Returns:
@@ -77,7 +72,7 @@ def measure_robustness(
         ModelError: the network failed.
     """
     protocol = OfficialProtocol()
-    found: tuple[Scores, ...] = tuple({condition.name: {} for condition in conditions} for _ in runtimes)
+    found: tuple[Scores, ...] = tuple({condition.name: {} for condition in CONDITIONS} for _ in runtimes)
     problems: list[str] = []
     for case in cases:
         try:
@@ -88,7 +83,7 @@ def measure_robustness(
             problems.append(str(error))
             on_image()
             continue
-        for condition in conditions:
+        for condition in CONDITIONS:
             changed, true = condition.apply(image, truth, case.id)
             native = (true.shape[0], true.shape[1])
             for scores, runtime in zip(found, runtimes, strict=True):

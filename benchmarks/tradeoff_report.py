@@ -16,9 +16,9 @@ import click
 
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.plots import accuracy_plot
+from isicrt.benchmarks.result_file import check_places, write_whole
 from isicrt.benchmarks.tables import figure, markdown_text
 from isicrt.engine.errors import DataError
-from isicrt.engine.masks import replace_file
 
 SCHEMA = "isicrt-tradeoff/1"
 _STYLE = """<style>
@@ -151,9 +151,10 @@ def _rate(model: Mapping[str, Any]) -> float:
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path))
 def main(result: Path, svg: Path | None) -> None:
     """Print RESULT, the JSON of isicrt.benchmarks.tradeoff, as Markdown."""
+    check_places(svg)
     data = read_tradeoff(result)
     if svg is not None:
-        replace_file(svg, to_svg(data).encode())
+        write_whole(svg, to_svg(data))
     click.echo(to_markdown(data))
 
 

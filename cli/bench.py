@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from isicrt._command import NamedPath
 from isicrt.benchmarks.benchmark import run_benchmark
@@ -170,13 +171,17 @@ def command(
     wanted = [(json_file, Report.to_json), (csv_file, to_csv), (markdown_file, to_markdown), (html_file, to_html)]
     files = [(path, text) for path, text in wanted if path is not None]
     check_results({"--json": json_file, "--csv": csv_file, "--markdown": markdown_file, "--html": html_file})
+    if quick and ctx.get_parameter_source("stage_images") is ParameterSource.DEFAULT:
+        stage_images = 8
+    if quick and ctx.get_parameter_source("max_repeats") is ParameterSource.DEFAULT:
+        max_repeats = repeats
     protocol = Protocol(
         batch_sizes=tuple(sorted(set(batch_sizes))),
         repeats=repeats,
         threads=threads,
         window=QUICK_WINDOW if quick else Window(),
-        stage_images=8 if quick else stage_images,
-        max_repeats=repeats if quick else max(repeats, max_repeats),
+        stage_images=stage_images,
+        max_repeats=max(repeats, max_repeats),
     )
     for model in models:
         say_plan_is_code(Path(model))

@@ -42,10 +42,10 @@ def check_results(
         streams: whether a device, a pipe or the standard output will do.
 
     Raises:
-        SettingsError: a file is ``-``, was given twice, is named like an image or like isicrt's own files, or nothing
-            can be written there. Nothing was made, but for folders that can be made.
+        SettingsError: a file is ``-``, was given twice, is named like an image, a model or isicrt's own files, or
+            nothing can be written there. Nothing was made, but for folders that can be made.
     """
-    from isicrt.engine.sources import EXTENSIONS
+    from isicrt.engine.input_names import IMAGE, check_no_input
 
     to_make = {Path(os.path.realpath(folder)): str(folder) for folder in folders if folder is not None}
     given: dict[Path | int, str] = {}
@@ -59,8 +59,7 @@ def check_results(
         target, stream = _target(path)
         if (other := given.setdefault(target, option)) != option and not (stream and isinstance(target, Path)):
             raise SettingsError(f"{other} and {option}: both are {path}; one would overwrite the other")
-        if option in named and path.suffix.lower() in EXTENSIONS:
-            raise SettingsError(f"{name}: that is an image's name, and the result would replace it. Choose another")
+        check_no_input(path, name=name, but=None if option in named else IMAGE)
         if stream and not streams:
             raise SettingsError(f"{name}: it is read again later, and must be a file. Choose another")
         try:

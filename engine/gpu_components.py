@@ -22,7 +22,6 @@ from isicrt.engine.cuda_driver import Gpu, driver_library, driver_problem
 from isicrt.engine.errors import install_line
 from isicrt.engine.tensorrt_api import OLDEST_TENSORRT
 
-STATUSES = ("ok", "note", "missing", "broken", "unfit")
 IMPORT_SECONDS = 120.0
 """After that a library that is being imported counts as broken: torch takes 10 s from a cold disk."""
 _SHOWN = 300
@@ -36,8 +35,8 @@ class Component:
 
     name: str
     status: str
-    """One of `STATUSES`. ``note``: works, but see `detail`. ``broken``: there, but cannot be imported. ``unfit``: does
-    not fit what else is here."""
+    """``ok`` or ``missing``. ``note``: works, but see `detail`. ``broken``: there, but cannot be imported. ``unfit``:
+    does not fit what else is here."""
     version: str | None = None
     cuda: str | None = None
     """CUDA that it was built for, or that the driver serves: ``"13.0"`` or ``"13"``."""

@@ -73,13 +73,11 @@ def score_mask(prediction: npt.NDArray[Any], truth: npt.NDArray[Any]) -> ImageSc
     )
 
 
-def summarise(scores: Sequence[Overlap], *, resamples: int = 10_000, seed: int = 0) -> dict[str, float | int]:
+def summarise(scores: Sequence[Overlap]) -> dict[str, float | int]:
     """Mean of every score over the images, with the spread of the Jaccard index.
 
     Args:
         scores: `ImageScores`, or another kind of `Overlap`, but all of one kind.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
 
     Returns:
         ``images``, the mean of each field of the scores, ``jaccard_median``, ``jaccard_p5`` (5th percentile),
@@ -94,7 +92,7 @@ def summarise(scores: Sequence[Overlap], *, resamples: int = 10_000, seed: int =
     result: dict[str, float | int] = {"images": len(scores)}
     result |= {f.name: float(np.mean([getattr(s, f.name) for s in scores])) for f in fields(scores[0])}
     jaccard = np.array([s.jaccard for s in scores])
-    low, high = bootstrap_interval(jaccard, resamples=resamples, seed=seed)
+    low, high = bootstrap_interval(jaccard)
     return result | {
         "jaccard_median": float(np.median(jaccard)),
         "jaccard_p5": float(np.quantile(jaccard, 0.05)),

@@ -9,8 +9,6 @@ from isicrt.engine.errors import ModelError
 
 DEFAULT = "unet-light-int8"
 """Whatever the processor, so that two machines give the same masks. Without VNNI `FLOAT` may be faster."""
-CAREFUL = "unet-light-int8-careful"
-"""The network of the default, which looks again at more images and zooms in on what it found."""
 FLOAT = "unet-light"
 """The network of the default in float32: what is compiled for a GPU, and what one goes on training."""
 

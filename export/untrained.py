@@ -24,15 +24,15 @@ _BATCH = 8
 
 
 def make_untrained(
-    architecture: str, layout: str = "light", size: int = 128, seed: int = 1, standardise: float = 0.0
+    architecture: str, layout: str = "light", size: int = 128, standardise: float = 0.0
 ) -> tuple[Deployed, ModelCard]:
-    """Random weights, and batch norms that have seen one batch: else the signal dies on its way down.
+    """Random weights, the same in each call, and batch norms that have seen one batch: else the signal dies on its way
+    down.
 
     Args:
         architecture: see `build_model`.
         layout: see there.
         size: side of the input in pixels.
-        seed: the same one gives the same weights, whatever was drawn before.
         standardise: see `build_model`.
 
     Returns:
@@ -46,7 +46,7 @@ def make_untrained(
         input_width=size,
     )
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed(1)
         network = build_model(architecture, pretrained=None, **card.network)
         norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:

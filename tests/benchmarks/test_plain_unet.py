@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from isicrt.benchmarks.macs import count_macs
 from isicrt.benchmarks.plain_unet import ellipse_logits, main, plain_unet, plain_widths, widths_macs
+from isicrt.engine import shipped
 from isicrt.engine.errors import SettingsError
 from isicrt.engine.runtime import open_runtime
 
@@ -62,6 +63,21 @@ def test_it_runs_and_says_that_it_is_untrained(tmp_path: Path) -> None:
         assert "not trained" in runtime.card.training["note"]
         assert "constant ellipse" in runtime.card.training["note"]
         assert runtime.card.network["macs"] == widths_macs(tuple(runtime.card.network["widths"]), 64)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"), [("shipped/unet.onnx", "lies among the models that ship"), ("a.jpg", "that is an image's name")]
+)
+def test_it_replaces_no_model_that_ships_and_no_image(
+    out: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, "_FOLDER", tmp_path.resolve() / "shipped")
+    file = tmp_path / out
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"kept")
+    done = CliRunner().invoke(main, [str(file), "--gmac", "0.05", "--size", "64"])
+    assert (done.exit_code, message in done.output) == (2, True), done.output
+    assert file.read_bytes() == b"kept"
 
 
 @pytest.fixture(scope="module")

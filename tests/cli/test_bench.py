@@ -42,6 +42,20 @@ def test_rendered_images_and_every_kind_of_report(darkness_onnx: Path, tmp_path:
     assert [x.batch_size for x in report.models[0].latencies] == [1, 8]
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"), [([], (8, 1)), (["--stage-images", "3"], (3, 1)), (["--max-repeats", "2"], (8, 2))]
+)
+def test_quick_leaves_what_was_given_as_it_is(
+    options: list[str], expected: tuple[int, int], darkness_onnx: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "r.json"
+    arguments = ["bench", "--quick", "--model", str(darkness_onnx), "--repeats", "1", "--batch-size", "1", *options]
+    result = CliRunner().invoke(group, [*arguments, "--json", str(report)])
+    assert result.exit_code == 0, result.output
+    protocol = read_report(report).protocol
+    assert (protocol.stage_images, protocol.max_repeats) == expected
+
+
 def test_real_masks_and_batch_sizes(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(
         group,

@@ -76,6 +76,8 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
         (["made"], "it is a folder"),
         (["photo.jpg"], "that is an image's name"),
         (["photo.PNG"], "that is an image's name"),
+        (["best.pt"], "that is a model's name"),
+        (["best.PLAN"], "that is a model's name"),
         ([".isicrt-journal.jsonl"], "isicrt keeps its own files under such names"),
         (["/dev/fd/999999"], "cannot be written: Bad file descriptor"),
         (["-"], "the standard output is /dev/stdout"),
@@ -105,6 +107,8 @@ def test_what_is_read_again_is_no_device() -> None:
 
 def test_a_picture_may_be_named_like_one(tmp_path: Path) -> None:
     check_results({"--json": tmp_path / "a.json"}, pictures={"--sheet": tmp_path / "a.png"})
+    with pytest.raises(SettingsError, match=r"--sheet .*a\.onnx: that is a model's name"):
+        check_results({}, pictures={"--sheet": tmp_path / "a.onnx"})
     with pytest.raises(SettingsError, match="--json and --sheet: both are"):
         check_results({"--json": tmp_path / "a"}, pictures={"--sheet": tmp_path / "a"})
 

@@ -70,8 +70,9 @@ def test_a_dash_is_refused(command: str, option: str) -> None:
 
 
 @pytest.mark.parametrize(("command", "option"), _OPTIONS)
-def test_an_image_is_not_replaced(command: str, option: str) -> None:
-    _is_refused(command, option, "m.png", "that is an image's name")
+@pytest.mark.parametrize(("place", "kind"), [("m.png", "an image"), ("model.onnx", "a model")])
+def test_an_image_or_a_model_is_not_replaced(command: str, option: str, place: str, kind: str) -> None:
+    _is_refused(command, option, place, f"that is {kind}'s name, and the result would replace it")
 
 
 @pytest.mark.parametrize(("command", "option"), [pair for pair in _OPTIONS if pair[0] != "reproduce"])

@@ -279,7 +279,11 @@ def test_a_damaged_mask_is_an_error(tmp_path: Path) -> None:
 
 
 def test_real_photographs(real_data: Path) -> None:
-    for path in sorted((real_data / "fullres" / "images").glob("*.jpg"))[:6]:
+    folder = real_data / "fullres" / "images"
+    files = sorted(folder.glob("*.jpg"))[:6]
+    if not files:
+        pytest.skip(f"no photographs in {folder}")
+    for path in files:
         decoded = decode_image(path, (256, 256))
         with Image.open(path) as image:
             assert decoded.native_size == (image.height, image.width)

@@ -148,7 +148,7 @@ def test_a_crash_costs_one_image_and_not_the_run(folder: Path, darkness_onnx: Pa
     errors: dict[str, str | None] = {}
     with (
         OnnxRuntime(darkness_onnx, threads=1) as runtime,
-        ImageDecoder("auto", timeout=30, command=TREACHEROUS) as decoder,
+        ImageDecoder("auto", timeout=10, command=TREACHEROUS) as decoder,
     ):
         run_jobs(
             jobs,
@@ -162,7 +162,7 @@ def test_a_crash_costs_one_image_and_not_the_run(folder: Path, darkness_onnx: Pa
         "abort": "its decoder crashed (SIGABRT)",
         "killed": "its decoder crashed (SIGKILL)",
         "exit": "its decoder ended (exit code 3)",
-        "hang": "it took more than 30 s (--decode-timeout)",
+        "hang": "it took more than 10 s (--decode-timeout)",
     }
     failed = {name: error for name, error in errors.items() if error}
     assert failed == {name: f"{folder / name}.bmp: cannot be decoded: {reason}" for name, reason in reasons.items()}

@@ -57,12 +57,12 @@ def test_who_looks_again_where_it_is_in_doubt() -> None:
     cards = {name: read_onnx_card(shipped.resolve(name)) for name in shipped.names()}
     looks = {name: (card.second_look, card.second_look_zoom) for name, card in cards.items()}
     assert looks.pop(shipped.DEFAULT) == (0.9, 0)
-    assert looks.pop(shipped.CAREFUL) == (0.97, 2)
+    assert looks.pop("unet-light-int8-careful") == (0.97, 2)
     assert set(looks.values()) == {(0, 0)}
 
 
 def test_the_careful_models_network_is_the_defaults() -> None:
-    graphs = [onnx.load(str(shipped.resolve(name))).graph for name in (shipped.DEFAULT, shipped.CAREFUL)]
+    graphs = [onnx.load(str(shipped.resolve(name))).graph for name in (shipped.DEFAULT, "unet-light-int8-careful")]
     assert graphs[0] == graphs[1]
 
 
