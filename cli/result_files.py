@@ -28,6 +28,7 @@ def check_results(
     folders: Sequence[Path | None] = (),
     *,
     pictures: Mapping[str, Path | None] | None = None,
+    reads: Sequence[Path | None] = (),
     make: bool = True,
     streams: bool = True,
 ) -> None:
@@ -38,12 +39,13 @@ def check_results(
         named: files to be written, by their options; None where an option was not given.
         folders: to be made; `named` may lie in them.
         pictures: as `named`, and images.
+        reads: files that the command reads, such as a list of images.
         make: make `folders` here; else the command does.
         streams: whether a device, a pipe or the standard output will do.
 
     Raises:
-        SettingsError: a file is ``-``, was given twice, is named like an image, a model or isicrt's own files, or
-            nothing can be written there. Nothing was made, but for folders that can be made.
+        SettingsError: a file is ``-``, was given twice, is read by the command, is named like an image, a model or
+            isicrt's own files, or nothing can be written there. Nothing was made, but for folders that can be made.
     """
     from isicrt.engine.input_names import IMAGE, check_no_input
 
@@ -59,7 +61,11 @@ def check_results(
         target, stream = _target(path)
         if (other := given.setdefault(target, option)) != option and not (stream and isinstance(target, Path)):
             raise SettingsError(f"{other} and {option}: both are {path}; one would overwrite the other")
-        check_no_input(path, name=name, but=None if option in named else IMAGE)
+        for one in (path, target):  # a link may lead to a photograph
+            if isinstance(one, Path):
+                check_no_input(one, name=name, but=None if option in named else IMAGE)
+        if any(file is not None and _is_same(target, file) for file in reads):
+            raise SettingsError(f"{name}: that is what is read here, and the result would replace it. Choose another")
         if stream and not streams:
             raise SettingsError(f"{name}: it is read again later, and must be a file. Choose another")
         try:
@@ -86,7 +92,7 @@ def check_results(
 
 
 def _check_file(name: str, path: Path, target: Path, to_make: Collection[Path]) -> None:
-    if path.name.startswith(".isicrt-"):
+    if any(one.name.startswith(".isicrt-") for one in (path, target)):
         raise SettingsError(f"{name}: isicrt keeps its own files under such names. Choose another")
     if target.is_dir() or target in to_make:
         raise SettingsError(f"{name}: cannot be written: it is a folder")
@@ -94,6 +100,12 @@ def _check_file(name: str, path: Path, target: Path, to_make: Collection[Path]) 
     if not target.parent.is_dir() and target.parent not in parents:
         folder = target.parent if path.is_symlink() else path.parent
         raise SettingsError(f"{name}: there is no folder {folder} to write it to")
+
+
+def _is_same(target: Path | int, file: Path) -> bool:
+    with suppress(OSError):
+        return isinstance(target, Path) and target.samefile(file)
+    return False
 
 
 def write_result(path: Path, data: str | bytes, *, quiet: bool = False) -> None:

@@ -80,6 +80,10 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
         (["best.PLAN"], "that is a model's name"),
         ([".isicrt-journal.jsonl"], "isicrt keeps its own files under such names"),
         (["/dev/fd/999999"], "cannot be written: Bad file descriptor"),
+        (["photo.csv"], "that is an image's name"),
+        (["journal.csv"], "isicrt keeps its own files under such names"),
+        (["list.txt"], "--0 list.txt: that is what is read here, and the result would replace it"),
+        (["of-it.csv"], "that is what is read here"),
         (["-"], "the standard output is /dev/stdout"),
     ],
 )
@@ -90,9 +94,17 @@ def test_what_cannot_be_written_is_said_before_anything_is_made(
     Path("x").mkdir()
     Path("link.json").symlink_to("a.json")
     Path("astray.json").symlink_to("nowhere/a.json")
+    Path("photo.csv").symlink_to("x/1.jpg")
+    Path("journal.csv").symlink_to("x/.isicrt-journal.jsonl")
+    Path("list.txt").touch()
+    Path("of-it.csv").symlink_to("list.txt")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SettingsError, match=message):
-        check_results({f"--{n}": Path(file) for n, file in enumerate(files)}, [Path("made")])
+        check_results(
+            {f"--{n}": Path(file) for n, file in enumerate(files)},
+            [Path("made")],
+            reads=(Path("nothing"), None, Path("list.txt")),
+        )
     assert sorted(tmp_path.rglob("*")) == before
 
 
