@@ -24,7 +24,8 @@ def check_places(*files: Path | None, but: str | None = None) -> None:
     for file in files:
         if file is None or _is_stream(file):
             continue
-        check_no_input(file, but=but)
+        for one in (file, file.resolve()):  # a link may lead to a photograph
+            check_no_input(one, but=but)
         if file.is_dir():
             raise SettingsError(f"{file}: is a folder")
         folder = file.resolve().parent  # a link's result goes where it leads

@@ -128,6 +128,9 @@ def test_a_link_is_judged_by_where_it_leads_and_a_folder_is_no_file(tmp_path: Pa
     (tmp_path / "link.json").symlink_to(tmp_path / "nowhere" / "r.json")
     with pytest.raises(SettingsError, match=r"link\.json: there is no folder .*nowhere to write it to"):
         check_places(tmp_path / "link.json")
+    (tmp_path / "model.json").symlink_to(tmp_path / "a.onnx")
+    with pytest.raises(SettingsError, match=r"a\.onnx: that is a model's name"):
+        check_places(tmp_path / "model.json")
     with pytest.raises(SettingsError, match="is a folder"):
         check_places(tmp_path)
 
