@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from isicrt.cli.main import group
 from isicrt.trainer.dataset import LEFT_OUT
@@ -81,6 +82,23 @@ def test_what_is_no_photograph_is_not_compared_on(darkness_onnx: Path, tmp_path:
     (tmp_path / "images" / "x.heic").touch()
     result = _run(darkness_onnx, *options, "--images", tmp_path / "images")
     assert (result.exit_code, "passed over 1 files" in result.stderr) == (0, True), result.output
+
+
+def test_a_truth_of_another_size_is_left_out_with_its_image(
+    darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path
+) -> None:
+    shutil.copytree(rendered_pairs / "masks", tmp_path / "masks")
+    mask = tmp_path / "masks" / "ISIC_0000001_Segmentation.png"
+    with Image.open(mask) as whole:
+        width, height = whole.size
+        whole.crop((0, 0, width, height - 1)).save(mask)
+    options = ("--fp16", "--target", "onnx", "--out", tmp_path / "out", "--masks", tmp_path / "masks")
+    result = _run(darkness_onnx, *options, "--images", rendered_pairs / "images")
+    assert result.exit_code == 0, result.output
+    said = f"Left out of the comparison: {mask}: is {width} x {height - 1}, its image {width} x {height}\n"
+    assert said in result.stderr
+    assert "Parity on 11 of 12 images" in result.stdout
+    assert "11 images with ground truth" in result.stdout
 
 
 @pytest.mark.parametrize("damaged", [False, True])
