@@ -133,6 +133,8 @@ def command(
         every, label, left_out = _find(data, split)
     except NoSuchHalfError as error:
         raise DataError(f"{error}. Score the other with --split {'train' if split == 'test' else 'test'}") from None
+    if figures is not None:
+        _check_figures(figures, every)
     pairs = every
     if ids_file is not None:
         left_out = 0
@@ -184,6 +186,13 @@ def command(
         say_written(written)
     if evaluation.failed:
         ctx.exit(1)
+
+
+def _check_figures(folder: Path, cases: Sequence[Case]) -> None:
+    """Refuse the folders that are scored: the next time the figures would be images without masks there."""
+    data = {file.parent.resolve() for case in cases for file in (case.image, case.truth)}
+    if data & {folder.resolve(), *folder.resolve().parents}:
+        raise SettingsError(f"--figures {folder}: images or masks that are scored lie there. Choose another folder")
 
 
 def _check_runs(runs: Sequence[Path]) -> None:
