@@ -219,7 +219,12 @@ def _samples(images: Path | None, masks: Path | None, count: int, source: Source
         roots = data.split(os.pathsep)
         if "" in roots:
             raise click.BadParameter("it is empty; the current folder is .", param_hint="'$ISICRT_DATA'")
-        pairs = [(pair.image, pair.mask) for root in roots for pair in find_pairs(root)]
+        try:
+            pairs = [(pair.image, pair.mask) for root in roots for pair in find_pairs(root)]
+        except DataError as error:
+            raise DataError(
+                f"$ISICRT_DATA cannot be compared on. Name images with --images, or mend it: {error}"
+            ) from error
         origin = f"{', '.join(last_names(Path(root)) for root in roots)} ($ISICRT_DATA)"
         if not pairs:
             raise DataError(

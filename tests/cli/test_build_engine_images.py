@@ -45,6 +45,18 @@ def test_an_empty_part_of_the_environments_data_is_not_the_current_folder(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("half", "said"), [("test", "has no train half, only test"), ("", "has no mask in")])
+def test_the_environments_data_are_named_as_such_where_they_will_not_do(
+    darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch, half: str, said: str
+) -> None:
+    shutil.copytree(rendered_pairs, tmp_path / "data" / half)
+    (tmp_path / "data" / half / "masks" / "ISIC_0000004_Segmentation.png").unlink()
+    monkeypatch.setenv("ISICRT_DATA", str(tmp_path / "data"))
+    result = _run(darkness_onnx, "--target", "onnx", "--out", tmp_path / "out")
+    assert (result.exit_code, said in result.stderr) == (1, True), result.output
+    assert "Error: $ISICRT_DATA cannot be compared on. Name images with --images" in result.stderr
+
+
 def test_data_that_training_leaves_out_are_no_gate_by_themselves(
     darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
