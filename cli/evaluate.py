@@ -240,8 +240,10 @@ def _named(cases: list[Case], ids_file: Path, data: Path, split: str) -> list[Ca
     from isicrt.trainer.groups import id_of
 
     there = {case.id for case in cases}
-    # An id that is there is taken as it is: it may look like a path.
-    ids = {line if line in there else id_of(line, there) for line in read_ids(ids_file)}
+    # An id that is there is taken as it is, but for spaces at its ends, which `read_ids` takes away: it may look like a
+    # path.
+    as_read = {id.strip(" \t\r"): id for id in there} | {id: id for id in there}
+    ids = {as_read.get(line) or id_of(line, there) for line in read_ids(ids_file)}
     found = [case for case in cases if case.id in ids]
     missing = sorted(ids - {case.id for case in found})
     left_out = {pair.id for pair in find_pairs(data, split, frozenset())} - there if missing else set[str]()
