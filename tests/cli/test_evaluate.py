@@ -260,9 +260,10 @@ def test_a_plain_installation_is_enough(darkness_onnx: Path, rendered_pairs: Pat
     assert "spread.png is left out: matplotlib is needed" in done.stderr
 
 
-def test_a_checkpoint_needs_the_extra(rendered_pairs: Path, tmp_path: Path) -> None:
-    (tmp_path / "best.pt").touch()
-    arguments = [str(tmp_path / "best.pt"), "--data", str(rendered_pairs)]
+@pytest.mark.parametrize("name", ["best.pt", "BEST.PT"])
+def test_a_checkpoint_needs_the_extra(rendered_pairs: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    arguments = [str(tmp_path / name), "--data", str(rendered_pairs)]
     done = subprocess.run(
         [sys.executable, "-c", _WITHOUT_EXTRAS, *arguments], capture_output=True, text=True, check=False
     )
