@@ -219,7 +219,12 @@ def _samples(images: Path | None, masks: Path | None, count: int, source: Source
         roots = data.split(os.pathsep)
         if "" in roots:
             raise click.BadParameter("it is empty; the current folder is .", param_hint="'$ISICRT_DATA'")
-        pairs = [(pair.image, pair.mask) for root in roots for pair in find_pairs(root)]
+        try:
+            pairs = [(pair.image, pair.mask) for root in roots for pair in find_pairs(root)]
+        except DataError as error:
+            raise DataError(
+                f"$ISICRT_DATA cannot be compared on. Name images with --images, or mend it: {error}"
+            ) from error
         origin = f"{', '.join(last_names(Path(root)) for root in roots)} ($ISICRT_DATA)"
         if not pairs:
             raise DataError(
@@ -240,8 +245,8 @@ def _samples(images: Path | None, masks: Path | None, count: int, source: Source
     picks += _spread([pair for pair in pairs if pair[1] is None], count - len(picks))
     samples = _decode(picks, size)
     if masks is not None and all(sample.truth is None for sample in samples):
-        raise DataError(f"{masks}: no ground truth that can be read belongs to an image that can be")
-    return samples, f"{len(picks)} of {len(pairs)} images of {origin}"
+        raise DataError(f"{masks}: no ground truth that can be read and fits its image belongs to one that can be read")
+    return samples, f"{len(samples)} of {len(pairs)} images of {origin}"
 
 
 def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
@@ -252,18 +257,16 @@ def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
 
 
 def _decode(pairs: Sequence[Pair], size: tuple[int, int]) -> list[Sample]:
-    from isicrt.engine.images import decode_image, read_mask
-    from isicrt.export.parity import Sample
+    from isicrt.export.parity import read_sample
 
     samples, problems = [], []
     for image, mask in pairs:
         try:
-            truth = read_mask(mask) if mask is not None else None
-            samples.append(Sample(image.name, decode_image(image, size).pixels, truth))
+            samples.append(read_sample(image, mask, size))
         except DataError as error:
             problems.append(str(error))
     if not samples:
-        raise DataError(f"not one of {len(pairs)} images for the parity gate can be read. The first: {problems[0]}")
+        raise DataError(f"not one of {len(pairs)} images is fit for the parity gate. The first: {problems[0]}")
     for problem in problems:
         click.echo(f"Left out of the comparison: {problem}", err=True)
     return samples

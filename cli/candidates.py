@@ -36,7 +36,7 @@ def open_candidates(models: Sequence[str], stack: ExitStack, threads: int | None
     for path, name in zip(paths, named, strict=True):
         say_plan_is_code(path)
         file, digest, runtime = path, "", None
-        if path.suffix == ".pt":
+        if path.suffix.lower() == ".pt":
             if (runtime := _open_on_gpu(path)) is not None:
                 click.echo(f"Scoring {name} by torch, on the GPU", err=True)
             else:

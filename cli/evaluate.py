@@ -133,6 +133,8 @@ def command(
         every, label, left_out = _find(data, split)
     except NoSuchHalfError as error:
         raise DataError(f"{error}. Score the other with --split {'train' if split == 'test' else 'test'}") from None
+    if figures is not None:
+        _check_figures(figures, every)
     pairs = every
     if ids_file is not None:
         left_out = 0
@@ -186,6 +188,13 @@ def command(
         ctx.exit(1)
 
 
+def _check_figures(folder: Path, cases: Sequence[Case]) -> None:
+    """Refuse the folders that are scored: the next time the figures would be images without masks there."""
+    data = {file.parent.resolve() for case in cases for file in (case.image, case.truth)}
+    if data & {folder.resolve(), *folder.resolve().parents}:
+        raise SettingsError(f"--figures {folder}: images or masks that are scored lie there. Choose another folder")
+
+
 def _check_runs(runs: Sequence[Path]) -> None:
     """Whatever would fail after minutes of scoring fails now."""
     if runs:
@@ -231,8 +240,10 @@ def _named(cases: list[Case], ids_file: Path, data: Path, split: str) -> list[Ca
     from isicrt.trainer.groups import id_of
 
     there = {case.id for case in cases}
-    # An id that is there is taken as it is: it may look like a path.
-    ids = {line if line in there else id_of(line, there) for line in read_ids(ids_file)}
+    # An id that is there is taken as it is, but for spaces at its ends, which `read_ids` takes away: it may look like a
+    # path.
+    as_read = {id.strip(" \t\r"): id for id in there} | {id: id for id in there}
+    ids = {as_read.get(line) or id_of(line, there) for line in read_ids(ids_file)}
     found = [case for case in cases if case.id in ids]
     missing = sorted(ids - {case.id for case in found})
     left_out = {pair.id for pair in find_pairs(data, split, frozenset())} - there if missing else set[str]()

@@ -37,9 +37,9 @@ def verify(path: Path) -> list[str]:
     }
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
-    if path.suffix not in checks:
+    if (ending := path.suffix.lower()) not in checks:
         raise ModelError(f"{path}: expected one of {', '.join(checks)}")
-    return checks[path.suffix](path)
+    return checks[ending](path)
 
 
 def _verify_onnx(path: Path) -> list[str]:

@@ -88,7 +88,7 @@ def _check(file: Path) -> list[str]:
         raise
     except ImportError as error:  # it says nothing of the file
         reason = f"{error.name} is not installed" if isinstance(error, ModuleNotFoundError) else str(error)
-        needed = file.suffix not in (".onnx", ".plan")
+        needed = file.suffix.lower() not in (".onnx", ".plan")
         install = install_line("train") if needed else "pip install . in isicrt's repository"
         raise CannotCheckError(f"{file}: cannot be checked here: {reason}. Install it with: {install}") from error
     except Exception as error:  # the libraries that read it raise whatever a stranger's file makes them run into
@@ -97,11 +97,11 @@ def _check(file: Path) -> list[str]:
 
 
 def _read_card(path: Path) -> ModelCard:
-    if path.suffix == ".plan":  # its card is readable where its GPU is not
+    if path.suffix.lower() == ".plan":  # its card is readable where its GPU is not
         from isicrt.engine.plan import read_plan
 
         return read_plan(path)[0]
-    if path.suffix == ".pt":
+    if path.suffix.lower() == ".pt":
         try:
             from isicrt.trainer.checkpoint import load
         except ImportError as error:

@@ -9,5 +9,5 @@ import click
 
 def say_plan_is_code(model: Path) -> None:
     """One line on the standard error if the model is a plan: whoever opens one runs what is in it."""
-    if model.suffix == ".plan":
+    if model.suffix.lower() == ".plan":
         click.echo(f"{model.name}: a plan is code that runs on this machine; open only plans that you trust.", err=True)

@@ -149,13 +149,14 @@ def open_runtime(path: str | os.PathLike[str], *, threads: int | None = None) ->
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such model file. `isicrt segment` without --model uses the one that ships.")
-    if path.suffix == ".onnx":
+    ending = path.suffix.lower()
+    if ending == ".onnx":
         return _open_onnx(path, threads)
-    if path.suffix == ".plan":
+    if ending == ".plan":
         from isicrt.engine.tensorrt_runtime import TensorRtRuntime
 
         return TensorRtRuntime(path)
-    hint = " Make an .onnx of it with: isicrt build-engine CHECKPOINT" if path.suffix == ".pt" else ""
+    hint = " Make an .onnx of it with: isicrt build-engine CHECKPOINT" if ending == ".pt" else ""
     raise ModelError(f"{path}: expected an .onnx or a .plan file.{hint}")
 
 

@@ -112,13 +112,13 @@ def open_source(path: Path, name: str) -> Source:
         ModelError: neither, or damaged.
         MissingDependencyError: a checkpoint needs torch.
     """
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         with onnx_graph.open_model(path) as (runtime, content):
             card = runtime.card
         graph = onnx.load_from_string(content)
         onnx_graph.check_batch_is_symbolic(graph)
         return Source(name, path, card, None, graph, content)
-    if path.suffix == ".plan":
+    if path.suffix.lower() == ".plan":
         raise ModelError(
             f"{path}: a plan cannot be compiled again. Give the checkpoint or the .onnx it was built from."
         )

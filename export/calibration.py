@@ -11,10 +11,10 @@ import numpy as np
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array
-from isicrt.engine.images import decode_image, read_mask
+from isicrt.engine.images import decode_image
 from isicrt.engine.last_names import last_names
 from isicrt.engine.photographs import find_photographs
-from isicrt.export.parity import Sample
+from isicrt.export.parity import Sample, read_sample
 from isicrt.trainer.dataset import LEFT_OUT
 from isicrt.trainer.twins import isic_id
 
@@ -38,7 +38,7 @@ def read_samples(
         The pixels to calibrate with, the samples to compare on, and what they are, for people.
 
     Raises:
-        DataError: too few images, or ground truth among them, or one that cannot be read.
+        DataError: too few images, or ground truth among them, or one that cannot be read or does not fit its image.
     """
     found = find_photographs(images, partial(click.echo, err=True)).images
     files = [file for file in found if isic_id(file) not in LEFT_OUT]
@@ -52,11 +52,7 @@ def read_samples(
     first = set(np.linspace(0, len(files) - 1, calibrate).round().astype(int).tolist())
     rest = [file for index, file in enumerate(files) if index not in first]
     picks = np.unique(np.linspace(0, len(rest) - 1, compare).round().astype(int))
-    samples = []
-    for file in (rest[pick] for pick in picks):
-        truth = _find_truth(file, masks)
-        pixels = decode_image(file, size).pixels
-        samples.append(Sample(file.name, pixels, read_mask(truth) if truth is not None else None))
+    samples = [read_sample(rest[pick], _find_truth(rest[pick], masks), size) for pick in picks]
     if masks and all(sample.truth is None for sample in samples):
         raise DataError(f"{', '.join(map(str, masks))}: no ground truth for any image, such as {samples[0].name}")
     calibration = [decode_image(files[index], size).pixels for index in sorted(first)]

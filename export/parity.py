@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ import numpy.typing as npt
 import onnx
 
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import BuildError
+from isicrt.engine.errors import BuildError, DataError
 from isicrt.engine.geometry import UInt8Array, cutoff
+from isicrt.engine.images import decode_image, read_mask
 from isicrt.engine.masks import Mask, restore_mask
 from isicrt.engine.scores import score_mask
 from isicrt.engine.silent_imports import import_onnxruntime
@@ -43,6 +45,19 @@ class Sample:
     """uint8, h x w x 3, at the model's input size."""
     truth: Mask | None = None
     """bool, H x W, at the image's own size."""
+
+
+def read_sample(image: Path, truth: Path | None, size: tuple[int, int]) -> Sample:
+    """An image at a model's input `size`, (height, width), and its ground truth.
+
+    Raises:
+        DataError: one that cannot be read, or a truth of another size than its image.
+    """
+    decoded, mask = decode_image(image, size), read_mask(truth) if truth is not None else None
+    if mask is not None and mask.shape != decoded.native_size:
+        (height, width), (rows, columns) = mask.shape, decoded.native_size
+        raise DataError(f"{truth}: is {width} x {height}, its image {columns} x {rows}")
+    return Sample(image.name, decoded.pixels, mask)
 
 
 @dataclass(frozen=True)

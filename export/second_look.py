@@ -8,6 +8,7 @@ The runtimes on the CPU read the card and do the rest (`isicrt.engine.second_loo
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -21,15 +22,28 @@ from isicrt.engine.onnx_file import read_onnx_file
 from isicrt.export.onnx_graph import set_card
 from isicrt.export.output_file import check_output
 
+_LOOK = r", (?:of one look|with a second look below [^ ,]+(?: and a zoom of [^ ,]+)?)"
+_SCORED = re.compile(f"({_LOOK})(?:{_LOOK})*$")
+"""How a model looked when it was scored, at the end of a score's name. Earlier versions marked a score again at each
+change; the first is the one."""
+
 
 def with_second_look(card: ModelCard, confidence: float, zoom: float = 0.0) -> ModelCard:
-    """The card with another second look; its scores are marked as those of how it looked before."""
+    """The card with another second look; scores of another way of looking than that are marked as such."""
     if (card.second_look, card.second_look_zoom) == (confidence, zoom):
         return card
-    before = f"with a second look below {card.second_look:g}" if card.second_look else "of one look"
-    before += f" and a zoom of {card.second_look_zoom:g}" if card.second_look_zoom else ""
-    scores = {f"{data_set}, {before}": value for data_set, value in card.scores.items()}
+    before, now = _look(card.second_look, card.second_look_zoom), _look(confidence, zoom)
+    scores = {}
+    for name, value in card.scores.items():
+        marked = _SCORED.search(name)
+        data_set, look = (name[: marked.start()], marked[1]) if marked else (name, before)
+        scores[data_set if look == now else data_set + look] = value
     return card.replace(second_look=confidence, second_look_zoom=zoom, scores=scores)
+
+
+def _look(confidence: float, zoom: float) -> str:
+    look = f", with a second look below {confidence:g}" if confidence else ", of one look"
+    return look + (f" and a zoom of {zoom:g}" if zoom else "")
 
 
 def look_again_below(model: Path, confidence: float, zoom: float = 0.0) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any
 import click
 import onnx
 
-from isicrt._command import ModuleCommand
+from isicrt._command import ModuleCommand, NamedPath
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import BuildError
 from isicrt.engine.masks import replace_file
@@ -90,9 +90,9 @@ def read_scores(result: Path, model: Path, card: ModelCard, sha256: str) -> dict
 
 
 @click.command(cls=ModuleCommand)
-@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("result", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("model", type=NamedPath(exists=True, dir_okay=False, path_type=Path))
+@click.argument("result", type=NamedPath(exists=True, dir_okay=False, path_type=Path))
+@click.argument("folder", type=NamedPath(exists=True, file_okay=False, path_type=Path))
 @click.option("--name", required=True, help="Name under which --model finds it.")
 @click.option("--as", "data_set", required=True, help="What the scores were measured on, as tables show it.")
 def main(model: Path, result: Path, folder: Path, name: str, data_set: str) -> None:

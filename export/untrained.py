@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from isicrt._command import ModuleCommand
+from isicrt._command import ModuleCommand, NamedPath
 from isicrt.engine.card import ModelCard
 from isicrt.export.onnx_export import Deployed
 from isicrt.trainer.checkpoint import save
@@ -69,7 +69,7 @@ def make_untrained(
 
 
 @click.command(cls=ModuleCommand)
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("folder", type=NamedPath(file_okay=False, path_type=Path))
 @click.option("--layout", type=click.Choice(LAYOUTS), default="report", show_default=True)
 @click.option("--size", type=click.IntRange(32), default=128, show_default=True, help="Side of the input in pixels.")
 def main(folder: Path, layout: str, size: int) -> None:

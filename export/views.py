@@ -23,7 +23,7 @@ from typing import Any
 import click
 import numpy as np
 
-from isicrt._command import ModuleCommand
+from isicrt._command import ModuleCommand, NamedPath
 from isicrt._version import __version__
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import BuildError, MissingDependencyError
@@ -285,8 +285,8 @@ def _check_mean(one_view: Runtime, several: Runtime, views: tuple[View, ...]) ->
 
 
 @click.command(cls=ModuleCommand)
-@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("model", type=NamedPath(exists=True, dir_okay=False, path_type=Path))
+@click.argument("out", type=NamedPath(dir_okay=False, path_type=Path))
 @click.option(
     "--views",
     type=click.Choice([str(number) for number in VIEWS]),

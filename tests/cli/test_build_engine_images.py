@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from isicrt.cli.main import group
 from isicrt.trainer.dataset import LEFT_OUT
@@ -42,6 +43,18 @@ def test_an_empty_part_of_the_environments_data_is_not_the_current_folder(
     assert result.exit_code == 2, result.output
     assert "Invalid value for '$ISICRT_DATA': it is empty; the current folder is ." in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("half", "said"), [("test", "has no train half, only test"), ("", "has no mask in")])
+def test_the_environments_data_are_named_as_such_where_they_will_not_do(
+    darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path, monkeypatch: pytest.MonkeyPatch, half: str, said: str
+) -> None:
+    shutil.copytree(rendered_pairs, tmp_path / "data" / half)
+    (tmp_path / "data" / half / "masks" / "ISIC_0000004_Segmentation.png").unlink()
+    monkeypatch.setenv("ISICRT_DATA", str(tmp_path / "data"))
+    result = _run(darkness_onnx, "--target", "onnx", "--out", tmp_path / "out")
+    assert (result.exit_code, said in result.stderr) == (1, True), result.output
+    assert "Error: $ISICRT_DATA cannot be compared on. Name images with --images" in result.stderr
 
 
 def test_data_that_training_leaves_out_are_no_gate_by_themselves(
@@ -81,6 +94,23 @@ def test_what_is_no_photograph_is_not_compared_on(darkness_onnx: Path, tmp_path:
     (tmp_path / "images" / "x.heic").touch()
     result = _run(darkness_onnx, *options, "--images", tmp_path / "images")
     assert (result.exit_code, "passed over 1 files" in result.stderr) == (0, True), result.output
+
+
+def test_a_truth_of_another_size_is_left_out_with_its_image(
+    darkness_onnx: Path, tmp_path: Path, rendered_pairs: Path
+) -> None:
+    shutil.copytree(rendered_pairs / "masks", tmp_path / "masks")
+    mask = tmp_path / "masks" / "ISIC_0000001_Segmentation.png"
+    with Image.open(mask) as whole:
+        width, height = whole.size
+        whole.crop((0, 0, width, height - 1)).save(mask)
+    options = ("--fp16", "--target", "onnx", "--out", tmp_path / "out", "--masks", tmp_path / "masks")
+    result = _run(darkness_onnx, *options, "--images", rendered_pairs / "images")
+    assert result.exit_code == 0, result.output
+    said = f"Left out of the comparison: {mask}: is {width} x {height - 1}, its image {width} x {height}\n"
+    assert said in result.stderr
+    assert "Parity on 11 of 12 images" in result.stdout
+    assert "11 images with ground truth" in result.stdout
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -231,6 +231,14 @@ def test_figures(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize("folder", ["images", "masks", "images/new"])
+def test_figures_do_not_go_among_the_data(darkness_onnx: Path, data: Path, folder: str) -> None:
+    before = {path for path in data.rglob("*") if path.is_file()}
+    result = _evaluate(darkness_onnx, "--data", data, "--figures", data / folder)
+    assert (result.exit_code, "images or masks that are scored lie there" in result.stderr) == (2, True)
+    assert {path for path in data.rglob("*") if path.is_file()} == before
+
+
 _WITHOUT_EXTRAS = """
 import sys
 for name in ("torch", "torchvision", "yaml", "matplotlib", "onnx", "nvidia"):
@@ -252,9 +260,10 @@ def test_a_plain_installation_is_enough(darkness_onnx: Path, rendered_pairs: Pat
     assert "spread.png is left out: matplotlib is needed" in done.stderr
 
 
-def test_a_checkpoint_needs_the_extra(rendered_pairs: Path, tmp_path: Path) -> None:
-    (tmp_path / "best.pt").touch()
-    arguments = [str(tmp_path / "best.pt"), "--data", str(rendered_pairs)]
+@pytest.mark.parametrize("name", ["best.pt", "BEST.PT"])
+def test_a_checkpoint_needs_the_extra(rendered_pairs: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    arguments = [str(tmp_path / name), "--data", str(rendered_pairs)]
     done = subprocess.run(
         [sys.executable, "-c", _WITHOUT_EXTRAS, *arguments], capture_output=True, text=True, check=False
     )

@@ -74,12 +74,13 @@ def test_test_images_that_are_in_train_too_are_told_where_all_are_scored(
         ("shot 1.5.jpg", "shot 1.5"),
         ("shot 1.5", "shot 1.5"),
         ("left\\arm", "left\\arm"),
+        (" leg ", " leg "),
     ],
 )
 def test_an_image_is_named_by_its_id_or_its_file(
     line: str, image: str, darkness_onnx: Path, data: Path, tmp_path: Path
 ) -> None:
-    for name in ("shot 1.5", "left\\arm"):
+    for name in ("shot 1.5", "left\\arm", " leg "):
         shutil.copy(data / "images" / "ISIC_0000000.jpg", data / "images" / f"{name}.jpg")
         shutil.copy(data / "masks" / "ISIC_0000000_Segmentation.png", data / "masks" / f"{name}_Segmentation.png")
     (tmp_path / "ids.txt").write_text(f"{line}\n")

@@ -76,12 +76,13 @@ def test_one_card_to_read(darkness_onnx: Path) -> None:
     assert all(value.startswith(" ") for _, _, value in lines)
 
 
-def test_a_card_of_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["best.pt", "BEST.PT"])
+def test_a_card_of_a_checkpoint(tmp_path: Path, name: str) -> None:
     pytest.importorskip("torch")
     from isicrt.trainer import checkpoint
 
-    checkpoint.save(tmp_path / "best.pt", card=darkness_card(), weights={})
-    code, output = _run(str(tmp_path / "best.pt"), "--json")
+    checkpoint.save(tmp_path / name, card=darkness_card(), weights={})
+    code, output = _run(str(tmp_path / name), "--json")
     assert code == 0, output
     assert ModelCard.from_json(output) == darkness_card()
     (tmp_path / "torn.pt").write_bytes(b"rubbish")

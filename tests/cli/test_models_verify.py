@@ -36,17 +36,18 @@ def test_an_onnx_file(darkness_onnx: Path) -> None:
     assert (found["passed"], found["reason"]) == (True, None)
 
 
-def test_a_plan(tmp_path: Path) -> None:
-    write_plan(tmp_path / "m.plan", plan_card(), b"plan")
-    assert _verify(tmp_path / "m.plan")[0] == 0
-    data = bytearray((tmp_path / "m.plan").read_bytes())
+@pytest.mark.parametrize("name", ["m.plan", "M.PLAN"])
+def test_a_plan(tmp_path: Path, name: str) -> None:
+    write_plan(tmp_path / name, plan_card(), b"plan")
+    assert _verify(tmp_path / name)[0] == 0
+    data = bytearray((tmp_path / name).read_bytes())
     data[-1] ^= 1
-    (tmp_path / "m.plan").write_bytes(data)
-    code, output = _verify(tmp_path / "m.plan")
+    (tmp_path / name).write_bytes(data)
+    code, output = _verify(tmp_path / name)
     assert code == 1
     assert "altered" in output
-    write_plan(tmp_path / "m.plan", plan_card(profile="abc"), b"plan")
-    code, output = _verify(tmp_path / "m.plan")
+    write_plan(tmp_path / name, plan_card(profile="abc"), b"plan")
+    code, output = _verify(tmp_path / name)
     assert code == 1
     assert "profile must be three batch sizes" in output
 

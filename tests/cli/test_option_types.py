@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Iterator
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from isicrt import export
 from isicrt._command import NamedPath, Number
 from isicrt.cli.main import COMMANDS, group
 
@@ -42,12 +44,21 @@ def test_every_command_is_walked() -> None:
 
 
 def test_every_path_and_every_number_is_of_these_types() -> None:
+    assert [(*words, p.name) for words, p in PARAMETERS if _is_unchecked(p)] == []
+
+
+def test_so_is_every_one_of_a_module_of_export() -> None:
+    modules = [
+        importlib.import_module(f"isicrt.export.{module.name}") for module in pkgutil.iter_modules(export.__path__)
+    ]
+    commands = {m.__name__: m.main for m in modules if isinstance(getattr(m, "main", None), click.Command)}
+    assert {"isicrt.export.quantisation", "isicrt.export.views"} <= commands.keys()
+    assert [(name, p.name) for name, main in commands.items() for p in main.params if _is_unchecked(p)] == []
+
+
+def _is_unchecked(parameter: click.Parameter) -> bool:
     of_click = (click.Path, click.FloatRange, type(click.FLOAT))
-    assert [(*words, p.name) for words, p in PARAMETERS if isinstance(p.type, of_click) and not _is_checked(p)] == []
-
-
-def _is_checked(parameter: click.Parameter) -> bool:
-    return isinstance(parameter.type, (NamedPath, Number))
+    return isinstance(parameter.type, of_click) and not isinstance(parameter.type, (NamedPath, Number))
 
 
 @pytest.mark.parametrize(

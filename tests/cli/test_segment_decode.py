@@ -78,6 +78,12 @@ def test_a_plan_without_a_gpu(rendered_pairs: Path, tmp_path: Path, plan: Path, 
     assert not out.exists()
 
 
+def test_a_plan_with_a_name_in_capitals_is_announced_too(rendered_pairs: Path, tmp_path: Path, plan: Path) -> None:
+    shouted = plan.rename(tmp_path / "MODEL.PLAN")
+    result = _segment(rendered_pairs / "images", "--out", tmp_path / "out", "--model", shouted)
+    assert NOTICE.replace("model.plan", "MODEL.PLAN") in result.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from isicrt.engine.errors import ModelError
 from isicrt.engine.onnx_runtime import OnnxRuntime
 
 
-def test_onnx_goes_to_onnx_runtime(darkness_onnx: Path) -> None:
-    with open_runtime(str(darkness_onnx), threads=1) as runtime:
+@pytest.mark.parametrize("name", ["m.onnx", "M.ONNX"])
+def test_onnx_goes_to_onnx_runtime(darkness_onnx: Path, tmp_path: Path, name: str) -> None:
+    shutil.copy(darkness_onnx, tmp_path / name)
+    with open_runtime(str(tmp_path / name), threads=1) as runtime:
         assert isinstance(runtime, OnnxRuntime)
 
 
@@ -22,8 +25,10 @@ def test_onnx_goes_to_onnx_runtime(darkness_onnx: Path) -> None:
         ("absent.onnx", "no such model file"),
         ("folder.onnx", "no such model file"),
         ("best.pt", "isicrt build-engine"),
+        ("BEST.PT", "isicrt build-engine"),
         ("model.bin", r"expected an \.onnx or a \.plan file"),
-        ("rubbish.plan", "rubbish.plan"),
+        ("rubbish.plan", "not a plan made by"),
+        ("RUBBISH.PLAN", "not a plan made by"),
     ],
 )
 def test_what_cannot_be_opened(tmp_path: Path, name: str, message: str) -> None:

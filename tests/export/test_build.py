@@ -269,7 +269,9 @@ def test_an_engine_that_fails_leaves_nothing_behind(fp32_file: Path, samples: li
     ("name", "content", "message"),
     [
         ("a.plan", b"plan", "a plan cannot be compiled again"),
+        ("A.PLAN", b"plan", "a plan cannot be compiled again"),
         ("a.onnx", b"not a model", r"a\.onnx: not an ONNX file"),
+        ("A.ONNX", b"not a model", r"A\.ONNX: not an ONNX file"),
         ("a.pt", b"not a checkpoint", "not a checkpoint"),
     ],
 )

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
+from PIL import Image
 
 from isicrt.engine import shipped
 from isicrt.engine.errors import BuildError, DataError
@@ -169,6 +170,13 @@ def test_ground_truth_neither_calibrates_nor_compares(rendered_pairs: Path) -> N
 
 def test_masks_that_belong_to_nothing(rendered_pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no ground truth for any image, such as ISIC_"):
+        read_samples([rendered_pairs / "images"], [tmp_path], (64, 96), calibrate=2, compare=2)
+
+
+def test_a_mask_that_does_not_fit_its_image(rendered_pairs: Path, tmp_path: Path) -> None:
+    for n in range(12):
+        Image.new("L", (90, 119), 255).save(tmp_path / f"ISIC_{n:07d}_Segmentation.png")
+    with pytest.raises(DataError, match=r"_Segmentation\.png: is 90 x 119, its image "):
         read_samples([rendered_pairs / "images"], [tmp_path], (64, 96), calibrate=2, compare=2)
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from isicrt.engine.errors import BuildError
 from isicrt.engine.onnx_file import read_onnx_card
-from isicrt.export.second_look import look_again_below, main
+from isicrt.export.second_look import look_again_below, main, with_second_look
 from isicrt.export.views import views_card
 from tests.tiny_models import darkness_card, write_darkness_model
 
@@ -29,12 +29,24 @@ def test_the_card_changes_and_the_network_does_not(tmp_path: Path) -> None:
     assert (found.second_look, found.second_look_zoom) == (0.97, 2)
     back = tmp_path / "back.onnx"
     back.write_bytes(look_again_below(careful, 0.9))
-    assert list(read_onnx_card(back).scores) == [
-        "test, of one look, with a second look below 0.9, with a second look below 0.97 and a zoom of 2"
-    ]
-    once = tmp_path / "once.onnx"
-    once.write_bytes(look_again_below(out, 0.0))
-    assert list(read_onnx_card(once).scores) == ["test, of one look, with a second look below 0.9"]
+    assert list(read_onnx_card(back).scores) == ["test, of one look"]
+
+
+@pytest.mark.parametrize("scored", [(0.0, 0.0), (0.9, 0.0), (0.97, 1.5)])
+def test_a_score_is_marked_while_the_model_looks_another_way(scored: tuple[float, float]) -> None:
+    card = darkness_card(second_look=scored[0], second_look_zoom=scored[1], scores={"test, 2018": {}})
+    marks = {(0.0, 0.0): "of one look", (0.9, 0.0): "with a second look below 0.9"}
+    mark = marks.get(scored, "with a second look below 0.97 and a zoom of 1.5")
+    for look in ((0.5, 0.0), (0.5, 2.0), (0.0, 0.0), (0.97, 1.5), (0.9, 0.0), (0.0, 0.0)):
+        card = with_second_look(card, *look)
+        assert list(card.scores) == ["test, 2018" if look == scored else f"test, 2018, {mark}"]
+
+
+def test_a_score_that_was_marked_at_each_change_is_of_the_first() -> None:
+    marks = "of one look, with a second look below 0.9 and a zoom of 1.5, with a second look below 0.5"
+    card = darkness_card(second_look=0.97, scores={f"test, {marks}": {}})
+    assert list(with_second_look(card, 0.0).scores) == ["test"]
+    assert list(with_second_look(card, 0.9).scores) == ["test, of one look"]
 
 
 @pytest.mark.parametrize("below", ["1", "-0.1", "high"])
