@@ -171,7 +171,7 @@ def measure_tradeoff(
 
 
 def _open(path: Path, stack: contextlib.ExitStack) -> _Entry:
-    if path.suffix != ".onnx":
+    if path.suffix.lower() != ".onnx":
         raise ModelError(f"{path}: give the .onnx file; the size of a .plan that lies beside it is shown too")
     runtimes = {n: stack.enter_context(open_runtime(path, threads=n)) for n in sorted({1, available_cores()})}
     return _Entry(runtimes[1].card.name, path, runtimes, {})

@@ -126,7 +126,7 @@ def command(
 
     if runs and figures is None:
         raise SettingsError("--runs needs --figures: the folder that their curves are drawn into")
-    check_results({"--csv": csv_file, "--json": json_file}, (figures,))
+    check_results({"--csv": csv_file, "--json": json_file}, (figures,), reads=(ids_file,))
     _check_runs(runs)
     protocol = _protocol(protocol_name, threshold, clean=not no_clean)
     try:

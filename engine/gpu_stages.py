@@ -94,7 +94,7 @@ def check_decode(decode: str, model: Path) -> None:
     """Raise SettingsError where `decode` is none of `DECODE`, or ``gpu`` with a model that no GPU runs."""
     if decode not in DECODE:
         raise SettingsError(f"decode {decode!r}: must be one of {', '.join(DECODE)}")
-    if decode == "gpu" and model.suffix == ".onnx":
+    if decode == "gpu" and model.suffix.lower() == ".onnx":
         source = plan_source(model)
         command = shlex.join(["isicrt", "build-engine", source, "--fp16"])
         named = ", CHECKPOINT being the model that this int8 file was made of," if source == CHECKPOINT else ""

@@ -118,3 +118,12 @@ def test_a_data_set_with_the_other_half_alone_says_how_to_score_it(darkness_onnx
     assert refused.exit_code == 1
     assert "Score the other with --split train" in refused.output
     assert _evaluate(darkness_onnx, "--data", data.parent, "--split", "train").exit_code == 0
+
+
+def test_no_result_replaces_the_list(darkness_onnx: Path, data: Path, tmp_path: Path) -> None:
+    ids = tmp_path / "validation.txt"
+    ids.write_text("ISIC_0000003")
+    refused = _evaluate(darkness_onnx, "--data", data, "--ids", ids, "--csv", ids)
+    assert refused.exit_code == 2
+    assert "that is what is read here" in refused.output
+    assert ids.read_text() == "ISIC_0000003"
