@@ -19,7 +19,7 @@ from isicrt.engine.card import ModelCard
 from isicrt.engine.corrections import find_correction, find_drawn, is_as_written
 from isicrt.engine.errors import ImageError, SettingsError
 from isicrt.engine.finishing import Finished
-from isicrt.engine.images import FileStamp, read_mask, read_source
+from isicrt.engine.images import FileStamp, read_source
 from isicrt.engine.journal import (
     FORMAT,
     JOURNAL_NAME,
@@ -27,15 +27,16 @@ from isicrt.engine.journal import (
     Journal,
     JournalIndex,
     encode_line,
+    has_mask,
     write_name,
 )
 from isicrt.engine.journal_fields import native_size, source_of, stamp_fields, stamp_of
 from isicrt.engine.lock import FolderLock
 from isicrt.engine.masks import Mask
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
-from isicrt.engine.output import FSYNC, BackgroundSync, OutputError, OutputFolder, make_folder
+from isicrt.engine.output import FSYNC, BackgroundSync, OutputFolder, make_folder
+from isicrt.engine.overlay import redraw
 from isicrt.engine.overlay_label import label_of, read_label, remove_overlay
-from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.sources import Job, overlay_path
 from isicrt.engine.survey import survey
 
@@ -164,28 +165,28 @@ class Ledger:
 
         Raises:
             OutputError: as of `draw`.
-            ImageError: its mask's place is taken by the mask of another image, or see `find_correction`, `find_drawn`.
+            ImageError: its mask's place is taken by the mask of another image, its overlay cannot be written, or see
+                `find_correction`, `find_drawn`.
         """
         found = self._known.find(self._name(job.mask)) if self._resume else None
         if found is None:
             return None
         entry, run = found
-        status = entry.get("status")
         try:
             image = os.stat(job.image)  # noqa: PTH116 (once for each image)
         except OSError:
             return None  # to be found out again by reading it
         same_place = source_of(entry, run) == _absolute(job.image)
         same_stat = (entry.get("image_size"), entry.get("image_mtime_ns")) == (image.st_size, image.st_mtime_ns)
-        if status == "failed":
+        if not has_mask(entry):
+            if entry.get("status") != "failed":
+                return None
             if (drawn := find_drawn(job.mask)) is not None:
                 return Outcome(job, None, drawn.native_size, drawn.lesion, skipped=True, kept=KEPT_DRAWN)
             unchanged = same_place and same_stat and run.get("version") == __version__
             if not unchanged or self._retry_failed:
                 return None
             return Outcome(job, str(entry.get("reason")), None, None, damaged=stamp_of(entry), untried=True)
-        if status != "done":
-            return None
         changed = not (same_place and same_stat) and not self._is_same_file(job, entry, image.st_size)
         if changed and not same_place:
             raise ImageError(
@@ -197,7 +198,7 @@ class Ledger:
             return None
         outdated = changed or {"model": run.get("model"), "settings": run.get("settings")} != self._key
         if is_as_written(job.mask, size, entry):
-            if outdated or not (self._has_overlay(job, entry) or (draw is not None and _has_drawn(draw, job, size))):
+            if outdated or not (self._has_overlay(job, entry) or (draw is not None and redraw(draw, job, size))):
                 return None
             lesion, sure = (x if isinstance(x := entry.get(n), float) else None for n in ("lesion_share", "confidence"))
             note = n if isinstance(n := entry.get("note"), str) else None
@@ -241,7 +242,7 @@ class Ledger:
 
     def _line(self, outcome: Outcome, noted: Mapping[str, Any] | None) -> str:
         """What `encode_line` makes of an entry; of nearly all that are done in a third of the time."""
-        if noted is not None and (quick := LINES.get(tuple(noted))) is not None:
+        if outcome.error is None and noted is not None and (quick := LINES.get(tuple(noted))) is not None:
             image, mask = str(outcome.job.image), self._name(outcome.job.mask)
             below = mask[: mask.rfind("/") + 1] + image[image.rfind("/") + 1 :]
             plain = image == self._below_root + below and image.isascii() and mask.isascii() and "/." not in image
@@ -331,7 +332,7 @@ class Ledger:
         found = self._known.find(name := self._name(mask))
         entry = {"status": "done"} if found is None else found[0]
         if outcome.damaged is not None and self._known.wrote(name):
-            if entry.get("status") == "done" and entry.get("image_crc") in (None, outcome.damaged.crc):
+            if has_mask(entry) and entry.get("image_crc") in (None, outcome.damaged.crc):
                 return replace(outcome, damaged=None)
             _remove(mask)
         if self._overlays is not None:
@@ -371,19 +372,6 @@ def _root(job: Job, out: Path) -> str:
 
 def _is_news(outcome: Outcome) -> bool:
     return outcome.kept is not None or not (outcome.skipped or outcome.untried)
-
-
-def _has_drawn(draw: Callable[[Job, Mask], None], job: Job, size: tuple[int, int]) -> bool:
-    """Draw the overlay of a mask that is there. False where that cannot be done: who makes the mask again finds out
-    why, and says it."""
-    try:
-        with BUDGET.admit(size[0] * size[1]):
-            draw(job, read_mask(job.mask))
-    except OutputError:
-        raise
-    except Exception:
-        return False
-    return True
 
 
 def _remove(file: Path) -> None:
