@@ -324,7 +324,8 @@ class Ledger:
 
         Returns:
             The outcome; without its stamp where the mask there is not known to be made from other bytes: then the
-            failure is not theirs (memory was short, a library is another one), and the mask and its line stay.
+            failure is not theirs (memory was short, a library is another one), and the mask and its line stay. So it
+            is where that mask cannot be removed.
         """
         if outcome.damaged is None and outcome.kept is None:
             return outcome
@@ -334,7 +335,8 @@ class Ledger:
         if outcome.damaged is not None and self._known.wrote(name):
             if has_mask(entry) and entry.get("image_crc") in (None, outcome.damaged.crc):
                 return replace(outcome, damaged=None)
-            _remove(mask)
+            if not _is_removed(mask):  # it must not be taken for somebody's drawing: the next run tries again
+                return replace(outcome, damaged=None)
         if self._overlays is not None:
             remove_overlay(overlay_path(mask, self._out, self._overlays), entry)
         return outcome
@@ -374,9 +376,12 @@ def _is_news(outcome: Outcome) -> bool:
     return outcome.kept is not None or not (outcome.skipped or outcome.untried)
 
 
-def _remove(file: Path) -> None:
-    with suppress(OSError):
+def _is_removed(file: Path) -> bool:
+    try:
         file.unlink(missing_ok=True)
+    except OSError as error:
+        return isinstance(error, NotADirectoryError)
+    return True
 
 
 def _absolute(path: Path) -> str:
