@@ -130,6 +130,24 @@ def test_a_run_removes_no_overlay_of_anothers_mask(here: Path, segmenter: Segmen
         assert Path("drawn/a.jpg").read_bytes() == theirs
 
 
+@pytest.mark.parametrize("damaged_before", [False, True])
+def test_an_image_that_never_had_a_mask_costs_no_overlay_of_anothers(
+    here: Path, segmenter: Segmenter, damaged_before: bool
+) -> None:
+    """Whether the failure is found, or taken from the journal."""
+    Path("other").mkdir()
+    Path("other/a.png").write_bytes(b"damaged")
+    if damaged_before:
+        assert _run(segmenter, "other", "out2")["a"].error is not None
+    _run(segmenter, overlays="drawn")
+    drawn = Path("drawn/a.jpg").read_bytes()
+    assert _run(segmenter, "other", "out2", overlays="drawn")["a"].untried == damaged_before
+    assert Path("drawn/a.jpg").read_bytes() == drawn
+    _as_before_labels(Path("drawn/a.jpg"))
+    _run(segmenter, "other", "out2", overlays="drawn")
+    assert not Path("drawn/a.jpg").exists()
+
+
 def _as_before_labels(overlay: Path) -> None:
     jpeg = overlay.read_bytes()
     start = jpeg.index(b"\xff\xfe")
