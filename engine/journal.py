@@ -64,7 +64,7 @@ class Journal:
             if self._file >= 0:
                 os.close(self._file)
             if isinstance(error, OSError):
-                raise output_error(folder, error) from error
+                raise output_error(folder / JOURNAL_NAME, error) from error
             raise
 
     def append(self, *entries: Mapping[str, Any]) -> None:
