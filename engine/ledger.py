@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -30,7 +31,7 @@ from isicrt.engine.journal import (
     has_mask,
     write_name,
 )
-from isicrt.engine.journal_fields import native_size, source_of, stamp_fields, stamp_of
+from isicrt.engine.journal_fields import native_size, root_of, source_of, stamp_fields, stamp_of
 from isicrt.engine.lock import FolderLock
 from isicrt.engine.masks import Mask
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
@@ -99,6 +100,8 @@ class Ledger:
         self.journal = self._out / JOURNAL_NAME
         """The journal's file."""
         self._overlays = None if overlays is None else Path(overlays)
+        self.redrawn, self._counting = 0, threading.Lock()
+        """Overlays that `check` drew of masks that were there."""
         self._resume, self._retry_failed = existing == "resume", retry_failed
         self._key = {"model": dict(model), "settings": dict(settings)}
         make_folder(self._out)
@@ -114,7 +117,7 @@ class Ledger:
             self._lock.release()
             raise
         try:
-            self._root = _root(jobs[0], self._out) if jobs else ""
+            self._root = root_of(jobs[0], self._out) if jobs else ""
             self._below_root = os.path.join(self._root, "")  # noqa: PTH118 (what most images' paths begin with)
             survey(
                 jobs,
@@ -198,7 +201,7 @@ class Ledger:
             return None
         outdated = changed or {"model": run.get("model"), "settings": run.get("settings")} != self._key
         if is_as_written(job.mask, size, entry):
-            if outdated or not (self._has_overlay(job, entry) or (draw is not None and redraw(draw, job, size))):
+            if outdated or not (self._has_overlay(job, entry) or (draw is not None and self._redraw(draw, job, size))):
                 return None
             lesion, sure = (x if isinstance(x := entry.get(n), float) else None for n in ("lesion_share", "confidence"))
             note = n if isinstance(n := entry.get("note"), str) else None
@@ -318,6 +321,12 @@ class Ledger:
         label = label_of(image, mask) if isinstance(image, int) and isinstance(mask, int) else b""
         return read_label(overlay_path(job.mask, self._out, self._overlays)) == label
 
+    def _redraw(self, draw: Callable[[Job, Mask], None], job: Job, size: tuple[int, int]) -> bool:
+        drawn = redraw(draw, job, size)
+        with self._counting:
+            self.redrawn += drawn
+        return drawn
+
     def _settle(self, outcome: Outcome) -> Outcome:
         """Remove the mask of a file that has been replaced by a damaged one: it is nobody's any more, nor is one that a
         killed run had announced. Nor is the overlay of such a mask, or of one that was changed.
@@ -362,14 +371,6 @@ def loaded_sha256(runtime: object, path: str | os.PathLike[str]) -> str:
     """SHA-256 of the model's file as it was when `runtime` loaded it; as it is now, where a runtime does not know."""
     digest = getattr(runtime, "digest", None)
     return digest if isinstance(digest, str) else file_sha256(path)
-
-
-def _root(job: Job, out: Path) -> str:
-    """The folder below which an image lies as its mask does below `out`."""
-    folder = os.path.dirname(_absolute(job.image))  # noqa: PTH120
-    for _ in job.mask.parent.relative_to(out).parts:
-        folder = os.path.dirname(folder)  # noqa: PTH120
-    return folder
 
 
 def _is_news(outcome: Outcome) -> bool:
