@@ -176,6 +176,7 @@ def finish_run(
     left_out: Mapping[str, Any],
 ) -> tuple[IsicrtError | None, Path | None]:
     """Finish a run's files, each whatever becomes of the others. What cannot be written stops a run, be it at its end.
+    Overlays that it drew of masks of earlier runs are said: nothing counts them.
 
     Args:
         counts: of `count_run`; changed where the run is stopped here.
@@ -190,6 +191,8 @@ def finish_run(
         What stopped the run, and the first list that is whole.
     """
     whole: list[Path] = []
+    if ledger.redrawn:
+        click.echo(f"{ledger.redrawn} overlays were drawn of masks that were there before", err=True)
 
     def stop(error: IsicrtError) -> IsicrtError:
         if not counts["interrupted"]:

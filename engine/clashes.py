@@ -13,8 +13,9 @@ from itertools import islice
 from pathlib import Path
 
 from isicrt.engine.errors import DataError
-from isicrt.engine.image_search import EXTENSIONS
+from isicrt.engine.image_search import EXTENSIONS, ImageSearch
 from isicrt.engine.jobs import Jobs
+from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.names import equal_keys, name_key, shared_keys
 from isicrt.engine.output import OVERLAYS_NAME, clean_names
 from isicrt.engine.overlay_label import read_label
@@ -136,8 +137,8 @@ def check_images_safe(
 
 
 def check_overlays_apart(jobs: Jobs, overlays: Path, place: Callable[[Path], Path]) -> None:
-    """Raise DataError where overlays would come among images that isicrt did not draw: they might replace them, and
-    what lies in a folder of overlays is left out when photographs are looked for.
+    """Raise DataError where overlays would come among or above images that isicrt did not draw: they might replace
+    them, and what lies in a folder of overlays, or below it, is left out when photographs are looked for.
 
     Args:
         overlays: their folder. What lies in one that is marked is isicrt's, whatever it is.
@@ -145,15 +146,22 @@ def check_overlays_apart(jobs: Jobs, overlays: Path, place: Callable[[Path], Pat
     """
     if os.path.lexists(overlays / OVERLAYS_NAME):
         return
-    for folder in dict.fromkeys([overlays, *(place(f.masks) for f in jobs.folders())]):
-        for name in clean_names(folder, set()):
-            if Path(name).suffix.lower() in EXTENSIONS and read_label(folder / name) is None:
-                raise DataError(
-                    f"{folder}: holds images of which nothing says that isicrt drew them, such as {name}. Overlays "
-                    "replace what has their names, and the others would be left out where photographs are looked for. "
-                    "Choose another folder for --overlay, or move these images away. If isicrt drew them, as it did "
-                    f"before it marked such folders, make an empty file {overlays / OVERLAYS_NAME}."
-                )
+
+    def look(folder: str, name: str) -> None:
+        if read_label(Path(folder, name)) is None:
+            raise DataError(
+                f"{folder}: holds images of which nothing says that isicrt drew them, such as {name}. Overlays replace "
+                "what has their names, and the others would be left out where photographs are looked for. Choose "
+                "another folder for --overlay, or move these images away. If isicrt drew them, as it did before it "
+                f"marked such folders, make an empty file {overlays / OVERLAYS_NAME}."
+            )
+
+    for landing in dict.fromkeys([overlays, *(place(f.masks) for f in jobs.folders())]):
+        for name in clean_names(landing, set()):
+            if Path(name).suffix.lower() in EXTENSIONS:
+                look(str(landing), name)
+    if not os.path.lexists(overlays / JOURNAL_NAME):  # else it is left out already, with all that is below it
+        ImageSearch((), look).walk(str(overlays))
 
 
 def _clashes(jobs: Jobs) -> list[list[int]]:

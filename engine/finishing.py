@@ -25,7 +25,7 @@ class Finished(NamedTuple):
     """How an image ended."""
 
     problem: str | None
-    """None where its mask was written."""
+    """None where its mask was written, and `then` had no problem with it."""
     lesion: float | None
     """Share of the pixels that the mask calls lesion, in [0, 1]; None where there is none."""
     size: int
@@ -69,7 +69,7 @@ class Finishing:
         """
         started = time.perf_counter()
         restored = None
-        lesion, size, crc = 0.0, 0, 0
+        lesion, size, crc, written = 0.0, 0, 0, False
         sure = problem = None
         try:
             mask = self.restore(content, native_size)
@@ -84,6 +84,7 @@ class Finishing:
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(path, png)
+            written = True
             if then is not None:
                 then(mask.whole())
         except OutputError:
@@ -99,9 +100,9 @@ class Finishing:
         ended = time.perf_counter()
         restored = ended if restored is None else restored
         seconds = restored - started, ended - restored
-        if problem is not None:
+        if not written:
             return Finished(problem, None, 0, 0, *seconds)
-        return Finished(None, lesion, size, crc, *seconds, sure)
+        return Finished(problem, lesion, size, crc, *seconds, sure)
 
     def restore(self, content: Content, native_size: tuple[int, int]) -> WindowMask:
         """The finished mask."""

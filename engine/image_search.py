@@ -65,9 +65,11 @@ class ImageSearch:
             DataError: it holds what isicrt wrote.
         """
         if (what := _output_of(top)) is not None:
+            # Overlays are JPEGs as photographs are: no pattern tells them apart.
+            among = f"name them by a pattern, such as '{top}/*.jpg'" if what == "masks" else "move them out of there"
             raise DataError(
                 f"{top}: isicrt wrote {what} there, and would take them for photographs. Name the folder of the "
-                f"photographs; where they lie among the {what}, name them by a pattern, such as '{top}/*.jpg'"
+                f"photographs; where they lie among the {what}, {among}"
             )
         root = os.path.realpath(top)
         pending = [top]

@@ -9,9 +9,10 @@ A line is one JSON object, appended whole, several with one call, so that it can
 
 ``image`` is relative to the run's ``root``, and ``mask`` to this folder.
 A name that is not UTF-8 is ``{"base64": ...}`` of its bytes. Of several lines about one mask the last counts, but for a
-failure that left the mask of before alone. What was skipped has a line only where its mask is not the one that was
-written, and a failure that an earlier run found has none: the last line is as the earlier one. (isicrt wrote one for
-every image until 28 November 2026.) A torn last line, of a machine that lost its power, is passed over.
+failure that left the mask of before alone. One that notes a mask (``mask_crc``) is of its overlay alone. What was
+skipped has a line only where its mask is not the one that was written, and a failure that an earlier run found has
+none: the last line is as the earlier one. (isicrt wrote one for every image until 28 November 2026.) A torn last line,
+of a machine that lost its power, is passed over.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Journal:
             if self._file >= 0:
                 os.close(self._file)
             if isinstance(error, OSError):
-                raise output_error(folder, error) from error
+                raise output_error(folder / JOURNAL_NAME, error) from error
             raise
 
     def append(self, *entries: Mapping[str, Any]) -> None:
@@ -124,6 +125,8 @@ class JournalIndex:
         self._lock = threading.Lock()
         # The offset of the line; its complement where a failure left no mask of ours.
         self._lines = NumberTable()
+        # The same of masks that the run has announced and of which it has said no more: they are few.
+        self._announced: dict[int, int] = {}
         self._starts: list[int] = []
         self.runs: list[Mapping[str, Any]] = []
         """The first line of each run."""
@@ -194,6 +197,7 @@ class JournalIndex:
                 if whole and (ends or len(line) < _LONGEST_LINE):
                     self._add(parse_line(line), offset)
                 offset, whole = offset + len(line), ends
+        self._leave_announced()
         self._lines.settle()
 
     def _read(self, offset: int) -> bytes:
@@ -213,16 +217,28 @@ class JournalIndex:
                 )
             self._starts.append(offset)
             self.runs.append(entry)
+            self._leave_announced()
             return
         ended = entry.get("status") in ("done", "failed")  # what was skipped is as it was
         masks = [entry.get("mask")] if ended else entry.get("writing")
         for mask in masks if isinstance(masks, list) else []:
             with suppress(DataError):
                 number = _number(read_name(mask))
-                failed = entry.get("status") == "failed"
+                if not ended:
+                    self._announced[number] = offset
+                    continue
+                self._announced.pop(number, None)
                 # Where a failure left the mask of before alone, the line about that one still says whose it is.
-                if not failed or "image_crc" in entry or not self._is_there(number):
-                    self._lines[number] = ~offset if failed else offset
+                if has_mask(entry):
+                    self._lines[number] = offset
+                elif "image_crc" in entry or not self._is_there(number):
+                    self._lines[number] = ~offset
+
+    def _leave_announced(self) -> None:
+        """The run is over, and nobody knows whose the masks are that it has announced and said no more of."""
+        for number, offset in self._announced.items():
+            self._lines[number] = offset
+        self._announced.clear()
 
 
 _WRITTEN = ("mask_size", "mask_crc", "image_size", "image_mtime_ns", "image_crc")
@@ -258,6 +274,11 @@ def _open(path: Path, flags: int) -> int:
         os.close(file)
         raise strange
     return file
+
+
+def has_mask(entry: Mapping[str, Any]) -> bool:
+    """Whether a line is about a mask that was written, be it that its overlay could not be."""
+    return entry.get("status") == "done" or (entry.get("status") == "failed" and "mask_crc" in entry)
 
 
 def parse_line(line: bytes) -> Mapping[str, Any]:

@@ -5,11 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.images import FileStamp
 from isicrt.engine.journal import read_name
+from isicrt.engine.sources import Job
+
+
+def root_of(job: Job, out: Path) -> str:
+    """The folder below which an image lies as its mask does below `out`."""
+    folder = os.path.dirname(os.path.abspath(job.image))  # noqa: PTH100, PTH120 (links stay as they are)
+    for _ in job.mask.parent.relative_to(out).parts:
+        folder = os.path.dirname(folder)  # noqa: PTH120
+    return folder
 
 
 def source_of(entry: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +20,7 @@ from isicrt.engine.card import ModelCard
 from isicrt.engine.corrections import find_correction, find_drawn, is_as_written
 from isicrt.engine.errors import ImageError, SettingsError
 from isicrt.engine.finishing import Finished
-from isicrt.engine.images import FileStamp, read_mask, read_source
+from isicrt.engine.images import FileStamp, read_source
 from isicrt.engine.journal import (
     FORMAT,
     JOURNAL_NAME,
@@ -27,15 +28,16 @@ from isicrt.engine.journal import (
     Journal,
     JournalIndex,
     encode_line,
+    has_mask,
     write_name,
 )
-from isicrt.engine.journal_fields import native_size, source_of, stamp_fields, stamp_of
+from isicrt.engine.journal_fields import native_size, root_of, source_of, stamp_fields, stamp_of
 from isicrt.engine.lock import FolderLock
 from isicrt.engine.masks import Mask
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
-from isicrt.engine.output import FSYNC, BackgroundSync, OutputError, OutputFolder, make_folder
+from isicrt.engine.output import FSYNC, BackgroundSync, OutputFolder, make_folder
+from isicrt.engine.overlay import redraw
 from isicrt.engine.overlay_label import label_of, read_label, remove_overlay
-from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.sources import Job, overlay_path
 from isicrt.engine.survey import survey
 
@@ -98,6 +100,8 @@ class Ledger:
         self.journal = self._out / JOURNAL_NAME
         """The journal's file."""
         self._overlays = None if overlays is None else Path(overlays)
+        self.redrawn, self._counting = 0, threading.Lock()
+        """Overlays that `check` drew of masks that were there."""
         self._resume, self._retry_failed = existing == "resume", retry_failed
         self._key = {"model": dict(model), "settings": dict(settings)}
         make_folder(self._out)
@@ -113,7 +117,7 @@ class Ledger:
             self._lock.release()
             raise
         try:
-            self._root = _root(jobs[0], self._out) if jobs else ""
+            self._root = root_of(jobs[0], self._out) if jobs else ""
             self._below_root = os.path.join(self._root, "")  # noqa: PTH118 (what most images' paths begin with)
             survey(
                 jobs,
@@ -164,28 +168,28 @@ class Ledger:
 
         Raises:
             OutputError: as of `draw`.
-            ImageError: its mask's place is taken by the mask of another image, or see `find_correction`, `find_drawn`.
+            ImageError: its mask's place is taken by the mask of another image, its overlay cannot be written, or see
+                `find_correction`, `find_drawn`.
         """
         found = self._known.find(self._name(job.mask)) if self._resume else None
         if found is None:
             return None
         entry, run = found
-        status = entry.get("status")
         try:
             image = os.stat(job.image)  # noqa: PTH116 (once for each image)
         except OSError:
             return None  # to be found out again by reading it
         same_place = source_of(entry, run) == _absolute(job.image)
         same_stat = (entry.get("image_size"), entry.get("image_mtime_ns")) == (image.st_size, image.st_mtime_ns)
-        if status == "failed":
+        if not has_mask(entry):
+            if entry.get("status") != "failed":
+                return None
             if (drawn := find_drawn(job.mask)) is not None:
                 return Outcome(job, None, drawn.native_size, drawn.lesion, skipped=True, kept=KEPT_DRAWN)
             unchanged = same_place and same_stat and run.get("version") == __version__
             if not unchanged or self._retry_failed:
                 return None
             return Outcome(job, str(entry.get("reason")), None, None, damaged=stamp_of(entry), untried=True)
-        if status != "done":
-            return None
         changed = not (same_place and same_stat) and not self._is_same_file(job, entry, image.st_size)
         if changed and not same_place:
             raise ImageError(
@@ -197,7 +201,7 @@ class Ledger:
             return None
         outdated = changed or {"model": run.get("model"), "settings": run.get("settings")} != self._key
         if is_as_written(job.mask, size, entry):
-            if outdated or not (self._has_overlay(job, entry) or (draw is not None and _has_drawn(draw, job, size))):
+            if outdated or not (self._has_overlay(job, entry) or (draw is not None and self._redraw(draw, job, size))):
                 return None
             lesion, sure = (x if isinstance(x := entry.get(n), float) else None for n in ("lesion_share", "confidence"))
             note = n if isinstance(n := entry.get("note"), str) else None
@@ -241,7 +245,7 @@ class Ledger:
 
     def _line(self, outcome: Outcome, noted: Mapping[str, Any] | None) -> str:
         """What `encode_line` makes of an entry; of nearly all that are done in a third of the time."""
-        if noted is not None and (quick := LINES.get(tuple(noted))) is not None:
+        if outcome.error is None and noted is not None and (quick := LINES.get(tuple(noted))) is not None:
             image, mask = str(outcome.job.image), self._name(outcome.job.mask)
             below = mask[: mask.rfind("/") + 1] + image[image.rfind("/") + 1 :]
             plain = image == self._below_root + below and image.isascii() and mask.isascii() and "/." not in image
@@ -317,13 +321,20 @@ class Ledger:
         label = label_of(image, mask) if isinstance(image, int) and isinstance(mask, int) else b""
         return read_label(overlay_path(job.mask, self._out, self._overlays)) == label
 
+    def _redraw(self, draw: Callable[[Job, Mask], None], job: Job, size: tuple[int, int]) -> bool:
+        drawn = redraw(draw, job, size)
+        with self._counting:
+            self.redrawn += drawn
+        return drawn
+
     def _settle(self, outcome: Outcome) -> Outcome:
         """Remove the mask of a file that has been replaced by a damaged one: it is nobody's any more, nor is one that a
         killed run had announced. Nor is the overlay of such a mask, or of one that was changed.
 
         Returns:
             The outcome; without its stamp where the mask there is not known to be made from other bytes: then the
-            failure is not theirs (memory was short, a library is another one), and the mask and its line stay.
+            failure is not theirs (memory was short, a library is another one), and the mask and its line stay. So it
+            is where that mask cannot be removed.
         """
         if outcome.damaged is None and outcome.kept is None:
             return outcome
@@ -331,9 +342,10 @@ class Ledger:
         found = self._known.find(name := self._name(mask))
         entry = {"status": "done"} if found is None else found[0]
         if outcome.damaged is not None and self._known.wrote(name):
-            if entry.get("status") == "done" and entry.get("image_crc") in (None, outcome.damaged.crc):
+            if has_mask(entry) and entry.get("image_crc") in (None, outcome.damaged.crc):
                 return replace(outcome, damaged=None)
-            _remove(mask)
+            if not _is_removed(mask):  # it must not be taken for somebody's drawing: the next run tries again
+                return replace(outcome, damaged=None)
         if self._overlays is not None:
             remove_overlay(overlay_path(mask, self._out, self._overlays), entry)
         return outcome
@@ -361,34 +373,16 @@ def loaded_sha256(runtime: object, path: str | os.PathLike[str]) -> str:
     return digest if isinstance(digest, str) else file_sha256(path)
 
 
-def _root(job: Job, out: Path) -> str:
-    """The folder below which an image lies as its mask does below `out`."""
-    folder = os.path.dirname(_absolute(job.image))  # noqa: PTH120
-    for _ in job.mask.parent.relative_to(out).parts:
-        folder = os.path.dirname(folder)  # noqa: PTH120
-    return folder
-
-
 def _is_news(outcome: Outcome) -> bool:
     return outcome.kept is not None or not (outcome.skipped or outcome.untried)
 
 
-def _has_drawn(draw: Callable[[Job, Mask], None], job: Job, size: tuple[int, int]) -> bool:
-    """Draw the overlay of a mask that is there. False where that cannot be done: who makes the mask again finds out
-    why, and says it."""
+def _is_removed(file: Path) -> bool:
     try:
-        with BUDGET.admit(size[0] * size[1]):
-            draw(job, read_mask(job.mask))
-    except OutputError:
-        raise
-    except Exception:
-        return False
-    return True
-
-
-def _remove(file: Path) -> None:
-    with suppress(OSError):
         file.unlink(missing_ok=True)
+    except OSError as error:
+        return isinstance(error, NotADirectoryError)
+    return True
 
 
 def _absolute(path: Path) -> str:

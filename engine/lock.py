@@ -107,7 +107,8 @@ class FolderLock(LockFile):
         folder: an existing folder.
 
     Raises:
-        OutputError: another run holds it (the message names its process), or no file can be made there.
+        OutputError: another run holds it (the message names its process), its file cannot be opened, or none can be
+            made there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -121,6 +122,12 @@ class FolderLock(LockFile):
         except NoLockFile as error:
             raise OutputError(str(error)) from error
         except OSError as error:
+            path = folder / LOCK_NAME
+            if isinstance(error, PermissionError) and os.path.lexists(path):
+                raise OutputError(
+                    f"{path}: cannot be opened: {error.strerror}. It may be the lock of another user's run: wait for "
+                    "its end, or remove the file if there is none"
+                ) from error
             raise OutputError(f"{folder}: nothing can be written there: {error.strerror}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -11,12 +12,13 @@ import numpy as np
 import simplejpeg
 from isal import isal_zlib
 
-from isicrt.engine.errors import DataError
+from isicrt.engine.errors import ImageError
 from isicrt.engine.geometry import UInt8Array
-from isicrt.engine.images import decode_image
+from isicrt.engine.images import decode_image, read_mask
 from isicrt.engine.masks import Mask
 from isicrt.engine.output import OVERLAYS_NAME, OutputError, OutputFolder, make_folder, output_error
 from isicrt.engine.overlay_label import add_label, label_of
+from isicrt.engine.pixel_budget import BUDGET
 from isicrt.engine.routes import Decode
 from isicrt.engine.sources import Job, overlay_path
 
@@ -24,6 +26,10 @@ MAX_SIDE = 1024
 COLOUR = (0, 255, 160)
 """RGB; no skin and no pigment has it."""
 _MARK = b"isicrt drew the images in this folder and leaves it out when it looks for photographs.\n"
+
+
+class OverlayError(ImageError):
+    """An overlay that cannot be written. It costs its image, whose mask is there and stays."""
 
 
 class OverlayFolder:
@@ -68,9 +74,9 @@ class OverlayFolder:
             mask: bool, H x W, at the image's own size.
 
         Raises:
+            OverlayError: the overlay cannot be written.
             ImageError: the image cannot be decoded (any more).
-            DataError: the overlay cannot be written.
-            OutputError: none can be.
+            OutputError: no overlay can be written.
         """
         scale = min(1.0, MAX_SIDE / max(mask.shape))
         size = max(1, round(mask.shape[0] * scale)), max(1, round(mask.shape[1] * scale))
@@ -84,7 +90,7 @@ class OverlayFolder:
         except OutputError:
             raise
         except OSError as error:
-            raise DataError(f"{path}: the overlay cannot be written: {error.strerror or error}") from error
+            raise OverlayError(f"{path}: the overlay cannot be written: {error.strerror or error}") from error
 
 
 def draw_outline(image: UInt8Array, mask: Mask) -> UInt8Array:
@@ -100,3 +106,28 @@ def draw_outline(image: UInt8Array, mask: Mask) -> UInt8Array:
     drawn = np.array(image, order="C")
     cv2.drawContours(drawn, outline, -1, COLOUR, max(1, round(max(height, width) / 400)), cv2.LINE_AA)
     return drawn
+
+
+def redraw(draw: Callable[[Job, Mask], None], job: Job, native_size: tuple[int, int]) -> bool:
+    """Draw the overlay of a mask that is there.
+
+    Args:
+        draw: as an `OverlayFolder`.
+        job: of the mask.
+        native_size: (height, width) of image and mask.
+
+    Returns:
+        False where image or mask cannot be read: who makes the mask again finds out why, and says it.
+
+    Raises:
+        OverlayError: the overlay cannot be written, which no other mask would mend.
+        OutputError: none can be.
+    """
+    try:
+        with BUDGET.admit(native_size[0] * native_size[1]):
+            draw(job, read_mask(job.mask))
+    except (OutputError, OverlayError):
+        raise
+    except Exception:
+        return False
+    return True

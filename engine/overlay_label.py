@@ -42,14 +42,16 @@ def read_label(path: Path) -> bytes | None:
 
 
 def remove_overlay(path: Path, entry: Mapping[str, Any]) -> None:
-    """Remove the overlay of a mask that is not there any more, but not one that says that it is of another mask: runs
-    with other folders of masks may draw there too.
+    """Remove the overlay of a mask that is not there any more, but not one that says that it is of another mask, or of
+    one where there never was any: runs with other folders of masks may draw there too.
 
     Args:
         path: of the overlay.
-        entry: the journal's line of that mask.
+        entry: the journal's line of that mask. Of one that a killed run had announced any overlay may be; of one that
+            was never made none with a label is.
     """
     label, crcs = read_label(path), (entry.get("image_crc"), entry.get("mask_crc"))
-    if label is None or not all(isinstance(crc, int) for crc in crcs) or label == _TEXT % crcs:
+    ours = "writing" in entry or (all(isinstance(crc, int) for crc in crcs) and label == _TEXT % crcs)
+    if label is None or ours:
         with suppress(OSError):
             path.unlink()

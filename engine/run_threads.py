@@ -279,11 +279,11 @@ class RunThreads(ABC):
         ledger = self._settings.ledger
         return [
             (
-                Outcome(
-                    item.job, done.problem, item.native_size, done.lesion, confidence=done.confidence, note=item.note
-                ),
+                Outcome(item.job, done.problem, item.native_size, None, note=item.note)
+                if done.problem is not None
+                else Outcome(item.job, None, item.native_size, done.lesion, confidence=done.confidence, note=item.note),
                 None
-                if done.problem is not None or ledger is None
+                if not done.size or ledger is None
                 else ledger.note(item.native_size, done, item.stamp) | ({"note": item.note} if item.note else {}),
             )
             for item, done in finished

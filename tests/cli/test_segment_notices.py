@@ -73,6 +73,17 @@ def test_corrected_masks_are_kept_and_said(segment) -> None:
     assert Path("out/a.png").read_bytes() != drawn
 
 
+def test_overlays_of_masks_that_were_there_are_said(segment) -> None:
+    assert segment("in", "--out", "out").exit_code == 0
+    Path("out/a.png").unlink()
+    said = "2 overlays were drawn of masks that were there before\n"
+    result = segment("in", "--out", "out", "--overlay", "drawn")
+    assert (result.exit_code, result.stderr) == (0, said)
+    assert "1 masks in out, 0 failed, 2 done before" in result.stdout
+    result = segment("in", "--out", "out", "--overlay", "drawn")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 def test_masks_and_overlays_of_earlier_runs_are_no_photographs(segment) -> None:
     assert segment("in", "--out", "in/masks", "--overlay", "in/overlays").exit_code == 0
     result = segment("in", "--out", "in/masks_again", "--report", "r.json")

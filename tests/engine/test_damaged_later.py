@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,12 +85,44 @@ def test_a_damaged_image_has_no_mask_of_its_better_days(here: Path, segmenter: S
     assert _run(segmenter).untried
 
 
-def test_a_damaged_image_has_no_mask_that_a_killed_run_had_announced(here: Path, segmenter: Segmenter) -> None:
-    """Nobody knows from which bytes that one was made."""
-    _run(segmenter, overlays="drawn")
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_mask_of_an_images_better_days_that_cannot_be_removed_is_nobodys_drawing(
+    here: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """As in a folder without write permission, or on Windows while a viewer has it open."""
+    _run(segmenter)
+    if killed:
+        _announce_again()
+    Path("in/a.tif").write_bytes(b"damaged")
+    unlink = Path.unlink
+
+    def holds(path: Path, missing_ok: bool = False) -> None:
+        if path == MASK:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", holds)
+        for _ in range(2):
+            assert "not a JPEG" in (_run(segmenter).error or "")
+            assert MASK.exists()
+    ended = _run(segmenter)
+    assert "not a JPEG" in (ended.error or "")
+    assert (ended.kept, ended.untried, MASK.exists()) == (None, False, False)
+    assert _run(segmenter).untried
+
+
+def _announce_again() -> None:
+    """As a run does that is killed then."""
     first = next(iter(read_journal(Path("out"))))
     with Path("out", JOURNAL_NAME).open("a", encoding="utf-8") as journal:
         journal.writelines(f"{json.dumps(line)}\n" for line in (first, {"writing": ["a.png"]}))
+
+
+def test_a_damaged_image_has_no_mask_that_a_killed_run_had_announced(here: Path, segmenter: Segmenter) -> None:
+    """Nobody knows from which bytes that one was made."""
+    _run(segmenter, overlays="drawn")
+    _announce_again()
     Path("in/a.tif").write_bytes(b"damaged")
     assert not _run(segmenter, overlays="drawn").untried
     assert not MASK.exists()

@@ -59,6 +59,19 @@ def test_what_earlier_runs_wrote_is_left_out(here: Path, images: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("folder", "advice"),
+    [
+        ("in/masks", r"among the masks, name them by a pattern, such as 'in/masks/\*\.jpg'$"),
+        ("in/drawn", "among the overlays, move them out of there$"),
+    ],
+)
+def test_what_an_earlier_run_wrote_is_no_folder_of_photographs(here: Path, folder: str, advice: str) -> None:
+    _earlier_run()
+    with pytest.raises(DataError, match=advice):
+        find_jobs(folder, "out")
+
+
 def test_a_pattern_that_would_lead_into_them(here: Path) -> None:
     _earlier_run()
     assert _pairs("in/*/*.jpg") == {"in/x/b.jpg": "out/x/b.png"}

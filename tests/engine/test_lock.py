@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from isicrt.engine.lock import FolderLock, LockFile, LockTaken, NoLockFile
+from isicrt.engine.journal import JOURNAL_NAME
+from isicrt.engine.ledger import Ledger
+from isicrt.engine.lock import LOCK_NAME, FolderLock, LockFile, LockTaken, NoLockFile
 from isicrt.engine.output import OutputError
 
 
@@ -59,6 +62,34 @@ def test_a_disk_that_fails_is_not_one_without_locks(tmp_path: Path, monkeypatch:
             FolderLock(tmp_path)
     LockFile(tmp_path / "lock").release()  # nothing is open that had it
     FolderLock(tmp_path).release()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            LOCK_NAME,
+            "cannot be opened: Permission denied. It may be the lock of another user's run: wait for its end, ",
+        ),
+        (JOURNAL_NAME, "cannot be written any more: Permission denied. Masks that are there are whole. Make it wri"),
+    ],
+)
+def test_a_file_of_another_user_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    (tmp_path / name).touch()
+    really_open = os.open
+
+    def refuse(path: os.PathLike[str], flags: int, *args: Any) -> int:
+        if Path(path).name == name and flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return really_open(path, flags, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        with pytest.raises(OutputError, match=f"^{re.escape(f'{tmp_path / name}: {message}')}"):
+            Ledger(tmp_path, [], model={}, settings={})
+    Ledger(tmp_path, [], model={}, settings={}).close()
 
 
 def test_a_file_system_that_numbers_a_file_anew_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,9 @@ def _run(segmenter: Segmenter, images: str = "in", out: str = "out", **options: 
         pytest.param("in", "batch1", "batch1/z.TIFF", id="another_batch_with_other_names"),
         pytest.param("photos/new/*.png", "photos/new", "photos/new/a.jpg", id="beside_them"),
         pytest.param("trees", "batch1", "batch1/x/y/a.jpg", id="deeper"),
+        pytest.param("in", "batch1", "batch1/old/z.jpg", id="below"),
+        pytest.param("photos/new", "photos", "photos/old/z.jpg", id="in_a_folder_beside_theirs"),
+        pytest.param("photos/new", "photos", "photos/new/z.jpg", id="those_that_are_segmented"),
     ],
 )
 def test_photographs_are_not_replaced(
@@ -70,6 +73,12 @@ def test_what_lies_in_a_marked_folder_is_replaced(here: Path, segmenter: Segment
     before = Path("drawn/a.jpg").read_bytes()
     assert _run(segmenter, overlays="drawn")["a"].error is None
     assert Path("drawn/a.jpg").read_bytes() != before
+
+
+def test_masks_below_are_no_photographs(here: Path, segmenter: Segmenter) -> None:
+    _run(segmenter, out="results/masks")
+    assert _run(segmenter, out="results/masks", overlays="results")["a"].skipped
+    assert Path("results/a.jpg").is_file()
 
 
 def test_an_overlay_is_that_of_the_mask_that_stands_there(
@@ -119,6 +128,24 @@ def test_a_run_removes_no_overlay_of_anothers_mask(here: Path, segmenter: Segmen
             Path("out/a.png").write_bytes(encode_png(np.ones((mask.height, mask.width), bool)))  # by hand
         assert _run(segmenter, overlays="drawn")["a"].kept
         assert Path("drawn/a.jpg").read_bytes() == theirs
+
+
+@pytest.mark.parametrize("damaged_before", [False, True])
+def test_an_image_that_never_had_a_mask_costs_no_overlay_of_anothers(
+    here: Path, segmenter: Segmenter, damaged_before: bool
+) -> None:
+    """Whether the failure is found, or taken from the journal."""
+    Path("other").mkdir()
+    Path("other/a.png").write_bytes(b"damaged")
+    if damaged_before:
+        assert _run(segmenter, "other", "out2")["a"].error is not None
+    _run(segmenter, overlays="drawn")
+    drawn = Path("drawn/a.jpg").read_bytes()
+    assert _run(segmenter, "other", "out2", overlays="drawn")["a"].untried == damaged_before
+    assert Path("drawn/a.jpg").read_bytes() == drawn
+    _as_before_labels(Path("drawn/a.jpg"))
+    _run(segmenter, "other", "out2", overlays="drawn")
+    assert not Path("drawn/a.jpg").exists()
 
 
 def _as_before_labels(overlay: Path) -> None:

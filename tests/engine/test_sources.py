@@ -11,6 +11,7 @@ import pytest
 
 from isicrt.engine import names
 from isicrt.engine.errors import DataError, SettingsError
+from isicrt.engine.output import OVERLAYS_NAME
 from isicrt.engine.sources import EXTENSIONS, find_jobs, overlay_path
 
 
@@ -141,6 +142,7 @@ def test_links_are_followed_and_loops_end(here: Path) -> None:
 
 def test_masks_and_overlays_inside_the_images_are_not_images(here: Path) -> None:
     _touch("in/a.jpg", "in/masks/a.png", "in/masks/x/b.png", "in/overlays/earlier/a.jpg")
+    _touch(f"in/overlays/{OVERLAYS_NAME}")
     for images in ("in", "in/**/*", "in/**"):
         assert _pairs(images, "in/masks", overlays="in/overlays") == {"in/a.jpg": "in/masks/a.png"}
 
