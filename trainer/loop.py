@@ -172,7 +172,8 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     online = None if copies else recipe.augmentation
     kept = cache_size(recipe.largest_size) if online else max(recipe.input_size, recipe.largest_size)
     # Offline copies are a run's own; without them all folds and all teachers share one cache.
-    resized = resized_pairs(training, kept, within=None if copies else pairs) if settings.cache else None
+    cached: dict[str, Any] = {"within": None if copies else pairs, "sha256": report.sha256}
+    resized = resized_pairs(training, kept, **cached) if settings.cache else None
     if teacher is not None and resized is not None:
         resized = soft_labels.soften(settings, teacher, training, (pairs, report), resized, listener, train)
     listener.started(recipe, len(training), len(validation), report.grey_masks, len(history))
@@ -207,7 +208,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
             if size == kept:
                 plain = resized
             elif teacher is None:
-                plain = resized_pairs(training, size, within=None if copies else pairs)
+                plain = resized_pairs(training, size, **cached)
         batches: TrainingBatches | FeatureBatches | StillBatches
         if plain is not None and stage.frozen and FrozenFeatures.fit(len(training), size):
             features = features or FrozenFeatures(model, plain, card, device=settings.device, batch_size=unlearned)
