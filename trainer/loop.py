@@ -105,6 +105,8 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         listener.checked(report)
     learned, validation = (pairs, []) if settings.fold is None else split_fold(pairs, recipe.folds, settings.fold)
     training = learned if settings.held_out is None else hold_out(learned, *settings.held_out)[0]
+    if recipe.soft_labels is not None:
+        soft_labels.check_parts(training, recipe.soft_labels.parts)
     start = None if settings.start_from is None else Start.read(settings.start_from, recipe)
     # What has begun goes on: a run from before this was refused could neither change its fold nor its start.
     begins = settings.resume is None
