@@ -65,7 +65,8 @@ def train(
 
     Returns:
         ``best.pt``, the epoch with the highest mean Jaccard index on the validation fold; the last one where there is
-        no validation.
+        no validation. Where a run goes on without the ``best.pt`` of its first epochs, that of the others; ``last.pt``
+        where there were no others.
 
     Raises:
         DataError: the data set cannot be used.
@@ -143,11 +144,13 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     history: list[dict[str, Any]] = []
     optimiser_state: dict[str, Any] | None = None
     scaler_state: dict[str, Any] = {}
+    compared_from = 0  # epochs before are not in the running for `best.pt`: where it is gone, so are their weights
     if resume is not None:
         model.load_state_dict(state["model"])
         if average is not None:
             average.load_state_dict(state["average"])
         optimiser_state, scaler_state, history = state["optimiser"], state["scaler"], state["history"]
+        compared_from = state.get("compared_from", 0) if (out / checkpoint.BEST).exists() else len(history)
 
     try:
         write_config(settings, identity, encoder)
@@ -303,7 +306,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         weights = judged.state_dict()
         scored = card.replace(scores=noted(scores, recipe, settings.fold))
         ends = epoch + 1 == stage_start + stage.epochs
-        if not scores or row["val_jaccard"] == max(r["val_jaccard"] for r in history):
+        if not scores or row["val_jaccard"] == max(r["val_jaccard"] for r in history[compared_from:]):
             chosen = card.replace(scores=noted(scores, recipe, settings.fold, "; chose the epoch"))
             waiting = Best(chosen, weights, epoch + 1)
         try:
@@ -323,6 +326,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
                         **({} if average is None else {"average": average.state_dict()}),
                         **({} if blend is None else {"start": blend.start}),
                         **({} if encoder is None else {"encoder_weights": encoder}),
+                        **({"compared_from": compared_from} if compared_from else {}),
                         optimiser=optimiser.state_dict(),
                         scaler=scaler.state_dict(),
                         history=history,
@@ -344,7 +348,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         listener.finished(row)
     if board is not None:
         board.close()
-    return out / checkpoint.BEST
+    return out / (checkpoint.BEST if (out / checkpoint.BEST).exists() else checkpoint.LAST)
 
 
 def _check_packages(settings: RunSettings, teacher: Recipe | None, *, copied: bool) -> None:

@@ -69,6 +69,13 @@ def test_trains_refuses_to_overwrite_and_resumes(rendered_pairs: Path, tmp_path:
     resumed = CliRunner().invoke(group, [*arguments, "--resume", "auto"])
     assert resumed.exit_code == 0, resumed.output
     assert "resuming after epoch 1" in resumed.output
+    assert f"Best model: {out / 'best.pt'}" in resumed.output
+    assert "is gone" not in resumed.output
+
+    (out / "best.pt").unlink()
+    resumed = CliRunner().invoke(group, [*arguments, "--resume", "auto"])
+    assert f"{out / 'best.pt'} is gone and cannot come back: the best epoch to come takes its place" in resumed.output
+    assert f"Last epoch: {out / 'last.pt'}\nNext: isicrt build-engine {out / 'last.pt'} " in resumed.output
 
     longer = CliRunner().invoke(group, [*arguments, "--epochs", "2", "--resume", "auto"])
     assert longer.exit_code == 2
