@@ -120,7 +120,7 @@ def command(
         import torch
 
         from isicrt.trainer.allocator import keep_freed_memory
-        from isicrt.trainer.checkpoint import BEST, LAST
+        from isicrt.trainer.checkpoint import BEST, LAST, load
         from isicrt.trainer.loop import RunSettings, train
         from isicrt.trainer.run_folder import has_begun, run_name
         from isicrt.trainer.start import read_card, with_network
@@ -170,8 +170,10 @@ def command(
             best = train(settings, listener)
         except KeyboardInterrupt:
             if (out / LAST).is_file():
+                epoch = len(load(out / LAST, mapped=True)[1].get("history", ()))
                 click.echo(
-                    f"\nStopped. The epochs that were finished are in {out}; go on with --resume auto.", err=True
+                    f"\nStopped. {printable(out / LAST)} is of epoch {epoch}; --resume auto goes on after that.",
+                    err=True,
                 )
             elif has_begun(out):
                 click.echo("\nStopped before the first epoch began; go on with --resume auto.", err=True)
