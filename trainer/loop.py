@@ -112,7 +112,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     # What has begun goes on: a run from before this was refused could neither change its fold nor its start.
     begins = settings.resume is None
     if begins and start is not None and settings.start_from is not None and settings.fold is not None:
-        validates = (settings.fold, recipe.folds, len(validation), report.also_known_as)
+        validates = (settings.fold, recipe.folds, [pair.id for pair in validation], report.also_known_as)
         start.check_unseen(settings.start_from, report.sha256, *validates)
     identity = identity_of(settings, report.sha256, start=start, teacher=teacher)
     state: dict[str, Any] = {}
