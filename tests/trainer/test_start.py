@@ -12,8 +12,9 @@ import torch
 
 from isicrt.engine import shipped
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import DataError, SettingsError
+from isicrt.engine.errors import DataError, ModelError, SettingsError
 from isicrt.engine.onnx_file import read_onnx_card
+from isicrt.export.views import average_file
 from isicrt.trainer import checkpoint, dataset
 from isicrt.trainer.data_hash import Alias
 from isicrt.trainer.dataset import Pair, split_fold, survey
@@ -87,6 +88,14 @@ def test_what_a_model_that_ships_has_learned_is_known_image_by_image(name: str, 
         else:
             with pytest.raises(SettingsError, match=rf"trunk\.pt: {message} --fold none"):
                 check(start)
+
+
+def test_a_file_that_averages_views_is_no_start(tmp_path: Path) -> None:
+    _, content = average_file(shipped.resolve("unet-light"), 2)
+    (tmp_path / "x2.onnx").write_bytes(content)
+    recipe = Recipe("r", "unet", (Stage("tuned", 1, 1e-3),))
+    with pytest.raises(ModelError, match=r"x2\.onnx: averages 2 views of each image\. Start from the file of one view"):
+        Start.read(tmp_path / "x2.onnx", recipe)
 
 
 @pytest.mark.parametrize(("same_folds", "fold"), [(True, 0), (True, 1), (False, 0), (False, 1)])
