@@ -87,7 +87,11 @@ def say_learned_from(
             )
         if label not in (named := said.setdefault(line, [])):
             named.append(label)
-    lines = [f"{', '.join(labels)} {line}" for line, labels in said.items()]
+    # What one training held out another may have learned.
+    learners = {label for line, labels in said.items() if line.startswith("LEARNED") for label in labels}
+    for line in [line for line in said if line.startswith("held")]:
+        said[line] = [label for label in said[line] if label not in learners]
+    lines = [f"{', '.join(labels)} {line}" for line, labels in said.items() if labels]
     if of_training and not all_new:
         lines.append("--split train: a model may have learned from these images.")
     return lines

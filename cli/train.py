@@ -120,7 +120,7 @@ def command(
         import torch
 
         from isicrt.trainer.allocator import keep_freed_memory
-        from isicrt.trainer.checkpoint import LAST
+        from isicrt.trainer.checkpoint import BEST, LAST, load
         from isicrt.trainer.loop import RunSettings, train
         from isicrt.trainer.run_folder import has_begun, run_name
         from isicrt.trainer.start import read_card, with_network
@@ -161,6 +161,8 @@ def command(
         # Data are known by the hash of all of them: of a part, only the user knows.
         for line in say_learned_from([(str(start_from), read_card(settings.start_from).training)], []):
             click.echo(line)
+    if checkpoint is not None and checkpoint.is_file() and not (out / BEST).exists():
+        click.echo(f"{printable(out / BEST)} is gone and cannot come back: the best epoch to come takes its place")
     if device == "cpu":
         keep_freed_memory()
     with _progress(data) as listener:
@@ -168,15 +170,17 @@ def command(
             best = train(settings, listener)
         except KeyboardInterrupt:
             if (out / LAST).is_file():
+                epoch = len(load(out / LAST, mapped=True)[1].get("history", ()))
                 click.echo(
-                    f"\nStopped. The epochs that were finished are in {out}; go on with --resume auto.", err=True
+                    f"\nStopped. {printable(out / LAST)} is of epoch {epoch}; --resume auto goes on after that.",
+                    err=True,
                 )
             elif has_begun(out):
                 click.echo("\nStopped before the first epoch began; go on with --resume auto.", err=True)
             else:
                 click.echo("\nStopped before the first epoch was finished: nothing to resume.", err=True)
             raise
-    click.echo(f"Best model: {printable(best)}")
+    click.echo(f"{'Best model' if best.name == BEST else 'Last epoch'}: {printable(best)}")
     compiled_for = "--fp16" if find_gpu() is not None else "--target onnx --fp32"  # which is the faster one on a CPU
     click.echo(f"Next: isicrt build-engine {shell_word(best)} {compiled_for}")
 

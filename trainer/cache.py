@@ -82,7 +82,12 @@ class ResizedPairs:
 
 
 def resized_pairs(
-    pairs: Sequence[Pair], size: int, folder: Path | None = None, *, within: Sequence[Pair] | None = None
+    pairs: Sequence[Pair],
+    size: int,
+    folder: Path | None = None,
+    *,
+    within: Sequence[Pair] | None = None,
+    sha256: str = "",
 ) -> ResizedPairs:
     """The pairs at `size` x `size` pixels, from the cache or decoded now.
 
@@ -90,10 +95,12 @@ def resized_pairs(
         pairs: at least one.
         size: pixels.
         folder: of caches; None for the user's, see `cache_file`. A cache belongs to names, sizes and times of change of
-            its files, so an edited image makes a new one. Old ones may be deleted at any time; one that has lost files
-            is made again.
+            its files, and to `sha256`, so an edited image makes a new one. Old ones may be deleted at any time; one
+            that has lost files is made again.
         within: a longer list that has all of the pairs, and whose cache is read: runs that learn from parts of one
             list then share one cache.
+        sha256: of the data, see `DatasetReport`, where it is known: of two files that change places, names, sizes and
+            times of change stay what they were.
 
     Raises:
         DataError: a file cannot be decoded, or the cache has no place, cannot be written, or is damaged and stays so.
@@ -101,11 +108,11 @@ def resized_pairs(
     if not pairs:
         raise DataError("there is no image to cache")
     if within is not None and len(within) > len(pairs):
-        whole = resized_pairs(within, size, folder)
+        whole = resized_pairs(within, size, folder, sha256=sha256)
         number = {pair.id: i for i, pair in enumerate(within)}
         rows = [number[pair.id] for pair in pairs]
         return ResizedPairs(Rows(np.asarray(whole.images), rows), Rows(np.asarray(whole.masks), rows))
-    name = f"pairs-{size}-{_key(pairs, size)}"
+    name = f"pairs-{size}-{_key(pairs, size, sha256)}"
     place = cache_file(name) if folder is None else folder / name
     if place is None:
         raise DataError(
@@ -142,8 +149,8 @@ def _read(place: Path, count: int, size: int) -> ResizedPairs:
     return ResizedPairs(images, masks)
 
 
-def _key(pairs: Sequence[Pair], size: int) -> str:
-    digest = hashlib.sha256(f"{_VERSION} {size}".encode())
+def _key(pairs: Sequence[Pair], size: int, sha256: str) -> str:
+    digest = hashlib.sha256(f"{_VERSION} {size} {sha256}".encode())
     for pair in pairs:
         for path in (pair.image, pair.mask):
             try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -68,12 +67,15 @@ def _remove_leftovers(path: Path) -> None:
                     leftover.unlink()
 
 
-def load(path: Path | str, *, read: Callable[[bytes], object] | None = None) -> tuple[ModelCard, dict[str, Any]]:
+def load(
+    path: Path | str, *, read: Callable[[bytes], object] | None = None, mapped: bool = False
+) -> tuple[ModelCard, dict[str, Any]]:
     """Read a checkpoint onto the CPU, with ``weights_only=True``.
 
     Args:
         path: of the file.
         read: is given the bytes that are loaded, such as a hash's `update`: another file may lie there a moment later.
+        mapped: whether the tensors stay in the file, for whoever wants what is beside them alone.
 
     Raises:
         ModelError: no such file, or not a checkpoint of isicrt.
@@ -85,7 +87,7 @@ def load(path: Path | str, *, read: Callable[[bytes], object] | None = None) -> 
             content = path.read_bytes()
             read(content)
             source = io.BytesIO(content)
-        data = torch.load(source, map_location="cpu", weights_only=True)
+        data = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch.load raises whatever the unpickler and zipfile do
@@ -147,16 +149,23 @@ def load_model(path: Path | str, *, read: Callable[[bytes], object] | None = Non
 
 
 def best_run(runs: Path = Path("runs")) -> Path | None:
-    """``best.pt`` of the run with the highest validation Jaccard index in its metrics.
+    """``best.pt`` of the run with the highest validation Jaccard index, as its card has it: rows of the metrics may be
+    of epochs that were not saved.
 
     None if there is no run, or none with a validation fold: what was never validated is not the best of anything.
     """
-    scored = []
-    for best in runs.glob(f"*/{BEST}"):
-        found = [float(row["val_jaccard"]) for row in read_metrics(best.parent)]
-        if known := [jaccard for jaccard in found if math.isfinite(jaccard)]:
-            scored.append((max(known), best))
+    scored = [(jaccard, best) for best in runs.glob(f"*/{BEST}") if (jaccard := _validated(best)) is not None]
     return max(scored)[1] if scored else None
+
+
+def _validated(best: Path) -> float | None:
+    """None where the card has no such score, or the file is no checkpoint of isicrt."""
+    try:
+        validation = load(best, mapped=True)[0].scores.get("validation")
+    except ModelError:
+        return None
+    jaccard = validation.get("jaccard") if isinstance(validation, Mapping) else None
+    return jaccard if isinstance(jaccard, float) else None
 
 
 def read_metrics(run: Path) -> list[dict[str, str]]:

@@ -352,15 +352,12 @@ def split_fold(pairs: Sequence[Pair], folds: int, fold: int) -> tuple[list[Pair]
 
 def _say_empty(pairs: Sequence[Pair], folds: int, fold: int) -> str:
     """Of a fold with an empty side, and what to do."""
-    together = {_kept_with(pair) for pair in pairs}
-    count, be = count_of(len(pairs), "pair"), "is" if len(pairs) == 1 else "are"
-    if len(together) < len(pairs):
-        count += f" in {count_of(len(together), 'group')}"
-    filled = sorted({_bucket(name, folds) for name in together})
+    be = "is" if len(pairs) == 1 else "are"
+    filled = sorted({_bucket(_kept_with(pair), folds) for pair in pairs})
     other = f"Take another fold, such as --fold {filled[0]}, have" if len(filled) > 1 else "Have"
     return (
-        f"{count} {be} too few for fold {fold} of {folds}: one side would be empty. {other} fewer folds, or learn from "
-        "every pair, without validation: isicrt train --fold none"
+        f"{_count(pairs, 'pair')} {be} too few for fold {fold} of {folds}: one side would be empty. {other} fewer "
+        "folds, or learn from every pair, without validation: isicrt train --fold none"
     )
 
 
@@ -379,9 +376,13 @@ def hold_out(pairs: Sequence[Pair], part: int, parts: int) -> tuple[list[Pair], 
     for pair in pairs:
         sides[_bucket(f"sub{_kept_with(pair)}", parts) == part].append(pair)
     if not all(sides):
-        count = count_of(len(pairs), "training pair")
-        raise DataError(f"{count} cannot be shared out in {parts} parts: part {part} or the rest is empty")
+        raise DataError(f"{_count(pairs, 'training pair')} cannot be shared out in {parts} parts: one would be empty")
     return sides
+
+
+def _count(pairs: Sequence[Pair], kind: str) -> str:
+    together, count = {_kept_with(pair) for pair in pairs}, count_of(len(pairs), kind)
+    return count if len(together) == len(pairs) else f"{count} in {count_of(len(together), 'group')}"
 
 
 def _kept_with(pair: Pair) -> str:

@@ -65,7 +65,8 @@ def train(
 
     Returns:
         ``best.pt``, the epoch with the highest mean Jaccard index on the validation fold; the last one where there is
-        no validation.
+        no validation. Where a run goes on without the ``best.pt`` of its first epochs, that of the others; ``last.pt``
+        where there were no others.
 
     Raises:
         DataError: the data set cannot be used.
@@ -105,11 +106,13 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         listener.checked(report)
     learned, validation = (pairs, []) if settings.fold is None else split_fold(pairs, recipe.folds, settings.fold)
     training = learned if settings.held_out is None else hold_out(learned, *settings.held_out)[0]
+    if recipe.soft_labels is not None:
+        soft_labels.check_parts(training, recipe.soft_labels.parts)
     start = None if settings.start_from is None else Start.read(settings.start_from, recipe)
     # What has begun goes on: a run from before this was refused could neither change its fold nor its start.
     begins = settings.resume is None
     if begins and start is not None and settings.start_from is not None and settings.fold is not None:
-        validates = (settings.fold, recipe.folds, len(validation), report.also_known_as)
+        validates = (settings.fold, recipe.folds, [pair.id for pair in validation], report.also_known_as)
         start.check_unseen(settings.start_from, report.sha256, *validates)
     identity = identity_of(settings, report.sha256, start=start, teacher=teacher)
     state: dict[str, Any] = {}
@@ -141,11 +144,13 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     history: list[dict[str, Any]] = []
     optimiser_state: dict[str, Any] | None = None
     scaler_state: dict[str, Any] = {}
+    compared_from = 0  # epochs before are not in the running for `best.pt`: where it is gone, so are their weights
     if resume is not None:
         model.load_state_dict(state["model"])
         if average is not None:
             average.load_state_dict(state["average"])
         optimiser_state, scaler_state, history = state["optimiser"], state["scaler"], state["history"]
+        compared_from = state.get("compared_from", 0) if (out / checkpoint.BEST).exists() else len(history)
 
     try:
         write_config(settings, identity, encoder)
@@ -172,7 +177,8 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
     online = None if copies else recipe.augmentation
     kept = cache_size(recipe.largest_size) if online else max(recipe.input_size, recipe.largest_size)
     # Offline copies are a run's own; without them all folds and all teachers share one cache.
-    resized = resized_pairs(training, kept, within=None if copies else pairs) if settings.cache else None
+    cached: dict[str, Any] = {"within": None if copies else pairs, "sha256": report.sha256}
+    resized = resized_pairs(training, kept, **cached) if settings.cache else None
     if teacher is not None and resized is not None:
         resized = soft_labels.soften(settings, teacher, training, (pairs, report), resized, listener, train)
     listener.started(recipe, len(training), len(validation), report.grey_masks, len(history))
@@ -207,7 +213,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
             if size == kept:
                 plain = resized
             elif teacher is None:
-                plain = resized_pairs(training, size, within=None if copies else pairs)
+                plain = resized_pairs(training, size, **cached)
         batches: TrainingBatches | FeatureBatches | StillBatches
         if plain is not None and stage.frozen and FrozenFeatures.fit(len(training), size):
             features = features or FrozenFeatures(model, plain, card, device=settings.device, batch_size=unlearned)
@@ -300,7 +306,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         weights = judged.state_dict()
         scored = card.replace(scores=noted(scores, recipe, settings.fold))
         ends = epoch + 1 == stage_start + stage.epochs
-        if not scores or row["val_jaccard"] == max(r["val_jaccard"] for r in history):
+        if not scores or row["val_jaccard"] == max(r["val_jaccard"] for r in history[compared_from:]):
             chosen = card.replace(scores=noted(scores, recipe, settings.fold, "; chose the epoch"))
             waiting = Best(chosen, weights, epoch + 1)
         try:
@@ -320,6 +326,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
                         **({} if average is None else {"average": average.state_dict()}),
                         **({} if blend is None else {"start": blend.start}),
                         **({} if encoder is None else {"encoder_weights": encoder}),
+                        **({"compared_from": compared_from} if compared_from else {}),
                         optimiser=optimiser.state_dict(),
                         scaler=scaler.state_dict(),
                         history=history,
@@ -341,7 +348,7 @@ def _train(settings: RunSettings, listener: Listener, checked: tuple[list[Pair],
         listener.finished(row)
     if board is not None:
         board.close()
-    return out / checkpoint.BEST
+    return out / (checkpoint.BEST if (out / checkpoint.BEST).exists() else checkpoint.LAST)
 
 
 def _check_packages(settings: RunSettings, teacher: Recipe | None, *, copied: bool) -> None:

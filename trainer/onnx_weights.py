@@ -28,7 +28,7 @@ def read_weights(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """The card of a float32 or float16 file of isicrt, and a float32 state dict for `build_model`.
 
     Raises:
-        ModelError: not such a file; or rounded to 8 bits, or without the names of a module's weights.
+        ModelError: not such a file; or rounded to 8 bits, of several views, or without the names of a module's weights.
         MissingDependencyError: `onnx` is not installed.
     """
     card = read_onnx_card(path)
@@ -36,6 +36,10 @@ def read_weights(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
         raise ModelError(
             f"{path}: holds weights that are rounded to 8 bits, which learn no more. Start from the file that it was "
             "made of: of the models that ship, unet-light"
+        )
+    if card.views > 1:
+        raise ModelError(
+            f"{path}: averages {card.views} views of each image. Start from the file of one view that it was made of"
         )
     try:
         import onnx

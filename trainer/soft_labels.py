@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import SettingsError, TrainingError
+from isicrt.engine.errors import DataError, SettingsError, TrainingError
 from isicrt.engine.geometry import UInt8Array, resize_image
 from isicrt.engine.images import read_image
 from isicrt.trainer import checkpoint
@@ -96,6 +96,23 @@ def teacher_settings(settings: RunSettings, teacher: Recipe, parts: int) -> list
             )
         )
     return runs
+
+
+def check_parts(pairs: Sequence[Pair], parts: int) -> None:
+    """Refuse what would fail when the first of the teachers have learned.
+
+    Args:
+        pairs: that the run learns from.
+        parts: of its recipe's soft labels.
+
+    Raises:
+        DataError: a part of the pairs would be empty.
+    """
+    try:
+        for part in range(parts):
+            hold_out(pairs, part, parts)
+    except DataError as error:
+        raise DataError(f"{error}. Lower soft_labels.parts in the recipe, or take another fold") from None
 
 
 def soften(

@@ -22,7 +22,7 @@ from typing import Any
 import click
 import torch
 
-from isicrt._command import ModuleCommand
+from isicrt._command import ModuleCommand, NamedPath
 from isicrt.engine.card import ModelCard
 from isicrt.engine.errors import ModelError
 from isicrt.trainer import checkpoint
@@ -38,11 +38,14 @@ def average(paths: Sequence[Path], out: Path, name: str | None = None) -> None:
         name: of the new model; None for its file's.
 
     Raises:
-        ModelError: fewer than two, a file that is no checkpoint, other networks, no start or other starts.
+        ModelError: fewer than two, `out` is one of them, a file that is no checkpoint, other networks, no start or
+            other starts.
         OSError: `out` cannot be written.
     """
     if len(paths) < 2:
         raise ModelError("a mean needs two checkpoints or more")
+    if any(out.exists() and path.exists() and out.samefile(path) for path in paths):
+        raise ModelError(f"{out}: is one of those that it would be made of, and would be replaced. Choose another file")
     loaded = [checkpoint.load(path) for path in paths]
     first = loaded[0][0]
     for path, (card, _) in zip(paths, loaded, strict=True):
@@ -103,8 +106,8 @@ def _stages(path: Path, card: ModelCard) -> set[str]:
 
 
 @click.command(cls=ModuleCommand)
-@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("checkpoints", nargs=-1, required=True, type=NamedPath(path_type=Path, dir_okay=False))
+@click.option("--out", required=True, type=NamedPath(path_type=Path, dir_okay=False))
 @click.option("--name", help="Of the new model.  [default: its file's]")
 def main(checkpoints: tuple[Path, ...], out: Path, name: str | None) -> None:
     """Average the weights of CHECKPOINTS that started from one checkpoint."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from isicrt.engine.images import read_image
 from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.trainer import checkpoint, onnx_weights
 from isicrt.trainer.data_hash import Alias
+from isicrt.trainer.data_notes import count_of
 from isicrt.trainer.dataset import Pair
+from isicrt.trainer.learned_ids import learned_ids
 from isicrt.trainer.models import SegmentationModel, normalise
 from isicrt.trainer.origins import trainings
 from isicrt.trainer.recipe import FROM_START, Recipe
@@ -144,30 +146,37 @@ class Start:
         data_sha256: str,
         fold: int,
         folds: int,
-        validation: int,
+        validation: Collection[str],
         also_known_as: Sequence[Alias] = (),
     ) -> None:
         """Refuse weights that have learned from what would validate the run, whose scores would then say nothing.
 
-        The same data are known by their hashes alone: whoever learned the same images among others, or with other
-        groups, is not found.
+        The same data are known by their hashes, and those of the models that ship image by image; whoever learned the
+        same images among others of another kind is not found.
 
         Args:
             path: of the checkpoint.
             data_sha256: of the run's data.
             fold: of `folds`, that validates.
-            validation: so many pairs are in it.
+            validation: ids of the images in it.
             also_known_as: see `DatasetReport`.
 
         Raises:
             SettingsError: the weights, or what they began with, have learned from the same data with another fold held
-                out, or none, or with other folds.
+                out, or none, or with other folds; or from some of the images.
         """
         aliases = {alias.sha256: alias for alias in also_known_as}
         for training in trainings(self.origin):
             sha256 = training.get("data_sha256")
             alias = aliases.get(sha256) if isinstance(sha256, str) else None
             if sha256 != data_sha256 and alias is None:
+                if known := len(learned_ids(sha256).intersection(validation)):
+                    chosen = " or was chosen by" if training.get("validation_images") else ""
+                    raise SettingsError(
+                        f"{path}: has learned from{chosen} {known:,} of the {count_of(len(validation), 'image')} that "
+                        "would validate this run, by their ISIC numbers. Give --fold none, which validates nothing, or "
+                        "take them out of the data"
+                    )
                 continue
             if alias is not None and not alias.same_folds:
                 raise SettingsError(
@@ -175,7 +184,7 @@ class Start:
                     f"trained on the same data, with {alias.because}, so that its folds were others. Give --fold none, "
                     "which validates nothing"
                 )
-            if _held_out(training, fold, folds, validation):
+            if _held_out(training, fold, folds, len(validation)):
                 continue
             then = "nothing"
             if training.get("fold") is not None:

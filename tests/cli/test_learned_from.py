@@ -118,6 +118,20 @@ def test_a_fold_of_the_data(cases: list[Case], fold: tuple[dict, set[str]]) -> N
     assert " learned from " in line, "other data by their number"
 
 
+def test_what_one_training_held_out_is_not_called_so_where_another_learned_it(
+    cases: list[Case], fold: tuple[dict, set[str]]
+) -> None:
+    training, validated = fold
+    new = [case for case in cases if case.id in validated]
+    start = _shipped("unet-light")
+    assert validated & learned_ids(start["data_sha256"])
+    lines = say_learned_from([("a", {**training, "start_from": start}), ("b", training)], new, cases)
+    assert [line.partition(" (")[0] for line in lines] == [
+        "b held these images out",
+        f"a LEARNED FROM {len(validated & learned_ids(start['data_sha256']))} OF THESE {len(new)} IMAGES",
+    ]
+
+
 @pytest.mark.parametrize("other", [{"folds": None}, {"folds": 3}, {"fold": 7}, {"fold": "0"}, {"data_sha256": "ab"}])
 def test_a_fold_that_cannot_be_made_again(cases: list[Case], fold: tuple[dict, set[str]], other: dict) -> None:
     training, _ = fold

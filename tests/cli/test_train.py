@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,13 @@ def test_trains_refuses_to_overwrite_and_resumes(rendered_pairs: Path, tmp_path:
     resumed = CliRunner().invoke(group, [*arguments, "--resume", "auto"])
     assert resumed.exit_code == 0, resumed.output
     assert "resuming after epoch 1" in resumed.output
+    assert f"Best model: {out / 'best.pt'}" in resumed.output
+    assert "is gone" not in resumed.output
+
+    (out / "best.pt").unlink()
+    resumed = CliRunner().invoke(group, [*arguments, "--resume", "auto"])
+    assert f"{out / 'best.pt'} is gone and cannot come back: the best epoch to come takes its place" in resumed.output
+    assert f"Last epoch: {out / 'last.pt'}\nNext: isicrt build-engine {out / 'last.pt'} " in resumed.output
 
     longer = CliRunner().invoke(group, [*arguments, "--epochs", "2", "--resume", "auto"])
     assert longer.exit_code == 2
@@ -79,6 +87,29 @@ def test_trains_refuses_to_overwrite_and_resumes(rendered_pairs: Path, tmp_path:
     other = CliRunner().invoke(group, [*arguments, "--seed", "1", "--resume", "auto"])
     assert "seed: 0 then, 1 now (--seed)" in other.output
     assert "lengthened" not in other.output
+
+
+def test_a_run_that_is_stopped_names_the_epoch_that_is_saved(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    """Of three epochs the first is saved, and Ctrl-C comes in the third."""
+    from isicrt.trainer import saving
+    from isicrt.trainer.validation import ValidationSet
+
+    calls, evaluate = iter(range(3)), ValidationSet.evaluate
+
+    def stopped(*given: Any, **named: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*given, **named)
+
+    monkeypatch.setattr(saving, "PATIENCE", 1e9)
+    monkeypatch.setattr(ValidationSet, "evaluate", stopped)
+    out = tmp_path / "run"
+    arguments = ["train", "--data", str(rendered_pairs), "--recipe", recipe, "--out", str(out), "--epochs", "3"]
+    result = CliRunner().invoke(group, [*arguments, "--encoder-weights", "none", "--device", "cpu"])
+    assert len((out / "metrics.csv").read_text().splitlines()) == 3
+    assert f"\nStopped. {out / 'last.pt'} is of epoch 1; --resume auto goes on after that.\n" in result.stderr
 
 
 def test_masks_of_0_and_1_are_refused_before_anything_is_learned(

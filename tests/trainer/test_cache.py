@@ -7,6 +7,7 @@ import errno
 import hashlib
 import mmap
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import resize_image
@@ -84,6 +86,36 @@ def test_all_folds_share_one_cache(rendered_pairs: Path, tmp_path: Path, monkeyp
     for fold in (0, 1, None):
         train(RunSettings(recipe, (rendered_pairs,), tmp_path / str(fold), fold=fold, pretrained=None))
     assert len(list((tmp_path / "caches").iterdir())) == 1
+
+
+def test_masks_that_change_places_are_learned_as_they_are(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bitmaps of one size, unpacked with one time: nothing but their bytes tells them apart."""
+    caches, data = tmp_path / "caches", Path(shutil.copytree(rendered_pairs, tmp_path / "data"))
+    monkeypatch.setenv("ISICRT_CACHE", str(caches))
+    for path in data.glob("*/*"):
+        with Image.open(path) as image:
+            image.resize((40, 40)).save(path.with_suffix(".bmp"))
+        path.unlink()
+    recipe = Recipe("tiny", "unet", (Stage("tuned", 1, 1e-3, 1e-4),), decoder_channels=(8, 8, 8, 8), input_size=32)
+    recipe = dataclasses.replace(recipe, augmentation=None, batch_size=4, folds=3)
+
+    def cached_masks(out: str) -> list[bytes]:
+        for path in data.glob("*/*"):
+            os.utime(path, ns=(1, 1))
+        before = set(caches.glob("*"))
+        train(RunSettings(recipe, (data,), tmp_path / out, fold=None, pretrained=None))
+        (made,) = set(caches.iterdir()) - before
+        return [mask.tobytes() for mask in np.load(made / "masks.npy")]
+
+    first = cached_masks("first")
+    a, b = sorted((data / "masks").iterdir())[:2]
+    a.rename(tmp_path / "a")
+    b.rename(a)
+    (tmp_path / "a").rename(b)
+    assert cached_masks("second") == [first[1], first[0], *first[2:]]
+    assert first[0] != first[1]
 
 
 def _empty(path: Path) -> None:

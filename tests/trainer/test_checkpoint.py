@@ -91,3 +91,24 @@ def test_what_a_kill_left_of_a_checkpoint_is_removed_by_the_next_one(tmp_path: P
         (tmp_path / name).write_bytes(b"half")
     checkpoint.save(tmp_path / "last.pt", card=CARD, weights={})
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "last.pt"])
+
+
+def test_the_best_run_is_that_whose_best_model_has_the_highest_validation_jaccard(tmp_path: Path) -> None:
+    """Metrics may have rows of epochs that were not saved, or be another program's, beside a ``best.pt`` of its own."""
+    assert checkpoint.best_run(tmp_path) is None
+    scores: dict[str, Any] = {"a": {"jaccard": 0.8}, "b": {"jaccard": 0.9}}
+    for name, validation in {
+        **scores,
+        "unvalidated": None,
+        "other": {},
+        "strange": [1.0],
+        "text": {"jaccard": "1"},
+    }.items():
+        (tmp_path / name).mkdir()
+        card = CARD.replace(scores={} if validation is None else {"validation": validation})
+        checkpoint.save(tmp_path / name / "best.pt", card=card, weights={})
+    (tmp_path / "a" / "metrics.csv").write_text("epoch,val_jaccard\n1,0.8\n2,0.99\n")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "best.pt").write_bytes(b"rubbish")
+    (tmp_path / "theirs" / "metrics.csv").write_text("epoch,val/mAP\n1,0.99\n")
+    assert checkpoint.best_run(tmp_path) == tmp_path / "b" / "best.pt"

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from isicrt.engine.errors import DataError
 from isicrt.trainer.data_notes import notes_on, say_copies
@@ -20,8 +21,11 @@ from isicrt.trainer.dataset import (
     survey,
 )
 from isicrt.trainer.groups import join_groups
+from isicrt.trainer.loop import train
+from isicrt.trainer.recipe import SoftLabels
 from isicrt.trainer.twins import TWINS
 from tests.trainer.test_dataset import write_pair
+from tests.trainer.test_loop import settings, tiny
 
 TWIN, OTHER = TWINS[0]
 NAMES = ["a", "b", "c", "d.1", TWIN, "L\xe4sion"]
@@ -199,6 +203,25 @@ def test_an_empty_fold_names_another_and_says_how_many_groups_there_are() -> Non
         said = message(none, [one])
         assert said.startswith(f"2 pairs in 1 group are too few for fold {none} of 5: ")
         assert "empty. Have fewer folds" in said
+
+
+def test_groups_that_leave_a_teacher_no_part_are_refused_before_any_teacher_learns(
+    rendered_pairs: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(rendered_pairs, tmp_path / "data"))
+    write_groups(data, "image,group", *(f"ISIC_{n:07d},p{n % 3}" for n in range(12)))
+    pairs, _ = checked_pairs([data])
+    assert hold_out(pairs, 0, 4)[1], "it is not the first part that is empty"
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(tiny(name="teacher").to_dict()))
+    recipe = tiny(soft_labels=SoftLabels(str(tmp_path / "teacher.yaml"), parts=4))
+    run = settings(data, tmp_path / "run", recipe=recipe, fold=None)
+    with pytest.raises(DataError) as refused:
+        train(run)
+    assert str(refused.value) == (
+        "12 training pairs in 3 groups cannot be shared out in 4 parts: one would be empty. Lower soft_labels.parts in "
+        "the recipe, or take another fold"
+    )
+    assert not run.out.exists()
 
 
 def test_twins_and_several_files_join_groups() -> None:

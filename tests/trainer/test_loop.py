@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -363,18 +362,6 @@ def test_weights_of_another_architecture_are_refused(run: Path, tmp_path: Path) 
     checkpoint.save(tmp_path / "mixed.pt", card=other, weights=data["weights"])
     with pytest.raises(ModelError, match="do not fit its card"):
         checkpoint.load_model(tmp_path / "mixed.pt")
-
-
-def test_best_run_is_that_with_the_highest_validation_jaccard(tmp_path: Path) -> None:
-    assert checkpoint.best_run(tmp_path) is None
-    # `unvalidated` learned from every pair, and no comparison with its scores says anything.
-    unvalidated = {f"unvalidated{n}": (math.nan, math.nan) for n in range(5)}
-    for name, scores in (unvalidated | {"a": (0.5, 0.8), "b": (0.9, 0.7), "c": ()} | {"d": (math.nan,)}).items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "best.pt").touch()
-        rows = "".join(f"{i},{s}\n" for i, s in enumerate(scores))
-        (tmp_path / name / "metrics.csv").write_text("epoch,val_jaccard\n" + rows)
-    assert checkpoint.best_run(tmp_path) == tmp_path / "b" / "best.pt"
 
 
 def test_a_stage_may_augment_in_its_own_way(

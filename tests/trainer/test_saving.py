@@ -115,6 +115,34 @@ def test_the_best_epoch_that_waits_keeps_its_weights(
     assert not all(torch.equal(state["weights"][name], value) for name, value in seen[6].items())
 
 
+def test_without_its_best_epoch_a_run_keeps_the_best_of_those_to_come(
+    rendered_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody moved ``best.pt`` away, or took ``last.pt`` elsewhere alone. The run is stopped once more after that."""
+    from isicrt.trainer.validation import ValidationSet
+
+    monkeypatch.setattr(saving, "PATIENCE", 0.0)  # each epoch is saved
+    out, plain = tmp_path / "run", ValidationSet.evaluate
+    scores = iter((0.9, 0.1, 0.5, 0.4, 0.6, 0.3, 0.2))
+    monkeypatch.setattr(
+        ValidationSet, "evaluate", lambda *given, **named: plain(*given, **named) | {"jaccard": next(scores)}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(rendered_pairs, out), Watch(out, stop=2))
+    assert "compared_from" not in checkpoint.load(out / checkpoint.LAST)[1]
+    (out / checkpoint.BEST).unlink()
+    for stop, epoch in ((4, 3), (0, 5)):
+        run = settings(rendered_pairs, out, resume=out / checkpoint.LAST)
+        if stop:
+            with pytest.raises(KeyboardInterrupt):
+                train(run, Watch(out, stop=stop))
+        else:
+            assert train(run) == out / checkpoint.BEST
+        assert checkpoint.load(out / checkpoint.BEST)[1]["epoch"] == epoch
+    (out / checkpoint.BEST).unlink()
+    assert train(settings(rendered_pairs, out, resume=out / checkpoint.LAST)) == out / checkpoint.LAST
+
+
 def test_a_run_without_an_average_stores_its_weights_once(rendered_pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

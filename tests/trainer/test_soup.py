@@ -96,6 +96,19 @@ def test_strangers_have_no_mean(tmp_path: Path, change: dict[str, Any], message:
     assert not (tmp_path / "mean.pt").exists()
 
 
+def test_a_mean_does_not_replace_what_it_is_made_of(tmp_path: Path) -> None:
+    a, b = (write(tmp_path / f"{n}.pt", n) for n in (1.0, 2.0))
+    before = b.read_bytes()
+    (tmp_path / "link.pt").symlink_to(b)
+    for out in (b, tmp_path / "link.pt"):
+        result = CliRunner().invoke(main, [str(a), str(b), "--out", str(out)])
+        assert result.exit_code == 1
+        assert f"{out}: is one of those that it would be made of" in result.stderr
+    assert b.read_bytes() == before
+    empty = CliRunner().invoke(main, [str(a), str(b), "--out", ""])
+    assert "it is empty; the current folder is ." in empty.stderr
+
+
 def test_runs_without_a_start_are_not_compared_with_themselves(tmp_path: Path) -> None:
     a, b = (write(tmp_path / f"{name}.pt", 1.0, start=None) for name in "ab")
     with pytest.raises(ModelError, match=r"a\.pt: its run did not start from a checkpoint"):

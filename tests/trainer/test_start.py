@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from isicrt.engine import shipped
 from isicrt.engine.card import ModelCard
-from isicrt.engine.errors import DataError, SettingsError
+from isicrt.engine.errors import DataError, ModelError, SettingsError
+from isicrt.engine.onnx_file import read_onnx_card
+from isicrt.export.views import average_file
 from isicrt.trainer import checkpoint, dataset
 from isicrt.trainer.data_hash import Alias
 from isicrt.trainer.dataset import Pair, split_fold, survey
@@ -32,7 +35,7 @@ ALL = {**SAME, "fold": None}
 def check(training: dict[str, Any]) -> None:
     """For a run on the data ``d`` with fold 0 of 5, which has three pairs."""
     start = Start({}, {"sha256": "0", **training})
-    start.check_unseen(Path("trunk.pt"), "d", fold=0, folds=5, validation=3)
+    start.check_unseen(Path("trunk.pt"), "d", fold=0, folds=5, validation=["a", "b", "ISIC_0016072"])
 
 
 @pytest.mark.parametrize(
@@ -69,13 +72,39 @@ def test_weights_that_have_learned_what_validates_are_refused(training: dict[str
         check(training)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("unet-light", "has learned from 1 of the 3 images that would validate this run, by their ISIC numbers. Give"),
+        ("unet-light-isic2016", None),
+    ],
+)
+def test_what_a_model_that_ships_has_learned_is_known_image_by_image(name: str, message: str | None) -> None:
+    """One of the three is of ISIC 2018."""
+    training = dict(read_onnx_card(shipped.resolve(name)).training)
+    for start in (training, {**OTHER, "start_from": training}):
+        if message is None:
+            check(start)
+        else:
+            with pytest.raises(SettingsError, match=rf"trunk\.pt: {message} --fold none"):
+                check(start)
+
+
+def test_a_file_that_averages_views_is_no_start(tmp_path: Path) -> None:
+    _, content = average_file(shipped.resolve("unet-light"), 2)
+    (tmp_path / "x2.onnx").write_bytes(content)
+    recipe = Recipe("r", "unet", (Stage("tuned", 1, 1e-3),))
+    with pytest.raises(ModelError, match=r"x2\.onnx: averages 2 views of each image\. Start from the file of one view"):
+        Start.read(tmp_path / "x2.onnx", recipe)
+
+
 @pytest.mark.parametrize(("same_folds", "fold"), [(True, 0), (True, 1), (False, 0), (False, 1)])
 def test_the_same_data_under_another_hash(*, same_folds: bool, fold: int) -> None:
     start = Start({}, {"sha256": "0", **OTHER, "start_from": {**SAME, "data_sha256": "before", "fold": fold}})
     aliases = (Alias("before", "no groups.csv", same_folds=same_folds, earlier=False),)
 
     def check() -> None:
-        start.check_unseen(Path("trunk.pt"), "d", 0, 5, 3, aliases)
+        start.check_unseen(Path("trunk.pt"), "d", 0, 5, ["a", "b", "c"], aliases)
 
     if same_folds and fold == 0:
         return check()
