@@ -44,5 +44,7 @@ def _mask_of(line: bytes) -> str:
         entry = json.loads(line)
     except (ValueError, RecursionError):  # torn
         return ""
-    mask = entry.get("mask") if isinstance(entry, dict) and entry.get("status") == "done" else None
+    if not isinstance(entry, dict) or (entry.get("status") != "done" and "mask_crc" not in entry):
+        return ""  # of a failure that has a CRC only the overlay has failed
+    mask = entry.get("mask")
     return mask if isinstance(mask, str) else ""

@@ -174,7 +174,7 @@ def test_a_second_mask_that_isicrt_wrote_is_said_to_be_a_prediction(tmp_path: Pa
         '{"run": "1", "format": 1}\n{"writing": ["a.png", "b.png"]}\n'
         '{"status": "done", "image": "a.jpg", "mask": "a.png"}\n[]\n{"torn\n'
         '{"status": "failed", "image": "b.jpg", "mask": "b.png", "reason": "r"}\n'
-        '{"status": "done", "image": "c.jpg", "mask": "c.png"}\n'
+        '{"status": "failed", "mask_crc": 1, "image": "c.jpg", "mask": "c.png"}\n'
         '{"status": "done", "image": "c_Segmentation.png", "mask": "c_Segmentation.png"}\n'
         '{"status": "skipped", "image": "a.jpg", "mask": "a_Segmentation.png", "kept": "there"}\n'
     )
