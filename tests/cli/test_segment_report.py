@@ -17,7 +17,7 @@ from isicrt.cli.main import group
 from isicrt.cli.outcome_file import OutcomeJson
 from isicrt.cli.progress import Progress
 from isicrt.cli.segment_report import write_report
-from isicrt.engine import output
+from isicrt.engine import output, run_threads
 from isicrt.engine.errors import DataError
 from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.outcome import Outcome
@@ -102,6 +102,29 @@ def test_a_list_that_cannot_be_written_at_the_end_costs_no_other_and_is_said(
     assert (report["done"], report["failed"]) == (1, 1)
     if whole == "--json":
         assert json.loads((tmp_path / "list").read_text())["summary"]["status"] == "stopped"
+
+
+@needs_full
+@pytest.mark.parametrize(("full", "whole"), [("--json", "--csv"), ("--csv", "--json")])
+def test_where_a_list_cannot_be_written_on_the_run_stops_and_the_rest_says_what_happened(
+    darkness_onnx: Path, tmp_path: Path, full: str, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_threads, "_WATCH_SECONDS", 0)  # no more are done than fit between the threads
+    (tmp_path / "in").mkdir()
+    for n in range(1000):
+        (tmp_path / "in" / f"{n}.jpg").touch()
+    places = {full: "/dev/full", whole: tmp_path / "list", "--report": tmp_path / "r.json"}
+    options = [str(part) for pair in places.items() for part in pair]
+    command = ["segment", tmp_path / "in", "--out", tmp_path / "out", "--model", darkness_onnx, *options]
+    result = CliRunner().invoke(group, [str(part) for part in command])
+    assert result.exit_code == 1
+    assert f"{full} /dev/full: cannot be written: No space left on device" in result.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    journal = list(map(json.loads, (tmp_path / "out" / JOURNAL_NAME).read_text().splitlines()))
+    failed = sum(line.get("status") == "failed" for line in journal)
+    assert 0 < failed < 1000
+    assert (report["status"], report["failed"], report["not_reached"]) == ("stopped", failed, 1000 - failed)
+    assert (tmp_path / "list").read_text().count("the file is empty") == failed
 
 
 @needs_full
