@@ -128,8 +128,8 @@ class OutcomeCsv(OutcomeFile):
     @staticmethod
     def _row(values: tuple[Any, ...]) -> str:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(values)
-        return text.getvalue()
+        csv.writer(text).writerow(values)  # with its own line's end: characters of that are quoted in a name
+        return text.getvalue().removesuffix("\r\n") + "\n"
 
     def _entry(self, outcome: Outcome) -> str:
         height, width = outcome.native_size or (None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from isicrt.cli.main import group
-from isicrt.cli.outcome_file import OutcomeJson
+from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson
 from isicrt.cli.progress import Progress
 from isicrt.cli.segment_report import write_report
 from isicrt.engine import output, run_threads
@@ -76,6 +77,19 @@ def test_a_full_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         _json(device)
     assert Path("/dev/full").is_char_device()
     assert device.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["a\rb.jpg", "a\nb.jpg", "a\r\nb.jpg", 'a",b.jpg', "a\r"])
+def test_a_row_is_one_image_whatever_its_name(tmp_path: Path, name: str) -> None:
+    with OutcomeCsv(tmp_path / "list.csv") as table:
+        table.add(Outcome(Job(Path(name), Path("a.png")), None, (4, 5), 0.5, note=name))
+        table.add(OUTCOME)
+        table.finish({})
+    with (tmp_path / "list.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [name, "a.jpg"]
+    assert rows[0]["note"] == name
+    assert (tmp_path / "list.csv").read_bytes().endswith(b"the file is empty,,\n")
 
 
 @needs_full
