@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -22,7 +23,7 @@ from isicrt.engine.isolation import ImageDecoder
 from isicrt.engine.ledger import Ledger, loaded_sha256, mask_settings
 from isicrt.engine.masks import restore_mask
 from isicrt.engine.overlay import OverlayFolder
-from isicrt.engine.pipeline import Outcome, RunSummary, run_jobs
+from isicrt.engine.pipeline import MOST_PROCESSES, Outcome, RunSummary, run_jobs
 from isicrt.engine.runtime import Runtime, open_runtime
 from isicrt.engine.sources import Images, find_jobs
 
@@ -182,14 +183,19 @@ class Segmenter:
         Raises:
             DataError: no image, masks that would clash, files of somebody else in their place, another run in `out`,
                 or a folder that cannot be written (any more).
-            SettingsError: one folder for masks and overlays; see also `find_jobs`, `isicrt.engine.pipeline.run_jobs`,
-                `open_chain`.
+            SettingsError: an argument out of its range, or one folder for masks and overlays; see also `find_jobs`,
+                `isicrt.engine.pipeline.run_jobs`, `open_chain`.
             ModelError: this segmenter is closed; see also `run_jobs` and `open_chain`.
             MissingDependencyError: see `open_chain`.
         """
-        if self._closed:  # before there is a folder with a journal
+        if self._closed:
             raise ModelError(f"{self._model}: this segmenter is closed")
+        # Before there is a folder with a journal; and numpy's numbers as Python's, which a journal takes.
         check_decode(decode, self._model)
+        if mask_bits not in (1, 8):
+            raise SettingsError(f"mask_bits ({mask_bits!r}): must be 1 or 8")
+        mask_bits, processes = int(mask_bits), _whole("processes", processes, 0, MOST_PROCESSES)
+        max_pixels = _whole("max_pixels", max_pixels) or MAX_PIXELS
         runtime = self._runtime_here()
         jobs = find_jobs(images, out, overlays=overlays, on_clash=on_clash)
         ledger = Ledger(
@@ -256,13 +262,14 @@ def _opened_again(again: Callable[[], Segmenter], sha256: str) -> Segmenter:
     return copied
 
 
-def _whole(name: str, value: object) -> int | None:
+def _whole(name: str, value: object, least: int = 1, most: int = sys.maxsize) -> int | None:
     """A setting that may be None; numpy's numbers as Python's, which a journal takes."""
     if value is None:
         return None
-    if isinstance(value, (int, np.integer)) and value >= 1:
+    if isinstance(value, (int, np.integer)) and least <= value <= most:
         return int(value)
-    raise SettingsError(f"{name} ({value!r}) must be a whole number of at least 1")
+    upper = "" if most == sys.maxsize else f" and at most {most}"
+    raise SettingsError(f"{name} ({value!r}) must be a whole number of at least {least}{upper}")
 
 
 def _share(name: str, value: object) -> float:
