@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -239,6 +240,20 @@ def test_a_worker_that_ends_before_it_has_seen_an_image(folder: Path, code: str,
     begin, end = f"{folder / 'a.bmp'}: cannot be decoded: the decoder's process cannot be started: it ", ". --isolate"
     assert str(caught.value).removeprefix(begin).startswith(reason + end)
     assert not isinstance(caught.value, DamagedImageError), "it is no damage, and is to be tried again"
+
+
+def test_a_worker_for_which_there_is_no_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    begin = f"{folder / 'a.bmp'}: cannot be decoded: the decoder's process cannot be started: "
+    for place in ("subprocess.Popen", "isicrt.engine.isolation._scratch"):
+        monkeypatch.setattr(place, refuse)
+        with ImageDecoder("always") as decoder, pytest.raises(ImageError) as caught:
+            decoder(folder / "a.bmp", SIZE)
+        assert str(caught.value).startswith(begin)
+        assert f": {os.strerror(errno.EMFILE)}. --isolate never" in str(caught.value)
+        assert not isinstance(caught.value, DamagedImageError)
 
 
 def test_a_worker_where_nothing_can_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
