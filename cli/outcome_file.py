@@ -7,6 +7,7 @@ import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,8 @@ class OutcomeFile(ABC):
     def __init__(self, option: str, path: Path | None) -> None:
         self.path = path
         self._name, self._file = f"{option} {path}", None
-        self._problem: DataError | None = None
+        self.problem: DataError | None = None
+        """Why it could not be written. Nothing more is then."""
         if path is None:
             return
         try:
@@ -42,11 +44,11 @@ class OutcomeFile(ABC):
                 raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> DataError:
-        self._problem = DataError(
+        self.problem = DataError(
             f"{self._name}: cannot be written: {error.strerror}. Masks that are there are whole. Put that right and "
             "run the same command again: it goes on where this one stopped"
         )
-        return self._problem
+        return self.problem
 
     @abstractmethod
     def _entry(self, outcome: Outcome) -> str:
@@ -57,16 +59,17 @@ class OutcomeFile(ABC):
         """What comes behind the last one."""
 
     def add(self, outcome: Outcome) -> None:
-        """Append what became of an image. Raises DataError where it cannot be written."""
-        if self._file is not None:
-            self._write(self._entry(outcome))
+        """Append what became of an image, or see `problem`: it has ended, and other lists and counts are to say so."""
+        if self._file is not None and self.problem is None:
+            with suppress(DataError):
+                self._write(self._entry(outcome))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Give the file its name. Raises DataError where it cannot be written, or something of it could not."""
         if self._file is None:
             return
-        if self._problem is not None:
-            raise self._problem
+        if self.problem is not None:
+            raise self.problem
         self._write(self._end(summary))
         try:
             self._file.finish()
@@ -125,8 +128,8 @@ class OutcomeCsv(OutcomeFile):
     @staticmethod
     def _row(values: tuple[Any, ...]) -> str:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(values)
-        return text.getvalue()
+        csv.writer(text).writerow(values)  # with its own line's end: characters of that are quoted in a name
+        return text.getvalue().removesuffix("\r\n") + "\n"
 
     def _entry(self, outcome: Outcome) -> str:
         height, width = outcome.native_size or (None, None)

@@ -307,6 +307,9 @@ def command(
                 if tally.reached % _IMAGES_UNTIL_GIVEN_BACK == 0:
                     give_back()
 
+            def unwritten() -> IsicrtError | None:
+                return file.problem or table.problem
+
             def end(
                 status: str, problem: IsicrtError | None = None, summary: RunSummary | None = None
             ) -> tuple[IsicrtError | None, Path | None]:
@@ -348,22 +351,24 @@ def command(
                     decode=decoder,
                     decode_timeout=decode_timeout,
                     max_failures=0 if on_error == "fail" else max_failures,
-                    should_stop=should_stop,
+                    should_stop=lambda: should_stop() or unwritten() is not None,
                     chain=chain,
                     max_pixels=round(max_megapixels * 1e6),
                     cpu_share=cpu_share,
                 )
             except KeyboardInterrupt:
-                unwritten, _ = end("interrupted")
-                progress.close()
-                if unwritten is not None:
-                    click.echo(str(unwritten), err=True)
-                again = "the same command goes on from here"
-                if not resume:
-                    again = "the same command without --overwrite does what has no mask of these settings yet"
-                click.echo(f"Stopped after {tally.reached} of {len(jobs)} images; {again}.", err=True)
-                leave_if_stuck(decoder.close)
-                raise
+                stopped = None if should_stop() else unwritten()
+                if stopped is None:
+                    problem, _ = end("interrupted")
+                    progress.close()
+                    if problem is not None:
+                        click.echo(str(problem), err=True)
+                    again = "the same command goes on from here"
+                    if not resume:
+                        again = "the same command without --overwrite does what has no mask of these settings yet"
+                    click.echo(f"Stopped after {tally.reached} of {len(jobs)} images; {again}.", err=True)
+                    leave_if_stuck(decoder.close)
+                    raise
             except IsicrtError as error:
                 stopped = error
             else:

@@ -13,11 +13,13 @@ import numpy as np
 from isal import isal_zlib
 
 from isicrt.engine.errors import DataError, ImageError
-from isicrt.engine.images import PNG_SIGNATURE, RISKY_SIGNATURES, read_image, read_source
+from isicrt.engine.images import PNG_SIGNATURE, RISKY_SIGNATURES, decode_mask, read_image, read_source
 from isicrt.engine.mask_levels import check_highest
 from isicrt.engine.scores import FOREGROUND_ABOVE
 
 _PNG_HEAD = struct.Struct(">8sI4sII")
+_GREY_16_BITS = b"\x10\x00"
+"""What follows a PNG's `_PNG_HEAD`: depth and kind of colour."""
 _PNG_END = b"IEND\xaeB`\x82"
 _CHUNK_FRAME = 12
 """Bytes of a PNG's chunk beside its data: length, name and CRC."""
@@ -95,7 +97,8 @@ def find_correction(path: Path, size: tuple[int, int] | None, entry: Mapping[str
     if entry is not None and not isinstance(entry.get("mask_crc"), int):
         return None
     try:
-        data = read_source(path).data
+        source = read_source(path)
+        data = source.data
         if data.startswith(PNG_SIGNATURE) and not _has_whole_chunks(data):
             return None
         if data.startswith(RISKY_SIGNATURES):  # nothing that isicrt wrote begins so: it is somebody's, whatever it is
@@ -117,6 +120,8 @@ def find_correction(path: Path, size: tuple[int, int] | None, entry: Mapping[str
     lesion = np.count_nonzero((pixels > FOREGROUND_ABOVE).all(axis=2))
     if not lesion:
         try:
+            if data.startswith(PNG_SIGNATURE) and data.startswith(_GREY_16_BITS, _PNG_HEAD.size):
+                decode_mask(path, source)  # refuses it in its own numbers
             check_highest(path, int(pixels.max()))
         except DataError as error:
             raise ImageError(f"{error}, or remove it to have it made again") from error

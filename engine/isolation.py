@@ -153,7 +153,11 @@ class ImageDecoder:
                 raise ImageError(f"{os.fspath(path)}: the run is over")
             worker = self._idle.pop() if self._idle else None
         if worker is None:
-            worker = _Worker(self._command)
+            try:
+                worker = _Worker(self._command)
+            except OSError as error:
+                reason = f"the decoder's process cannot be started: {self._command[0]}: {error.strerror}. {_WITHOUT}"
+                raise ImageError(f"{os.fspath(path)}: cannot be decoded: {reason}") from error
         with self._lock:
             self._busy.add(worker)
         try:
@@ -205,7 +209,7 @@ class _WorkerLost(Exception):
 
 
 class _Worker:
-    """One process. Used by one thread at a time."""
+    """One process. Used by one thread at a time. Raises OSError where it cannot be started."""
 
     def __init__(self, command: Sequence[str]) -> None:
         # A session of its own: Ctrl-C is for the run, which then ends its workers.
@@ -220,11 +224,9 @@ class _Worker:
                 env=own_environment(),
                 **options,
             )
-        except OSError as error:
+        except OSError:
             self._errors.close()
-            raise ImageError(
-                f"{command[0]}: cannot be started to decode an image: {error.strerror}. {_WITHOUT}"
-            ) from error
+            raise
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout

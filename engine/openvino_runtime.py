@@ -7,6 +7,7 @@ every other mask it moves the outline; so it is told otherwise (`docs/performanc
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections import deque
 from contextlib import suppress
@@ -23,14 +24,14 @@ from isicrt.engine.silent_imports import import_openvino
 
 _CACHE = CompiledCache("openvino")
 _lock = threading.Lock()
-_cores: list[Any] = []
+_cores: list[tuple[Any, int]] = []
 
 
 class OpenVinoRuntime(CpuRuntime):
     """See `CpuRuntime`.
 
     Raises:
-        MissingDependencyError: OpenVINO is not installed, or broken.
+        MissingDependencyError: OpenVINO is not installed, or broken, or this process was forked from one that uses it.
     """
 
     name = "openvino-cpu"
@@ -96,15 +97,20 @@ def _core() -> Any:
     A Core's CPU plugin gives the thread that loads it a stack for signals, and unmaps that stack when it goes. Of two
     that go in the order in which they came, the second leaves the thread with the first one's stack, which is no longer
     mapped. The next signal is delivered to it: Ctrl-C then ends Python with a segmentation fault.
+
+    A forked process has none of the threads that OpenVINO keeps for the next network, and would wait for them for ever.
     """
     with _lock:
         try:
             openvino = import_openvino()
             if not _cores:
-                _cores.append(openvino.Core())
+                _cores.append((openvino.Core(), os.getpid()))
+            core, process = _cores[0]
+            if process != os.getpid():
+                raise RuntimeError("this process was forked from one that uses it: spawn it instead")
         except Exception as error:  # one that does not fit its own parts raises whatever it runs into
             raise MissingDependencyError("OpenVINO", "openvino", str(error) or type(error).__name__) from error
-        return _cores[0]
+        return core
 
 
 def _caller(compiled: Any) -> Call:

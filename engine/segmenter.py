@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -22,14 +23,18 @@ from isicrt.engine.isolation import ImageDecoder
 from isicrt.engine.ledger import Ledger, loaded_sha256, mask_settings
 from isicrt.engine.masks import restore_mask
 from isicrt.engine.overlay import OverlayFolder
-from isicrt.engine.pipeline import Outcome, RunSummary, run_jobs
+from isicrt.engine.pipeline import MOST_PROCESSES, Outcome, RunSummary, run_jobs
 from isicrt.engine.runtime import Runtime, open_runtime
 from isicrt.engine.sources import Images, find_jobs
+
+_left_behind: list[Runtime] = []
+"""Of a process that this one was forked from. Never freed: they would wait for their threads, which stayed there."""
 
 
 class Segmenter:
     """Segments single images and whole folders with one model. Not for two threads at a time. A copy, or one that is
-    sent to another process, opens the model's file again, with the same settings; a ModelError where it was changed.
+    sent to another process or used in a forked one, opens the model's file again, with the same settings; a ModelError
+    where it was changed.
 
     >>> with Segmenter() as segmenter:  # doctest: +SKIP
     ...     mask = segmenter.segment("lesion.jpg")
@@ -62,6 +67,7 @@ class Segmenter:
         # A program may go elsewhere, and another file may lie there, before a folder is segmented.
         self._model = shipped.resolve(model).absolute()
         self.runtime: Runtime = open_runtime(self._model, threads=threads)
+        self._process = os.getpid()
         self._sha256 = loaded_sha256(self.runtime, self._model)
         most = self.runtime.max_batch
         self._batch_size = min(batch_size or most or 8, most or batch_size or 8)
@@ -120,8 +126,17 @@ class Segmenter:
             pixels, native_size = decoded.pixels, decoded.native_size
         else:
             pixels, native_size = resize_image(_checked(image), self.card.input_size), image.shape[:2]
-        (probability,) = self.runtime.infer(np.ascontiguousarray(pixels[None]))
+        (probability,) = self._runtime_here().infer(np.ascontiguousarray(pixels[None]))
         return probability, native_size
+
+    def _runtime_here(self) -> Runtime:
+        """The runtime, with threads in this process."""
+        if self._process != os.getpid() and not self._closed:
+            again, arguments = self.__reduce__()
+            opened = again(*arguments).runtime
+            _left_behind.append(self.runtime)
+            self.runtime, self._process = opened, os.getpid()
+        return self.runtime
 
     def segment_folder(
         self,
@@ -168,14 +183,20 @@ class Segmenter:
         Raises:
             DataError: no image, masks that would clash, files of somebody else in their place, another run in `out`,
                 or a folder that cannot be written (any more).
-            SettingsError: one folder for masks and overlays; see also `find_jobs`, `isicrt.engine.pipeline.run_jobs`,
-                `open_chain`.
+            SettingsError: an argument out of its range, or one folder for masks and overlays; see also `find_jobs`,
+                `isicrt.engine.pipeline.run_jobs`, `open_chain`.
             ModelError: this segmenter is closed; see also `run_jobs` and `open_chain`.
             MissingDependencyError: see `open_chain`.
         """
-        if self._closed:  # before there is a folder with a journal
+        if self._closed:
             raise ModelError(f"{self._model}: this segmenter is closed")
+        # Before there is a folder with a journal; and numpy's numbers as Python's, which a journal takes.
         check_decode(decode, self._model)
+        if mask_bits not in (1, 8):
+            raise SettingsError(f"mask_bits ({mask_bits!r}): must be 1 or 8")
+        mask_bits, processes = int(mask_bits), _whole("processes", processes, 0, MOST_PROCESSES)
+        max_pixels = _whole("max_pixels", max_pixels) or MAX_PIXELS
+        runtime = self._runtime_here()
         jobs = find_jobs(images, out, overlays=overlays, on_clash=on_clash)
         ledger = Ledger(
             out,
@@ -189,12 +210,11 @@ class Segmenter:
         with (
             ledger,
             ImageDecoder(max_pixels=max_pixels) as decoder,
-            open_chain(self.runtime, decode, threshold=self._threshold, threads=self._threads)
-            or nullcontext() as chain,
+            open_chain(runtime, decode, threshold=self._threshold, threads=self._threads) or nullcontext() as chain,
         ):
             summary = run_jobs(
                 jobs,
-                self.runtime,
+                runtime,
                 batch_size=self._batch_size,
                 threshold=self._threshold,
                 threads=self._threads,
@@ -214,7 +234,10 @@ class Segmenter:
     def close(self) -> None:
         """Give back the model's threads and memory."""
         self._closed = True
-        self.runtime.close()
+        if self._process == os.getpid():
+            self.runtime.close()
+        else:
+            _left_behind.append(self.runtime)
 
     def __reduce__(self) -> tuple[Callable[..., Segmenter], tuple[Any, ...]]:
         # Threads and native code cannot be sent to another process, nor be copied.
@@ -239,13 +262,14 @@ def _opened_again(again: Callable[[], Segmenter], sha256: str) -> Segmenter:
     return copied
 
 
-def _whole(name: str, value: object) -> int | None:
+def _whole(name: str, value: object, least: int = 1, most: int = sys.maxsize) -> int | None:
     """A setting that may be None; numpy's numbers as Python's, which a journal takes."""
     if value is None:
         return None
-    if isinstance(value, (int, np.integer)) and value >= 1:
+    if isinstance(value, (int, np.integer)) and least <= value <= most:
         return int(value)
-    raise SettingsError(f"{name} ({value!r}) must be a whole number of at least 1")
+    upper = "" if most == sys.maxsize else f" and at most {most}"
+    raise SettingsError(f"{name} ({value!r}) must be a whole number of at least {least}{upper}")
 
 
 def _share(name: str, value: object) -> float:

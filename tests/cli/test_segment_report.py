@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -14,10 +15,10 @@ import pytest
 from click.testing import CliRunner
 
 from isicrt.cli.main import group
-from isicrt.cli.outcome_file import OutcomeJson
+from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson
 from isicrt.cli.progress import Progress
 from isicrt.cli.segment_report import write_report
-from isicrt.engine import output
+from isicrt.engine import output, run_threads
 from isicrt.engine.errors import DataError
 from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.outcome import Outcome
@@ -78,6 +79,19 @@ def test_a_full_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert device.is_symlink()
 
 
+@pytest.mark.parametrize("name", ["a\rb.jpg", "a\nb.jpg", "a\r\nb.jpg", 'a",b.jpg', "a\r"])
+def test_a_row_is_one_image_whatever_its_name(tmp_path: Path, name: str) -> None:
+    with OutcomeCsv(tmp_path / "list.csv") as table:
+        table.add(Outcome(Job(Path(name), Path("a.png")), None, (4, 5), 0.5, note=name))
+        table.add(OUTCOME)
+        table.finish({})
+    with (tmp_path / "list.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [name, "a.jpg"]
+    assert rows[0]["note"] == name
+    assert (tmp_path / "list.csv").read_bytes().endswith(b"the file is empty,,\n")
+
+
 @needs_full
 @pytest.mark.parametrize(("full", "whole"), [("--json", "--csv"), ("--csv", "--json")])
 def test_a_list_that_cannot_be_written_at_the_end_costs_no_other_and_is_said(
@@ -102,6 +116,29 @@ def test_a_list_that_cannot_be_written_at_the_end_costs_no_other_and_is_said(
     assert (report["done"], report["failed"]) == (1, 1)
     if whole == "--json":
         assert json.loads((tmp_path / "list").read_text())["summary"]["status"] == "stopped"
+
+
+@needs_full
+@pytest.mark.parametrize(("full", "whole"), [("--json", "--csv"), ("--csv", "--json")])
+def test_where_a_list_cannot_be_written_on_the_run_stops_and_the_rest_says_what_happened(
+    darkness_onnx: Path, tmp_path: Path, full: str, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_threads, "_WATCH_SECONDS", 0)  # no more are done than fit between the threads
+    (tmp_path / "in").mkdir()
+    for n in range(1000):
+        (tmp_path / "in" / f"{n}.jpg").touch()
+    places = {full: "/dev/full", whole: tmp_path / "list", "--report": tmp_path / "r.json"}
+    options = [str(part) for pair in places.items() for part in pair]
+    command = ["segment", tmp_path / "in", "--out", tmp_path / "out", "--model", darkness_onnx, *options]
+    result = CliRunner().invoke(group, [str(part) for part in command])
+    assert result.exit_code == 1
+    assert f"{full} /dev/full: cannot be written: No space left on device" in result.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    journal = list(map(json.loads, (tmp_path / "out" / JOURNAL_NAME).read_text().splitlines()))
+    failed = sum(line.get("status") == "failed" for line in journal)
+    assert 0 < failed < 1000
+    assert (report["status"], report["failed"], report["not_reached"]) == ("stopped", failed, 1000 - failed)
+    assert (tmp_path / "list").read_text().count("the file is empty") == failed
 
 
 @needs_full

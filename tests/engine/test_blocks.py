@@ -338,24 +338,28 @@ def test_lines_are_not_written_twice_where_the_journal_fails(
     assert len(_lines(folder)) == len(_done(folder)) == 1
 
 
-def test_a_slow_list_does_not_hold_back_what_is_decoded(
-    jobs: list[Job], darkness_onnx: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of two workers each has an image and waits for another one; the list gives one more, and then none for long."""
+def test_a_slow_list_does_not_hold_back_what_is_decoded(jobs: list[Job], darkness_onnx: Path) -> None:
+    """Of two workers each has an image. One stands in the list, which gives no other one for long; the other does not
+    wait behind it."""
     ended: list[str] = []
-    slow = threading.Event()
+    one_each, told = threading.Barrier(2), threading.Event()
 
     def listing() -> Iterator[Job]:
         yield from jobs[:2]
-        slow.wait(60)
+        assert told.wait(60), "nothing has ended while the list was slow"
         yield jobs[2]
+
+    def decode(path: Path, size: tuple[int, int]) -> Decoded:
+        if path != jobs[2].image:
+            one_each.wait(60)
+        return decode_image(path, size)
 
     def outcome(outcome: Outcome) -> None:
         ended.append(outcome.job.image.stem)
-        slow.set()  # only what was not held back can come here first
+        told.set()
 
     with OnnxRuntime(darkness_onnx, threads=2) as runtime:
-        run_jobs(listing(), runtime, threads=2, on_outcome=outcome)
+        run_jobs(listing(), runtime, threads=2, decode=decode, on_outcome=outcome)
     assert len(ended) == 3
 
 

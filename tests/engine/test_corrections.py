@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,9 +145,9 @@ def test_a_correction_outlives_what_changes_around_it(
     assert MASK.read_bytes() == drawn
 
 
-def _as_classes(level: int) -> bytes:
+def _as_classes(level: int, kind: type[np.unsignedinteger[Any]] = np.uint8) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(_drawn().astype(np.uint8) * level).save(file, format="PNG")
+    Image.fromarray(_drawn().astype(kind) * kind(level)).save(file, format="PNG")
     return file.getvalue()
 
 
@@ -155,6 +156,9 @@ def _as_classes(level: int) -> bytes:
     [
         pytest.param(encode_png(_drawn((20, 30))), "is 30 x 20 pixels, its image 60 x 40: save it", id="another_size"),
         pytest.param(_as_classes(1), "its highest value is 1, and lesion is above 128: multiply by 255", id="0_and_1"),
+        pytest.param(
+            _as_classes(255, np.uint16), "highest value is 255 of 65535, and lesion is above 32896", id="16_bits"
+        ),
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"mask_bits": 8}])

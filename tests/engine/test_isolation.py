@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -148,12 +149,13 @@ def test_a_crash_costs_one_image_and_not_the_run(folder: Path, darkness_onnx: Pa
     errors: dict[str, str | None] = {}
     with (
         OnnxRuntime(darkness_onnx, threads=1) as runtime,
-        ImageDecoder("auto", timeout=10, command=TREACHEROUS) as decoder,
+        ImageDecoder("auto", command=TREACHEROUS) as decoder,
+        ImageDecoder("auto", timeout=1, command=TREACHEROUS) as impatient,  # with what hangs, and with nothing else
     ):
         run_jobs(
             jobs,
             runtime,
-            decode=decoder,
+            decode=lambda path, size: (impatient if path.stem == "hang" else decoder)(path, size),
             decode_threads=2,
             on_outcome=lambda o: errors.update({o.job.image.stem: o.error}),
         )
@@ -162,7 +164,7 @@ def test_a_crash_costs_one_image_and_not_the_run(folder: Path, darkness_onnx: Pa
         "abort": "its decoder crashed (SIGABRT)",
         "killed": "its decoder crashed (SIGKILL)",
         "exit": "its decoder ended (exit code 3)",
-        "hang": "it took more than 10 s (--decode-timeout)",
+        "hang": "it took more than 1 s (--decode-timeout)",
     }
     failed = {name: error for name, error in errors.items() if error}
     assert failed == {name: f"{folder / name}.bmp: cannot be decoded: {reason}" for name, reason in reasons.items()}
@@ -239,6 +241,20 @@ def test_a_worker_that_ends_before_it_has_seen_an_image(folder: Path, code: str,
     begin, end = f"{folder / 'a.bmp'}: cannot be decoded: the decoder's process cannot be started: it ", ". --isolate"
     assert str(caught.value).removeprefix(begin).startswith(reason + end)
     assert not isinstance(caught.value, DamagedImageError), "it is no damage, and is to be tried again"
+
+
+def test_a_worker_for_which_there_is_no_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    begin = f"{folder / 'a.bmp'}: cannot be decoded: the decoder's process cannot be started: "
+    for place in ("subprocess.Popen", "isicrt.engine.isolation._scratch"):
+        monkeypatch.setattr(place, refuse)
+        with ImageDecoder("always") as decoder, pytest.raises(ImageError) as caught:
+            decoder(folder / "a.bmp", SIZE)
+        assert str(caught.value).startswith(begin)
+        assert f": {os.strerror(errno.EMFILE)}. --isolate never" in str(caught.value)
+        assert not isinstance(caught.value, DamagedImageError)
 
 
 def test_a_worker_where_nothing_can_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

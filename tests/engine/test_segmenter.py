@@ -128,8 +128,20 @@ def test_thresholds_out_of_range(darkness_onnx: Path, threshold: Any) -> None:
 
 def test_settings_may_be_numpys(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"batch_size": np.int64(2), "threads": np.int32(1), "threshold": np.float32(0.5)}
+    folder: dict[str, Any] = {"mask_bits": np.int64(8), "processes": np.int64(0), "max_pixels": np.int64(10**8)}
     with Segmenter(darkness_onnx, **settings) as segmenter:
-        assert segmenter.segment_folder(rendered_pairs / "images", tmp_path / "out").failed == 0
+        assert segmenter.segment_folder(rendered_pairs / "images", tmp_path / "out", **folder).failed == 0
+
+
+@pytest.mark.parametrize(
+    "setting", [{"mask_bits": 4}, {"mask_bits": "8"}, {"max_pixels": 0}, {"processes": 300}, {"processes": -1}], ids=str
+)
+def test_settings_of_a_folder_are_looked_at_before_it_is_made(
+    segmenter: Segmenter, rendered_pairs: Path, tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    with pytest.raises(SettingsError, match=rf"{next(iter(setting))} \("):
+        segmenter.segment_folder(rendered_pairs / "images", tmp_path / "out", **setting)
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_such_model() -> None:
