@@ -235,7 +235,8 @@ def command(
         decode = "cpu"
     if on_error == "fail" and max_failures is not None:
         raise SettingsError("--on-error fail ends the run at the first failure: leave --max-failures away")
-    check_results({"--json": report_path, "--csv": table_path, "--report": summary_path}, (out, overlay), make=False)
+    results = {"--json": report_path, "--csv": table_path, "--report": summary_path}
+    check_results(results, (out, overlay), reads=images, make=False)
     jobs = find_jobs(images, out, overlays=overlay, on_clash=on_clash)
     for line in (*jobs.left_out.lines(), *truth_lines(jobs), *among_truths(out)):
         click.echo(printable(line), err=True)

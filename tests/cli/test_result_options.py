@@ -138,3 +138,15 @@ def test_a_folder_that_the_command_makes(command: str, makes: list[str], option:
     result = _run(command, *makes, option, place)
     assert result.exit_code == 0, result.output
     assert Path(place).stat().st_size > 0
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv", "--report"])
+def test_no_result_replaces_the_list_of_images(option: str) -> None:
+    listed = Path("list.txt")
+    listed.write_text("pairs/images/ISIC_0000000.jpg\n")
+    arguments = ["segment", str(listed), "--out", "made", "--model", "model.onnx", option, str(listed)]
+    refused = CliRunner().invoke(group, arguments)
+    assert refused.exit_code == 2
+    assert "that is what is read here" in refused.output
+    assert listed.read_text() == "pairs/images/ISIC_0000000.jpg\n"
+    assert not Path("made").exists()
