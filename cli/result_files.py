@@ -117,7 +117,7 @@ def write_result(path: Path, data: str | bytes, *, quiet: bool = False) -> None:
     from isicrt.engine.masks import replace_file
 
     if isinstance(data, str):
-        data = data.encode("utf-8", "surrogateescape")  # a file's name may be no UTF-8
+        data = data.encode("utf-8", sys.getfilesystemencodeerrors())  # a file's name may be no Unicode
     target, stream = _target(path)
     try:
         if isinstance(target, Path) and not stream:
@@ -228,7 +228,7 @@ def _opened(target: Path | int, mode: str) -> IO[str]:
         target,
         mode,
         encoding="utf-8",
-        errors="surrogateescape",  # a file's name may be no UTF-8
+        errors=sys.getfilesystemencodeerrors(),  # a file's name may be no Unicode
         newline="\n",
         closefd=isinstance(target, Path),
     )

@@ -260,3 +260,15 @@ def test_without_locks_no_run_writes_where_another_may(tmp_path: Path, monkeypat
 
 def _no_locks(_: int) -> None:
     raise OSError(errno.ENOLCK, "no locks here")
+
+
+def test_names_of_files_are_written_whatever_they_hold_on_this_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "getfilesystemencodeerrors", lambda: "surrogatepass")  # as on Windows
+    write_result(tmp_path / "a.json", "a\ud83d.jpg", quiet=True)
+    with closing(ResultFile(tmp_path / "b.csv")) as file:
+        file.write("a\ud83d.jpg")
+        file.finish()
+    for name in ("a.json", "b.csv"):
+        assert (tmp_path / name).read_text("utf-8", "surrogatepass") == "a\ud83d.jpg"
