@@ -126,7 +126,7 @@ def command(
 
     if runs and figures is None:
         raise SettingsError("--runs needs --figures: the folder that their curves are drawn into")
-    check_results({"--csv": csv_file, "--json": json_file}, (figures,), reads=(ids_file,))
+    check_results({"--csv": csv_file, "--json": json_file}, (figures,), reads=(ids_file,), make=False)
     _check_runs(runs)
     protocol = _protocol(protocol_name, threshold, clean=not no_clean)
     try:
@@ -135,6 +135,7 @@ def command(
         raise DataError(f"{error}. Score the other with --split {'train' if split == 'test' else 'test'}") from None
     if figures is not None:
         _check_figures(figures, every)
+        check_results({}, (figures,))
     pairs = every
     if ids_file is not None:
         left_out = 0

@@ -22,10 +22,9 @@ from isicrt.engine.onnx_file import read_onnx_file
 from isicrt.export.onnx_graph import set_card
 from isicrt.export.output_file import check_output
 
-_LOOK = r", (?:of one look|with a second look below [^ ,]+(?: and a zoom of [^ ,]+)?)"
-_SCORED = re.compile(f"({_LOOK})(?:{_LOOK})*$")
-"""How a model looked when it was scored, at the end of a score's name. Earlier versions marked a score again at each
-change; the first is the one."""
+_LOOK = re.compile(r", (?:of one look|with a second look below [^ ,]+(?: and a zoom of [^ ,]+)?)")
+"""How a model looked when it was scored, in a score's name. Earlier versions marked a score again at each change; the
+first is the one."""
 
 
 def with_second_look(card: ModelCard, confidence: float, zoom: float = 0.0) -> ModelCard:
@@ -35,8 +34,8 @@ def with_second_look(card: ModelCard, confidence: float, zoom: float = 0.0) -> M
     before, now = _look(card.second_look, card.second_look_zoom), _look(confidence, zoom)
     scores = {}
     for name, value in card.scores.items():
-        marked = _SCORED.search(name)
-        data_set, look = (name[: marked.start()], marked[1]) if marked else (name, before)
+        look = marked[0] if (marked := _LOOK.search(name)) else before
+        data_set = _LOOK.sub("", name)
         scores[data_set if look == now else data_set + look] = value
     return card.replace(second_look=confidence, second_look_zoom=zoom, scores=scores)
 

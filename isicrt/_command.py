@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import sys
+import unicodedata
 from typing import Any
 
 import click
@@ -26,8 +27,13 @@ def explained(error: IsicrtError | OSError) -> click.ClickException:
 
 
 def spelled_out(text: object, but: str = "") -> str:
-    """File names may hold what a terminal would obey or could not show; of that, only what stands in `but` stays."""
-    return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode() for c in str(text))
+    """File names may hold what a terminal would obey or could not show; of that, only what stands in `but` stays.
+    Spaces of all kinds stay too, so that a name can be copied: macOS puts a narrow one into those of screenshots."""
+    return "".join(c if _is_shown(c) or c in but else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def _is_shown(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
 _OF_A_STREAM = frozenset({errno.ENOSPC, errno.EIO, errno.EPIPE, errno.EFBIG, errno.EBADF, errno.EDQUOT})

@@ -47,19 +47,19 @@ def notes_on_test(roots: Sequence[Path], contents: Mapping[Path, bytes] = Mappin
         roots: data sets. What cannot be read or paired of them is passed over.
         contents: SHA-256 of the training images' files, where they are known.
     """
-    learned: dict[str, Path] = {}
-    test: list[Pair] = []
+    learned: dict[tuple[Path | None, str], Path] = {}
+    test: list[tuple[Path, Pair]] = []
     for root in roots:
         with suppress(DataError, OSError):  # most have no test half
-            learned.update({name: pair.image for pair in find_pairs(root, "train") if (name := _kept_with(pair))})
+            learned |= {name: pair.image for pair in find_pairs(root, "train") for name in _names(pair, root)}
             if find_folders(root, "test") != find_folders(root, "train"):
-                test += find_pairs(root, "test")
+                test += [(root, pair) for pair in find_pairs(root, "test")]
     found: list[tuple[Path, Path]] = []
     with suppress(OSError):
         lengths = {image.stat().st_size for image in contents}
         copied = {digest: image for image, digest in contents.items()}
-        for pair in test:
-            known = learned.get(_kept_with(pair))
+        for root, pair in test:
+            known = next((learned[name] for name in _names(pair, root) if name in learned), None)
             if known is None and pair.image.stat().st_size in lengths:
                 known = copied.get(hashlib.sha256(pair.image.read_bytes()).digest())
             if known is not None:
@@ -69,8 +69,15 @@ def notes_on_test(roots: Sequence[Path], contents: Mapping[Path, bytes] = Mappin
     are = "1 image of test is" if len(found) == 1 else f"{len(found)} images of test are"
     return [
         f"{are} in train too, or in a group with what is, such as {found[0][0]} with {found[0][1]}: scores on test "
-        "flatter a model that learns from train. Move them to one side (isicrt data check)"
+        "flatter a model that learns from train. Move them to one side"
     ]
+
+
+def _names(pair: Pair, root: Path) -> list[tuple[Path | None, str]]:
+    """What tells that two images are of one lesion: a group of one data set, for another may number its patients too,
+    and an ISIC id of any."""
+    names: list[tuple[Path | None, str]] = [] if pair.group is None else [(root, pair.group)]
+    return [*names, (None, group_of(pair.id))] if isic_id(pair.image) else names
 
 
 def _kept_with(pair: Pair) -> str:

@@ -233,10 +233,10 @@ def test_figures(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("folder", ["images", "masks", "images/new"])
 def test_figures_do_not_go_among_the_data(darkness_onnx: Path, data: Path, folder: str) -> None:
-    before = {path for path in data.rglob("*") if path.is_file()}
+    before = set(data.rglob("*"))
     result = _evaluate(darkness_onnx, "--data", data, "--figures", data / folder)
     assert (result.exit_code, "images or masks that are scored lie there" in result.stderr) == (2, True)
-    assert {path for path in data.rglob("*") if path.is_file()} == before
+    assert set(data.rglob("*")) == before
 
 
 _WITHOUT_EXTRAS = """

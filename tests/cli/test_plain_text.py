@@ -16,6 +16,7 @@ from isicrt.cli.plain_text import printable, shell_word
         ("läsion ü 1.jpg", "läsion ü 1.jpg"),
         (os.fsdecode(b"l\xe9sion"), "l\\udce9sion"),
         ("red\x1b[31m\n", "red\\x1b[31m\\n"),
+        ("1.11\u202fPM\u3000\u200b.png", "1.11\u202fPM\u3000\\u200b.png"),
     ],
 )
 def test_what_a_terminal_would_obey_or_could_not_show_is_spelled_out(text: str, shown: str) -> None:

@@ -47,6 +47,8 @@ def test_a_score_that_was_marked_at_each_change_is_of_the_first() -> None:
     card = darkness_card(second_look=0.97, scores={f"test, {marks}": {}})
     assert list(with_second_look(card, 0.0).scores) == ["test"]
     assert list(with_second_look(card, 0.9).scores) == ["test, of one look"]
+    converted = darkness_card(second_look=0.9, scores={"test, of one look, before the conversion to fp16": {}})
+    assert list(with_second_look(converted, 0.0).scores) == ["test, before the conversion to fp16"]
 
 
 @pytest.mark.parametrize("below", ["1", "-0.1", "high"])
