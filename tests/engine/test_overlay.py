@@ -226,3 +226,26 @@ def test_no_overlay_outlives_its_mask(here: Path, segmenter: Segmenter) -> None:
         assert _run(segmenter, overlays="drawn")["a"].error is not None
         assert not Path("drawn/a.jpg").exists()
         Path("drawn/a.jpg").touch()
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "unreadable", "retried", "drawn"])
+def test_no_overlay_outlives_a_mask_that_a_run_without_overlays_removed(
+    here: Path, segmenter: Segmenter, meanwhile: str
+) -> None:
+    _run(segmenter, overlays="drawn")
+    mask = Path("out/a.png").read_bytes()
+    Path("in/a.png").write_bytes(b"damaged")
+    assert _run(segmenter)["a"].error is not None
+    assert not Path("out/a.png").exists()
+    if meanwhile == "unreadable":
+        Path("in/a.png").rename("away")
+        Path("in/a.png").symlink_to("a.png")
+        assert _run(segmenter)["a"].error is not None
+        Path("away").replace("in/a.png")
+    elif meanwhile == "retried":
+        assert not _run(segmenter, retry_failed=True)["a"].untried
+    elif meanwhile == "drawn":
+        Path("out/a.png").write_bytes(mask)
+    assert Path("drawn/a.jpg").exists()
+    assert (_run(segmenter, overlays="drawn")["a"].kept is None) == (meanwhile != "drawn")
+    assert not Path("drawn/a.jpg").exists()
