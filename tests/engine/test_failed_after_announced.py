@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 from isicrt.benchmarks.rendered import render
+from isicrt.engine.blocks import BlockRun
 from isicrt.engine.journal import JOURNAL_NAME, JournalIndex
 from isicrt.engine.masks import encode_png
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
-from isicrt.engine.output import OVERLAYS_NAME, OutputFolder
+from isicrt.engine.output import OVERLAYS_NAME, OutputError, OutputFolder
+from isicrt.engine.routes import Item
 from isicrt.engine.segmenter import Segmenter
 from tests.journal_lines import read_journal
 
@@ -144,6 +146,32 @@ def test_a_mask_that_could_not_be_replaced_is_still_what_it_was(
     else:
         assert (_run(segmenter).skipped, _run(segmenter).kept) == (True, None)
         assert (_run(segmenter, mask_bits=8).skipped, _run(segmenter, mask_bits=8).kept) == (False, None)
+
+
+@pytest.mark.parametrize("overlay", [True, False])
+def test_a_run_that_is_cut_off_says_what_became_of_the_masks_that_it_had_announced(
+    here: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, overlay: bool
+) -> None:
+    """Once a mask was written and its overlay was not, or the mask was not."""
+    finish = BlockRun._finish
+
+    def finish_and_cut_off(self: BlockRun, item: Item) -> object:
+        ended = finish(self, item)
+        self._fail(OutputError("the disk is full"))
+        return ended
+
+    blocked = OVERLAY if overlay else MASK
+    blocked.mkdir(parents=True)
+    Path("drawn").mkdir(exist_ok=True)
+    Path("drawn", OVERLAYS_NAME).touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(BlockRun, "_finish", finish_and_cut_off)
+        with pytest.raises(OutputError, match="the disk is full"):
+            _run(segmenter, overlays="drawn", existing="overwrite")
+    blocked.rmdir()
+    MASK.write_bytes(DRAWN)
+    assert _run(segmenter, overlays="drawn").kept == (KEPT if overlay else KEPT_DRAWN)
+    assert MASK.read_bytes() == DRAWN
 
 
 @pytest.mark.parametrize("images", ["in", "moved"])
