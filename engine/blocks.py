@@ -128,10 +128,8 @@ class BlockRun(RunThreads):
         try:
             self._record(*ended)
         except Stopped:
-            # Masks that were written are not forgotten; what a run that was cut off thinks of the others may be wrong.
-            written = [(outcome, note) for outcome, note in ended if outcome.error is None]
-            if self._settings.ledger is not None:
-                self._settings.ledger.record(*written)
+            if self._settings.ledger is not None:  # whose a mask is that was announced is known, and not forgotten
+                self._settings.ledger.record(*ended)
             raise
         for outcome, _ in ended:
             self._outcomes.put(outcome)

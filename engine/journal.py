@@ -9,10 +9,11 @@ A line is one JSON object, appended whole, several with one call, so that it can
 
 ``image`` is relative to the run's ``root``, and ``mask`` to this folder.
 A name that is not UTF-8 is ``{"base64": ...}`` of its bytes. Of several lines about one mask the last counts, but for a
-failure that left the mask of before alone. One that notes a mask (``mask_crc``) is of its overlay alone. What was
-skipped has a line only where its mask is not the one that was written, and a failure that an earlier run found has
-none: the last line is as the earlier one. (isicrt wrote one for every image until 28 November 2026.) A torn last line,
-of a machine that lost its power, is passed over.
+failure that left the mask of before alone. One that notes a mask (``mask_crc``) is of its overlay alone; one that is
+``unwritten``, of a mask that was announced and is known not to be written: any other leaves it open whose a mask is
+that was announced before. What was skipped has a line only where its mask is not the one that was written, and a
+failure that an earlier run found has none: the last line is as the earlier one. (isicrt wrote one for every image until
+28 November 2026.) A torn last line, of a machine that lost its power, is passed over.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class JournalIndex:
         self._lock = threading.Lock()
         # The offset of the line; its complement where a failure left no mask of ours.
         self._lines = NumberTable()
-        # The same of masks that the run has announced and of which it has said no more: they are few.
+        # The same of masks that the run has announced, and has not said what became of them: they are few.
         self._announced: dict[int, int] = {}
         self._starts: list[int] = []
         self.runs: list[Mapping[str, Any]] = []
@@ -225,9 +226,12 @@ class JournalIndex:
             with suppress(DataError):
                 number = _number(read_name(mask))
                 if not ended:
+                    if number in self._announced:  # who was to write it was lost, and may have done so
+                        self._lines[number] = self._announced[number]
                     self._announced[number] = offset
                     continue
-                self._announced.pop(number, None)
+                if has_mask(entry) or "unwritten" in entry:
+                    self._announced.pop(number, None)
                 # Where a failure left the mask of before alone, the line about that one still says whose it is.
                 if has_mask(entry):
                     self._lines[number] = offset
@@ -235,7 +239,7 @@ class JournalIndex:
                     self._lines[number] = ~offset
 
     def _leave_announced(self) -> None:
-        """The run is over, and nobody knows whose the masks are that it has announced and said no more of."""
+        """The run is over, and nobody knows whose the masks are that it has announced and left open."""
         for number, offset in self._announced.items():
             self._lines[number] = offset
         self._announced.clear()

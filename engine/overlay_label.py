@@ -47,11 +47,12 @@ def remove_overlay(path: Path, entry: Mapping[str, Any]) -> None:
 
     Args:
         path: of the overlay.
-        entry: the journal's line of that mask. Of one that a killed run had announced any overlay may be; of one that
-            was never made none with a label is.
+        entry: the journal's line of that mask, or of the failure that it was removed for. Of one that a killed run had
+            announced any overlay may be; of one that was never made none with a label is.
     """
-    label, crcs = read_label(path), (entry.get("image_crc"), entry.get("mask_crc"))
-    ours = "writing" in entry or (all(isinstance(crc, int) for crc in crcs) and label == _TEXT % crcs)
-    if label is None or ours:
+    label = read_label(path)
+    pairs = [(entry.get(f"{when}image_crc"), entry.get(f"{when}mask_crc")) for when in ("", "former_")]
+    ours = any(all(isinstance(crc, int) for crc in crcs) and label == _TEXT % crcs for crcs in pairs)
+    if label is None or ours or "writing" in entry:
         with suppress(OSError):
             path.unlink()

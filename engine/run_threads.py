@@ -276,18 +276,23 @@ class RunThreads(ABC):
         written = sum(done.write_seconds for _, done in finished)
         self.busy.add("restore", sum(done.restore_seconds for _, done in finished), ago=written)
         self.busy.add("write", written)
-        ledger = self._settings.ledger
         return [
             (
                 Outcome(item.job, done.problem, item.native_size, None, note=item.note)
                 if done.problem is not None
                 else Outcome(item.job, None, item.native_size, done.lesion, confidence=done.confidence, note=item.note),
-                None
-                if not done.size or ledger is None
-                else ledger.note(item.native_size, done, item.stamp) | ({"note": item.note} if item.note else {}),
+                self._note(item, done),
             )
             for item, done in finished
         ]
+
+    def _note(self, item: Item, done: Finished) -> dict[str, Any] | None:
+        ledger = self._settings.ledger
+        if ledger is None:
+            return None
+        if not done.size:
+            return {"unwritten": True}  # whoever draws a mask there draws it where isicrt has none
+        return ledger.note(item.native_size, done, item.stamp) | ({"note": item.note} if item.note else {})
 
 
 def damaged(job: Job, error: ImageError) -> Outcome:

@@ -1,6 +1,6 @@
 """Images that failed once their masks were announced: what stands there then, and what somebody draws there, is kept.
 
-Only a run that was killed or cut off leaves it open whose a mask is.
+It is left open whose a mask is where a run was killed or cut off, or does not say that it wrote none.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 from isicrt.benchmarks.rendered import render
+from isicrt.engine.blocks import BlockRun
 from isicrt.engine.journal import JOURNAL_NAME, JournalIndex
 from isicrt.engine.masks import encode_png
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
-from isicrt.engine.output import OVERLAYS_NAME, OutputFolder
+from isicrt.engine.output import OVERLAYS_NAME, OutputError, OutputFolder
+from isicrt.engine.routes import Item
 from isicrt.engine.segmenter import Segmenter
 from tests.journal_lines import read_journal
 
@@ -146,10 +148,60 @@ def test_a_mask_that_could_not_be_replaced_is_still_what_it_was(
         assert (_run(segmenter, mask_bits=8).skipped, _run(segmenter, mask_bits=8).kept) == (False, None)
 
 
+@pytest.mark.parametrize("overlay", [True, False])
+def test_a_run_that_is_cut_off_says_what_became_of_the_masks_that_it_had_announced(
+    here: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, overlay: bool
+) -> None:
+    """Once a mask was written and its overlay was not, or the mask was not."""
+    finish = BlockRun._finish
+
+    def finish_and_cut_off(self: BlockRun, item: Item) -> object:
+        ended = finish(self, item)
+        self._fail(OutputError("the disk is full"))
+        return ended
+
+    blocked = OVERLAY if overlay else MASK
+    blocked.mkdir(parents=True)
+    Path("drawn").mkdir(exist_ok=True)
+    Path("drawn", OVERLAYS_NAME).touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(BlockRun, "_finish", finish_and_cut_off)
+        with pytest.raises(OutputError, match="the disk is full"):
+            _run(segmenter, overlays="drawn", existing="overwrite")
+    blocked.rmdir()
+    MASK.write_bytes(DRAWN)
+    assert _run(segmenter, overlays="drawn").kept == (KEPT if overlay else KEPT_DRAWN)
+    assert MASK.read_bytes() == DRAWN
+
+
+@pytest.mark.parametrize("images", ["in", "moved"])
+def test_a_mask_whose_overlay_failed_before_it_was_noted_is_made_again(
+    here: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, images: str
+) -> None:
+    """As in a folder that isicrt began when a line of such a failure said nothing of the mask."""
+    _block_the_overlay()
+    _fail_on_the_overlay(segmenter)
+    _as_before_masks_of_failures()
+    OVERLAY.rmdir()
+    Path("in").rename(images)
+    ended: list[Outcome] = []
+    segmenter.segment_folder(images, "out", overlays="drawn", on_outcome=ended.append)
+    assert [(o.error, o.skipped, o.kept) for o in ended] == [(None, False, None)]
+    assert OVERLAY.is_file()
+
+
+def _as_before_masks_of_failures() -> None:
+    lines = list(read_journal(Path("out")))
+    kept = [{n: v for n, v in x.items() if x.get("status") != "failed" or n in FAILED_BEFORE} for x in lines]
+    Path("out", JOURNAL_NAME).write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+
+
+FAILED_BEFORE = ("status", "image", "mask", "reason")
 RUN = {"run": "0" * 12, "format": 1}
 DONE = {"status": "done", "mask": "a.png", "mask_crc": 1}
 WRITING = {"writing": ["a.png"]}
 FAILED = {"status": "failed", "mask": "a.png", "reason": "in/a.jpg: a time-out"}
+UNWRITTEN = FAILED | {"unwritten": True}
 DAMAGED = FAILED | {"image_crc": 1}
 OVERLAY_FAILED = FAILED | {"image_crc": 1, "mask_crc": 2}
 
@@ -158,18 +210,23 @@ OVERLAY_FAILED = FAILED | {"image_crc": 1, "mask_crc": 2}
     ("lines", "counts", "wrote"),
     [
         pytest.param([RUN, WRITING], 1, True, id="killed"),
-        pytest.param([RUN, WRITING, FAILED], 2, False, id="failed"),
-        pytest.param([RUN, WRITING, DAMAGED], 2, False, id="damaged"),
+        pytest.param([RUN, WRITING, UNWRITTEN], 2, False, id="unwritten"),
+        pytest.param([RUN, WRITING, FAILED], 1, True, id="lost_and_failed"),
+        pytest.param([RUN, WRITING, DAMAGED], 1, True, id="lost_and_damaged"),
+        pytest.param([RUN, WRITING, WRITING, UNWRITTEN], 1, True, id="lost_and_unwritten"),
+        pytest.param([RUN, FAILED, RUN, WRITING, UNWRITTEN], 4, False, id="failed_unwritten"),
         pytest.param([RUN, WRITING, OVERLAY_FAILED], 2, True, id="overlay_failed"),
         pytest.param([RUN, DONE, RUN, FAILED], 1, True, id="done_failed"),
-        pytest.param([RUN, DONE, RUN, WRITING, FAILED], 1, True, id="done_not_replaced"),
-        pytest.param([RUN, DONE, RUN, WRITING, WRITING, FAILED], 1, True, id="announced_twice"),
+        pytest.param([RUN, DONE, RUN, WRITING, UNWRITTEN], 1, True, id="done_not_replaced"),
+        pytest.param([RUN, DONE, RUN, WRITING, FAILED], 3, True, id="done_lost_and_failed"),
+        pytest.param([RUN, DONE, RUN, WRITING, WRITING, UNWRITTEN], 3, True, id="done_lost_and_unwritten"),
+        pytest.param([RUN, DONE, RUN, WRITING, WRITING, DONE], 5, True, id="done_lost_and_done"),
         pytest.param([RUN, DONE, RUN, WRITING, DONE], 4, True, id="done_again"),
         pytest.param([RUN, DONE, RUN, WRITING, OVERLAY_FAILED], 4, True, id="done_again_without_overlay"),
-        pytest.param([RUN, OVERLAY_FAILED, RUN, WRITING, FAILED], 1, True, id="without_overlay_not_replaced"),
-        pytest.param([RUN, DONE, RUN, DAMAGED, RUN, WRITING, FAILED], 6, False, id="removed_and_failed"),
+        pytest.param([RUN, OVERLAY_FAILED, RUN, WRITING, UNWRITTEN], 1, True, id="without_overlay_not_replaced"),
+        pytest.param([RUN, DONE, RUN, DAMAGED, RUN, WRITING, UNWRITTEN], 6, False, id="removed_and_unwritten"),
         pytest.param([RUN, WRITING, RUN, FAILED], 1, True, id="killed_failed"),
-        pytest.param([RUN, WRITING, RUN, WRITING, FAILED], 1, True, id="killed_not_replaced"),
+        pytest.param([RUN, WRITING, RUN, WRITING, UNWRITTEN], 1, True, id="killed_not_replaced"),
     ],
 )
 def test_whose_a_mask_is_after_a_failure(tmp_path: Path, lines: list[dict], counts: int, wrote: bool) -> None:

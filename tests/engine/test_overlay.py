@@ -11,6 +11,7 @@ from PIL import Image
 
 from isicrt.benchmarks.rendered import render
 from isicrt.engine.errors import DataError
+from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.masks import encode_png
 from isicrt.engine.outcome import KEPT, Outcome
 from isicrt.engine.output import OVERLAYS_NAME
@@ -79,6 +80,18 @@ def test_masks_below_are_no_photographs(here: Path, segmenter: Segmenter) -> Non
     _run(segmenter, out="results/masks")
     assert _run(segmenter, out="results/masks", overlays="results")["a"].skipped
     assert Path("results/a.jpg").is_file()
+
+
+@pytest.mark.parametrize("below", ["", "x/y"])
+def test_masks_below_that_lost_their_journal_are_no_photographs(here: Path, segmenter: Segmenter, below: str) -> None:
+    """As where a shell copied them. That they stand where this run's go, --overwrite is told."""
+    Path("in", below).mkdir(parents=True, exist_ok=True)
+    Path("in/a.png").rename(Path("in", below, "a.png"))
+    _run(segmenter, out="results/masks")
+    Path("results/masks", JOURNAL_NAME).unlink()
+    _photograph("results/masks/older/b.png", 1)
+    assert _run(segmenter, out="results/masks", overlays="results", existing="overwrite")["a"].error is None
+    assert Path("results", below, "a.jpg").is_file()
 
 
 def test_an_overlay_is_that_of_the_mask_that_stands_there(
@@ -226,3 +239,26 @@ def test_no_overlay_outlives_its_mask(here: Path, segmenter: Segmenter) -> None:
         assert _run(segmenter, overlays="drawn")["a"].error is not None
         assert not Path("drawn/a.jpg").exists()
         Path("drawn/a.jpg").touch()
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "unreadable", "retried", "drawn"])
+def test_no_overlay_outlives_a_mask_that_a_run_without_overlays_removed(
+    here: Path, segmenter: Segmenter, meanwhile: str
+) -> None:
+    _run(segmenter, overlays="drawn")
+    mask = Path("out/a.png").read_bytes()
+    Path("in/a.png").write_bytes(b"damaged")
+    assert _run(segmenter)["a"].error is not None
+    assert not Path("out/a.png").exists()
+    if meanwhile == "unreadable":
+        Path("in/a.png").rename("away")
+        Path("in/a.png").symlink_to("a.png")
+        assert _run(segmenter)["a"].error is not None
+        Path("away").replace("in/a.png")
+    elif meanwhile == "retried":
+        assert not _run(segmenter, retry_failed=True)["a"].untried
+    elif meanwhile == "drawn":
+        Path("out/a.png").write_bytes(mask)
+    assert Path("drawn/a.jpg").exists()
+    assert (_run(segmenter, overlays="drawn")["a"].kept is None) == (meanwhile != "drawn")
+    assert not Path("drawn/a.jpg").exists()

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from isicrt.engine.routes import BlockRoute, Item
 from isicrt.engine.run_threads import StageSettings
 from isicrt.engine.share_process import ShareProcess
 from isicrt.engine.sources import Job, find_jobs
-from tests.engine.share_folder import join_threads, masks_in, run_folder, share_task
+from tests.engine.share_folder import join_threads, journal_lines, masks_in, run_folder, share_task
 
 pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
@@ -110,6 +110,32 @@ def test_what_a_stuck_thread_has_decoded_its_successor_segments(
     assert stuck
     assert (summary.images, summary.failed) == (60, 1)
     assert len(masks_in(tmp_path / "out")) == 59
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_mask_of_a_process_that_was_lost_is_nobodys_drawing(
+    many: Path, tmp_path: Path, runtime: OnnxRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its image cannot be read a second time, as where its mount is away for a moment."""
+    finish, away, lost = ShareProcess.finish, tmp_path / "away", list[str]()
+    images = {path.stem: path for path in many.iterdir()}
+
+    def write_and_lose(self: ShareProcess, places: Sequence[tuple[int, Path]]) -> list[Finished | None]:
+        finished = finish(self, places)
+        if lost:
+            return finished
+        lost.append(places[0][1].name)
+        images[Path(lost[0]).stem].rename(away)
+        return [None, *finished[1:]]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ShareProcess, "finish", write_and_lose)
+        assert run_folder(many, tmp_path / "out", runtime, processes=1).failed == 1
+    assert [line["mask"] for line in journal_lines(tmp_path / "out") if line["status"] == "failed"] == lost
+    assert lost[0] in masks_in(tmp_path / "out")
+    away.rename(images[Path(lost[0]).stem])
+    again = run_folder(many, tmp_path / "out", runtime, processes=0)
+    assert (again.images, again.skipped) == (1, 59)
 
 
 def test_no_process_is_started_where_every_mask_is_there(
