@@ -59,4 +59,5 @@ def former_fields(entry: Mapping[str, Any]) -> dict[str, Any]:
         entry: the line before: of that mask, or a failure since.
     """
     before = "" if has_mask(entry) else "former_"
-    return {f"former_{x}": entry[f"{before}{x}"] for x in ("image_crc", "mask_crc") if f"{before}{x}" in entry}
+    found = {f"former_{x}": entry.get(f"{before}{x}") for x in ("image_crc", "mask_crc")}
+    return {name: crc for name, crc in found.items() if isinstance(crc, int)}  # a stranger's may be NaN

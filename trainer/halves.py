@@ -47,19 +47,22 @@ def notes_on_test(roots: Sequence[Path], contents: Mapping[Path, bytes] = Mappin
         roots: data sets. What cannot be read or paired of them is passed over.
         contents: SHA-256 of the training images' files, where they are known.
     """
-    learned: dict[tuple[Path | None, str], Path] = {}
+    learned: dict[str, tuple[Path, Path]] = {}
     test: list[tuple[Path, Pair]] = []
     for root in roots:
         with suppress(DataError, OSError):  # most have no test half
-            learned |= {name: pair.image for pair in find_pairs(root, "train") for name in _names(pair, root)}
+            learned |= {name: (root, pair.image) for pair in find_pairs(root, "train") for name in _names(pair)}
             if find_folders(root, "test") != find_folders(root, "train"):
                 test += [(root, pair) for pair in find_pairs(root, "test")]
     found: list[tuple[Path, Path]] = []
+    by_name_alone = False
     with suppress(OSError):
         lengths = {image.stat().st_size for image in contents}
         copied = {digest: image for image, digest in contents.items()}
         for root, pair in test:
-            known = next((learned[name] for name in _names(pair, root) if name in learned), None)
+            name = next((name for name in _names(pair) if name in learned), None)
+            at, known = (None, None) if name is None else learned[name]
+            by_name_alone |= at not in (None, root) and name == pair.group
             if known is None and pair.image.stat().st_size in lengths:
                 known = copied.get(hashlib.sha256(pair.image.read_bytes()).digest())
             if known is not None:
@@ -70,14 +73,14 @@ def notes_on_test(roots: Sequence[Path], contents: Mapping[Path, bytes] = Mappin
     return [
         f"{are} in train too, or in a group with what is, such as {found[0][0]} with {found[0][1]}: scores on test "
         "flatter a model that learns from train. Move them to one side"
+        + (", or give groups of different data sets different names: of one name they are one" if by_name_alone else "")
     ]
 
 
-def _names(pair: Pair, root: Path) -> list[tuple[Path | None, str]]:
-    """What tells that two images are of one lesion: a group of one data set, for another may number its patients too,
-    and an ISIC id of any."""
-    names: list[tuple[Path | None, str]] = [] if pair.group is None else [(root, pair.group)]
-    return [*names, (None, group_of(pair.id))] if isic_id(pair.image) else names
+def _names(pair: Pair) -> list[str]:
+    """What tells that two images are of one lesion, or one patient."""
+    names = [] if pair.group is None else [pair.group]
+    return [*names, group_of(pair.id)] if isic_id(pair.image) else names
 
 
 def _kept_with(pair: Pair) -> str:

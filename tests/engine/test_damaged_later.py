@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,3 +129,14 @@ def test_a_damaged_image_has_no_mask_that_a_killed_run_had_announced(here: Path,
     assert not MASK.exists()
     assert not Path("drawn/a.jpg").exists()
     assert _run(segmenter, overlays="drawn").untried
+
+
+def test_a_journal_with_what_is_no_number_costs_its_image_alone(here: Path, segmenter: Segmenter) -> None:
+    _run(segmenter)
+    journal = Path("out", JOURNAL_NAME)
+    text, count = re.subn(r'"mask_crc":\d+', '"mask_crc":NaN', journal.read_text())
+    assert count == 1
+    journal.write_text(text)
+    Path("in/a.tif").write_bytes(Path("in/a.tif").read_bytes()[:60])
+    assert _run(segmenter).error is not None
+    assert [line.get("status") for line in read_journal("out")][-2:] == ["failed", None]

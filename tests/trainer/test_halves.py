@@ -93,16 +93,20 @@ def test_a_test_half_that_does_not_pair_up_is_no_matter_of_training(tmp_path: Pa
     assert notes_on_test([tmp_path], contents) == []
 
 
-def test_patients_of_two_clinics_may_have_one_number(tmp_path: Path) -> None:
+def test_groups_of_one_name_in_two_data_sets_are_one_and_the_line_says_so(tmp_path: Path) -> None:
     train, test = tmp_path / "a", tmp_path / "b"
     write_pair(train / "train/images", train / "train/masks", "here")
     write_pair(test / "train/images", test / "train/masks", "further", size=(30, 6))
     write_pair(test / "test/images", test / "test/masks", "there", size=(30, 7))
     (train / "groups.csv").write_text("image_id,patient_id\nhere,1\n")
     (test / "groups.csv").write_text("image_id,patient_id\nthere,1\n")
+    (note,) = notes_on_test([train, test])
+    assert "give groups of different data sets different names" in note
+    (test / "groups.csv").write_text("image_id,patient_id\nthere,2\n")
     assert notes_on_test([train, test]) == []
-    (test / "groups.csv").write_text("image_id,patient_id\nthere,1\nfurther,1\n")
-    assert len(notes_on_test([train, test])) == 1
+    (test / "groups.csv").write_text("image_id,patient_id\nthere,2\nfurther,2\n")
+    (note,) = notes_on_test([train, test])
+    assert "different names" not in note
 
 
 def test_an_isic_id_is_one_image_in_every_data_set(tmp_path: Path) -> None:
