@@ -136,12 +136,13 @@ def check_images_safe(
         )
 
 
-def check_overlays_apart(jobs: Jobs, overlays: Path, place: Callable[[Path], Path]) -> None:
+def check_overlays_apart(jobs: Jobs, out: Path, overlays: Path, place: Callable[[Path], Path]) -> None:
     """Raise DataError where overlays would come among or above images that isicrt did not draw: they might replace
     them, and what lies in a folder of overlays, or below it, is left out when photographs are looked for. So is what
     lies in the run's own folder of masks, wherever that is.
 
     Args:
+        out: the run's folder of masks.
         overlays: their folder. What lies in one that is marked is isicrt's, whatever it is.
         place: folder of the masks -> that of their overlays.
     """
@@ -162,8 +163,6 @@ def check_overlays_apart(jobs: Jobs, overlays: Path, place: Callable[[Path], Pat
             if Path(name).suffix.lower() in EXTENSIONS:
                 look(str(landing), name)
     if not os.path.lexists(overlays / JOURNAL_NAME):  # else it is left out already, with all that is below it
-        masks = jobs.folder_of(0).masks
-        out = (masks, *masks.parents)[len(place(masks).relative_to(overlays).parts)]
         ImageSearch([out], look).walk(str(overlays))
 
 

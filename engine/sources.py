@@ -114,7 +114,7 @@ def find_jobs(
     if overlays is not None:
         drawn = partial(overlay_folder, out=out, overlays=overlays)
         check_images_safe(jobs, drawn, _overlay_name, "overlay", "--overlay", search.folders)
-        check_overlays_apart(jobs, Path(overlays), drawn)
+        check_overlays_apart(jobs, out, Path(overlays), drawn)
     for folder, reason in left_out.unread.items():
         jobs.add_failure(Job(Path(folder), out / _below(_normal(folder), root), f"{folder}: {reason}"))
     jobs.left_out = left_out

@@ -9,10 +9,11 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from isicrt.cli.main import group
 from isicrt.cli.outcome_file import OutcomeCsv, OutcomeJson
@@ -92,6 +93,12 @@ def test_a_row_is_one_image_whatever_its_name(tmp_path: Path, name: str) -> None
     assert (tmp_path / "list.csv").read_bytes().endswith(b"the file is empty,,\n")
 
 
+def _segment(model: Path, folder: Path, results: Mapping[str, Path | str]) -> Result:
+    options = [part for pair in results.items() for part in pair]
+    command = ["segment", folder / "in", "--out", folder / "out", "--model", model, *options]
+    return CliRunner().invoke(group, [str(part) for part in command])
+
+
 @needs_full
 @pytest.mark.parametrize(("full", "whole"), [("--json", "--csv"), ("--csv", "--json")])
 def test_a_list_that_cannot_be_written_at_the_end_costs_no_other_and_is_said(
@@ -101,9 +108,7 @@ def test_a_list_that_cannot_be_written_at_the_end_costs_no_other_and_is_said(
     shutil.copy(rendered_pairs / "images" / "ISIC_0000000.jpg", tmp_path / "in")
     (tmp_path / "in" / "bad.jpg").touch()
     places = {full: "/dev/full", whole: tmp_path / "list", "--report": tmp_path / "r.json"}
-    options = [str(part) for pair in places.items() for part in pair]
-    command = ["segment", tmp_path / "in", "--out", tmp_path / "out", "--model", darkness_onnx, *options]
-    result = CliRunner().invoke(group, [str(part) for part in command])
+    result = _segment(darkness_onnx, tmp_path, places)
     assert result.exit_code == 1
     assert f"{full} /dev/full: cannot be written: No space left on device" in result.stderr
     assert f"1 of 2 images failed:\n  {tmp_path / 'in' / 'bad.jpg'}: the file is empty" in result.stderr
@@ -128,9 +133,7 @@ def test_where_a_list_cannot_be_written_on_the_run_stops_and_the_rest_says_what_
     for n in range(1000):
         (tmp_path / "in" / f"{n}.jpg").touch()
     places = {full: "/dev/full", whole: tmp_path / "list", "--report": tmp_path / "r.json"}
-    options = [str(part) for pair in places.items() for part in pair]
-    command = ["segment", tmp_path / "in", "--out", tmp_path / "out", "--model", darkness_onnx, *options]
-    result = CliRunner().invoke(group, [str(part) for part in command])
+    result = _segment(darkness_onnx, tmp_path, places)
     assert result.exit_code == 1
     assert f"{full} /dev/full: cannot be written: No space left on device" in result.stderr
     report = json.loads((tmp_path / "r.json").read_text())
