@@ -31,6 +31,7 @@ def say_learned_from(
         of_training: whether that is a data set's half for training. A last line says so, unless no model learned from
             what is scored, for all that is known.
     """
+    from isicrt.trainer.dataset import Pair
     from isicrt.trainer.learned_ids import learned_ids
     from isicrt.trainer.origins import trainings
     from isicrt.trainer.twins import isic_id
@@ -57,17 +58,22 @@ def say_learned_from(
             pairs, report = hashed[count]
             same = _same_folds(training, report) is not None and scored >= {pair.id for pair in pairs}
             learned, validated = _learned(training, pairs, report)
+        by_hash = learned is not None
         ids = learned_ids(training.get("data_sha256"))
+        if not by_hash and ids:
+            learned, validated = _split(training, [Pair(id, Path(id), Path(id)) for id in sorted(ids)])
         known = len(scored & (ids if learned is None else learned))
-        all_new &= not known and (learned is not None or (bool(ids) and all(isic_id(Path(id)) for id in scored)))
+        all_new &= not known and (by_hash or (bool(ids) and all(isic_id(Path(id)) for id in scored)))
         if known and learned is not None:
+            how = "their hash is in the card" if by_hash else "by their ISIC numbers"
             line = (
-                f"LEARNED FROM {known:,} OF THESE {len(cases):,} IMAGES ({names}; their hash is in the card): "
+                f"LEARNED FROM {known:,} OF THESE {len(cases):,} IMAGES ({names}; {how}): "
                 "the scores are no measure of new ones."
             )
         elif learned is not None and scored & validated:
+            these = "these images" if scored <= validated else f"{len(scored & validated):,} of these images"
             line = (
-                f"held these images out ({names}; fold {training['fold']} of {training['folds']}); they did choose the "
+                f"held {these} out ({names}; fold {training['fold']} of {training['folds']}); they did choose the "
                 "epoch of its best.pt."
             )
         elif same:
@@ -124,13 +130,18 @@ def _learned(
 ) -> tuple[set[str] | None, set[str]]:
     """Ids of the images that a training learned from, and of those that it validated on. None and none where they are
     other data, or its fold is not known."""
+    same_folds = _same_folds(training, report)
+    if same_folds is not None and not training.get("validation_images"):
+        return {pair.id for pair in pairs}, set()
+    return _split(training, pairs) if same_folds else (None, set())
+
+
+def _split(training: Mapping[str, Any], pairs: Sequence[Pair]) -> tuple[set[str] | None, set[str]]:
+    """As `_learned`, of the pairs that a training had."""
     from isicrt.trainer.dataset import split_fold
 
-    same_folds = _same_folds(training, report)
     fold, folds, held_out = (training.get(name) for name in ("fold", "folds", "validation_images"))
-    if same_folds is not None and not held_out:
-        return {pair.id for pair in pairs}, set()
-    if not same_folds or not isinstance(fold, int) or not isinstance(folds, int):  # older cards do not have `folds`
+    if not isinstance(fold, int) or not isinstance(folds, int):  # older cards do not have `folds`
         return None, set()
     try:
         learned, validated = split_fold(pairs, folds, fold)

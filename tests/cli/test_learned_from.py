@@ -201,6 +201,48 @@ def test_some_of_what_a_shipped_model_learned_from(cases: list[Case], name: str,
     assert " learned from " in line
 
 
+@pytest.fixture
+def known_fold(cases: list[Case]) -> tuple[dict, list[Case], list[Case]]:
+    """The card of a run that held out fold 0 of 3 of what unet-light learned from, and those images of one of its two
+    data sets: what it learned from, and what it held out."""
+    sha256 = _shipped("unet-light-isic2016")["data_sha256"], _shipped("unet-light")["data_sha256"]
+    first, both = map(learned_ids, sha256)
+    learned, validated = split_fold([Pair(id, Path(id), Path(id)) for id in sorted(both)], 3, 0)
+    counts = {"training_images": len(learned), "validation_images": len(validated)}
+    training = {"data": ["data/one", "data/two"], "data_sha256": sha256[1], "fold": 0, "folds": 3, **counts}
+    old, new = (
+        [Case(pair.id, cases[0].image, cases[0].truth) for pair in some if pair.id in first]
+        for some in (learned, validated)
+    )
+    return training, old, new
+
+
+def test_a_fold_of_one_of_two_data_sets(known_fold: tuple[dict, list[Case], list[Case]]) -> None:
+    """As a run folder's validation.txt names it, where `evaluate` scores each data set by itself."""
+    training, old, new = known_fold
+    assert old
+    assert new
+    fold = "(one, two; fold 0 of 3); they did choose the epoch of its best.pt."
+    assert say_learned_from([("a", training)], new, [*old, *new], of_training=True) == [
+        f"a held these images out {fold}",
+    ]
+    for scored in (old[:3], [*old[:3], *new]):
+        (line,) = say_learned_from([("a", training)], scored)
+        assert line.startswith(f"a LEARNED FROM 3 OF THESE {len(scored)} IMAGES (one, two; by their ISIC numbers): ")
+    other = dataclasses.replace(new[0], id="ISIC_0000003")
+    (line,) = say_learned_from([("a", training)], [*new[:2], other])
+    assert line == f"a held 2 of these images out {fold}"
+
+
+@pytest.mark.parametrize("other", [{"folds": None}, {"folds": 4}, {"fold": 3}])
+def test_a_fold_of_known_images_that_cannot_be_made_again(
+    known_fold: tuple[dict, list[Case], list[Case]], other: dict
+) -> None:
+    training, _, new = known_fold
+    (line,) = say_learned_from([("a", {**training, **other})], new)
+    assert f"a LEARNED FROM OR WAS CHOSEN BY {len(new)} OF THESE {len(new)} IMAGES (one, two; " in line
+
+
 @pytest.mark.parametrize("name", shipped.names())
 def test_the_images_of_every_shipped_model_are_known(name: str) -> None:
     for training in trainings(_shipped(name)):
