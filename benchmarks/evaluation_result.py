@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +11,7 @@ from isicrt.benchmarks.environment import Environment
 from isicrt.benchmarks.evaluation import CaseScores, Difference, Scored
 from isicrt.benchmarks.scoring_protocol import NEVER_COMPARE, ScoringProtocol, own_size
 from isicrt.benchmarks.tables import Table
+from isicrt.engine.csv_row import csv_table
 from isicrt.engine.scores import FEWEST_COMPARED, ImageScores
 
 SCHEMA = "isicrt-evaluate/1"
@@ -75,11 +74,7 @@ class Evaluation:
             found += [{"image": problem.id, "error": problem.reason} for problem in model.problems]
             rows += [{"model": model.label} | row for row in sorted(found, key=lambda row: str(row["image"]))]
         columns = ["model", *_row(self.models[0].cases[0]), "error"]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        return csv_table(columns, rows)
 
 
 def _model(model: Scored) -> dict[str, Any]:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import click
 from isicrt._command import ModuleCommand
 from isicrt.benchmarks.result import ModelResult, Report, read_report
 from isicrt.benchmarks.workload import RENDERED_NOTE
+from isicrt.engine.csv_row import csv_table
 from isicrt.engine.pipeline import STAGES
 
 
@@ -274,11 +273,7 @@ def to_csv(report: Report) -> str:
             for x in m.latencies
         ]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_table(columns, rows)
 
 
 @click.command(cls=ModuleCommand)

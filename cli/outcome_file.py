@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from isicrt.cli.result_files import ResultFile
+from isicrt.engine.csv_row import csv_row
 from isicrt.engine.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -123,19 +122,13 @@ class OutcomeCsv(OutcomeFile):
     def __init__(self, path: Path | None) -> None:
         super().__init__("--csv", path)
         if path is not None:
-            self._write(self._row(COLUMNS))
-
-    @staticmethod
-    def _row(values: tuple[Any, ...]) -> str:
-        text = io.StringIO()
-        csv.writer(text).writerow(values)  # with its own line's end: characters of that are quoted in a name
-        return text.getvalue().removesuffix("\r\n") + "\n"
+            self._write(csv_row(COLUMNS))
 
     def _entry(self, outcome: Outcome) -> str:
         height, width = outcome.native_size or (None, None)
         share = outcome.lesion_fraction
         made = outcome.error is None
-        return self._row(
+        return csv_row(
             (
                 outcome.job.image,
                 outcome.job.mask if made else None,

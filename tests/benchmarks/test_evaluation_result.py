@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from dataclasses import replace
@@ -62,6 +63,14 @@ def test_csv_has_a_row_for_each_model_and_image() -> None:
     assert (rows[1]["height"], rows[1]["jaccard"], rows[1]["lesion_share"]) == ("96", "0.7", "0.25")
     assert [row["error"] for row in rows] == ["", "", "", "", "images/b.jpg: is empty", ""]
     assert (rows[4]["height"], rows[4]["jaccard"], rows[4]["truth_share"]) == ("", "", "")
+
+
+def test_csv_of_a_name_with_a_carriage_return() -> None:
+    result = sample_evaluation()
+    problem = dataclasses.replace(result.models[1].problems[0], id="b\rc")
+    model = dataclasses.replace(result.models[1], problems=[problem])
+    text = dataclasses.replace(result, models=[result.models[0], model]).to_csv()
+    assert [row["image"] for row in csv.DictReader(io.StringIO(text, newline=""))][4] == "b\rc"
 
 
 def test_failures_are_counted_over_all_models() -> None:
