@@ -109,7 +109,7 @@ class Ledger:
         self.locked = self._lock.held
         """False where the file system knows no locks: then nothing keeps a second run away."""
         try:
-            self.output = OutputFolder(self._out, self.run, fsync)
+            self.output = OutputFolder(self._out, self.run, fsync, self._overlays)
             self._sync = BackgroundSync(self.output)
             self._synced = False  # whether nothing was written since
             self._known = JournalIndex(self._out)

@@ -118,15 +118,18 @@ class OutputFolder:
         folder: exists. When it is replaced by another one, such as the mount point below a lost mount, that is found.
         run: 12 hexadecimal digits, which temporary names carry.
         fsync: one of `FSYNC`.
+        beside: another folder whose files `sync` is to bring to the disk as well, such as that of the overlays; it may
+            be missing.
 
     Raises:
         OutputError: it cannot be looked at.
     """
 
-    def __init__(self, folder: Path, run: str, fsync: str = "never") -> None:
+    def __init__(self, folder: Path, run: str, fsync: str = "never", beside: Path | None = None) -> None:
         self.path = folder
         self.run = run
         self._fsync = fsync
+        self._beside = beside
         self._prefix = f".isicrt-{run}-00"
         self._identity = self._look()
 
@@ -189,11 +192,18 @@ class OutputFolder:
 
     def sync(self) -> None:
         """Bring what was written to the disk, unless the policy is ``never``. Raises OutputError."""
-        if self.syncs:
+        if not self.syncs:
+            return
+        folders = [self.path]
+        if self._beside is not None:
+            with suppress(FileNotFoundError):
+                if os.stat(self._beside).st_dev != self._identity[0]:  # noqa: PTH116
+                    folders.append(self._beside)
+        for folder in folders:
             try:
-                sync_file_system(self.path)
+                sync_file_system(folder)
             except OSError as error:
-                raise output_error(self.path, error) from error
+                raise output_error(folder, error) from error
 
     def _look(self) -> tuple[int, int]:
         try:

@@ -72,3 +72,40 @@ def test_what_a_sync_in_between_could_not_write_ends_the_run(tmp_path: Path, mon
         with pytest.raises(OutputError, match=os.strerror(errno.EIO)):
             ledger.finish({"done": 0})
     assert not any("end" in line for line in read_journal(tmp_path))
+
+
+@pytest.mark.skipif(not Path("/dev").is_dir(), reason="/dev, which is another file system than a temporary folder's")
+def test_overlays_on_another_file_system_come_to_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(output, "sync_file_system", synced.append)
+    out, overlays = tmp_path / "out", tmp_path / "overlays"
+    for beside, folders in (
+        (None, [out]),
+        (overlays, [out]),
+        (Path("/dev"), [out, Path("/dev")]),
+    ):
+        for _ in ("missing", "there"):
+            with Ledger(out, [], model={}, settings={}, fsync="batch", overlays=beside) as ledger:
+                ledger.sync()
+            assert synced == folders
+            synced.clear()
+            overlays.mkdir(exist_ok=True)
+
+
+def test_a_disk_of_overlays_that_cannot_be_written_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path("/dev")
+    if not other.is_dir():
+        pytest.skip("/dev, which is another file system than a temporary folder's")
+
+    def sync(folder: Path) -> None:
+        if folder == other:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(output, "sync_file_system", sync)
+    with (
+        Ledger(tmp_path, [], model={}, settings={}, fsync="batch", overlays=other) as ledger,
+        pytest.raises(OutputError, match=f"{other}.*{os.strerror(errno.EIO)}"),
+    ):
+        ledger.sync()
