@@ -194,16 +194,19 @@ class OutputFolder:
         """Bring what was written to the disk, unless the policy is ``never``. Raises OutputError."""
         if not self.syncs:
             return
-        folders = [self.path]
-        if self._beside is not None:
-            with suppress(FileNotFoundError):
-                if os.stat(self._beside).st_dev != self._identity[0]:  # noqa: PTH116
-                    folders.append(self._beside)
-        for folder in folders:
+        for folder in filter(None, (self.path, self._beside)):
             try:
-                sync_file_system(folder)
+                if folder is self.path or self._is_elsewhere(folder):
+                    sync_file_system(folder)
             except OSError as error:
                 raise output_error(folder, error) from error
+
+    def _is_elsewhere(self, folder: Path) -> bool:
+        """Whether a folder is there and on another file system than this one."""
+        try:
+            return os.stat(folder).st_dev != self._identity[0]  # noqa: PTH116
+        except FileNotFoundError:
+            return False
 
     def _look(self) -> tuple[int, int]:
         try:

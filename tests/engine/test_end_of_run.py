@@ -109,3 +109,11 @@ def test_a_disk_of_overlays_that_cannot_be_written_ends_the_run(
         pytest.raises(OutputError, match=f"{other}.*{os.strerror(errno.EIO)}"),
     ):
         ledger.sync()
+
+
+def test_overlays_whose_file_system_is_lost_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "sync_file_system", lambda _: None)
+    with Ledger(tmp_path / "out", [], model={}, settings={}, fsync="batch", overlays=tmp_path / "file" / "x") as ledger:
+        (tmp_path / "file").write_bytes(b"")  # ENOTDIR, as ESTALE and EIO: neither there nor missing
+        with pytest.raises(OutputError, match="file"):
+            ledger.sync()
