@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from isicrt.engine import pipeline
 from isicrt.engine.finishing import Finishing
 from isicrt.engine.isolation import ImageDecoder
-from isicrt.engine.journal import JOURNAL_NAME
+from isicrt.engine.journal import JOURNAL_NAME, read_name
 from isicrt.engine.ledger import Ledger, mask_settings
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.outcome import RunSummary
@@ -32,10 +36,30 @@ def masks_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*.png")}
 
 
+def pixels_in(folder: Path) -> dict[str, tuple[str, tuple[int, int], bytes]]:
+    """Mode, size and pixels of the masks, by name. Their files may differ: once, in a run that had the cores to share
+    with another, four of 61 were packed in other ways than their like."""
+    pixels = {}
+    for name, data in masks_in(folder).items():
+        with Image.open(io.BytesIO(data)) as mask:
+            pixels[name] = (mask.mode, mask.size, mask.tobytes())
+    return pixels
+
+
 def journal_lines(folder: Path) -> list[dict[str, Any]]:
     """Of images, by mask."""
     lines = map(json.loads, (folder / JOURNAL_NAME).read_text().splitlines())
     return sorted((line for line in lines if "status" in line), key=lambda line: str(line["mask"]))
+
+
+def lines_of_masks(folder: Path) -> list[dict[str, Any]]:
+    """The journal's lines of images, without what they say of the masks' files, which is true."""
+    lines = journal_lines(folder)
+    for line in lines:
+        if line["status"] == "done":
+            data = (folder / str(read_name(line["mask"]))).read_bytes()
+            assert (line.pop("mask_size"), line.pop("mask_crc")) == (len(data), zlib.crc32(data))
+    return lines
 
 
 def share_task(runtime: OnnxRuntime, finishing: Finishing | None = None, **changes: Any) -> SegmentAll:

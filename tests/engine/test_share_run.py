@@ -31,7 +31,15 @@ from isicrt.engine.share_process import Read, Share, ShareProcess, Unreadable, s
 from isicrt.engine.sources import find_jobs
 from isicrt.engine.task_process import MOST_AT_ONCE
 from tests.engine.hostile_files import make_folder
-from tests.engine.share_folder import join_threads, journal_lines, masks_in, run_folder, share_task
+from tests.engine.share_folder import (
+    join_threads,
+    journal_lines,
+    lines_of_masks,
+    masks_in,
+    pixels_in,
+    run_folder,
+    share_task,
+)
 
 pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
@@ -52,8 +60,8 @@ def test_masks_and_journal_are_those_of_a_run_in_blocks(
     assert sum(shared) == 60
     assert max(shared) <= MOST_AT_ONCE
     assert all(summary.stage_seconds[stage] > 0 for stage in pipeline.STAGES)
-    assert masks_in(tmp_path / "blocks") == masks_in(tmp_path / "shares")
-    assert journal_lines(tmp_path / "blocks") == journal_lines(tmp_path / "shares")
+    assert pixels_in(tmp_path / "blocks") == pixels_in(tmp_path / "shares")
+    assert lines_of_masks(tmp_path / "blocks") == lines_of_masks(tmp_path / "shares")
     again = run_folder(many, tmp_path / "shares", runtime, processes=2)
     assert (again.images, again.skipped) == (0, 60)
 
@@ -66,8 +74,8 @@ def test_a_folder_of_strangers(tmp_path: Path, runtime: OnnxRuntime) -> None:
     summary = run_folder(folder, tmp_path / "shares", runtime, processes=2)
     assert summary.failed > 10
     assert summary.images - summary.failed > 10
-    assert masks_in(tmp_path / "blocks") == masks_in(tmp_path / "shares")
-    assert journal_lines(tmp_path / "blocks") == journal_lines(tmp_path / "shares")
+    assert pixels_in(tmp_path / "blocks") == pixels_in(tmp_path / "shares")
+    assert lines_of_masks(tmp_path / "blocks") == lines_of_masks(tmp_path / "shares")
     # Files that failed for what is in them are known again, as they are after any other run.
     runs = [run_folder(folder, tmp_path / name, runtime, processes=0) for name in ("blocks", "shares")]
     assert runs[0].failed == runs[1].failed == summary.failed
