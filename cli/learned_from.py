@@ -71,10 +71,15 @@ def say_learned_from(
                 "the scores are no measure of new ones."
             )
         elif learned is not None and scored & validated:
-            these = "these images" if scored <= validated else f"{len(scored & validated):,} of these images"
+            all_held = scored <= validated
+            these = "these" if all_held else f"{len(scored & validated):,} of these {len(cases):,}"
+            caution = (
+                "Of the others: a score on training images under another name, or on others of their lesions, says "
+                "nothing about new ones."
+            )
             line = (
-                f"held {these} out ({names}; fold {training['fold']} of {training['folds']}); they did choose the "
-                "epoch of its best.pt."
+                f"held {these} images out ({names}; fold {training['fold']} of {training['folds']}); they did choose "
+                f"the epoch of its best.pt.{'' if all_held else f' {caution}'}"
             )
         elif same:
             line = (
@@ -138,15 +143,17 @@ def _learned(
 
 def _split(training: Mapping[str, Any], pairs: Sequence[Pair]) -> tuple[set[str] | None, set[str]]:
     """As `_learned`, of the pairs that a training had."""
-    from isicrt.trainer.dataset import split_fold
+    from isicrt.trainer.dataset import hold_out, split_fold
 
-    fold, folds, held_out = (training.get(name) for name in ("fold", "folds", "validation_images"))
+    fold, folds, part = (training.get(name) for name in ("fold", "folds", "held_out"))
     if not isinstance(fold, int) or not isinstance(folds, int):  # older cards do not have `folds`
         return None, set()
     try:
         learned, validated = split_fold(pairs, folds, fold)
-    except DataError:
+        if part:  # of a teacher of soft labels
+            learned = hold_out(learned, *part)[0]
+    except (DataError, TypeError):  # a stranger's card may say anything
         return None, set()
-    if len(validated) != held_out:
+    if (len(learned), len(validated)) != (training.get("training_images"), training.get("validation_images")):
         return None, set()
     return {pair.id for pair in learned}, {pair.id for pair in validated}

@@ -15,7 +15,7 @@ from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.main import group
 from isicrt.engine import shipped
 from isicrt.engine.onnx_file import read_onnx_card
-from isicrt.trainer.dataset import LEFT_OUT, Pair, check_pairs, checked_pairs, find_pairs, split_fold
+from isicrt.trainer.dataset import LEFT_OUT, Pair, check_pairs, checked_pairs, find_pairs, hold_out, split_fold
 from isicrt.trainer.learned_ids import learned_ids
 from isicrt.trainer.official_ids import TEST_IDS
 from isicrt.trainer.origins import trainings
@@ -229,12 +229,38 @@ def test_a_fold_of_one_of_two_data_sets(known_fold: tuple[dict, list[Case], list
     for scored in (old[:3], [*old[:3], *new]):
         (line,) = say_learned_from([("a", training)], scored)
         assert line.startswith(f"a LEARNED FROM 3 OF THESE {len(scored)} IMAGES (one, two; by their ISIC numbers): ")
-    other = dataclasses.replace(new[0], id="ISIC_0000003")
-    (line,) = say_learned_from([("a", training)], [*new[:2], other])
-    assert line == f"a held 2 of these images out {fold}"
 
 
-@pytest.mark.parametrize("other", [{"folds": None}, {"folds": 4}, {"fold": 3}])
+@pytest.mark.parametrize(("id", "is_new"), [("ISIC_0000003", True), ("patient7", False)])
+def test_a_fold_and_images_that_are_not_known(
+    known_fold: tuple[dict, list[Case], list[Case]], id: str, is_new: bool
+) -> None:
+    training, _, new = known_fold
+    scored = [*new[:2], dataclasses.replace(new[0], id=id)]
+    line, *rest = say_learned_from([("a", training)], scored, of_training=True)
+    assert line == (
+        "a held 2 of these 3 images out (one, two; fold 0 of 3); they did choose the epoch of its best.pt. Of the "
+        "others: a score on training images under another name, or on others of their lesions, says nothing about new "
+        "ones."
+    )
+    assert rest == ([] if is_new else ["--split train: a model may have learned from these images."])
+
+
+def test_a_teacher_has_not_learned_the_part_that_it_labels(known_fold: tuple[dict, list[Case], list[Case]]) -> None:
+    training, old, new = known_fold
+    pairs = [Pair(id, Path(id), Path(id)) for id in sorted(learned_ids(training["data_sha256"]))]
+    rest, part = hold_out(split_fold(pairs, 3, 0)[0], 0, 2)
+    training |= {"training_images": len(rest), "held_out": [0, 2]}
+    unseen = {pair.id for pair in part}
+    seen_by_it = [case for case in old if case.id not in unseen]
+    labelled = [case for case in old if case.id in unseen]
+    (line,) = say_learned_from([("a", training)], [*seen_by_it[:3], *labelled[:4], *new])
+    assert line.startswith(f"a LEARNED FROM 3 OF THESE {7 + len(new)} IMAGES (one, two; by their ISIC numbers): ")
+    (line,) = say_learned_from([("a", training)], labelled)
+    assert line.startswith(f"a learned from {len(rest):,} training images (one, two); ")
+
+
+@pytest.mark.parametrize("other", [{"folds": None}, {"folds": 4}, {"fold": 3}, {"held_out": [0, 2]}, {"held_out": "x"}])
 def test_a_fold_of_known_images_that_cannot_be_made_again(
     known_fold: tuple[dict, list[Case], list[Case]], other: dict
 ) -> None:
