@@ -179,6 +179,24 @@ class JournalIndex:
         run = bisect.bisect_right(self._starts, offset) - 1
         return (entry, self.runs[run]) if run >= 0 else None
 
+    def has_noted(self, mask: str, image_crc: int, mask_crc: int) -> bool:
+        """Whether any line notes such a mask, be it long ago. It reads the file. Any thread may call it.
+
+        Args:
+            mask: relative to the folder.
+            image_crc: of its image's file.
+            mask_crc: of its own.
+        """
+        sought = b'"mask_crc":%d' % mask_crc
+        with suppress(OSError), open(_open(self._path, os.O_RDONLY), "rb", buffering=1 << 18) as lines:
+            while line := lines.readline(_LONGEST_LINE):
+                if sought in line and has_mask(entry := parse_line(line)):
+                    with suppress(DataError):
+                        same = (entry.get("image_crc"), entry["mask_crc"]) == (image_crc, mask_crc)
+                        if same and read_name(entry.get("mask")) == mask:
+                            return True
+        return False
+
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:

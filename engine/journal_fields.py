@@ -10,7 +10,7 @@ from typing import Any
 
 from isicrt.engine.errors import DataError
 from isicrt.engine.images import FileStamp
-from isicrt.engine.journal import has_mask, read_name
+from isicrt.engine.journal import read_name
 from isicrt.engine.sources import Job
 
 
@@ -50,14 +50,3 @@ def stamp_of(entry: Mapping[str, Any]) -> FileStamp:
     """The inverse of `stamp_fields`, with 0 for what is no number."""
     values = (entry.get(name) for name in ("image_size", "image_mtime_ns", "image_crc"))
     return FileStamp(*(value if isinstance(value, int) else 0 for value in values))
-
-
-def former_fields(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What a failure that leaves no mask notes of the one that there was, by which its overlay is known later.
-
-    Args:
-        entry: the line before: of that mask, or a failure since.
-    """
-    before = "" if has_mask(entry) else "former_"
-    found = {f"former_{x}": entry.get(f"{before}{x}") for x in ("image_crc", "mask_crc")}
-    return {name: crc for name, crc in found.items() if isinstance(crc, int)}  # a stranger's may be NaN

@@ -31,7 +31,7 @@ from isicrt.engine.journal import (
     has_mask,
     write_name,
 )
-from isicrt.engine.journal_fields import former_fields, native_size, root_of, source_of, stamp_fields, stamp_of
+from isicrt.engine.journal_fields import native_size, root_of, source_of, stamp_fields, stamp_of
 from isicrt.engine.lock import FolderLock
 from isicrt.engine.masks import Mask
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
@@ -262,9 +262,6 @@ class Ledger:
             entry["source"] = write_name(source)
         if outcome.error is not None:
             entry["reason"] = outcome.error.encode("utf-8", "backslashreplace").decode()
-            found = self._known.find(mask)
-            if found is not None and (outcome.damaged is not None or not self._known.wrote(mask)):
-                entry |= former_fields(found[0])
         if outcome.kept is not None:
             entry["kept"] = outcome.kept
         if outcome.damaged is not None:
@@ -350,7 +347,11 @@ class Ledger:
             if not _is_removed(mask):  # it must not be taken for somebody's drawing: the next run tries again
                 return replace(outcome, damaged=None)
         if self._overlays is not None:
-            remove_overlay(overlay_path(mask, self._out, self._overlays), entry)
+            # Of a mask that a killed run had announced any overlay may be.
+            remove_overlay(
+                overlay_path(mask, self._out, self._overlays),
+                lambda *crcs: "writing" in entry or self._known.has_noted(name, *crcs),
+            )
         return outcome
 
 

@@ -6,16 +6,17 @@ folders are spelled, and whichever other runs draw there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 _AT = 20
 """Bytes in front of a comment: JPEG's first marker and the JFIF header."""
 _TEXT = b"isicrt drew this of image %08x and mask %08x"
 _BEGIN = _TEXT[: _TEXT.index(b"%")]
 _LENGTH = len(_TEXT % (0, 0))
+_CRCS = re.compile(_TEXT.replace(b"%08x", b"([0-9a-f]{8})"))
 _MARKER = b"\xff\xfe" + (_LENGTH + 2).to_bytes(2, "big")
 
 
@@ -41,18 +42,18 @@ def read_label(path: Path) -> bytes | None:
     return label if marker == _MARKER and label.startswith(_BEGIN) else None
 
 
-def remove_overlay(path: Path, entry: Mapping[str, Any]) -> None:
-    """Remove the overlay of a mask that is not there any more, but not one that says that it is of another mask, or of
-    one where there never was any: runs with other folders of masks may draw there too.
+def remove_overlay(path: Path, is_ours: Callable[[int, int], bool]) -> None:
+    """Remove the overlay of a mask that is not there any more, or was changed, but not one that says that it is of a
+    mask that was never there: runs with other folders of masks may draw there too.
 
     Args:
         path: of the overlay.
-        entry: the journal's line of that mask, or of the failure that it was removed for. Of one that a killed run had
-            announced any overlay may be; of one that was never made none with a label is.
+        is_ours: whether the mask at this place ever was the one with these CRC-32 of image and mask.
     """
     label = read_label(path)
-    pairs = [(entry.get(f"{when}image_crc"), entry.get(f"{when}mask_crc")) for when in ("", "former_")]
-    ours = any(all(isinstance(crc, int) for crc in crcs) and label == _TEXT % crcs for crcs in pairs)
-    if label is None or ours or "writing" in entry:
-        with suppress(OSError):
-            path.unlink()
+    if label is not None:
+        found = _CRCS.fullmatch(label)
+        if found is None or not is_ours(*(int(crc, 16) for crc in found.groups())):
+            return
+    with suppress(OSError):
+        path.unlink()

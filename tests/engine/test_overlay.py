@@ -262,3 +262,21 @@ def test_no_overlay_outlives_a_mask_that_a_run_without_overlays_removed(
     assert Path("drawn/a.jpg").exists()
     assert (_run(segmenter, overlays="drawn")["a"].kept is None) == (meanwhile != "drawn")
     assert not Path("drawn/a.jpg").exists()
+
+
+@pytest.mark.parametrize("end", ["damaged", "corrected"])
+def test_no_overlay_outlives_a_mask_that_a_run_without_overlays_replaced(
+    here: Path, segmenter: Segmenter, end: str
+) -> None:
+    _run(segmenter, overlays="drawn")
+    for bits in (8, 1):
+        assert not _run(segmenter, mask_bits=bits)["a"].skipped
+    _photograph("in/a.png", 2)
+    assert not _run(segmenter)["a"].skipped
+    if end == "damaged":
+        Path("in/a.png").write_bytes(b"damaged")
+    else:
+        _photograph("out/a.png", 1)
+    assert Path("drawn/a.jpg").exists()
+    assert (_run(segmenter, overlays="drawn")["a"].kept == KEPT) == (end == "corrected")
+    assert not Path("drawn/a.jpg").exists()
