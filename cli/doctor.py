@@ -30,6 +30,7 @@ from isicrt.engine.silent_imports import import_onnxruntime
 onnxruntime = import_onnxruntime()
 from importlib.metadata import version
 import isal, rich
+from isicrt.engine.exact_sums import sums_are_exact
 from isicrt.engine.pipeline import available_cores
 from isicrt.engine.segmenter import Segmenter
 with Segmenter() as segmenter:
@@ -44,6 +45,7 @@ packages = {{"numpy": numpy.__version__, "opencv": cv2.__version__, "pillow": PI
 packages.update({{p: version(p) for p in ("simplejpeg", "isal", "rich", "click")}})
 print("\\n" + json.dumps({{
     "packages": packages, "model": name, "runtime": runtime, "seconds": seconds, "cores": available_cores(),
+    "exact": sums_are_exact(),
     "onnxruntime": onnxruntime.__version__, "providers": onnxruntime.get_available_providers(),
 }}))
 """
@@ -109,18 +111,20 @@ def check_segment() -> list[Component]:
         Component("base packages", "ok", detail=packages),
         Component("ONNX Runtime", "ok", found["onnxruntime"], detail=f"providers: {providers}; isicrt uses CPU"),
         Component("shipped model", "ok", detail=model),
-        describe_cores(found["cores"]),
+        describe_cores(found["cores"], exact=found["exact"]),
     ]
 
 
-def describe_cores(usable: int | None) -> Component:
-    """CPU cores that this process may use; None where that could not be found out."""
+def describe_cores(usable: int | None, *, exact: bool = True) -> Component:
+    """CPU cores that this process may use; None where that could not be found out. `exact`: see `sums_are_exact`."""
     from isicrt.engine.gpu_components import Component
 
     there = os.cpu_count() or 1
-    if usable is None or usable == there:
-        return Component("CPU cores", "ok", detail=f"{there} usable")
-    return Component("CPU cores", "ok", detail=f"{usable} usable of {there}: affinity or container")
+    known = usable is not None and usable != there
+    detail = f"{usable} usable of {there}: affinity or container" if known else f"{there} usable"
+    if not exact:
+        detail += "; without VNNI, so 8-bit models run on ONNX Runtime and take about as long as float32"
+    return Component("CPU cores", "ok", detail=detail)
 
 
 def check_disk(folder: Path) -> Component:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from isicrt.engine.cores import has_vnni
 from isicrt.engine.cpu_runtime import Call, CpuRuntime
 from isicrt.engine.errors import ModelError
+from isicrt.engine.exact_sums import sums_are_exact
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.silent_imports import import_onnxruntime
 
@@ -30,9 +30,7 @@ class OnnxRuntime(CpuRuntime):
         options.intra_op_num_threads = threads
         # The pipeline's own threads need the cores between two batches: do not spin while idle.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if not has_vnni():
-            # int8 sums would overflow; the way round that takes nearly twice the time.
-            options.add_session_config_entry("session.x64quantprecision", "1")
+        set_exact_sums(options)
         try:
             session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common root
@@ -49,6 +47,16 @@ class OnnxRuntime(CpuRuntime):
             return result
 
         return call
+
+
+def set_exact_sums(options: Any) -> None:
+    """Have a session compute 8-bit networks exactly, where it would not by itself; that takes longer.
+
+    Args:
+        options: an ``onnxruntime.SessionOptions``.
+    """
+    if not sums_are_exact():
+        options.add_session_config_entry("session.x64quantprecision", "1")
 
 
 def _sides(sides: Any) -> list[tuple[str, list[object]]]:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from isicrt.engine.compiled_cache import CompiledCache
-from isicrt.engine.cores import has_vnni
 from isicrt.engine.cpu_runtime import Call, CpuRuntime
 from isicrt.engine.errors import MissingDependencyError, ModelError
+from isicrt.engine.exact_sums import sums_are_exact
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.silent_imports import import_openvino
 
@@ -82,7 +82,7 @@ def _surroundings(core: Any) -> tuple[object, ...]:
     """What a compiled network fits beside its settings: this version, on this processor."""
     openvino = import_openvino()
     able = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-    return openvino.get_version(), core.get_property("CPU", "FULL_DEVICE_NAME"), able, has_vnni()
+    return openvino.get_version(), core.get_property("CPU", "FULL_DEVICE_NAME"), able, sums_are_exact()
 
 
 def _exported(compiled: Any) -> bytes:

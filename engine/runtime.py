@@ -13,7 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 from isicrt.engine.card import ModelCard
 from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import IsicrtError, MissingDependencyError, ModelError, SettingsError
+from isicrt.engine.exact_sums import sums_are_exact
 from isicrt.engine.geometry import UInt8Array
+from isicrt.engine.onnx_file import read_onnx_card
 
 
 @runtime_checkable
@@ -135,7 +137,8 @@ def open_runtime(path: str | os.PathLike[str], *, threads: int | None = None) ->
     """Load a model file on the runtime that fits it: ``.onnx`` on the CPU, ``.plan`` on TensorRT.
 
     The environment variable ``ISICRT_CPU_RUNTIME`` chooses between ``onnxruntime`` and ``openvino``. Without it, or
-    with ``auto``, it is OpenVINO where that is installed and not broken, which is logged.
+    with ``auto``, it is OpenVINO where that is installed, not broken, which is logged, and exact (see
+    `isicrt.engine.exact_sums`).
 
     Args:
         path: the model.
@@ -167,7 +170,7 @@ def _open_onnx(path: Path, threads: int | None) -> Runtime:
     chosen = os.environ.get(CPU_RUNTIME_VARIABLE) or "auto"
     if chosen not in CPU_RUNTIMES:
         raise SettingsError(f"{CPU_RUNTIME_VARIABLE}={chosen}: choose from {', '.join(CPU_RUNTIMES)}")
-    if chosen != "onnxruntime" and (chosen == "openvino" or find_spec("openvino") is not None):
+    if chosen == "openvino" or (chosen == "auto" and find_spec("openvino") is not None and _is_exact_on_openvino(path)):
         from isicrt.engine.openvino_runtime import OpenVinoRuntime
 
         try:
@@ -186,3 +189,12 @@ def _open_onnx(path: Path, threads: int | None) -> Runtime:
     from isicrt.engine.onnx_runtime import OnnxRuntime
 
     return OnnxRuntime(path, threads=threads)
+
+
+def _is_exact_on_openvino(path: Path) -> bool:
+    """Whether OpenVINO computes a model as it should on this processor: it has no way round sums of 8-bit products that
+    do not fit, which cost masks."""
+    try:
+        return read_onnx_card(path).precision != "int8" or sums_are_exact()
+    except IsicrtError:
+        return True  # who loads it says what is wrong with it

@@ -20,6 +20,7 @@ from isicrt.engine.errors import BuildError, DataError
 from isicrt.engine.geometry import UInt8Array, cutoff
 from isicrt.engine.images import decode_image, read_mask
 from isicrt.engine.masks import Mask, restore_mask
+from isicrt.engine.onnx_runtime import set_exact_sums
 from isicrt.engine.scores import score_mask
 from isicrt.engine.silent_imports import import_onnxruntime
 from isicrt.export.half import anchors, round_through_half
@@ -100,7 +101,7 @@ class OnnxLevels:
     """An ONNX graph on ONNX Runtime, with its output before it is rounded.
 
     Args:
-        model: of ours, float32 or half.
+        model: of ours, in any precision.
         rehearse_half: of a float32 graph, compute what its half version computes, see `round_through_half`.
     """
 
@@ -121,6 +122,7 @@ class OnnxLevels:
         self._input = model.graph.input[0].name
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        set_exact_sums(options)
         self._session: Any = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
