@@ -19,7 +19,7 @@ from isicrt.cli.learned_from import say_learned_from
 from isicrt.cli.plain_text import printable
 from isicrt.cli.progress import Progress
 from isicrt.cli.recording import RecordingCommand, command_line
-from isicrt.cli.result_files import check_results, say_written, write_result
+from isicrt.cli.result_files import check_figures, check_results, say_written, write_result
 from isicrt.cli.tables import open_console, print_table
 from isicrt.engine.errors import DataError, MissingDependencyError, SettingsError
 from isicrt.engine.last_names import last_names
@@ -134,7 +134,7 @@ def command(
     except NoSuchHalfError as error:
         raise DataError(f"{error}. Score the other with --split {'train' if split == 'test' else 'test'}") from None
     if figures is not None:
-        _check_figures(figures, every)
+        check_figures(figures, (file.parent for case in every for file in (case.image, case.truth)))
         check_results({}, (figures,))
     pairs = every
     if ids_file is not None:
@@ -187,13 +187,6 @@ def command(
         say_written(written)
     if evaluation.failed:
         ctx.exit(1)
-
-
-def _check_figures(folder: Path, cases: Sequence[Case]) -> None:
-    """Refuse the folders that are scored: the next time the figures would be images without masks there."""
-    data = {file.parent.resolve() for case in cases for file in (case.image, case.truth)}
-    if data & {folder.resolve(), *folder.resolve().parents}:
-        raise SettingsError(f"--figures {folder}: images or masks that are scored lie there. Choose another folder")
 
 
 def _check_runs(runs: Sequence[Path]) -> None:

@@ -15,7 +15,7 @@ from isicrt._command import NamedPath
 from isicrt.cli.candidates import open_candidates
 from isicrt.cli.plain_text import shell_word
 from isicrt.cli.recording import RecordingCommand, command_line
-from isicrt.cli.result_files import write_result
+from isicrt.cli.result_files import check_figures, write_result
 from isicrt.engine.errors import MissingDependencyError, SettingsError
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ def command(
     from isicrt.benchmarks.report_table import merge, read_table
     from isicrt.cli.reproduce_checks import check_places, check_training, find_test_split
     from isicrt.cli.run_queue import RunQueue
+    from isicrt.trainer.dataset import find_folders
 
     training = RunQueue(data, "cuda" if gpu and device != "cpu" else "cpu", pretrained)
     named = [(name, path) for name, path in (("--table", table_file), ("--markdown", page)) if path is not None]
@@ -198,6 +199,8 @@ def command(
     check_places(table_file, page, figures, make=False)
     table = read_table(table_file)
     test = find_test_split(data, label, table) if score else None
+    if test is not None and figures is not None:
+        check_figures(figures, (*find_folders(data, "train"), *find_folders(data, "test")))
 
     def plan() -> tuple[list[Run], list[Run]]:
         """The rows and the folds, with the rates that are found by now."""

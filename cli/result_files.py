@@ -108,6 +108,20 @@ def _is_same(target: Path | int, file: Path) -> bool:
     return False
 
 
+def check_figures(folder: Path, data: Iterable[Path]) -> None:
+    """Refuse a folder of figures among images or masks: the next time the figures would be images without masks there.
+
+    Args:
+        folder: where figures are to be drawn.
+        data: folders of images, and of masks.
+
+    Raises:
+        SettingsError: it is the folder of one, or lies below it.
+    """
+    if {found.resolve() for found in data} & {folder.resolve(), *folder.resolve().parents}:
+        raise SettingsError(f"--figures {folder}: images or masks of the data set lie there. Choose another folder")
+
+
 def write_result(path: Path, data: str | bytes, *, quiet: bool = False) -> None:
     """Write a file, whole or not at all, and say so unless `quiet`. A device or a pipe is written to, not replaced.
 

@@ -235,7 +235,7 @@ def test_figures(darkness_onnx: Path, rendered_pairs: Path, tmp_path: Path) -> N
 def test_figures_do_not_go_among_the_data(darkness_onnx: Path, data: Path, folder: str) -> None:
     before = set(data.rglob("*"))
     result = _evaluate(darkness_onnx, "--data", data, "--figures", data / folder)
-    assert (result.exit_code, "images or masks that are scored lie there" in result.stderr) == (2, True)
+    assert (result.exit_code, "images or masks of the data set lie there" in result.stderr) == (2, True)
     assert set(data.rglob("*")) == before
 
 
