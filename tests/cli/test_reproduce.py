@@ -393,12 +393,3 @@ def test_bad_input_is_named(data: Path, out: Path, options: list[str], code: int
     result = reproduce(data, out, "--device", "cpu", *options)
     assert result.exit_code == code, result.output
     assert message in " ".join(result.output.split())
-
-
-@pytest.mark.parametrize("folder", ["train/images", "test/masks/figures"])
-def test_figures_come_not_among_the_data(data: Path, out: Path, folder: str) -> None:
-    before = sorted(data.rglob("*"))
-    result = reproduce(data, out, "--rows", "none", "--device", "cpu", "--score", "--figures", data / folder)
-    assert result.exit_code == 2, result.output
-    assert "images or masks of the data set lie there. Choose another folder" in " ".join(result.output.split())
-    assert sorted(data.rglob("*")) == before
