@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from isicrt.engine.ledger import file_sha256
+from isicrt.engine.model_identity import file_sha256
 from isicrt.engine.pipeline import available_cores
 from isicrt.engine.runtime import CPU_RUNTIME_VARIABLE
 

@@ -42,7 +42,8 @@ from isicrt.engine.cores import available_cores
 from isicrt.engine.errors import DataError
 from isicrt.engine.geometry import UInt8Array
 from isicrt.engine.gpu_batch import ChainImage, PackedMask
-from isicrt.engine.ledger import Ledger, mask_settings
+from isicrt.engine.ledger import Ledger
+from isicrt.engine.model_identity import mask_settings
 from isicrt.engine.onnx_file import read_onnx_card
 from isicrt.engine.outcome import DecodeCounts
 from isicrt.engine.pipeline import default_processes, default_threads, run_jobs

@@ -18,7 +18,8 @@ from isicrt.benchmarks.other_work import OtherWork
 from isicrt.benchmarks.stages import on_device
 from isicrt.engine.gpu_stages import open_chain
 from isicrt.engine.isolation import ImageDecoder
-from isicrt.engine.ledger import Ledger, mask_settings
+from isicrt.engine.ledger import Ledger
+from isicrt.engine.model_identity import mask_settings
 from isicrt.engine.pipeline import Outcome, run_jobs
 from isicrt.engine.runtime import Runtime
 from isicrt.engine.sources import Job

@@ -24,7 +24,7 @@ def open_candidates(models: Sequence[str], stack: ExitStack, threads: int | None
     """The models, loaded; closed with the stack. A checkpoint runs on the GPU that torch sees, else as ONNX."""
     from isicrt.benchmarks.evaluation import Candidate, labels
     from isicrt.engine import shipped
-    from isicrt.engine.ledger import loaded_sha256
+    from isicrt.engine.model_identity import loaded_sha256
     from isicrt.engine.runtime import open_runtime
 
     wanted = models or (shipped.DEFAULT,)

@@ -98,7 +98,7 @@ def command(
     from isicrt.benchmarks.workload import open_workload
     from isicrt.engine import shipped
     from isicrt.engine.gpu_stages import check_decode, open_chain
-    from isicrt.engine.ledger import loaded_sha256
+    from isicrt.engine.model_identity import loaded_sha256
     from isicrt.engine.runtime import open_runtime
 
     check_results({"--json": report_path})

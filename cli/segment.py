@@ -219,7 +219,8 @@ def command(
     from isicrt.engine.gpu_stages import check_decode, open_chain
     from isicrt.engine.heap import give_back, keep_buffers, share_heaps
     from isicrt.engine.isolation import ImageDecoder
-    from isicrt.engine.ledger import Ledger, mask_settings
+    from isicrt.engine.ledger import Ledger
+    from isicrt.engine.model_identity import mask_settings
     from isicrt.engine.overlay import OverlayFolder
     from isicrt.engine.pipeline import available_cores, default_processes, run_jobs
     from isicrt.engine.runtime import ConcurrentRuntime, open_runtime

@@ -26,7 +26,7 @@ _SHOWN = 20
 def describe_run(model: Path, runtime: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What both JSON files say about a run before it starts."""
     from isicrt.benchmarks.environment import read_environment
-    from isicrt.engine.ledger import loaded_sha256
+    from isicrt.engine.model_identity import loaded_sha256
 
     return {
         "format": 1,

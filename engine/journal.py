@@ -11,9 +11,10 @@ A line is one JSON object, appended whole, several with one call, so that it can
 A name that is not UTF-8 is ``{"base64": ...}`` of its bytes. Of several lines about one mask the last counts, but for a
 failure that left the mask of before alone. One that notes a mask (``mask_crc``) is of its overlay alone; one that is
 ``unwritten``, of a mask that was announced and is known not to be written: any other leaves it open whose a mask is
-that was announced before. What was skipped has a line only where its mask is not the one that was written, and a
-failure that an earlier run found has none: the last line is as the earlier one. (isicrt wrote one for every image until
-28 November 2026.) A torn last line, of a machine that lost its power, is passed over.
+that was announced before. What was skipped has a line only where its mask is not the one that was written, or where
+its image was moved or touched, which is noted in a copy of the earlier line. A failure that an earlier run found has
+none. (isicrt wrote one for every image until 28 November 2026.) A torn last line, of a machine that lost its power, is
+passed over.
 """
 
 from __future__ import annotations

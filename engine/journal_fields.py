@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from isicrt.engine.errors import DataError
-from isicrt.engine.images import FileStamp
+from isicrt.engine.errors import DataError, ImageError
+from isicrt.engine.images import FileStamp, read_source
 from isicrt.engine.journal import read_name
 from isicrt.engine.sources import Job
 
@@ -50,3 +50,19 @@ def stamp_of(entry: Mapping[str, Any]) -> FileStamp:
     """The inverse of `stamp_fields`, with 0 for what is no number."""
     values = (entry.get(name) for name in ("image_size", "image_mtime_ns", "image_crc"))
     return FileStamp(*(value if isinstance(value, int) else 0 for value in values))
+
+
+def same_file(job: Job, entry: Mapping[str, Any], size: int) -> FileStamp | None:
+    """What is to be noted of an image that was moved or touched and has the bytes that its mask was made from; None
+    where it has others, or cannot be read.
+
+    Args:
+        job: of the image.
+        entry: the line about its mask.
+        size: of the image's file, in bytes.
+    """
+    if entry.get("image_size") == size:
+        with suppress(ImageError):
+            stamp = read_source(job.image).stamp
+            return stamp if stamp.crc == entry.get("image_crc") else None
+    return None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from json.encoder import encode_basestring_ascii as encode_string
@@ -16,11 +14,10 @@ from types import TracebackType
 from typing import Any
 
 from isicrt._version import __version__
-from isicrt.engine.card import ModelCard
 from isicrt.engine.corrections import find_correction, find_drawn, is_as_written
 from isicrt.engine.errors import ImageError, SettingsError
 from isicrt.engine.finishing import Finished
-from isicrt.engine.images import FileStamp, read_source
+from isicrt.engine.images import FileStamp
 from isicrt.engine.journal import (
     FORMAT,
     JOURNAL_NAME,
@@ -31,7 +28,7 @@ from isicrt.engine.journal import (
     has_mask,
     write_name,
 )
-from isicrt.engine.journal_fields import native_size, root_of, source_of, stamp_fields, stamp_of
+from isicrt.engine.journal_fields import native_size, root_of, same_file, source_of, stamp_fields, stamp_of
 from isicrt.engine.lock import FolderLock
 from isicrt.engine.masks import Mask
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
@@ -100,6 +97,7 @@ class Ledger:
         self.journal = self._out / JOURNAL_NAME
         """The journal's file."""
         self._overlays = None if overlays is None else Path(overlays)
+        self._again: dict[str, str] = {}  # by their masks' names, until they are recorded
         self.redrawn, self._counting = 0, threading.Lock()
         """Overlays that `check` drew of masks that were there."""
         self._resume, self._retry_failed = existing == "resume", retry_failed
@@ -181,17 +179,18 @@ class Ledger:
             return None  # to be found out again by reading it
         same_place = source_of(entry, run) == _absolute(job.image)
         same_stat = (entry.get("image_size"), entry.get("image_mtime_ns")) == (image.st_size, image.st_mtime_ns)
+        same = same_place and same_stat
         if not has_mask(entry):
             if entry.get("status") != "failed":
                 return None
             if (drawn := find_drawn(job.mask)) is not None:
                 return Outcome(job, None, drawn.native_size, drawn.lesion, skipped=True, kept=KEPT_DRAWN)
-            unchanged = same_place and same_stat and run.get("version") == __version__
-            if not unchanged or self._retry_failed:
+            if not same or run.get("version") != __version__ or self._retry_failed:
                 return None
             return Outcome(job, str(entry.get("reason")), None, None, damaged=stamp_of(entry), untried=True)
-        changed = not (same_place and same_stat) and not self._is_same_file(job, entry, image.st_size)
-        if changed and not same_place:
+        found_again = None if same else same_file(job, entry, image.st_size)
+        changed = not same and found_again is None
+        if changed and not same_place and os.path.lexists(job.mask):
             raise ImageError(
                 f"{job.image}: {job.mask} is the mask of another image, {source_of(entry, run)}. "
                 "Use another --out, or --overwrite"
@@ -203,6 +202,7 @@ class Ledger:
         if is_as_written(job.mask, size, entry):
             if outdated or not (self._has_overlay(job, entry) or (draw is not None and self._redraw(draw, job, size))):
                 return None
+            self._note_again(job, entry, found_again)
             lesion, sure = (x if isinstance(x := entry.get(n), float) else None for n in ("lesion_share", "confidence"))
             note = n if isinstance(n := entry.get("note"), str) else None
             return Outcome(job, None, size, lesion, skipped=True, confidence=sure, note=note)
@@ -211,6 +211,8 @@ class Ledger:
         if correction is None:
             return None
         kept = KEPT_OUTDATED if outdated else KEPT
+        if not outdated:  # this run has another model
+            self._note_again(job, entry, found_again)
         return Outcome(job, None, correction.native_size, correction.lesion, skipped=True, kept=kept)
 
     def announce(self, jobs: Iterable[Job]) -> None:
@@ -234,13 +236,15 @@ class Ledger:
     def record(self, *ended: tuple[Outcome, Mapping[str, Any] | None]) -> None:
         """Append the lines of images that have ended, with what `note` says of their masks. Any thread.
 
-        Of what is as the line before says there is none: a run that finds all done would add one for each image.
+        Of what is as the line before says there is none: a run that finds all done would add one for each image. Where
+        only the image's place or time is another, that line is noted anew.
 
         Raises OutputError.
         """
         self._synced = False
         settled = [(self._settle(outcome), noted) for outcome, noted in ended]
-        self._journal.append_lines([self._line(o, noted) for o, noted in settled if _is_news(o)])
+        again = [self._again.pop(self._name(o.job.mask), "") for o, _ in settled if o.skipped] if self._again else []
+        self._journal.append_lines(list(filter(None, again)) + [self._line(o, n) for o, n in settled if _is_news(o)])
         self._sync.now_and_then()
 
     def _line(self, outcome: Outcome, noted: Mapping[str, Any] | None) -> str:
@@ -305,13 +309,13 @@ class Ledger:
         name = path[len(self._prefix) :]
         return name if os.sep == "/" else name.replace(os.sep, "/")
 
-    def _is_same_file(self, job: Job, entry: Mapping[str, Any], size: int) -> bool:
-        """Whether an image that was moved or touched still has the bytes that its mask was made from."""
-        if entry.get("image_size") != size:
-            return False
-        with suppress(ImageError):
-            return read_source(job.image).stamp.crc == entry.get("image_crc")
-        return False
+    def _note_again(self, job: Job, entry: Mapping[str, Any], stamp: FileStamp | None) -> None:
+        """Of an image that was moved or touched: each run to come would read it to know it again."""
+        if stamp is not None:
+            of_image = self._entry(Outcome(job, None, None, None))
+            kept = {name: value for name, value in entry.items() if name != "source"}
+            again = kept | {n: of_image[n] for n in ("image", "mask", "source") if n in of_image} | stamp_fields(stamp)
+            self._again[self._name(job.mask)] = encode_line(again)
 
     def _has_overlay(self, job: Job, entry: Mapping[str, Any]) -> bool:
         """Whether the overlay of a mask that is as it was written is there, if there is to be one."""
@@ -353,28 +357,6 @@ class Ledger:
                 lambda *crcs: "writing" in entry or self._known.has_noted(name, *crcs),
             )
         return outcome
-
-
-def mask_settings(card: ModelCard, threshold: float | None, mask_bits: int) -> dict[str, Any]:
-    """What decides how a model's masks look, beside the model; `threshold`: None for the card's."""
-    settings = {"threshold": card.threshold if threshold is None else threshold, "mask_bits": mask_bits}
-    # Journals of before there was a `centre_sigma` do not name it.
-    return settings | {name: rule for name, rule in card.clean_up.items() if name != "centre_sigma" or rule}
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def loaded_sha256(runtime: object, path: str | os.PathLike[str]) -> str:
-    """SHA-256 of the model's file as it was when `runtime` loaded it; as it is now, where a runtime does not know."""
-    digest = getattr(runtime, "digest", None)
-    return digest if isinstance(digest, str) else file_sha256(path)
 
 
 def _is_news(outcome: Outcome) -> bool:

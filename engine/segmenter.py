@@ -20,8 +20,9 @@ from isicrt.engine.geometry import UInt8Array, resize_image, upsample_probabilit
 from isicrt.engine.gpu_stages import check_decode, open_chain
 from isicrt.engine.images import MAX_PIXELS, decode_image
 from isicrt.engine.isolation import ImageDecoder
-from isicrt.engine.ledger import Ledger, loaded_sha256, mask_settings
+from isicrt.engine.ledger import Ledger
 from isicrt.engine.masks import restore_mask
+from isicrt.engine.model_identity import loaded_sha256, mask_settings
 from isicrt.engine.overlay import OverlayFolder
 from isicrt.engine.pipeline import MOST_PROCESSES, Outcome, RunSummary, run_jobs
 from isicrt.engine.runtime import Runtime, open_runtime

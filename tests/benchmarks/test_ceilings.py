@@ -14,7 +14,7 @@ from isicrt.benchmarks.ceilings import Ceiling, main, measure
 from isicrt.benchmarks.rendered import render
 from isicrt.engine import shipped
 from isicrt.engine.errors import DataError
-from isicrt.engine.ledger import file_sha256
+from isicrt.engine.model_identity import file_sha256
 from isicrt.engine.pipeline import STAGES
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from isicrt.benchmarks import memory
 from isicrt.benchmarks.environment import Environment
 from isicrt.benchmarks.memory import Reading, command, growth, link_images
-from isicrt.engine.ledger import file_sha256
+from isicrt.engine.model_identity import file_sha256
 
 
 def test_links_go_round_and_lie_in_sub_folders(tmp_path: Path) -> None:

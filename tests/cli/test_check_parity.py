@@ -17,7 +17,7 @@ from isicrt.engine import gpu_stages, tensorrt_slot
 from isicrt.engine import runtime as runtime_module
 from isicrt.engine.cuda_driver import find_gpu
 from isicrt.engine.cuda_graph import GraphError
-from isicrt.engine.ledger import file_sha256
+from isicrt.engine.model_identity import file_sha256
 from isicrt.engine.runtime import open_runtime
 from tests.engine.cpu_kernels import CpuKernels
 from tests.engine.gpu_plan import MODULES, open_made_for

@@ -15,7 +15,8 @@ from isicrt.engine import pipeline
 from isicrt.engine.finishing import Finishing
 from isicrt.engine.isolation import ImageDecoder
 from isicrt.engine.journal import JOURNAL_NAME, read_name
-from isicrt.engine.ledger import Ledger, mask_settings
+from isicrt.engine.ledger import Ledger
+from isicrt.engine.model_identity import mask_settings
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.outcome import RunSummary
 from isicrt.engine.pipeline import THREAD_PREFIX, run_jobs

@@ -20,7 +20,8 @@ from isicrt.engine.gpu_stages import GpuRoute
 from isicrt.engine.images import Decoded, decode_image, read_mask
 from isicrt.engine.isolation import ImageDecoder
 from isicrt.engine.journal import JOURNAL_NAME, read_name
-from isicrt.engine.ledger import Ledger, mask_settings
+from isicrt.engine.ledger import Ledger
+from isicrt.engine.model_identity import mask_settings
 from isicrt.engine.outcome import STAGES, DecodeCounts, Outcome
 from isicrt.engine.pipeline import THREAD_PREFIX, run_jobs
 from isicrt.engine.sources import Job, find_jobs

@@ -17,7 +17,8 @@ from isicrt.engine.errors import ImageError
 from isicrt.engine.images import DamagedImageError, decode_image, read_mask
 from isicrt.engine.isolation import ImageDecoder
 from isicrt.engine.journal import read_name
-from isicrt.engine.ledger import Ledger, mask_settings
+from isicrt.engine.ledger import Ledger
+from isicrt.engine.model_identity import mask_settings
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.pipeline import run_jobs

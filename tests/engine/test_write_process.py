@@ -21,7 +21,8 @@ from isicrt.engine.errors import SettingsError
 from isicrt.engine.finishing import Finished, Finishing
 from isicrt.engine.gpu_batch import PackedMask
 from isicrt.engine.images import read_mask
-from isicrt.engine.ledger import Ledger, mask_settings
+from isicrt.engine.ledger import Ledger
+from isicrt.engine.model_identity import mask_settings
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.outcome import Outcome, RunSummary
 from isicrt.engine.output import OutputError, OutputFolder, is_leftover

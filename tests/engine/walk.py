@@ -7,33 +7,23 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from isal import isal_zlib
 
-from isicrt.benchmarks.rendered import render
 from isicrt.engine.errors import DataError
 from isicrt.engine.masks import encode_png
 from isicrt.engine.outcome import Outcome
 from isicrt.engine.overlay_label import label_of, read_label
-from isicrt.engine.segmenter import Segmenter
 from tests.engine.cut_runs import cut_off
+from tests.engine.walk_photographs import DAMAGED, SIZES, Photographs, pixels_of
 from tests.journal_lines import read_journal
 
-NAMES = ("a", "x/b")
-SIZES = ((40, 60), (40, 60), (50, 70))
-DAMAGED = len(SIZES)
-"""What stands for a photograph that cannot be decoded, where the others are those of `SIZES`."""
-BITS = (1, 8)
-
+NAMES = ("a", "x/b", "c")
 _OTHER = "is the mask of another image"
-
-Pixels = tuple[tuple[int, ...], bytes]
 
 
 @dataclass(frozen=True)
@@ -52,28 +42,6 @@ class Command:
     """The change to the disk at which it is cut off, from 0; None where it is left to end."""
     dies_in: bool = False
     """Whether it is cut off within that change, or before."""
-
-
-class Photographs:
-    """What photographs there are, and what a run makes of each.
-
-    Args:
-        segmenter: makes the masks.
-    """
-
-    def __init__(self, segmenter: Segmenter) -> None:
-        self.segmenter = segmenter
-        self.files = [cv2.imencode(".jpg", render(n, size)[0])[1].tobytes() for n, size in enumerate(SIZES)]
-        self.files.append(self.files[0][:80])
-        self.masks = {(n, bits): self._segmented(n, bits) for n in range(DAMAGED) for bits in BITS}
-        """By photograph and `Command.bits`."""
-
-    def _segmented(self, which: int, bits: int) -> Pixels:
-        with tempfile.TemporaryDirectory() as folder:
-            image = Path(folder, "a.jpg")
-            image.write_bytes(self.files[which])
-            self.segmenter.segment_folder(image, Path(folder, "out"), mask_bits=bits, processes=0)
-            return _pixels(Path(folder, "out", "a.png").read_bytes())
 
 
 class World:
@@ -103,6 +71,8 @@ class World:
         """Masks that are of another size than their photograph."""
         self._forgetful = False
         """Whether lines of the journal were lost."""
+        self._shares = False
+        """Whether overlays may be those of another ``--out``."""
         self._serial = 0
 
     @property
@@ -201,6 +171,14 @@ class World:
 
     # What runs do.
 
+    def run_elsewhere(self, bits: int) -> None:
+        """Run a command with another ``--out`` and the same folder of overlays."""
+        if any(os.path.lexists(self._image(n)) for n in NAMES):
+            self._segmenter.segment_folder(
+                self._folder, "other", overlays="drawn", mask_bits=bits, existing="overwrite", processes=0
+            )
+            self._shares = True
+
     def run(self, command: Command) -> None:
         """Run a command, and hold what it did against what is promised."""
         names = [n for n in NAMES if os.path.lexists(self._image(n)) and command.only in (None, n)]
@@ -268,6 +246,7 @@ class World:
             assert now == was
         elif _OTHER in error:
             assert moved
+            assert was is not None
             assert now == was
         elif "Permission denied" in error:
             assert command.fails == name
@@ -285,12 +264,12 @@ class World:
             assert bool(error) == blocked
         if which not in (None, DAMAGED) and not error and not ended.kept:
             assert now is not None
-            assert _pixels(now) == self._made[which, command.bits]
+            assert pixels_of(now) == self._made[which, command.bits]
             assert was is None or command.overwrite or not moved or self._of.get(name, which) == which
             if command.overlays:
                 crcs = isal_zlib.crc32(self._photographs[which]), isal_zlib.crc32(now)
                 assert read_label(self._overlay(name)) == label_of(*crcs)
-        elif command.overlays and not blocked and not self._forgetful and (ended.kept or ended.damaged):
+        elif command.overlays and not (blocked or self._forgetful or self._shares) and (ended.kept or ended.damaged):
             assert not self._overlay(name).exists()
         self._remember(name, ended, was, now)
 
@@ -319,7 +298,7 @@ class World:
                 assert now == was
                 continue
             if now != was and now is not None:
-                assert _pixels(now) == self._made[self._shown[name], command.bits]
+                assert pixels_of(now) == self._made[self._shown[name], command.bits]
             self._open.add(name)
             self._of.pop(name, None)
             self._places[name] = "anywhere"
@@ -347,7 +326,7 @@ class World:
         return ended, None
 
     def _is_made(self, mask: bytes) -> bool:
-        return _pixels(mask) in self._made.values()
+        return pixels_of(mask) in self._made.values()
 
     @staticmethod
     def _files(*folders: str, stat: bool = False) -> dict[str, Any]:
@@ -377,8 +356,3 @@ class World:
 def _whole(files: dict[str, Any]) -> dict[str, Any]:
     """Without what is left of a run that was cut off."""
     return {file: data for file, data in files.items() if not file.endswith(".tmp")}
-
-
-def _pixels(png: bytes) -> Pixels:
-    decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    return ((), png) if decoded is None else (decoded.shape + (png[24],), decoded.tobytes())

@@ -20,8 +20,8 @@ from isicrt.benchmarks.peers.race import PEERS, Entrant, Race, _note, agreement,
 from isicrt.benchmarks.workload import open_workload
 from isicrt.engine import shipped
 from isicrt.engine.errors import SettingsError
-from isicrt.engine.ledger import file_sha256
 from isicrt.engine.masks import write_mask
+from isicrt.engine.model_identity import file_sha256
 from isicrt.engine.onnx_runtime import OnnxRuntime
 from isicrt.engine.pipeline import run_jobs
 from isicrt.engine.sources import find_jobs
