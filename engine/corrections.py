@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,6 +61,15 @@ def is_as_written(path: Path, size: tuple[int, int], entry: Mapping[str, Any]) -
     return head == (PNG_SIGNATURE, 13, b"IHDR", size[1], size[0]) and data.endswith(_PNG_END)
 
 
+def stands(path: Path) -> bool:
+    """Whether anything is there, be it a link to nowhere; True also where nobody can tell."""
+    try:
+        path.lstat()
+    except OSError as error:
+        return not isinstance(error, _ABSENT)
+    return True
+
+
 def find_drawn(path: Path) -> Correction | None:
     """What somebody drew where isicrt could not make a mask; None where nothing stands.
 
@@ -71,7 +79,7 @@ def find_drawn(path: Path) -> Correction | None:
     Raises:
         ImageError: something stands there that is no whole image, or as of `find_correction`.
     """
-    if not os.path.lexists(path):
+    if not stands(path):
         return None
     if (found := find_correction(path, None, None)) is None:
         raise ImageError(f"{path}: isicrt did not make it, and it is no whole image: move it away")

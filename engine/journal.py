@@ -4,7 +4,7 @@ A line is one JSON object, appended whole, several with one call, so that it can
 
     {"run": ID, "format": 1, "started": ..., "version": ..., "model": {...}, "settings": {...}, "root": ..., ...}
     {"writing": [MASK, ...]}                                         these masks are about to be written
-    {"status": "done", "image": ..., "mask": ..., ...}               or "failed" with "reason", or "skipped" with "kept"
+    {"status": "done", "image": ..., "mask": ..., ...}               or "failed" with "reason", or "skipped"
     {"end": ID, "done": N, "failed": N, "skipped": N, ...}           absent where a run was killed
 
 ``image`` is relative to the run's ``root``, and ``mask`` to this folder.
@@ -12,7 +12,7 @@ A name that is not UTF-8 is ``{"base64": ...}`` of its bytes. Of several lines a
 failure that left the mask of before alone. One that notes a mask (``mask_crc``) is of its overlay alone; one that is
 ``unwritten``, of a mask that was announced and is known not to be written: any other leaves it open whose a mask is
 that was announced before. What was skipped has a line only where its mask is not the one that was written, or where
-its image was moved or touched, which is noted in a copy of the earlier line. A failure that an earlier run found has
+its image was moved or touched, and then it notes what the earlier line does. A failure that an earlier run found has
 none. (isicrt wrote one for every image until 28 November 2026.) A torn last line, of a machine that lost its power, is
 passed over.
 """
@@ -239,7 +239,7 @@ class JournalIndex:
             self.runs.append(entry)
             self._leave_announced()
             return
-        ended = entry.get("status") in ("done", "failed")  # what was skipped is as it was
+        ended = entry.get("status") in ("done", "failed") or has_mask(entry)  # what else was skipped is as it was
         masks = [entry.get("mask")] if ended else entry.get("writing")
         for mask in masks if isinstance(masks, list) else []:
             with suppress(DataError):
@@ -300,8 +300,9 @@ def _open(path: Path, flags: int) -> int:
 
 
 def has_mask(entry: Mapping[str, Any]) -> bool:
-    """Whether a line is about a mask that was written, be it that its overlay could not be."""
-    return entry.get("status") == "done" or (entry.get("status") == "failed" and "mask_crc" in entry)
+    """Whether a line notes a mask that was written, by that run or, where it was skipped, by an earlier one."""
+    status = entry.get("status")
+    return status == "done" or (status in ("failed", "skipped") and "mask_crc" in entry)
 
 
 def parse_line(line: bytes) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -50,6 +51,16 @@ def stamp_of(entry: Mapping[str, Any]) -> FileStamp:
     """The inverse of `stamp_fields`, with 0 for what is no number."""
     values = (entry.get(name) for name in ("image_size", "image_mtime_ns", "image_crc"))
     return FileStamp(*(value if isinstance(value, int) else 0 for value in values))
+
+
+def noted_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line notes of a mask, without whose it is and how its image ended; but for what is no JSON."""
+    own = ("status", "image", "mask", "source", "reason", "kept")
+    return {
+        name: value
+        for name, value in entry.items()
+        if name not in own and not (isinstance(value, float) and not math.isfinite(value))
+    }
 
 
 def same_file(job: Job, entry: Mapping[str, Any], size: int) -> FileStamp | None:

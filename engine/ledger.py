@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from isicrt._version import __version__
-from isicrt.engine.corrections import find_correction, find_drawn, is_as_written
+from isicrt.engine.corrections import find_correction, find_drawn, is_as_written, stands
 from isicrt.engine.errors import ImageError, SettingsError
 from isicrt.engine.finishing import Finished
 from isicrt.engine.images import FileStamp
@@ -28,7 +28,7 @@ from isicrt.engine.journal import (
     has_mask,
     write_name,
 )
-from isicrt.engine.journal_fields import native_size, root_of, same_file, source_of, stamp_fields, stamp_of
+from isicrt.engine.journal_fields import native_size, noted_of, root_of, same_file, source_of, stamp_fields, stamp_of
 from isicrt.engine.lock import FolderLock
 from isicrt.engine.masks import Mask
 from isicrt.engine.outcome import KEPT, KEPT_DRAWN, KEPT_OUTDATED, Outcome
@@ -97,7 +97,7 @@ class Ledger:
         self.journal = self._out / JOURNAL_NAME
         """The journal's file."""
         self._overlays = None if overlays is None else Path(overlays)
-        self._again: dict[str, str] = {}  # by their masks' names, until they are recorded
+        self._again: dict[str, Mapping[str, Any]] = {}  # what to note, by the masks' names, until it is recorded
         self.redrawn, self._counting = 0, threading.Lock()
         """Overlays that `check` drew of masks that were there."""
         self._resume, self._retry_failed = existing == "resume", retry_failed
@@ -190,7 +190,7 @@ class Ledger:
             return Outcome(job, str(entry.get("reason")), None, None, damaged=stamp_of(entry), untried=True)
         found_again = None if same else same_file(job, entry, image.st_size)
         changed = not same and found_again is None
-        if changed and not same_place and os.path.lexists(job.mask):
+        if changed and not same_place and stands(job.mask):
             raise ImageError(
                 f"{job.image}: {job.mask} is the mask of another image, {source_of(entry, run)}. "
                 "Use another --out, or --overwrite"
@@ -202,7 +202,7 @@ class Ledger:
         if is_as_written(job.mask, size, entry):
             if outdated or not (self._has_overlay(job, entry) or (draw is not None and self._redraw(draw, job, size))):
                 return None
-            self._note_again(job, entry, found_again)
+            self._note_again(job, found, found_again)
             lesion, sure = (x if isinstance(x := entry.get(n), float) else None for n in ("lesion_share", "confidence"))
             note = n if isinstance(n := entry.get("note"), str) else None
             return Outcome(job, None, size, lesion, skipped=True, confidence=sure, note=note)
@@ -211,8 +211,8 @@ class Ledger:
         if correction is None:
             return None
         kept = KEPT_OUTDATED if outdated else KEPT
-        if not outdated:  # this run has another model
-            self._note_again(job, entry, found_again)
+        if not outdated:  # a line is of its run's model and settings
+            self._note_again(job, found, found_again)
         return Outcome(job, None, correction.native_size, correction.lesion, skipped=True, kept=kept)
 
     def announce(self, jobs: Iterable[Job]) -> None:
@@ -236,20 +236,21 @@ class Ledger:
     def record(self, *ended: tuple[Outcome, Mapping[str, Any] | None]) -> None:
         """Append the lines of images that have ended, with what `note` says of their masks. Any thread.
 
-        Of what is as the line before says there is none: a run that finds all done would add one for each image. Where
-        only the image's place or time is another, that line is noted anew.
+        Of what is as the line before says there is none: a run that finds all done would add one for each image.
 
         Raises OutputError.
         """
         self._synced = False
         settled = [(self._settle(outcome), noted) for outcome, noted in ended]
-        again = [self._again.pop(self._name(o.job.mask), "") for o, _ in settled if o.skipped] if self._again else []
-        self._journal.append_lines(list(filter(None, again)) + [self._line(o, n) for o, n in settled if _is_news(o)])
+        if self._again:
+            settled = [(o, noted or self._again.pop(self._name(o.job.mask), None)) for o, noted in settled]
+        self._journal.append_lines([self._line(o, noted) for o, noted in settled if noted or _is_news(o)])
         self._sync.now_and_then()
 
     def _line(self, outcome: Outcome, noted: Mapping[str, Any] | None) -> str:
         """What `encode_line` makes of an entry; of nearly all that are done in a third of the time."""
-        if outcome.error is None and noted is not None and (quick := LINES.get(tuple(noted))) is not None:
+        done = outcome.error is None and not outcome.skipped
+        if done and noted is not None and (quick := LINES.get(tuple(noted))) is not None:
             image, mask = str(outcome.job.image), self._name(outcome.job.mask)
             below = mask[: mask.rfind("/") + 1] + image[image.rfind("/") + 1 :]
             plain = image == self._below_root + below and image.isascii() and mask.isascii() and "/." not in image
@@ -309,13 +310,14 @@ class Ledger:
         name = path[len(self._prefix) :]
         return name if os.sep == "/" else name.replace(os.sep, "/")
 
-    def _note_again(self, job: Job, entry: Mapping[str, Any], stamp: FileStamp | None) -> None:
-        """Of an image that was moved or touched: each run to come would read it to know it again."""
-        if stamp is not None:
-            of_image = self._entry(Outcome(job, None, None, None))
-            kept = {name: value for name, value in entry.items() if name != "source"}
-            again = kept | {n: of_image[n] for n in ("image", "mask", "source") if n in of_image} | stamp_fields(stamp)
-            self._again[self._name(job.mask)] = encode_line(again)
+    def _note_again(
+        self, job: Job, found: tuple[Mapping[str, Any], Mapping[str, Any]], stamp: FileStamp | None
+    ) -> None:
+        """Have the line of an image that was moved or touched note what is known of its mask: each run to come would
+        read it to know it again. Not of a copy, whose first file is where it was: the mask stays that one's."""
+        entry, source = found[0], source_of(*found)
+        if stamp is not None and source is not None and (source == _absolute(job.image) or not stands(Path(source))):
+            self._again[self._name(job.mask)] = noted_of(entry) | stamp_fields(stamp)
 
     def _has_overlay(self, job: Job, entry: Mapping[str, Any]) -> bool:
         """Whether the overlay of a mask that is as it was written is there, if there is to be one."""

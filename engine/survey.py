@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+from isicrt.engine.corrections import stands
 from isicrt.engine.errors import DataError
 from isicrt.engine.journal import JournalIndex, write_name
 from isicrt.engine.journal_fields import source_of
@@ -59,7 +60,7 @@ def survey(
     for job in jobs:
         if job.problem is not None or not (names := there(job.mask.parent)) or not refuse:
             continue
-        if names.may_hold(name_key(job.mask.name)) and os.path.lexists(job.mask):
+        if names.may_hold(name_key(job.mask.name)) and stands(job.mask):
             if _is_known(job, name(job.mask), known, moved):
                 continue
             count += 1

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,8 @@ from PIL import Image
 
 from isicrt.benchmarks.rendered import render
 from isicrt.engine import journal_fields
+from isicrt.engine.errors import DataError
+from isicrt.engine.journal import JOURNAL_NAME
 from isicrt.engine.ledger import Ledger
 from isicrt.engine.outcome import KEPT, KEPT_OUTDATED, Outcome
 from isicrt.engine.segmenter import Segmenter
@@ -65,19 +71,66 @@ def _touch() -> str:
     return "in"
 
 
-@pytest.mark.parametrize(("change", "images"), [(_move, ["a.jpg", "b.jpg"]), (_touch, ["b.jpg"])])
+def _rename() -> str:
+    Path(f"in/{MOVED}.jpg").rename(f"in/{MOVED}.jpeg")
+    return "in"
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "images"),
+    [(_move, "b.jpg", ["a.jpg", "b.jpg"]), (_touch, "b.jpg", ["b.jpg"]), (_rename, "b.jpeg", ["b.jpeg"])],
+)
 def test_they_are_read_once(
-    here: Path, segmenter: Segmenter, read: list[str], change: Callable[[], str], images: list[str]
+    here: Path, segmenter: Segmenter, read: list[str], change: Callable[[], str], name: str, images: list[str]
 ) -> None:
     folder = change()
     for _ in range(3):
         assert all(o.skipped and o.kept is None and o.error is None for o in _run(segmenter, folder).values())
     assert sorted(read) == images
-    noted = [line for line in read_journal("out") if line.get("status") == "done"]
-    before, (after,) = noted[:2], [line for line in noted[2:] if line["mask"] == "x/b.png"]
-    status = Path(folder, f"{MOVED}.jpg").stat()
-    assert after == next(b for b in before if b["mask"] == "x/b.png") | {"image_mtime_ns": status.st_mtime_ns}
-    assert len(noted) == 2 + len(images)
+    lines = [line for line in read_journal("out") if "status" in line]
+    assert [line["status"] for line in lines] == ["done"] * 2 + ["skipped"] * len(images)
+    before, after = [line for line in lines if line["mask"] == "x/b.png"]
+    status = Path(folder, "x", name).stat()
+    assert after == before | {"status": "skipped", "image": f"x/{name}", "image_mtime_ns": status.st_mtime_ns}
+
+
+def test_copies_do_not_take_masks_from_each_other(here: Path, segmenter: Segmenter, read: list[str]) -> None:
+    shutil.copytree("in", "copy")
+    journals = []
+    for folder in ("copy", "in", "copy"):
+        assert all(outcome.skipped for outcome in _run(segmenter, folder).values())
+        journals.append([line for line in read_journal("out") if "status" in line])
+    assert sorted(read) == ["a.jpg", "a.jpg", "b.jpg", "b.jpg"]
+    assert len(journals[-1]) == 2
+    Image.fromarray(render(7, (41, 60))[0]).save("copy/a.jpg")
+    with pytest.raises(DataError, match=r"out/a.png"):
+        _run(segmenter, "copy")
+    assert all(outcome.skipped for outcome in _run(segmenter).values())
+
+
+def test_a_line_that_is_no_json_by_its_numbers_does_no_harm(here: Path, segmenter: Segmenter) -> None:
+    journal = Path("out", JOURNAL_NAME)
+    journal.write_text(re.sub(r'"lesion_share":[0-9.]+', '"lesion_share":NaN', journal.read_text()))
+    folder = _move()
+    for _ in range(2):
+        assert all(outcome.skipped for outcome in _run(segmenter, folder).values())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such errors there")
+def test_where_nobody_can_tell_whether_a_mask_stands_one_does(
+    here: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length, folder = Path(f"in/{MOVED}.jpg").stat().st_size, _move()
+    Path(folder, f"{MOVED}.jpg").write_bytes(b"another".ljust(length, b"\0"))
+    lstat = Path.lstat
+
+    def fail(self: Path) -> os.stat_result:
+        if self.name == "b.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return lstat(self)
+
+    monkeypatch.setattr(Path, "lstat", fail)
+    assert "is the mask of another image" in (_run(segmenter, folder)["b"].error or "")
 
 
 def test_where_it_lay_below_another_folder_than_the_others_is_forgotten(
@@ -143,14 +196,25 @@ def test_a_corrected_mask_of_other_settings_does_not_get_those_of_the_run(here: 
     assert _run(segmenter, folder)["b"].kept == KEPT
 
 
-def test_a_mask_whose_overlay_failed_is_noted_as_that(here: Path, segmenter: Segmenter, read: list[str]) -> None:
+def test_a_corrected_mask_has_one_line_in_a_run(here: Path, segmenter: Segmenter) -> None:
+    Image.new("1", (60, 40), 1).save("out/x/b.png")
+    _run(segmenter, _move())
+    done, kept = [line for line in read_journal("out") if line.get("mask") == "x/b.png"]
+    assert kept == done | {"status": "skipped", "kept": KEPT}
+
+
+@pytest.mark.parametrize("overlays", [None, "drawn"])
+def test_a_mask_whose_overlay_failed_is_skipped(
+    here: Path, segmenter: Segmenter, read: list[str], overlays: str | None
+) -> None:
     Path("drawn/x/b.jpg").mkdir(parents=True)
     Path("drawn/.isicrt-overlays").touch()
     Path("out/x/b.png").unlink()
     assert "overlay" in (_run(segmenter, overlays="drawn")["b"].error or "")
+    Path("drawn/x/b.jpg").rmdir()
     folder = _move()
     for _ in range(2):
-        assert _run(segmenter, folder)["b"].skipped
+        assert _run(segmenter, folder, overlays=overlays)["b"].skipped
     assert sorted(read) == ["a.jpg", "b.jpg"]
     last = [line for line in read_journal("out") if line.get("mask") == "x/b.png"][-1]
-    assert (last["status"], "overlay" in last["reason"], "mask_crc" in last) == ("failed", True, True)
+    assert (last["status"], "reason" in last, "mask_crc" in last) == ("skipped", False, True)

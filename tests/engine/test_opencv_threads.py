@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from isicrt.engine import opencv_threads
 from isicrt.engine.onnx_runtime import OnnxRuntime
-from isicrt.engine.opencv_threads import WITHOUT_OPENCV_THREADS
+from isicrt.engine.opencv_threads import WITHOUT_OPENCV_THREADS, OwnThreads
 from isicrt.engine.pipeline import run_jobs
 from isicrt.engine.sources import find_jobs
 
@@ -58,37 +61,103 @@ def test_of_two_runs_at_once_the_last_gives_it_back() -> None:
         cv2.setNumThreads(before)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_process_is_not_left_waiting_for_the_threads_of_its_parent() -> None:
-    """To change their number OpenCV joins those that it has: with threads that stayed in the parent, for ever."""
+_forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
     before = cv2.getNumThreads()
     cv2.setNumThreads(3)
-    try:
-        cv2.resize(np.zeros((64, 64), np.uint8), (1500, 1500))  # starts them
-        if not (child := os.fork()):
+    _enlarge()  # starts them
+    yield
+    cv2.setNumThreads(before)
+
+
+def _enlarge() -> None:
+    cv2.resize(np.zeros((64, 64), np.uint8), (800, 800))
+
+
+def _fork(work: Callable[[], bool]) -> int:
+    """The exit code of a forked process: 0 where `work` is True, -14 where it hangs."""
+    if not (child := os.fork()):
+        code = 2
+        try:
             signal.alarm(20)
-            numbers = [cv2.getNumThreads()]
-            with WITHOUT_OPENCV_THREADS:
-                numbers.append(cv2.getNumThreads())
-            os._exit(0 if [*numbers, cv2.getNumThreads()] == [3, 1, 3] else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert cv2.getNumThreads() == 3
-    finally:
-        cv2.setNumThreads(before)
+            code = int(not work())
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_process_that_is_forked_in_a_run_leaves_it_too() -> None:
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(3)
+def _runs() -> bool:
+    """What a forked process's run does. To change their number OpenCV joins the threads that it has: with those that
+    stayed in the parent, for ever."""
+    numbers = [cv2.getNumThreads()]
+    with WITHOUT_OPENCV_THREADS:
+        numbers.append(cv2.getNumThreads())
+        _enlarge()
+    return [*numbers, cv2.getNumThreads()] == [1, 1, 1]
+
+
+@_forks
+@pytest.mark.usefixtures("three_threads")
+def test_a_forked_process_does_not_wait_for_the_threads_of_its_parent() -> None:
+    assert _fork(_runs) == 0
+    assert cv2.getNumThreads() == 3
+
+
+@_forks
+@pytest.mark.usefixtures("three_threads")
+def test_nor_one_that_is_forked_by_it() -> None:
+    assert _fork(lambda: _fork(_runs) == 0 and _runs()) == 0
+
+
+@_forks
+@pytest.mark.usefixtures("three_threads")
+def test_nor_one_that_is_forked_beside_a_thread_that_uses_them() -> None:
+    ended = threading.Event()
+
+    def keep_on() -> None:
+        while not ended.is_set():
+            _enlarge()
+
+    thread = threading.Thread(target=keep_on)
+    thread.start()
     try:
-        child = 1
-        with WITHOUT_OPENCV_THREADS:
-            child = os.fork()
-            inside = cv2.getNumThreads()
-        if not child:
-            os._exit(0 if (inside, cv2.getNumThreads()) == (1, 3) else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert (inside, cv2.getNumThreads()) == (1, 3)
+        assert {_fork(_runs) for _ in range(60)} == {0}
     finally:
-        cv2.setNumThreads(before)
+        ended.set()
+        thread.join()
+    assert cv2.getNumThreads() == 3
+
+
+@_forks
+@pytest.mark.usefixtures("three_threads")
+def test_a_process_that_is_forked_in_a_run_may_leave_it_too() -> None:
+    def leave() -> bool:
+        WITHOUT_OPENCV_THREADS.__exit__()
+        return _runs()
+
+    with WITHOUT_OPENCV_THREADS:
+        assert _fork(leave) == 0
+        assert cv2.getNumThreads() == 1
+    assert cv2.getNumThreads() == 3
+
+
+@_forks
+@pytest.mark.usefixtures("three_threads")
+def test_an_interrupt_at_a_fork_leaves_the_setting_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python reports what a hook raises, forks and calls the others."""
+
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(opencv_threads.cv2, "setNumThreads", interrupted)
+        own = OwnThreads()
+        with pytest.raises(KeyboardInterrupt):
+            own.begin_fork()
+    own.end_fork()
+    with own:
+        assert cv2.getNumThreads() == 1
+    assert cv2.getNumThreads() == 3

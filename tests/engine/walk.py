@@ -162,6 +162,7 @@ class World:
 
     def remove_overlays(self) -> None:
         shutil.rmtree("drawn", ignore_errors=True)
+        self._shares = False
 
     def block_overlay(self, name: str) -> None:
         """A folder stands in its place."""
@@ -221,7 +222,7 @@ class World:
             for name, outcome in again.items():
                 assert (outcome.skipped, outcome.error is None) in ((True, True), (False, False))
                 assert (outcome.error is None) == (ended[name].error is None)
-                assert outcome.untried == (outcome.damaged is not None)
+                assert outcome.untried == (outcome.damaged is not None and not command.retry_failed)
 
     def _may_be_refused(self, name: str, mask: bytes) -> bool:
         """Whether a mask may be one that no run here made of this photograph, for all that is known."""
@@ -255,7 +256,7 @@ class World:
             assert error or ended.kept
             if was is None or (self._known.get(name) and self._is_made(was) and not self._forgetful):
                 assert now is None
-        elif ended.kept or (error and not blocked):  # somebody's, or nobody knows whose
+        elif ended.kept or (error and not blocked) or "pixels" in error:  # somebody's, or nobody knows whose
             assert was == now
             assert was is not None
             assert self._forgetful or not self._is_made(was)

@@ -50,6 +50,6 @@ def pixels_of(png: bytes) -> Pixels:
 
 
 def _padded(jpeg: bytes, size: int) -> bytes:
-    """With comments that make it `size` bytes + 4 long."""
+    """With a comment that makes it `size` bytes + 4 long."""
     missing = size + 4 - len(jpeg)
     return jpeg[:2] + b"\xff\xfe" + (missing - 2).to_bytes(2, "big") + bytes(missing - 4) + jpeg[2:]
