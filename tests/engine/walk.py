@@ -232,7 +232,7 @@ class World:
         if known is None or self._forgetful:
             return True
         # What a run that was cut off left is not in the way of the next.
-        return self._places[name] != self._folder if known else not self._is_made(mask)
+        return self._places.get(name) != self._folder if known else not self._is_made(mask)
 
     def _check(self, command: Command, name: str, ended: Outcome, before: dict[str, Any]) -> None:
         was, now = before.get(str(self._mask(name))), self._files("out").get(str(self._mask(name)))
@@ -241,7 +241,7 @@ class World:
         blocked = command.overlays and self._overlay(name).is_dir()
         if name in self._drawn and not command.overwrite:
             assert now == was == self._drawn[name]
-            right_size = name not in self._small or self._of.get(name) != which or moved
+            right_size = name not in self._small or self._of.get(name) != which or which is None or moved
             cut = not now.endswith(_PNG_END) and "no whole image" in error
             assert ended.kept if not error else which is None or "pixels" in error or cut or (moved and _OTHER in error)
             assert right_size or "pixels" in error
@@ -285,7 +285,7 @@ class World:
         if now is not None and (ended.kept or foreign):
             self._drawn[name] = now
         self._known[name] = True
-        if ended.error is None or now is None:
+        if ended.error is None or which == DAMAGED:  # where its mask cannot be written, it is that of before still
             self._places[name] = self._folder
         if ended.error is None or which == DAMAGED:
             self._open.discard(name)
