@@ -212,8 +212,8 @@ class World:
         skipped = sum(o.skipped for o in ended.values())
         assert (end["done"], end["failed"], end["skipped"]) == (len(names) - failed - skipped, failed, skipped)
         if command.only is None and not self._forgetful:  # others find what lies where they write
-            written = self._files("out", "drawn") if command.overlays else self._files("out")
-            assert not [file for file in written if file.endswith(".tmp")]
+            folders = {f(n).parent for n in names for f in (self._mask, *[self._overlay] * command.overlays)}
+            assert not [file for folder in folders for file in folder.glob(".*.tmp")]
         for name in names:
             self._check(command, name, ended[name], before)
         if not command.overwrite:
