@@ -345,3 +345,49 @@ def test_masks_that_are_as_the_journal_says_are_not_decoded(
     assert all(o.skipped for o in _run(segmenter).values())
     assert not any(o.skipped for o in _run(segmenter, mask_bits=8).values())
     assert all(o.error is None for o in _run(segmenter, mask_bits=8).values())
+
+
+def _stored(mask: np.ndarray) -> bytes:
+    """A 1-bit PNG that is not compressed: its length does not tell what it shows."""
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(mask, axis=1))
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], 1, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows, 0)),
+    )
+    chunks = (*parts, (b"IEND", b""))
+    framed = [struct.pack(">I", len(b)) + n + b + struct.pack(">I", zlib.crc32(n + b)) for n, b in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def _noted(data: bytes) -> dict[str, int]:
+    return {"mask_size": len(data), "mask_crc": zlib.crc32(data)}
+
+
+def test_a_correction_of_the_same_length_is_one(here: Path) -> None:
+    written, drawn = _stored(~_drawn()), _stored(_drawn())
+    assert len(written) == len(drawn)
+    MASK.parent.mkdir()
+    MASK.write_bytes(written)
+    assert is_as_written(MASK, SIZE, _noted(written))
+    MASK.write_bytes(drawn)
+    assert not is_as_written(MASK, SIZE, _noted(written))
+    assert find_correction(MASK, SIZE, _noted(written)) == Correction(SIZE, 0.25)
+
+
+def test_a_torn_mask_of_the_same_length_is_made_again(here: Path, segmenter: Segmenter) -> None:
+    _run(segmenter)
+    data = MASK.read_bytes()
+    torn = bytearray(data)
+    torn[len(torn) // 2] ^= 0xFF
+    MASK.write_bytes(torn)
+    assert not _run(segmenter)["a"].skipped
+    assert MASK.read_bytes() == data
+
+
+def test_what_was_noted_of_a_file_that_is_no_mask_does_not_make_it_one(here: Path) -> None:
+    """A journal can come from anywhere."""
+    mask = encode_png(_drawn())
+    MASK.parent.mkdir()
+    for data in (mask[:-1] + b"?", mask[:9], b"GIF" + mask[3:], encode_png(_drawn((SIZE[0] + 1, SIZE[1])))):
+        MASK.write_bytes(data)
+        assert not is_as_written(MASK, SIZE, _noted(data))
